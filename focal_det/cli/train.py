@@ -1,0 +1,66 @@
+"""train_net.py: check everything, then hand a frozen configuration to Detectron2's launcher."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InputError
+from .arguments import parse_arguments
+
+EXIT_DONE, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 75
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 done, 2 bad input and nothing started, 75 stopped by a signal after saving. A fault while
+        running leaves as its exception, which Python turns into 1.
+    """
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        from .prepare import prepare  # imports Detectron2, which takes seconds that --help need not wait for
+
+        job = prepare(args)
+    except (InputError, ImportError) as error:
+        problems = error.problems if isinstance(error, InputError) else [str(error)]
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    if args.preflight_only:
+        return EXIT_DONE
+    return EXIT_STOPPED if _launch(args, job) else EXIT_DONE
+
+
+def _launch(args: argparse.Namespace, job: Any) -> bool:
+    """Run the job in its processes; whether a signal stopped it."""
+    from detectron2.engine import launch
+
+    from ..engine.hooks import STOP_SIGNALS
+    from ..engine.job import run_job
+
+    stopped = multiprocessing.get_context("spawn").Event()
+    if args.num_gpus > 1:  # else this process is the one that trains, and listens itself
+        for number in STOP_SIGNALS:
+            signal.signal(number, _pass_on)
+    launch(
+        run_job,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(job, stopped),
+    )
+    return stopped.is_set()
+
+
+def _pass_on(number: int, _: Any) -> None:
+    for process in multiprocessing.active_children():
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, number)

@@ -1,0 +1,42 @@
+"""Every configuration key that focal_det adds to Detectron2's, with its default, meaning and source.
+
+Detectron2's own keys under MODEL.RETINANET keep their meaning.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+
+def add_focal_det_config(cfg: CfgNode) -> None:
+    """Add MODEL.FOCAL_DET.* to a configuration made by `detectron2.config.get_cfg`."""
+    node = cfg.MODEL.FOCAL_DET = type(cfg)()
+
+    # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
+    node.HEAD_NAME = "RetinaNetHead"
+
+    # Class loss, by its name in DENSE_LOSS_REGISTRY (section 3). FocalLoss reads
+    # MODEL.RETINANET.FOCAL_LOSS_ALPHA (in [0, 1]; negative: no alpha) and FOCAL_LOSS_GAMMA (>= 0).
+    node.LOSS_NAME = "FocalLoss"
+
+    # Anchor scales per octave, an integer >= 1: sizes base * 2^(k/S), k = 0..S-1, with the base sizes from
+    # MODEL.ANCHOR_GENERATOR.SIZES, in pixels, one per level (section 4, "Anchors"; Table 1c).
+    node.SCALES_PER_OCTAVE = 3
+
+    # Also assign to an object the anchor that overlaps it most, whatever their IoU. The authors' code does;
+    # the paper's text (section 4, "Anchors") does not say so.
+    node.MATCH_BEST_ANCHOR = True
+
+    # What the summed losses are divided by (section 4.1): "global", the assigned anchors of the batch on all
+    # ranks; "image", each image by its own, the paper's text; "ema", Detectron2's moving average.
+    node.NORMALIZER = "global"
+
+    # Pictures of the first test set that are drawn, ground truth beside detections, at the end of training and
+    # every VIS_PERIOD iterations (0: only at the end); 0 draws none.
+    node.DRAW_IMAGES = 16
+
+    # Detections with a score of at least this are drawn, in [0, 1].
+    node.DRAW_SCORE_THRESH = 0.4

@@ -1,0 +1,1 @@
+"""Data sets: COCO annotation files, generated shapes, and the checks before training."""

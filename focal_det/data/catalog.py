@@ -1,0 +1,116 @@
+"""Making data sets known to Detectron2: generated shapes by their name, COCO files by a flag.
+
+Registration is per process, so it is split: `prepare_*` checks and writes once, in the process that launches;
+`register_datasets` runs in every process and only tells Detectron2 where things are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from ..errors import InputError
+from .coco_json import CocoFile
+from .shapes import CLASSES, make_shapes, parse_name, shapes_files
+
+
+class JsonDataset(NamedTuple):
+    """A COCO file given on the command line: its name in the catalogue, the file, the folder of its pictures."""
+
+    name: str
+    json_file: str
+    image_dir: str
+
+
+def datasets_root() -> Path:
+    """Where data sets live: Detectron2's DETECTRON2_DATASETS, else ./datasets."""
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+
+
+def prepare_shapes(names: Iterable[str]) -> None:
+    """Draw those of the named sets that are generated shapes and not there yet.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    for name in names:
+        if parse_name(name) is not None:
+            try:
+                make_shapes(name, datasets_root())
+            except OSError as error:
+                raise InputError(
+                    f'data set "{name}" cannot be written under {datasets_root()} ({error}); '
+                    "set DETECTRON2_DATASETS to a folder that can"
+                ) from error
+
+
+def checked_copy(output_dir: str, name: str) -> Path:
+    """Where the checked and completed annotations of a JSON data set stand for Detectron2 to read."""
+    return Path(output_dir) / "annotations" / f"{name}.json"
+
+
+def write_checked_copy(output_dir: str, name: str, coco_file: CocoFile) -> None:
+    """Write the annotations anew, whole or not at all, so that no evaluation meets stale ones."""
+    path = checked_copy(output_dir, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(coco_file.coco))
+    partial.replace(path)
+
+
+def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset], output_dir: str) -> None:
+    """Register what is not registered yet; the files must have been prepared."""
+    for dataset in json_datasets:
+        if dataset.name in DatasetCatalog.list():
+            DatasetCatalog.remove(dataset.name)
+            MetadataCatalog.remove(dataset.name)
+        register_coco_instances(dataset.name, {}, str(checked_copy(output_dir, dataset.name)), dataset.image_dir)
+    for name in names:
+        if parse_name(name) is not None and name not in DatasetCatalog.list():
+            annotations, images = shapes_files(name, datasets_root())
+            register_coco_instances(name, {"thing_classes": list(CLASSES)}, str(annotations), str(images))
+
+
+def dataset_problems(names: Iterable[str]) -> list[str]:
+    """What is wrong with the named sets: unknown names, malformed names of shapes, files that are not there."""
+    problems = []
+    for name in names:
+        try:
+            if parse_name(name) is not None:
+                continue
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if name not in DatasetCatalog.list():
+            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+            hint = f' did you mean "{close[0]}"?' if close else ""
+            problems.append(
+                f'data set "{name}" is not registered;{hint} For your own COCO file use --train-json FILE '
+                "--train-images DIR --val-json FILE --val-images DIR"
+            )
+            continue
+        metadata = MetadataCatalog.get(name)
+        for kind in ("json_file", "image_root"):
+            path = metadata.get(kind)
+            if path is not None and not os.path.exists(path):
+                problems.append(
+                    f'data set "{name}": {path} is missing; put it there, or set DETECTRON2_DATASETS to the folder '
+                    "that holds it"
+                )
+    return problems
+
+
+def class_names(name: str) -> list[str] | None:
+    """The classes of a registered set, in the order of the labels; None if it does not say."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        DatasetCatalog.get(name)  # Detectron2 learns the classes of a COCO file by loading it
+    names = metadata.get("thing_classes")
+    return None if names is None else list(names)

@@ -1,0 +1,212 @@
+"""A data set that needs no download: pictures of coloured shapes among clutter, in COCO format.
+
+Each picture is drawn from (split, index) alone, so any number of them is the same on every machine, and the
+training and validation splits share none. Objects are disks, boxes and triangles, rotated, with sides from a
+tenth to half of the picture; clutter is strokes, crosses and specks in the same colours, which belong to no class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+CLASSES = ("disk", "box", "triangle")
+_SPLITS = ("train", "val")
+_NAME = re.compile(r"shapes_(?P<split>train|val)_(?P<count>[1-9]\d{0,6})_(?P<side>[1-9]\d{1,3})px")
+_MIN_SIDE, _MAX_SIDE = 32, 2048
+_MAX_OVERLAP = 0.2  # of the smaller box's area: more would hide one object behind another
+
+
+class ShapesSpec(NamedTuple):
+    """What a data set's name says: "shapes_<split>_<count>_<side>px", as in shapes_train_2000_128px."""
+
+    split: str
+    count: int
+    side: int
+
+
+def parse_name(name: str) -> ShapesSpec | None:
+    """The specification in a data set's name; None if the name does not begin with "shapes_".
+
+    Raises:
+        ValueError: a name of shapes that does not follow the pattern, or a side outside 32..2048.
+    """
+    if not name.startswith("shapes_"):
+        return None
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f'data set "{name}": generated shapes are named shapes_<train|val>_<pictures>_<side>px, '
+            "as in shapes_train_2000_128px"
+        )
+    spec = ShapesSpec(match["split"], int(match["count"]), int(match["side"]))
+    if not _MIN_SIDE <= spec.side <= _MAX_SIDE:
+        raise ValueError(f'data set "{name}": the side must be {_MIN_SIDE}..{_MAX_SIDE} px, not {spec.side}')
+    return spec
+
+
+def shapes_files(name: str, root: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Annotation file and image folder of a set under the root of all data sets."""
+    folder = Path(root) / "shapes" / name
+    return folder / "annotations.json", folder / "images"
+
+
+def make_shapes(name: str, root: str | os.PathLike[str]) -> None:
+    """Draw the set of that name under `root` unless it is there.
+
+    It is made in a folder beside and renamed at the end, so a run that is stopped leaves no half of it.
+
+    Raises:
+        ValueError: not the name of generated shapes.
+        OSError: the folder cannot be written.
+    """
+    spec = parse_name(name)
+    if spec is None:
+        raise ValueError(f'"{name}" does not name generated shapes')
+    annotation_file, _ = shapes_files(name, root)
+    folder = annotation_file.parent
+    if annotation_file.is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
+    try:
+        (partial / "images").mkdir()
+        coco = _write_pictures(spec, partial / "images", name)
+        (partial / "annotations.json").write_text(json.dumps(coco))
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not annotation_file.is_file():  # else another process was first, with the same pictures
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_pictures(spec: ShapesSpec, folder: Path, name: str) -> dict[str, Any]:
+    images, annotations = [], []
+    for index in tqdm(range(spec.count), desc=f"drawing {name}", unit="picture"):
+        picture, boxes, classes = draw_picture(spec.split, index, spec.side)
+        file_name = f"{index:06d}.png"
+        if not cv2.imwrite(str(folder / file_name), picture):
+            raise OSError(f"{folder / file_name} cannot be written")
+        images.append({"id": index + 1, "file_name": file_name, "width": spec.side, "height": spec.side})
+        for (x0, y0, x1, y1), label in zip(boxes.tolist(), classes.tolist(), strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": label + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": 0,
+                }
+            )
+    return {
+        "info": {"description": f"generated shapes: {spec.split}, {spec.side} px"},
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
+        "images": images,
+        "annotations": annotations,
+    }
+
+
+def draw_picture(split: str, index: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One picture and its objects.
+
+    Args:
+        split: "train" or "val".
+        index: of the picture in its split, >= 0.
+        side: of the square picture, in pixels.
+
+    Returns:
+        picture (side, side, 3) uint8 BGR, boxes (G, 4) XYXY in pixels, classes (G,) indices into CLASSES; G >= 1.
+    """
+    rng = np.random.default_rng([_SPLITS.index(split), index])
+    picture = _background(rng, side)
+    for _ in range(rng.integers(2, 7)):
+        _draw_clutter(rng, picture)
+    boxes: list[np.ndarray] = []
+    classes: list[int] = []
+    wanted = int(rng.integers(1, 9))
+    for _ in range(4 * wanted):
+        if len(boxes) == wanted:
+            break
+        label = int(rng.integers(len(CLASSES)))
+        size = side * 0.1 * 5 ** rng.random()  # log-uniform: as many small objects as large ones
+        outline = _outline(rng, label, size)
+        outline += rng.uniform(-outline.min(axis=0) + 1, side - 2 - outline.max(axis=0))
+        corners = np.round(outline).astype(np.int32)
+        box = np.concatenate([corners.min(axis=0), corners.max(axis=0) + 1])  # pixels are unit squares
+        if any(_overlap(box, other) > _MAX_OVERLAP for other in boxes):
+            continue
+        cv2.fillPoly(picture, [corners], _colour(rng))
+        boxes.append(box)
+        classes.append(label)
+    noise = rng.normal(0, 6, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8), np.array(boxes), np.array(classes)
+
+
+def _background(rng: np.random.Generator, side: int) -> np.ndarray:
+    """A smooth patchwork of muted colours."""
+    coarse = rng.integers(60, 160, size=(4, 4, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def _draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
+    side = picture.shape[0]
+    colour = _colour(rng)
+    kind = rng.integers(3)
+    centre = rng.uniform(0, side, 2)
+    reach = side * rng.uniform(0.05, 0.25)
+    if kind == 0:  # a stroke
+        end = centre + rng.normal(0, reach * 2, 2)
+        cv2.line(picture, _point(centre), _point(end), colour, int(rng.integers(1, 4)))
+    elif kind == 1:  # a cross
+        turn = rng.uniform(0, np.pi)
+        for angle in (turn, turn + np.pi / 2):
+            arm = reach * np.array([np.cos(angle), np.sin(angle)])
+            cv2.line(picture, _point(centre - arm), _point(centre + arm), colour, max(1, side // 64))
+    else:  # specks
+        for speck in rng.normal(centre, reach, size=(12, 2)):
+            cv2.circle(picture, _point(speck), max(1, side // 100), colour, -1)
+
+
+def _outline(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
+    """Corner points (P, 2) around (0, 0) of an object whose longer extent is about `size`."""
+    squeeze = np.array([1.0, rng.uniform(0.6, 1.0)])
+    if CLASSES[label] == "disk":
+        angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    elif CLASSES[label] == "box":
+        angles = np.pi / 4 + np.arange(4) * np.pi / 2
+    else:
+        angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3
+    points = size / 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1) * squeeze
+    turn = rng.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    return points @ rotation.T
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Shared area as a fraction of the smaller box's."""
+    shared = np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None).prod()
+    return float(shared / min((box[2:] - box[:2]).prod(), (other[2:] - other[:2]).prod()))
+
+
+def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    """Away from the background's middle greys in at least one channel."""
+    colour = rng.integers(0, 256, 3)
+    colour[rng.integers(3)] = rng.choice([rng.integers(0, 40), rng.integers(215, 256)])
+    b, g, r = (int(c) for c in colour)
+    return b, g, r
+
+
+def _point(xy: np.ndarray) -> tuple[int, int]:
+    return int(round(xy[0])), int(round(xy[1]))

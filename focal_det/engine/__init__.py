@@ -1,0 +1,1 @@
+"""Training, evaluation and drawing on Detectron2's engine."""

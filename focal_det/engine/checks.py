@@ -1,0 +1,157 @@
+"""What is checked of a configuration before anything starts: every problem at once, each with its fix."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from ..modeling.head import NORMS
+from ..modeling.normalizer import MODES
+from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+
+
+def config_problems(cfg: CfgNode, *, num_processes: int, training: bool) -> list[str]:
+    """Values that cannot work, whatever the data.
+
+    Args:
+        num_processes: over all machines.
+        training: also check the schedule and the batch.
+    """
+    problems = [*_name_problems(cfg), *_model_problems(cfg), *_path_problems(cfg, training)]
+    if training:
+        problems += _schedule_problems(cfg, num_processes)
+    return problems
+
+
+def class_problems(num_classes: int, train_classes: list[str] | None, test_classes: list[str] | None) -> list[str]:
+    """Contradictions between NUM_CLASSES and the classes of the sets. None stands for "does not say"."""
+    problems = []
+    for kind, names in (("training", train_classes), ("test", test_classes)):
+        if names is not None and num_classes != len(names):
+            problems.append(
+                f"the {kind} set has {len(names)} classes ({_shortened(names)}), MODEL.RETINANET.NUM_CLASSES is "
+                f"{num_classes}: set {len(names)} or leave it out"
+            )
+    if train_classes is not None and test_classes is not None and train_classes != test_classes:
+        problems.append(
+            f"training and test classes differ: [{_shortened(train_classes)}] against [{_shortened(test_classes)}]; "
+            "they need the same names in the same order of ids"
+        )
+    return problems
+
+
+def _name_problems(cfg: CfgNode) -> list[str]:
+    named: list[tuple[str, str, Any]] = [
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+        ("MODEL.ANCHOR_GENERATOR.NAME", cfg.MODEL.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY),
+        ("MODEL.FOCAL_DET.HEAD_NAME", cfg.MODEL.FOCAL_DET.HEAD_NAME, DENSE_HEAD_REGISTRY),
+        ("MODEL.FOCAL_DET.LOSS_NAME", cfg.MODEL.FOCAL_DET.LOSS_NAME, DENSE_LOSS_REGISTRY),
+        ("MODEL.FOCAL_DET.NORMALIZER", cfg.MODEL.FOCAL_DET.NORMALIZER, dict.fromkeys(MODES)),
+        ("MODEL.RETINANET.NORM", cfg.MODEL.RETINANET.NORM, dict.fromkeys(NORMS)),
+        # Where a name of Detectron2's own norms is misspelt, it fails late and without the key.
+        ("MODEL.RESNETS.NORM", cfg.MODEL.RESNETS.NORM, dict.fromkeys(("", "BN", "SyncBN", "FrozenBN", "GN", "LN"))),
+        ("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, dict.fromkeys(("", "BN", "SyncBN", "FrozenBN", "GN", "LN"))),
+        ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE, {"smooth_l1": None}),
+        ("INPUT.FORMAT", cfg.INPUT.FORMAT, dict.fromkeys(("BGR", "RGB"))),
+        ("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, dict.fromkeys((18, 34, 50, 101, 152))),
+    ]
+    problems = []
+    for key, value, allowed in named:
+        if value not in allowed:
+            names = sorted(str(name) for name in (allowed if isinstance(allowed, dict) else dict(iter(allowed))))
+            problems.append(f"{key} is {value!r}; allowed are {', '.join(map(repr, names))}")
+    return problems
+
+
+def _model_problems(cfg: CfgNode) -> list[str]:
+    retinanet, extra = cfg.MODEL.RETINANET, cfg.MODEL.FOCAL_DET
+    thresholds = retinanet.IOU_THRESHOLDS
+    rules = [
+        ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", retinanet.FOCAL_LOSS_GAMMA, lambda v: 0 <= v < math.inf, "finite, >= 0"),
+        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", retinanet.FOCAL_LOSS_ALPHA, lambda v: v <= 1, "in [0, 1]; negative: none"),
+        ("MODEL.RETINANET.PRIOR_PROB", retinanet.PRIOR_PROB, lambda v: 0 < v < 1, "in (0, 1)"),
+        ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", retinanet.SMOOTH_L1_LOSS_BETA, lambda v: 0 <= v < math.inf, ">= 0"),
+        ("MODEL.RETINANET.NUM_CONVS", retinanet.NUM_CONVS, lambda v: v >= 0, ">= 0"),
+        ("MODEL.RETINANET.SCORE_THRESH_TEST", retinanet.SCORE_THRESH_TEST, lambda v: 0 <= v < 1, "in [0, 1)"),
+        ("MODEL.RETINANET.NMS_THRESH_TEST", retinanet.NMS_THRESH_TEST, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", retinanet.TOPK_CANDIDATES_TEST, lambda v: v >= 1, ">= 1"),
+        ("TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE, lambda v: v >= 1, ">= 1"),
+        (
+            "MODEL.RETINANET.IOU_THRESHOLDS",
+            thresholds,
+            lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
+            "[background, object], 0 < background <= object <= 1",
+        ),
+        ("MODEL.RETINANET.IOU_LABELS", retinanet.IOU_LABELS, lambda v: list(v) == [0, -1, 1], "[0, -1, 1]"),
+        (
+            "MODEL.RETINANET.BBOX_REG_WEIGHTS",
+            retinanet.BBOX_REG_WEIGHTS,
+            lambda v: len(v) == 4 and all(w > 0 for w in v),
+            "four numbers > 0",
+        ),
+        ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", extra.SCALES_PER_OCTAVE, lambda v: v >= 1, "an integer >= 1"),
+        ("MODEL.FOCAL_DET.DRAW_IMAGES", extra.DRAW_IMAGES, lambda v: v >= 0, ">= 0"),
+        ("MODEL.FOCAL_DET.DRAW_SCORE_THRESH", extra.DRAW_SCORE_THRESH, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ]
+    problems = [f"{key} is {value}; it must be {needed}" for key, value, holds, needed in rules if not holds(value)]
+    if cfg.MODEL.RESNETS.DEPTH in (18, 34) and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:
+        problems.append(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {cfg.MODEL.RESNETS.RES2_OUT_CHANNELS}; "
+            f"it must be 64 for MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH}"
+        )
+    sizes, levels = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.RETINANET.IN_FEATURES
+    if cfg.MODEL.ANCHOR_GENERATOR.NAME == "OctaveAnchorGenerator" and len(sizes) != len(levels):
+        problems.append(
+            f"MODEL.ANCHOR_GENERATOR.SIZES is {sizes}; MODEL.RETINANET.IN_FEATURES {list(levels)} "
+            f"needs {len(levels)} lists of one base size each, such as [[32], [64], [128], [256], [512]]"
+        )
+    return problems
+
+
+def _schedule_problems(cfg: CfgNode, num_processes: int) -> list[str]:
+    solver = cfg.SOLVER
+    problems = []
+    if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % num_processes:
+        problems.append(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, the images of one step over all processes; "
+            f"it must be a multiple of their number, {num_processes}"
+        )
+    if solver.MAX_ITER < 1:
+        problems.append(f"SOLVER.MAX_ITER is {solver.MAX_ITER}; at least one iteration is needed")
+    if list(solver.STEPS) != sorted(set(solver.STEPS)):
+        problems.append(f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must rise")
+    if not solver.BASE_LR > 0:
+        problems.append(f"SOLVER.BASE_LR is {solver.BASE_LR}; it must be > 0")
+    if solver.AMP.ENABLED and not (torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda")):
+        problems.append("SOLVER.AMP.ENABLED is True, but mixed precision needs a GPU; set it to False")
+    if not cfg.DATASETS.TRAIN:
+        problems.append("DATASETS.TRAIN is empty; name a data set, or use --train-json")
+    if not cfg.DATASETS.TEST:
+        problems.append("DATASETS.TEST is empty; training is always evaluated: name a data set, or use --val-json")
+    return problems
+
+
+def _path_problems(cfg: CfgNode, training: bool) -> list[str]:
+    problems = []
+    weights = cfg.MODEL.WEIGHTS
+    if "://" not in weights and weights and not Path(weights).is_file():
+        problems.append(f"MODEL.WEIGHTS is {weights}: no such file; give a checkpoint, a URL, or '' for none")
+    if not training and not weights:
+        problems.append("--eval-only evaluates MODEL.WEIGHTS, which is empty; add MODEL.WEIGHTS <checkpoint>")
+    folder = Path(cfg.OUTPUT_DIR).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: {folder} is not a folder that can be written")
+    return problems
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

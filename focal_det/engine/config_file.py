@@ -1,0 +1,154 @@
+"""From a YAML file and command-line overrides to a configuration, with errors that say where and how to mend."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_focal_det_config
+from ..errors import InputError
+
+# MODEL.RETINANET.NUM_CLASSES while nobody has set it: it is then taken from the data.
+UNSET_NUM_CLASSES = -1
+
+
+def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's defaults, focal_det's, the file with its bases, then the overrides.
+
+    Args:
+        config_file: plain-data YAML, with an optional `_BASE_`; "" for the defaults alone.
+        overrides: KEY VALUE KEY VALUE ...
+
+    Returns:
+        A configuration that is not frozen. NUM_CLASSES is `UNSET_NUM_CLASSES` if nothing set it.
+
+    Raises:
+        InputError: every problem of the file and of the overrides: a missing or malformed file, unknown keys
+            with the nearest known one, values of the wrong type.
+    """
+    cfg = get_cfg()
+    add_focal_det_config(cfg)
+    known = dict(_leaves(cfg))
+    cfg.MODEL.RETINANET.NUM_CLASSES = UNSET_NUM_CLASSES
+
+    settings: list[tuple[str, Any, str]] = []  # key, value, where it was set
+    if config_file:
+        settings += [(key, value, str(config_file)) for key, value in _leaves(_read_yaml(config_file), known)]
+    settings += [(key, value, "command line") for key, value in _pairs(overrides)]
+
+    problems = []
+    for key, value, place in settings:
+        problem = _apply(cfg, known, key, value)
+        if problem:
+            problems.append(f"{place}: {problem}")
+    if problems:
+        raise InputError(problems)
+    return cfg
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise InputError(f"config file {path}: no such file")
+    try:
+        # fvcore's reader resolves _BASE_; without allow_unsafe, YAML tags that construct objects are refused.
+        loaded = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise InputError(
+            f"config file {path}: {error.problem} at {_mark(error)}; only plain data is allowed, "
+            "so write the value out"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"config file {path}: not YAML: {error.problem} at {_mark(error)}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"config file {path}: {error}") from error
+    except (AssertionError, TypeError, AttributeError) as error:
+        raise InputError(f"config file {path}: not a mapping of keys to values ({error})") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"config file {path}: not a mapping of keys to values")
+    return loaded
+
+
+def _mark(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    return f"{mark.name}, line {mark.line + 1}" if mark else "an unknown line"
+
+
+def _leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf; a mapping that a known key holds as its value is a leaf too."""
+    for key, value in node.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and dotted not in (known or {}):
+            yield from _leaves(value, known, dotted + ".")
+        else:
+            yield dotted, value
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    if len(overrides) % 2:
+        raise InputError(
+            f"command line: overrides are pairs KEY VALUE; {overrides[-1]!r} is left over in {' '.join(overrides)!r}"
+        )
+    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
+        try:
+            yield key, ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            yield key, text
+
+
+def _apply(cfg: CfgNode, known: dict[str, Any], key: str, value: Any) -> str | None:
+    """Set one key; the problem if that is not possible."""
+    if key not in known:
+        return _unknown_key(known, key, value)
+    old = known[key]
+    if isinstance(value, str) and isinstance(old, (list, tuple)):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pass
+        if isinstance(value, str):  # DATASETS.TEST my_set, and ("my_set"), which is no tuple
+            value = (value,)
+    if isinstance(value, int) and not isinstance(value, bool) and isinstance(old, float):
+        value = float(value)
+    if isinstance(value, str) and isinstance(old, float):  # YAML takes 1e-4 for a text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if isinstance(value, int) and isinstance(old, str):
+        value = str(value)
+    if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):
+        value = type(old)(value)
+    if old is not None and value is not None and type(value) is not type(old):
+        return f"{key} is {value!r}, but takes {_kind(old)} such as {old!r}"
+    if key == "VERSION" and value != old:
+        return f"VERSION is {value}, but only configurations of version {old} are read"
+    *path, leaf = key.split(".")
+    node = cfg
+    for part in path:
+        node = node[part]
+    node[leaf] = value
+    return None
+
+
+def _unknown_key(known: dict[str, Any], key: str, value: Any) -> str:
+    if any(name.startswith(key + ".") for name in known):
+        return f"{key} is a group of keys, but is set to {value!r}; set one of its keys, such as {_example(known, key)}"
+    leaf = key.rsplit(".", 1)[-1]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    close = close or [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+    return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _example(known: dict[str, Any], group: str) -> str:
+    return next(name for name in known if name.startswith(group + "."))
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
+    return kinds.get(type(value), "a list")

@@ -1,0 +1,51 @@
+"""Which device, and how many processes: a machine without a GPU is used as it is, and told so."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from detectron2.config import CfgNode
+
+
+def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
+    """Set MODEL.DEVICE to what this machine has.
+
+    Args:
+        num_gpus: processes on this machine; on a machine without a GPU they share its processor cores.
+
+    Returns:
+        Warnings and problems.
+    """
+    warnings: list[str] = []
+    if num_gpus < 1:
+        return warnings, [f"--num-gpus is {num_gpus}; at least 1 is needed (on a machine without a GPU: 1 process)"]
+    gpus, cores = torch.cuda.device_count(), num_cores()
+    if cfg.MODEL.DEVICE.startswith("cuda") and gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+        shared = f", in {num_gpus} processes" if num_gpus > 1 else ""
+        warnings.append(f"NO GPU HERE: running on the processor ({cores} cores{shared}), which is many times slower")
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        if num_gpus > gpus:
+            return warnings, [f"--num-gpus is {num_gpus}, but {gpus} are visible; ask for at most {gpus}"]
+    elif num_gpus > cores:
+        return warnings, [
+            f"--num-gpus is {num_gpus}, but this machine has no GPU in use and {cores} cores; ask for at most {cores}"
+        ]
+    elif num_gpus > 1 and gpus > 0:
+        return warnings, [
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE} with --num-gpus {num_gpus} on a machine with GPUs: "
+            "hide them with CUDA_VISIBLE_DEVICES= to train in several processes on the processor"
+        ]
+    return warnings, []
+
+
+def share_cores(cfg: CfgNode, num_processes: int) -> None:
+    """Give each of the machine's processes its part of the cores, where they compute on them."""
+    if num_processes > 1 and cfg.MODEL.DEVICE == "cpu":
+        torch.set_num_threads(max(1, num_cores() // num_processes))
+
+
+def num_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,37 @@
+"""What every process does first: log, record the configuration, seed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+
+def set_up_run(cfg: CfgNode, *, training: bool) -> None:
+    """Detectron2's `default_setup`, but with environment and configuration in files instead of on the screen.
+
+    Writes `log.txt`, `environment.txt` and `config.yaml` to OUTPUT_DIR; an evaluation writes
+    `inference/config.yaml`, so that the training's stays what it was.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in ("fvcore", "detectron2", "focal_det"):
+        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+    if comm.is_main_process():
+        config_file = folder / "config.yaml" if training else folder / "inference" / "config.yaml"
+        config_file.parent.mkdir(parents=True, exist_ok=True)
+        config_file.write_text(cfg.dump())
+        (folder / "environment.txt").write_text(collect_env_info() + "\n")
+        logging.getLogger("focal_det").info(f"Resolved configuration: {config_file}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    torch.backends.cudnn.benchmark = training and cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"

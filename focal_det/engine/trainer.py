@@ -1,0 +1,90 @@
+"""The trainer: Detectron2's, with evaluation always on, drawings, and DDP that also works on the CPU."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+from .draw import draw_detections
+from .hooks import DrawDetections, LogAssignment, StopOnSignal
+
+
+class Trainer(DefaultTrainer):
+    """Trains, evaluates and draws what a frozen configuration says.
+
+    Args:
+        cfg: frozen; its data sets are registered.
+
+    Raises:
+        TrainingStopped: from `train`, when a signal stopped it and all is saved.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer's own constructor, which wraps the model for a GPU of each rank's number;
+        # the same parts in the same order, with a wrapper that fits the device.
+        super(DefaultTrainer, self).__init__()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        model = create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {}))
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """The model on its device; says its size instead of printing every layer."""
+        model: torch.nn.Module = build_model(cfg)
+        parameters = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logging.getLogger(__name__).info(
+            f"{cfg.MODEL.META_ARCHITECTURE}: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
+        )
+        return model
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """COCO's AP, AP50, AP75, by size and class; never from a cached conversion."""
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
+        return COCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
+
+    @classmethod
+    def draw(cls, cfg: CfgNode, model: torch.nn.Module) -> None:
+        """Draw detections on the main process; see `draw_detections`."""
+        if comm.is_main_process():
+            sheet = draw_detections(cfg, _unwrapped(model), DatasetMapper(cfg, is_train=False), Path(cfg.OUTPUT_DIR))
+            if sheet:
+                logging.getLogger(__name__).info(f"Ground truth beside detections: {sheet}")
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, the stop after its checkpoints, and the drawings before its writers."""
+        hooks = [hook for hook in super().build_hooks() if hook is not None]
+        writer = hooks.pop() if comm.is_main_process() else None
+        criterion: Any = getattr(_unwrapped(self.model), "criterion", None)
+        if hasattr(criterion, "num_assigned") and comm.is_main_process():
+            hooks.append(LogAssignment(criterion))
+        hooks.append(DrawDetections(self.cfg.VIS_PERIOD, lambda: self.draw(self.cfg, self.model)))
+        hooks.append(StopOnSignal(self.checkpointer))
+        return hooks + ([writer] if writer else [])
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model

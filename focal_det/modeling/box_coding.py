@@ -1,0 +1,42 @@
+"""Boxes as four offsets from an anchor, the parameterisation of R-CNN that the box subnet regresses.
+
+With (x, y, w, h) centre and sides of a box and (xa, ya, wa, ha) those of its anchor, the deltas are
+
+    dx = (x - xa) / wa    dy = (y - ya) / ha    dw = log(w / wa)    dh = log(h / ha)
+
+each times its weight. Shapes: boxes, anchors and deltas (..., 4); boxes and anchors XYXY in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# A predicted side is at most 1000 / 16 times its anchor's, so that exp() cannot overflow: from a 16 px
+# anchor to a 1000 px picture (the bound that R-CNN's descendants share).
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+    """Deltas that take the anchors to the boxes. Sides of both must be > 0, else the deltas are inf or NaN."""
+    sides, anchor_sides = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
+    centres, anchor_centres = boxes[..., :2] + 0.5 * sides, anchors[..., :2] + 0.5 * anchor_sides
+    shifts = (centres - anchor_centres) / anchor_sides
+    scales = torch.log(sides / anchor_sides)
+    return torch.cat((shifts, scales), dim=-1) * boxes.new_tensor(weights)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+    """Boxes that the deltas make of the anchors; inverse of `encode_boxes` up to the bound on the scales.
+
+    Computed in float32 for half-precision deltas.
+    """
+    deltas = deltas.to(anchors.dtype) / anchors.new_tensor(weights)
+    anchor_sides = anchors[..., 2:] - anchors[..., :2]
+    anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
+    centres = deltas[..., :2] * anchor_sides + anchor_centres
+    half_sides = 0.5 * (torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_sides)
+    return torch.cat((centres - half_sides, centres + half_sides), dim=-1)

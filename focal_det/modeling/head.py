@@ -1,0 +1,104 @@
+"""The class and box subnets of section 4, shared over the pyramid's levels.
+
+Parameter names are those of Detectron2's RetinaNet, so its model-zoo weights load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
+from detectron2.modeling.anchor_generator import build_anchor_generator
+from torch import Tensor, nn
+
+
+class RetinaNetHead(nn.Module):
+    """Two subnets of the same shape with parameters of their own.
+
+    Args:
+        in_channels: C of every level.
+        num_levels: of the pyramid.
+        num_classes: K.
+        num_anchors: A at each location.
+        num_convs: 3x3 convolutions with C filters and ReLU before the output layer; the paper's is 4.
+        prior_prob: pi of section 3.3, in (0, 1): the score of every anchor before training.
+        norm: of those convolutions: "" (the paper's: none), "GN", or "BN" and "SyncBN" with statistics of
+            their own for each level.
+
+    Raises:
+        ValueError: prior outside (0, 1), unknown norm.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_levels: int,
+        num_classes: int,
+        num_anchors: int,
+        num_convs: int,
+        prior_prob: float,
+        norm: str,
+    ) -> None:
+        super().__init__()
+        if not 0 < prior_prob < 1:
+            raise ValueError(f"prior_prob={prior_prob} is outside (0, 1)")
+        if norm not in NORMS:
+            raise ValueError(f'norm "{norm}" is not one of {", ".join(map(repr, NORMS))}')
+        self.cls_subnet = _subnet(in_channels, num_convs, norm, num_levels)
+        self.bbox_subnet = _subnet(in_channels, num_convs, norm, num_levels)
+        self.cls_score = nn.Conv2d(in_channels, num_anchors * num_classes, kernel_size=3, padding=1)
+        self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, kernel_size=3, padding=1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        # A thousand negatives to a positive would swamp the first steps if each began at a score of .5.
+        assert self.cls_score.bias is not None
+        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
+        num_anchors = build_anchor_generator(cfg, input_shape).num_cell_anchors
+        channels = [level.channels for level in input_shape]
+        if len(set(num_anchors)) != 1 or len(set(channels)) != 1:
+            raise ValueError(
+                f"one head serves all levels, so they need equal numbers of anchors and channels; "
+                f"they have {num_anchors} anchors and {channels} channels"
+            )
+        return {
+            "in_channels": channels[0],
+            "num_levels": len(input_shape),
+            "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
+            "num_anchors": num_anchors[0],
+            "num_convs": cfg.MODEL.RETINANET.NUM_CONVS,
+            "prior_prob": cfg.MODEL.RETINANET.PRIOR_PROB,
+            "norm": cfg.MODEL.RETINANET.NORM,
+        }
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features (N, C, H, W) of each level to logits (N, A*K, H, W) and deltas (N, A*4, H, W) of each."""
+        logits = [self.cls_score(self.cls_subnet(level)) for level in features]
+        deltas = [self.bbox_pred(self.bbox_subnet(level)) for level in features]
+        return logits, deltas
+
+
+NORMS = ("", "GN", "BN", "SyncBN")
+
+
+def _subnet(channels: int, num_convs: int, norm: str, num_levels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        layers.append(nn.Conv2d(channels, channels, kernel_size=3, padding=1))
+        if norm in ("BN", "SyncBN"):
+            batch_norm = nn.BatchNorm2d if norm == "BN" else nn.SyncBatchNorm
+            layers.append(CycleBatchNormList(num_levels, bn_class=batch_norm, num_features=channels))
+        elif norm:
+            layers.append(get_norm(norm, channels))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)

@@ -1,0 +1,54 @@
+"""What the summed losses are divided by (section 4.1: "the number of anchors assigned to a ground-truth box")."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+MODES = ("global", "image", "ema")
+
+
+class LossNormalizer(nn.Module):
+    """Turns the number of assigned anchors of each image into one divisor per image.
+
+    Args:
+        mode:
+            "global": the assigned anchors of the whole batch on all ranks. A rank divides by the mean over
+                ranks, and the averaging of gradients over ranks then gives sum / total: the step does not
+                depend on how many processes share the batch.
+            "image": each image by its own number, then the mean over the rank's images: the paper's text.
+            "ema": Detectron2's moving average (from 100, momentum .9) of the number per rank, averaged over
+                the ranks so that all of them hold the state that the checkpoint saves.
+
+    Counts below 1 count as 1. Nothing is read back to the host; the average is a saved buffer, `ema`.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f'normalizer "{mode}" is not one of {", ".join(MODES)}')
+        self.mode = mode
+        if mode == "ema":
+            self.ema: Tensor
+            self.register_buffer("ema", torch.tensor(100.0))
+
+    @torch.no_grad()
+    def forward(self, num_assigned: Tensor) -> Tensor:
+        """(N,) int64 counts of this rank's images to (N,) float32 divisors of their summed losses."""
+        if self.mode == "image":
+            return num_assigned.clamp(min=1).float() * len(num_assigned)
+        mean_per_rank = num_assigned.sum().float()
+        if self.mode == "ema":
+            mean_per_rank = mean_per_rank.clamp(min=1)
+        world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if world_size > 1:
+            dist.all_reduce(mean_per_rank)
+            mean_per_rank = mean_per_rank / world_size
+        if self.mode == "ema":
+            self.ema.mul_(0.9).add_(mean_per_rank, alpha=0.1)
+            return self.ema.expand(len(num_assigned)).clone()
+        return mean_per_rank.clamp(min=1 / world_size).expand(len(num_assigned))

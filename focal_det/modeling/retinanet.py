@@ -1,0 +1,186 @@
+"""The detector of section 4 (figure 3): backbone with pyramid, two subnets, and what becomes of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone, build_anchor_generator, build_backbone, detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+from .anchor_generator import OctaveAnchorGenerator
+from .criterion import DenseCriterion
+from .decode import decode_image
+from .normalizer import LossNormalizer
+
+
+class FocalRetinaNet(nn.Module):
+    """RetinaNet as a Detectron2 meta-architecture.
+
+    Args:
+        backbone: images (N, 3, H, W) to features by name.
+        in_features: names of the pyramid's levels, finest first.
+        head: features of each level to logits and deltas of each.
+        anchor_generator: anchors of each level.
+        criterion: the losses; holds the normaliser's state.
+        num_classes: K.
+        score_thresh, topk_per_level, nms_thresh, max_detections, box_weights: see `decode_image`.
+        pixel_mean, pixel_std: of each channel, in the order of the input's.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_features: Sequence[str],
+        head: nn.Module,
+        anchor_generator: OctaveAnchorGenerator,
+        criterion: DenseCriterion,
+        num_classes: int,
+        score_thresh: float,
+        topk_per_level: int,
+        nms_thresh: float,
+        max_detections: int,
+        box_weights: Sequence[float],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.in_features = tuple(in_features)
+        self.head = head
+        self.anchor_generator = anchor_generator
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.decoding = {
+            "score_thresh": score_thresh,
+            "topk_per_level": topk_per_level,
+            "nms_thresh": nms_thresh,
+            "max_detections": max_detections,
+            "box_weights": tuple(box_weights),
+        }
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        retinanet, extra = cfg.MODEL.RETINANET, cfg.MODEL.FOCAL_DET
+        backbone = build_backbone(cfg)
+        shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in retinanet.IN_FEATURES]
+        background_iou, object_iou = retinanet.IOU_THRESHOLDS
+        criterion = DenseCriterion(
+            num_classes=retinanet.NUM_CLASSES,
+            class_loss=DENSE_LOSS_REGISTRY.get(extra.LOSS_NAME)(cfg),
+            normalizer=LossNormalizer(extra.NORMALIZER),
+            iou_thresholds=(background_iou, object_iou),
+            match_best_anchor=extra.MATCH_BEST_ANCHOR,
+            smooth_l1_beta=retinanet.SMOOTH_L1_LOSS_BETA,
+            box_weights=retinanet.BBOX_REG_WEIGHTS,
+        )
+        return {
+            "backbone": backbone,
+            "in_features": retinanet.IN_FEATURES,
+            "head": DENSE_HEAD_REGISTRY.get(extra.HEAD_NAME)(cfg, shapes),
+            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "criterion": criterion,
+            "num_classes": retinanet.NUM_CLASSES,
+            "score_thresh": retinanet.SCORE_THRESH_TEST,
+            "topk_per_level": retinanet.TOPK_CANDIDATES_TEST,
+            "nms_thresh": retinanet.NMS_THRESH_TEST,
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "box_weights": retinanet.BBOX_REG_WEIGHTS,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and the inputs go."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Detectron2's model interface.
+
+        Args:
+            batched_inputs: of each image a dict with "image", (3, H, W) in 0..255 in the order of
+                INPUT.FORMAT; in training "instances" with `gt_boxes` and `gt_classes`; at inference
+                optionally "height" and "width", the size to give boxes in.
+
+        Returns:
+            In training the losses by name. At inference of each image a dict with "instances", holding
+            `pred_boxes`, `scores`, `pred_classes`, best first.
+
+        Raises:
+            ValueError: an image without "instances" in training.
+        """
+        images = self._preprocess(batched_inputs)
+        features = self.backbone(images.tensor)
+        levels = [features[name] for name in self.in_features]
+        logits, deltas = self.head(levels)
+        logits = [_anchors_last(level, self.num_classes) for level in logits]  # each (N, R_l, K)
+        deltas = [_anchors_last(level, 4) for level in deltas]  # each (N, R_l, 4)
+        anchors = [boxes.tensor for boxes in self.anchor_generator(levels)]  # each (R_l, 4)
+        if self.training:
+            return self._losses(logits, deltas, anchors, batched_inputs)
+        return self._detections(logits, deltas, anchors, images.image_sizes, batched_inputs)
+
+    def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        return ImageList.from_tensors(
+            images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        )
+
+    def _losses(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        for x in batched_inputs:
+            if "instances" not in x:
+                name = x.get("file_name", "without a name")
+                raise ValueError(f'image {name}: no "instances" to train on')
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        return self.criterion(
+            torch.cat(logits, dim=1),
+            torch.cat(deltas, dim=1),
+            torch.cat(anchors),
+            [x.gt_boxes.tensor for x in instances],
+            [x.gt_classes for x in instances],
+        )
+
+    def _detections(
+        self,
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+        batched_inputs: list[dict[str, Any]],
+    ) -> list[dict[str, Instances]]:
+        results = []
+        for i, (image_size, x) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
+            found = decode_image(
+                [level[i] for level in logits],
+                [level[i] for level in deltas],
+                anchors,
+                tuple(image_size),
+                **self.decoding,
+            )
+            instances = Instances(
+                image_size, pred_boxes=Boxes(found.boxes), scores=found.scores, pred_classes=found.classes
+            )
+            height, width = x.get("height", image_size[0]), x.get("width", image_size[1])
+            results.append({"instances": detector_postprocess(instances, height, width)})
+        return results
+
+
+def _anchors_last(level: Tensor, channels: int) -> Tensor:
+    """(N, A*c, H, W) to (N, H*W*A, c): row-major over locations, anchors last."""
+    n, _, height, width = level.shape
+    return level.view(n, -1, channels, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, channels)

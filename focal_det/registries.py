@@ -1,0 +1,17 @@
+"""The project's own registries: what a configuration may name besides Detectron2's parts."""
+
+from fvcore.common.registry import Registry
+
+DENSE_HEAD_REGISTRY = Registry("DENSE_HEAD")
+DENSE_HEAD_REGISTRY.__doc__ = """
+Heads over feature pyramids, called as ``head(cfg, input_shape)`` with one ShapeSpec per level. ``forward``
+takes the levels' features (N, C, H, W) and returns their class logits (N, A*K, H, W) and box deltas
+(N, A*4, H, W). Named by MODEL.FOCAL_DET.HEAD_NAME.
+"""
+
+DENSE_LOSS_REGISTRY = Registry("DENSE_LOSS")
+DENSE_LOSS_REGISTRY.__doc__ = """
+Class losses over all anchors, called as ``loss(cfg)``. ``forward`` takes logits (R, K) and labels (R,) of one
+image, with labels 0..K-1 class, K background, -1 ignored, and returns their sum. Named by
+MODEL.FOCAL_DET.LOSS_NAME.
+"""
