@@ -72,7 +72,9 @@ def _machine_problems(args: argparse.Namespace) -> list[str]:
             f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: ranks go from 0 to machines - 1"
         )
     if args.num_machines > 1 and args.dist_url == "auto":
-        problems.append("--num-machines above 1 needs --dist-url tcp://HOST:PORT of machine 0, the same on each machine")
+        problems.append(
+            "--num-machines above 1 needs --dist-url tcp://HOST:PORT of machine 0, the same on each machine"
+        )
     if args.eval_only and args.resume:
         problems.append("--eval-only and --resume exclude each other: name the checkpoint with MODEL.WEIGHTS")
     return problems
@@ -115,7 +117,9 @@ def _resume(cfg: CfgNode, wish: str | None) -> tuple[bool, list[str]]:
             return False, [f"--resume: {pointer} names {checkpoint.name}, which is not there; restore it"]
         return True, []
     if any(folder.glob("*.pth")):
-        return False, [f"OUTPUT_DIR is {folder}, which holds checkpoints but no last_checkpoint: name another OUTPUT_DIR"]
+        return False, [
+            f"OUTPUT_DIR is {folder}, which holds checkpoints but no last_checkpoint: name another OUTPUT_DIR"
+        ]
     if wish == "required":
         return False, [f"--resume: no last_checkpoint in {folder}; use --resume auto to start fresh"]
     return False, []
@@ -151,7 +155,7 @@ def _settle_schedule(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     if args.scale_lr:
         change = scale_schedule(cfg, written_for, own_keys)
         return [f"--scale-lr: {change or 'the batch is that of the config file, nothing to scale'}"]
-    if cfg.SOLVER.IMS_PER_BATCH != written_for and "SOLVER.BASE_LR" not in own_keys:
+    if written_for != cfg.SOLVER.IMS_PER_BATCH and "SOLVER.BASE_LR" not in own_keys:
         return [
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but lr and schedule were written for {written_for}; "
             "--scale-lr fits them"

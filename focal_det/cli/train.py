@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
-        from .prepare import prepare  # imports Detectron2, which takes seconds that --help need not wait for
+        from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+        from .prepare import prepare  # takes seconds to import, which --help need not wait for
 
         job = prepare(args)
     except (InputError, ImportError) as error:

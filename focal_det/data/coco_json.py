@@ -61,9 +61,11 @@ def read_coco(json_file: str | os.PathLike[str], image_dir: str | os.PathLike[st
 
 def _shape_problems(raw: Any) -> list[str]:
     if not isinstance(raw, dict):
-        return [f'the file holds a {type(raw).__name__}; an object with "images", "annotations", "categories" is needed']
+        return [
+            f'the file holds a {type(raw).__name__}; an object with "images", "annotations", "categories" is needed'
+        ]
     problems = []
-    needed = {
+    needed: dict[str, dict[str, type]] = {
         "images": {"id": int, "file_name": str, "width": int, "height": int},
         "annotations": {"image_id": int, "category_id": int, "bbox": list},
         "categories": {"id": int, "name": str},
@@ -92,7 +94,7 @@ def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
             return f'"{field}" is missing'
         if not isinstance(value, kind) or isinstance(value, bool):
             return f'"{field}" is {value!r}, not {_KIND_NAMES[kind]}'
-        if field in ("width", "height") and value <= 0:
+        if field in ("width", "height") and row[field] <= 0:
             return f'"{field}" is {value}, not a size in pixels'
     return None
 
@@ -155,7 +157,9 @@ def _complete(raw: dict[str, Any], path: Path) -> CocoFile:
         inside_width = min(x + width, image_width) - max(x, 0)
         inside_height = min(y + height, image_height) - max(y, 0)
         if min(width, height, inside_width, inside_height) <= 0:
-            left_out.append(f"{names[annotation['image_id']]} {_annotation_name(annotation, place)} {annotation['bbox']}")
+            left_out.append(
+                f"{names[annotation['image_id']]} {_annotation_name(annotation, place)} {annotation['bbox']}"
+            )
             continue
         area = annotation.get("area")
         annotations.append(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 CLASSES = ("disk", "box", "triangle")
 _SPLITS = ("train", "val")
-_NAME = re.compile(r"shapes_(?P<split>train|val)_(?P<count>[1-9]\d{0,6})_(?P<side>[1-9]\d{1,3})px")
+_NAME = re.compile(r"shapes_(?P<split>train|val)_(?P<pictures>[1-9]\d{0,6})_(?P<side>[1-9]\d{1,3})px")
 _MIN_SIDE, _MAX_SIDE = 32, 2048
 _MAX_OVERLAP = 0.2  # of the smaller box's area: more would hide one object behind another
 
@@ -30,7 +30,7 @@ class ShapesSpec(NamedTuple):
     """What a data set's name says: "shapes_<split>_<count>_<side>px", as in shapes_train_2000_128px."""
 
     split: str
-    count: int
+    pictures: int
     side: int
 
 
@@ -48,7 +48,7 @@ def parse_name(name: str) -> ShapesSpec | None:
             f'data set "{name}": generated shapes are named shapes_<train|val>_<pictures>_<side>px, '
             "as in shapes_train_2000_128px"
         )
-    spec = ShapesSpec(match["split"], int(match["count"]), int(match["side"]))
+    spec = ShapesSpec(match["split"], int(match["pictures"]), int(match["side"]))
     if not _MIN_SIDE <= spec.side <= _MAX_SIDE:
         raise ValueError(f'data set "{name}": the side must be {_MIN_SIDE}..{_MAX_SIDE} px, not {spec.side}')
     return spec
@@ -92,8 +92,9 @@ def make_shapes(name: str, root: str | os.PathLike[str]) -> None:
 
 
 def _write_pictures(spec: ShapesSpec, folder: Path, name: str) -> dict[str, Any]:
-    images, annotations = [], []
-    for index in tqdm(range(spec.count), desc=f"drawing {name}", unit="picture"):
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in tqdm(range(spec.pictures), desc=f"drawing {name}", unit="picture"):
         picture, boxes, classes = draw_picture(spec.split, index, spec.side)
         file_name = f"{index:06d}.png"
         if not cv2.imwrite(str(folder / file_name), picture):
@@ -209,4 +210,4 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _point(xy: np.ndarray) -> tuple[int, int]:
-    return int(round(xy[0])), int(round(xy[1]))
+    return round(float(xy[0])), round(float(xy[1]))

@@ -60,8 +60,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         loaded = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise InputError(
-            f"config file {path}: {error.problem} at {_mark(error)}; only plain data is allowed, "
-            "so write the value out"
+            f"config file {path}: {error.problem} at {_mark(error)}; only plain data is allowed, so write the value out"
         ) from error
     except yaml.MarkedYAMLError as error:
         raise InputError(f"config file {path}: not YAML: {error.problem} at {_mark(error)}") from error
@@ -95,10 +94,7 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
             f"command line: overrides are pairs KEY VALUE; {overrides[-1]!r} is left over in {' '.join(overrides)!r}"
         )
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        try:
-            yield key, ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            yield key, text
+        yield key, _parsed(text)
 
 
 def _apply(cfg: CfgNode, known: dict[str, Any], key: str, value: Any) -> str | None:
@@ -106,24 +102,7 @@ def _apply(cfg: CfgNode, known: dict[str, Any], key: str, value: Any) -> str | N
     if key not in known:
         return _unknown_key(known, key, value)
     old = known[key]
-    if isinstance(value, str) and isinstance(old, (list, tuple)):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pass
-        if isinstance(value, str):  # DATASETS.TEST my_set, and ("my_set"), which is no tuple
-            value = (value,)
-    if isinstance(value, int) and not isinstance(value, bool) and isinstance(old, float):
-        value = float(value)
-    if isinstance(value, str) and isinstance(old, float):  # YAML takes 1e-4 for a text
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if isinstance(value, int) and isinstance(old, str):
-        value = str(value)
-    if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):
-        value = type(old)(value)
+    value = _coerced(value, old)
     if old is not None and value is not None and type(value) is not type(old):
         return f"{key} is {value!r}, but takes {_kind(old)} such as {old!r}"
     if key == "VERSION" and value != old:
@@ -134,6 +113,28 @@ def _apply(cfg: CfgNode, known: dict[str, Any], key: str, value: Any) -> str | N
         node = node[part]
     node[leaf] = value
     return None
+
+
+def _coerced(value: Any, old: Any) -> Any:
+    """The value as the kind that the key holds, where what was written can only mean that."""
+    if isinstance(old, (list, tuple)):
+        value = _parsed(value) if isinstance(value, str) else value  # "(1, 2)" in YAML is a text
+        if isinstance(value, str):  # DATASETS.TEST my_set, and ("my_set"), which is no tuple
+            value = (value,)
+        return type(old)(value) if isinstance(value, (list, tuple)) else value
+    if isinstance(old, float) and not isinstance(value, bool):
+        value = _parsed(value) if isinstance(value, str) else value  # 1e-4 in YAML is a text
+        return float(value) if isinstance(value, int) else value
+    if isinstance(old, str) and isinstance(value, int):
+        return str(value)
+    return value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _unknown_key(known: dict[str, Any], key: str, value: Any) -> str:

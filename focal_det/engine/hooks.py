@@ -8,9 +8,10 @@ import time
 from types import FrameType
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+
+from ..modeling.criterion import DenseCriterion
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -74,7 +75,7 @@ class StopOnSignal(HookBase):
 class LogAssignment(HookBase):
     """Put the assigned anchors per image into the metrics every `period` iterations: few, and objects are missed."""
 
-    def __init__(self, criterion: torch.nn.Module, period: int = 20) -> None:
+    def __init__(self, criterion: DenseCriterion, period: int = 20) -> None:
         self.criterion = criterion
         self.period = period
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -16,6 +15,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
+from ..modeling.criterion import DenseCriterion
 from .draw import draw_detections
 from .hooks import DrawDetections, LogAssignment, StopOnSignal
 
@@ -78,8 +78,8 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks, the stop after its checkpoints, and the drawings before its writers."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
         writer = hooks.pop() if comm.is_main_process() else None
-        criterion: Any = getattr(_unwrapped(self.model), "criterion", None)
-        if hasattr(criterion, "num_assigned") and comm.is_main_process():
+        criterion = getattr(_unwrapped(self.model), "criterion", None)
+        if isinstance(criterion, DenseCriterion) and comm.is_main_process():
             hooks.append(LogAssignment(criterion))
         hooks.append(DrawDetections(self.cfg.VIS_PERIOD, lambda: self.draw(self.cfg, self.model)))
         hooks.append(StopOnSignal(self.checkpointer))

@@ -21,7 +21,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 IGNORED = -1
 
@@ -53,7 +52,7 @@ def focal_loss(
     Raises:
         ValueError: a value out of its range, or shapes that do not fit; says which.
         TypeError: logits that are not floating point, labels that are not int64.
-        RuntimeError: on a second derivative, which is not implemented.
+        RuntimeError: from a backward with create_graph=True: the second derivative is not implemented.
 
     Labels outside -1..K raise on the CPU. On a GPU the check would stall the stream, so there it is an
     index error of the kernel.
@@ -91,9 +90,7 @@ def focal_loss_reference(
     return losses.sum() if reduction == "sum" else losses.mean()
 
 
-def check_loss_arguments(
-    logits: Tensor, labels: Tensor, *, alpha: float | None, gamma: float, reduction: str
-) -> None:
+def check_loss_arguments(logits: Tensor, labels: Tensor, *, alpha: float | None, gamma: float, reduction: str) -> None:
     """Raise what `focal_loss` documents if an argument is out of its range."""
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, not {logits.dtype}")
@@ -158,8 +155,9 @@ class _FocalLoss(torch.autograd.Function):
         return torch.stack(sums).sum() if sums else torch.zeros((), dtype=dtype, device=logits.device)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():  # create_graph=True; the kept gradient is a constant, so its derivative were 0
+            raise RuntimeError("focal_loss has no second derivative; use focal_loss_reference with create_graph=True")
         (grad,) = ctx.saved_tensors
         return (grad * grad_output).to(ctx.logits_dtype), None, None, None, None
 
@@ -179,17 +177,15 @@ def _losses_and_grad(
     is_kept = (labels != IGNORED).unsqueeze(-1)
 
     own_losses, own_grad = _binary_terms(x.gather(-1, own_class), 1, positive_weight, gamma, needs_grad)
-    pairs = [(losses, own_losses)] + ([(grad, own_grad)] if needs_grad else [])
-    for negatives, positive in pairs:
-        positive = torch.where(is_assigned, positive, negatives.gather(-1, own_class))
-        # where(), not a product: an ignored anchor stays at zero even if its logit is inf or NaN
-        negatives.scatter_(-1, own_class, positive).masked_fill_(~is_kept, 0)
+    for terms, own_terms in ((losses, own_losses), (grad, own_grad)):
+        if terms is not None and own_terms is not None:
+            terms.scatter_(-1, own_class, torch.where(is_assigned, own_terms, terms.gather(-1, own_class)))
+            # masked_fill, not a product: an ignored anchor stays at zero even if its logit is inf or NaN
+            terms.masked_fill_(~is_kept, 0)
     return losses, grad
 
 
-def _binary_terms(
-    x: Tensor, sign: int, weight: float, gamma: float, needs_grad: bool
-) -> tuple[Tensor, Tensor | None]:
+def _binary_terms(x: Tensor, sign: int, weight: float, gamma: float, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
     """FL and dFL/dx of a binary problem with y = sign, elementwise."""
     z = x if sign > 0 else -x
     log_p = F.logsigmoid(z)  # log p_t

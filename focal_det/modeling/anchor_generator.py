@@ -106,7 +106,7 @@ class OctaveAnchorGenerator(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Boxes]:
         """What Detectron2's meta-architectures ask for: Boxes of each level for features (N, C, H, W)."""
-        return [Boxes(level) for level in self.anchors([tuple(f.shape[-2:]) for f in features])]
+        return [Boxes(level) for level in self.anchors([(f.shape[-2], f.shape[-1]) for f in features])]
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         self._cache.clear()  # the cells move to another device or dtype

@@ -93,9 +93,7 @@ class DenseCriterion(nn.Module):
             match_best_anchor=self.match_best_anchor,
         )
 
-    def _box_loss(
-        self, deltas: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, is_assigned: Tensor
-    ) -> Tensor:
+    def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, is_assigned: Tensor) -> Tensor:
         if len(boxes) == 0:
             return deltas.float().sum() * 0  # keeps the box subnet in the graph, as DDP needs
         index = is_assigned.nonzero().squeeze(1)  # (P,): only these have a target

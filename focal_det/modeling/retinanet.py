@@ -58,7 +58,7 @@ class FocalRetinaNet(nn.Module):
         self.anchor_generator = anchor_generator
         self.criterion = criterion
         self.num_classes = num_classes
-        self.decoding = {
+        self.decoding: dict[str, Any] = {
             "score_thresh": score_thresh,
             "topk_per_level": topk_per_level,
             "nms_thresh": nms_thresh,
@@ -169,7 +169,7 @@ class FocalRetinaNet(nn.Module):
                 [level[i] for level in logits],
                 [level[i] for level in deltas],
                 anchors,
-                tuple(image_size),
+                image_size,
                 **self.decoding,
             )
             instances = Instances(

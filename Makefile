@@ -1,0 +1,40 @@
+# Every target works alone in a fresh clone. Variables: PYTHON, VENV, CONSTRAINTS, DETECTRON2 (see tools/setup.sh).
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+export PYTHON VENV CONSTRAINTS DETECTRON2
+
+PY := $(VENV)/bin/python
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make setup   the virtual environment $(VENV)"
+	@echo "make demo    train the quickstart on generated shapes, evaluate, draw detections (some minutes)"
+	@echo "make test    the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   time the class loss against the plain formula"
+	@echo "make clean   remove caches; what was trained and generated stays"
+
+setup:
+	@sh tools/setup.sh
+
+demo: setup
+	$(PY) train_net.py --config-file configs/quickstart.yaml --resume auto
+	@echo
+	@echo "Look at output/quickstart/detections.png: ground truth beside detections."
+
+test: setup
+	$(PY) -m pytest
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup
+	$(PY) benchmarks/class_loss.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find focal_det tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

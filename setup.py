@@ -1,0 +1,44 @@
+"""Packaging. Detectron2 is not among the requirements: it is on no index, see tools/setup.sh."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "focal_det/__init__.py").read_text()).group(1)
+
+setup(
+    name="focal_det",
+    version=VERSION,
+    description="RetinaNet with focal loss, whole, as a Detectron2 plug-in",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["focal_det", "focal_det.*"]),
+    install_requires=[
+        "torch>=2.8,<2.16",
+        "torchvision>=0.23",
+        "fvcore>=0.1.5,<0.1.6",
+        "numpy",
+        "opencv-python-headless",
+        "pycocotools>=2.0.11",
+        "pyyaml",
+        "tqdm",
+        # What Detectron2 imports at this commit, since it is installed without its own requirements.
+        "black",
+        "cloudpickle",
+        "hydra-core>=1.1",
+        "iopath>=0.1.7,<0.1.10",
+        "matplotlib",
+        "omegaconf>=2.1,<2.4",
+        "packaging",
+        "pillow>=7.1",
+        "tabulate",
+        "tensorboard",
+        "termcolor>=1.1",
+        "yacs>=0.1.8",
+    ],
+    extras_require={"dev": ["hypothesis", "mypy", "pytest", "pytest-cov", "ruff"]},
+)

@@ -1,0 +1,123 @@
+"""Annotation files as people have them: completed where the format allows, refused with all problems where not."""
+
+import json
+
+import pytest
+
+from focal_det.data.coco_json import read_coco
+from focal_det.errors import InputError
+
+GOOD = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "width": 100, "height": 80},
+        {"id": 9, "file_name": "b.png", "width": 100, "height": 80},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 5, "bbox": [10, 10, 20, 30], "area": 400, "iscrowd": 0},
+        {"id": 2, "image_id": 9, "category_id": 2, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 1},
+    ],
+    "categories": [{"id": 5, "name": "cat"}, {"id": 2, "name": "dog"}],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes an annotation file beside its pictures; returns the arguments of read_coco."""
+
+    def write(content):
+        for name in ("a.png", "b.png"):
+            (tmp_path / name).write_bytes(b"")
+        path = tmp_path / "instances.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path, tmp_path
+
+    return write
+
+
+def changed(**sections):
+    return {**json.loads(json.dumps(GOOD)), **sections}
+
+
+def annotations(*rows):
+    return changed(annotations=[{"image_id": 7, "category_id": 5, "bbox": [1, 1, 5, 5]} | row for row in rows])
+
+
+def problems(arguments):
+    with pytest.raises(InputError) as caught:
+        read_coco(*arguments)
+    return "\n".join(caught.value.problems)
+
+
+def test_a_good_file_is_kept(write):
+    found = read_coco(*write(GOOD))
+    assert found.coco["annotations"] == GOOD["annotations"]
+    assert found.class_names == ["dog", "cat"]  # by id
+    assert found.notes == []
+
+
+def test_info_area_iscrowd_and_ids_are_filled_in(write):
+    found = read_coco(*write(annotations({}, {"ignore": 1})))
+    assert found.coco["info"] == {}
+    assert found.coco["annotations"] == [
+        {"id": 1, "image_id": 7, "category_id": 5, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 5, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 1},
+    ]
+
+
+def test_repeated_annotation_ids_are_renumbered(write):
+    found = read_coco(*write(annotations({"id": 3}, {"id": 3})))
+    assert [a["id"] for a in found.coco["annotations"]] == [1, 2]
+
+
+@pytest.mark.parametrize("bbox", [[5, 5, 0, 9], [5, 5, 9, -1], [200, 5, 9, 9], [-9, 5, 9, 9]])
+def test_boxes_without_area_in_their_picture_are_left_out_and_named(write, bbox):
+    found = read_coco(*write(annotations({}, {"id": 77, "bbox": bbox})))
+    assert len(found.coco["annotations"]) == 1
+    assert found.notes[0].endswith("left out 1 boxes without area in their picture:")
+    assert found.notes[1] == f"  a.png annotation 77 {bbox}"
+
+
+def test_no_annotations_is_a_data_set_without_objects(write):
+    assert read_coco(*write(changed(annotations=[]))).coco["annotations"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100000, "not JSON"),
+        ([1], "the file holds a list"),
+        ({}, '"images" is missing'),
+        (changed(images=[]), '"images" is empty'),
+        (changed(categories="cat"), '"categories" is not a list'),
+        (changed(images=[{"id": 7, "file_name": "a.png", "height": 80}]), 'images[0]: "width" is missing'),
+        (changed(images=[{"id": "7", "file_name": "a.png", "width": 9, "height": 9}]), "\"id\" is '7', not an integer"),
+        (changed(images=[{"id": 7, "file_name": "a.png", "width": 0, "height": 9}]), '"width" is 0'),
+        (changed(annotations=[3]), "annotations[0]: is a int"),
+        (annotations({"bbox": [1, 2, 3]}), "bbox=[1, 2, 3] (annotations[0]): a box is four finite numbers"),
+        (annotations({"bbox": [1, 2, 3, "4"]}), "four finite numbers"),
+        (annotations({"category_id": 8, "id": 12}), "category_id=8 (annotation 12) is not in categories [2, 5]"),
+        (annotations({"image_id": 8}), "image_id=8 (annotations[0]) not in images"),
+        (changed(categories=[{"id": 5, "name": "cat"}] * 2 + [{"id": 2, "name": "d"}]), "categories: repeated id 5"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_file(write, content, message):
+    arguments = write(content)
+    found = problems(arguments)
+    assert message in found
+    assert all(line.startswith(str(arguments[0])) for line in found.splitlines())
+
+
+def test_all_problems_come_at_once(write):
+    path, folder = write(annotations({"category_id": 8}, {"image_id": 8}, {"bbox": [1, 2, float("inf"), 4]}))
+    (folder / "b.png").unlink()
+    found = problems((path, folder))
+    assert found.count("\n") == 3
+    assert "1 of 2 pictures are not in" in found
+    assert "b.png" in found
+
+
+def test_missing_file_and_folder_are_named(tmp_path, write):
+    assert problems((tmp_path / "no.json", tmp_path)) == f"{tmp_path / 'no.json'}: no such annotation file"
+    path, _ = write(GOOD)
+    assert problems((path, tmp_path / "no")).startswith(f"{tmp_path / 'no'}: no such folder")

@@ -1,0 +1,92 @@
+"""The losses of a batch and their normaliser, against the sums done by hand."""
+
+import pytest
+import torch
+
+from focal_det.losses import focal_loss, smooth_l1_loss
+from focal_det.modeling.box_coding import encode_boxes
+from focal_det.modeling.criterion import DenseCriterion
+from focal_det.modeling.normalizer import LossNormalizer
+
+ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [40.0, 0, 50, 10], [60.0, 0, 70, 10], [0.0, 0, 10, 6]])
+NO_BOXES, NO_CLASSES = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+
+
+def criterion(normalizer="global"):
+    return DenseCriterion(
+        num_classes=2,
+        class_loss=focal_loss,
+        normalizer=LossNormalizer(normalizer),
+        iou_thresholds=(0.4, 0.5),
+        match_best_anchor=True,
+        smooth_l1_beta=0.11,
+        box_weights=(1, 1, 1, 1),
+    )
+
+
+def predictions(n):
+    return torch.randn(n, 5, 2, requires_grad=True), torch.randn(n, 5, 4, requires_grad=True)
+
+
+# Image 0: anchor 0 and 4 (IoU .6) on an object of class 1. Image 1: three objects, one anchor each.
+GT_BOXES = [ANCHORS[:1], ANCHORS[1:4]]
+GT_CLASSES = [torch.tensor([1]), torch.tensor([0, 1, 0])]
+LABELS = [torch.tensor([1, 2, 2, 2, 1]), torch.tensor([2, 0, 1, 0, 2])]
+
+
+@pytest.mark.parametrize(("mode", "divisors"), [("global", [5, 5]), ("image", [2 * 2, 3 * 2]), ("ema", [90.5, 90.5])])
+def test_sums_over_anchors_divided_as_the_mode_says(mode, divisors):
+    # 2 + 3 assigned anchors; "image" also takes the mean of 2 images; "ema" is .9 * 100 + .1 * 5 = 90.5
+    logits, deltas = predictions(2)
+    losses = criterion(mode)(logits, deltas, ANCHORS, GT_BOXES, GT_CLASSES)
+    expected_cls = sum(focal_loss(logits[i], LABELS[i]) / divisors[i] for i in range(2))
+    box_sums = [
+        smooth_l1_loss(deltas[0, [0, 4]], encode_boxes(ANCHORS[[0, 0]], ANCHORS[[0, 4]]), beta=0.11),
+        smooth_l1_loss(deltas[1, 1:4], torch.zeros(3, 4), beta=0.11),  # objects equal to their anchors
+    ]
+    torch.testing.assert_close(losses["loss_cls"], expected_cls)
+    torch.testing.assert_close(losses["loss_box_reg"], sum(box_sums[i] / divisors[i] for i in range(2)))
+
+
+@pytest.mark.parametrize("mode", ["global", "image", "ema"])
+def test_a_batch_without_objects(mode):
+    logits, deltas = predictions(2)
+    losses = criterion(mode)(logits, deltas, ANCHORS, [NO_BOXES] * 2, [NO_CLASSES] * 2)
+    assert losses["loss_cls"] > 0
+    assert losses["loss_box_reg"] == 0
+    sum(losses.values()).backward()
+    assert logits.grad.isfinite().all()
+    assert deltas.grad.eq(0).all()  # there, and zero: every parameter takes part under DDP
+
+
+def test_the_number_of_assigned_anchors_is_kept_for_logging():
+    module = criterion()
+    module(*predictions(2), ANCHORS, GT_BOXES, GT_CLASSES)
+    assert module.num_assigned.tolist() == [2, 3]
+
+
+def test_moving_average_is_a_saved_buffer_and_goes_on_after_loading():
+    first = criterion("ema")
+    first(*predictions(2), ANCHORS, GT_BOXES, GT_CLASSES)
+    assert first.state_dict()["normalizer.ema"].item() == pytest.approx(90.5)
+    second = criterion("ema")
+    second.load_state_dict(first.state_dict())
+    second(*predictions(1), ANCHORS, [NO_BOXES], [NO_CLASSES])
+    assert second.normalizer.ema.item() == pytest.approx(0.9 * 90.5 + 0.1 * 1)  # no anchor counts as one
+
+
+def test_the_divisor_of_one_step_is_not_changed_by_the_next():
+    normalizer = LossNormalizer("ema")
+    first = normalizer(torch.tensor([5]))
+    normalizer(torch.tensor([50]))
+    assert first.tolist() == [pytest.approx(90.5)]
+
+
+@pytest.mark.parametrize("mode", ["global", "image"])
+def test_stateless_modes_save_nothing(mode):
+    assert criterion(mode).state_dict() == {}
+
+
+def test_unknown_mode_is_named():
+    with pytest.raises(ValueError, match='"batch" is not one of global, image, ema'):
+        LossNormalizer("batch")

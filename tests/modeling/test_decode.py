@@ -1,0 +1,103 @@
+"""Decoding: each step by hand, and the whole against torchvision's parts."""
+
+import math
+
+import pytest
+import torch
+from torchvision.ops import batched_nms
+
+from focal_det.modeling.box_coding import decode_boxes
+from focal_det.modeling.decode import decode_image
+
+OPTIONS = {"score_thresh": 0.05, "topk_per_level": 1000, "nms_thresh": 0.5, "max_detections": 100}
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def grid(n, side=10.0, gap=20.0):
+    x = torch.arange(n) * gap
+    return torch.stack([x, torch.zeros(n), x + side, torch.full((n,), side)], dim=1)
+
+
+def decode(scores, anchors, image_size=(1000, 10000), deltas=None, **options):
+    """Levels of scores (R, K) as probabilities."""
+    logits = [torch.logit(level) for level in scores]
+    deltas = deltas or [torch.zeros(len(level), 4) for level in scores]
+    return decode_image(logits, deltas, anchors, image_size, **{**OPTIONS, **options})
+
+
+def test_keeps_what_is_above_the_threshold_best_first():
+    found = decode([torch.tensor([[0.04, 0.3], [0.9, 0.01], [0.049, 0.05]])], [grid(3)])
+    assert found.scores.tolist() == pytest.approx([0.9, 0.3])
+    assert found.classes.tolist() == [0, 1]
+    assert found.boxes.tolist() == [[20.0, 0.0, 30.0, 10.0], [0.0, 0.0, 10.0, 10.0]]
+
+
+def test_suppression_is_per_class():
+    same_place = grid(1).repeat(3, 1)
+    found = decode([torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7]])], [same_place])
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert found.classes.tolist() == [0, 1]
+
+
+def test_each_level_keeps_its_best():
+    first, second = torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor([[0.3], [0.2]])
+    found = decode([first, second], [grid(3), grid(2) + 500], topk_per_level=2)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.3, 0.2])
+
+
+def test_the_number_of_detections_is_capped():
+    assert decode([torch.full((50, 2), 0.9)], [grid(50)], max_detections=7).scores.shape == (7,)
+
+
+def test_boxes_are_clipped_to_the_image():
+    deltas = [torch.tensor([[0.0, 0.0, math.log(4.0), 0.0]])]  # 40 wide around x = 5
+    found = decode([torch.tensor([[0.9]])], [grid(1)], image_size=(8, 20), deltas=deltas)
+    assert found.boxes.tolist() == [[0.0, 0.0, 20.0, 8.0]]
+
+
+def test_nothing_found_is_empty():
+    found = decode([torch.full((5, 3), 0.01)], [grid(5)])
+    assert found.boxes.shape == (0, 4)
+    assert found.scores.shape == found.classes.shape == (0,)
+
+
+def test_no_anchors_at_all_is_empty():
+    assert decode([torch.zeros(0, 3)], [torch.zeros(0, 4)]).boxes.shape == (0, 4)
+
+
+def test_threshold_zero_keeps_every_finite_logit():
+    assert len(decode([torch.full((3, 1), 1e-30)], [grid(3)], score_thresh=0.0).scores) == 3
+
+
+def test_equals_the_steps_done_plainly():
+    levels = [torch.rand(300, 4), torch.rand(80, 4)]
+    anchors = [torch.rand(len(level), 4) * 50 + torch.tensor([0.0, 0, 60, 60]) for level in levels]
+    deltas = [torch.randn(len(level), 4) * 0.2 for level in levels]
+    boxes, scores, classes = [], [], []
+    for level, level_anchors, level_deltas in zip(levels, anchors, deltas, strict=True):
+        flat = level.flatten()
+        order = flat.argsort(descending=True)[:50]
+        order = order[flat[order] > 0.5]
+        boxes.append(decode_boxes(level_deltas[order // 4], level_anchors[order // 4]))
+        scores.append(flat[order])
+        classes.append(order % 4)
+    boxes, scores, classes = torch.cat(boxes), torch.cat(scores), torch.cat(classes)
+    keep = batched_nms(boxes, scores, classes, 0.5)[:20]
+    found = decode(levels, anchors, deltas=deltas, score_thresh=0.5, topk_per_level=50, max_detections=20)
+    torch.testing.assert_close(found.boxes, boxes[keep].clamp(min=0))
+    torch.testing.assert_close(found.scores, scores[keep])
+    assert found.classes.equal(classes[keep])
+
+
+def test_half_precision_logits_give_single_precision_scores():
+    found = decode_image([torch.tensor([[3.0]]).half()], [torch.zeros(1, 4).half()], [grid(1)], (50, 50), **OPTIONS)
+    assert found.scores.dtype == found.boxes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("score_thresh", [-0.1, 1.0])
+def test_bad_threshold_is_named(score_thresh):
+    with pytest.raises(ValueError, match=f"score_thresh={score_thresh}"):
+        decode([torch.zeros(1, 1)], [grid(1)], score_thresh=score_thresh)

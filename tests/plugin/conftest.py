@@ -1,0 +1,64 @@
+"""What the tests on Detectron2 share: a tiny configuration, random batches, runs of the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+import focal_det.plugin  # noqa: F401
+from focal_det.engine.config_file import load_config
+
+ROOT = Path(__file__).parents[2]
+
+# The smallest detector that is still one: R-18, 16 channels, one convolution in each subnet.
+TINY = [
+    *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", "0"),
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.NORM", "GN"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.RETINANET.NUM_CLASSES", "3"),
+]
+
+
+@pytest.fixture
+def tiny_cfg():
+    """Makes the tiny configuration from a base file and overrides."""
+
+    def make(*overrides, base="Base-RetinaNet-FPN.yaml"):
+        return load_config(ROOT / "configs" / base, [*TINY, *overrides])
+
+    return make
+
+
+def random_batch(objects_per_image, *, size=(96, 128), num_classes=3, seed=0):
+    """Images with so many random objects each, as the training loader gives them."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    batch = []
+    for count in objects_per_image:
+        corners = rng.uniform(0, 0.6, (count, 2)) * (width, height)
+        sides = rng.uniform(0.1, 0.4, (count, 2)) * (width, height)
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.tensor(np.hstack([corners, corners + sides]), dtype=torch.float32))
+        instances.gt_classes = torch.tensor(rng.integers(num_classes, size=count), dtype=torch.int64)
+        image = torch.tensor(rng.integers(0, 256, (3, height, width)), dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+@pytest.fixture
+def batch_of():
+    return random_batch
+
+
+@pytest.fixture
+def train_net():
+    """Runs train_net.py in a process of its own."""
+
+    def run(*words, env=None, timeout=300):
+        command = [sys.executable, str(ROOT / "train_net.py"), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout, check=False)
+
+    return run
