@@ -141,8 +141,9 @@ def _unknown_key(known: dict[str, Any], key: str, value: Any) -> str:
     if any(name.startswith(key + ".") for name in known):
         return f"{key} is a group of keys, but is set to {value!r}; set one of its keys, such as {_example(known, key)}"
     leaf = key.rsplit(".", 1)[-1]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    close = close or [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+    ours_first = sorted(known, key=lambda name: not name.startswith(("MODEL.RETINANET.", "MODEL.FOCAL_DET.")))
+    close = [name for name in ours_first if name.rsplit(".", 1)[-1] == leaf]
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
 
 

@@ -1,0 +1,261 @@
+"""Every key that focal_det adds changes something, and every wrong key or value is named with its mending."""
+
+from collections import Counter
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from torch import nn
+
+from focal_det.config import add_focal_det_config
+from focal_det.engine.checks import config_problems
+from focal_det.engine.config_file import UNSET_NUM_CLASSES, load_config
+from focal_det.errors import InputError
+from focal_det.modeling.dense_losses import FocalLoss
+from focal_det.modeling.head import RetinaNetHead
+from focal_det.registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+
+
+class WideHead(RetinaNetHead):
+    """A head of somebody else's."""
+
+
+class ZeroLoss(nn.Module):
+    """A loss of somebody else's."""
+
+    def __init__(self, cfg):
+        super().__init__()
+
+    def forward(self, logits, labels):
+        return logits.sum() * 0
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setitem(DENSE_HEAD_REGISTRY._obj_map, "WideHead", WideHead)
+    monkeypatch.setitem(DENSE_LOSS_REGISTRY._obj_map, "ZeroLoss", ZeroLoss)
+
+
+def losses_of(cfg, batch, seed=0):
+    torch.manual_seed(seed)
+    return {name: loss.item() for name, loss in build_model(cfg)(batch).items()}
+
+
+# Key, another value, and which losses of a batch it changes. The rest of the keys have tests of their own below.
+CHANGING = [
+    ("MODEL.FOCAL_DET.LOSS_NAME", "ZeroLoss", {"loss_cls"}),
+    ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "2", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.FOCAL_DET.MATCH_BEST_ANCHOR", "False", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.FOCAL_DET.NORMALIZER", "ema", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.FOCAL_DET.NORMALIZER", "image", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1.0", {"loss_cls"}),
+    ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0.5", {"loss_cls"}),
+    ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1", {"loss_cls"}),
+    ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", "1.0", {"loss_box_reg"}),
+    ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "(10., 10., 5., 5.)", {"loss_box_reg"}),
+    ("MODEL.RETINANET.IOU_THRESHOLDS", "[0.2, 0.3]", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.RETINANET.PRIOR_PROB", "0.1", {"loss_cls"}),
+    ("MODEL.RETINANET.NUM_CONVS", "2", {"loss_cls", "loss_box_reg"}),
+]
+OWN_TESTS = {"HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"}  # below, and in test_draw.py
+
+
+@pytest.mark.parametrize(("key", "value", "changed"), CHANGING)
+@pytest.mark.usefixtures("registered")
+def test_a_key_changes_what_it_says(tiny_cfg, batch_of, key, value, changed):
+    batch = batch_of((8, 12))
+    before, after = losses_of(tiny_cfg(), batch), losses_of(tiny_cfg(key, value), batch)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_head_is_the_one_that_is_named(tiny_cfg):
+    assert type(build_model(tiny_cfg("MODEL.FOCAL_DET.HEAD_NAME", "WideHead")).head) is WideHead
+
+
+def test_no_key_is_without_a_test():
+    cfg = get_cfg()
+    add_focal_det_config(cfg)
+    tested = {key.removeprefix("MODEL.FOCAL_DET.") for key, _, _ in CHANGING if "FOCAL_DET" in key}
+    assert set(cfg.MODEL.FOCAL_DET) == tested | OWN_TESTS
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "holds"),
+    [
+        ("MODEL.RETINANET.SCORE_THRESH_TEST", "0.5", lambda found: (found.scores > 0.5).all()),
+        ("TEST.DETECTIONS_PER_IMAGE", "7", lambda found: len(found) == 7),
+        ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", "3", lambda found: 3 <= len(found) <= 15),
+        ("MODEL.RETINANET.NMS_THRESH_TEST", "0.0", lambda found: no_overlap(found)),
+    ],
+)
+def test_inference_keys_change_what_they_say(tiny_cfg, batch_of, key, value, holds):
+    results = []
+    for options in ((), (key, value)):
+        torch.manual_seed(1)
+        model = build_model(tiny_cfg(*options)).eval()
+        with torch.no_grad():
+            for parameter in model.head.parameters():
+                parameter.normal_(std=0.03)
+            model.head.cls_score.bias.fill_(-1.0)
+            results.append(model(batch_of((0,)))[0]["instances"])
+    before, after = results
+    assert not holds(before)
+    assert holds(after)
+
+
+def no_overlap(found):
+    boxes, classes = found.pred_boxes.tensor, found.pred_classes
+    shared = torch.min(boxes[:, None, 2:], boxes[:, 2:]) - torch.max(boxes[:, None, :2], boxes[:, :2])
+    overlapping = (shared > 1e-3).all(dim=2) & (classes[:, None] == classes) & ~torch.eye(len(boxes), dtype=torch.bool)
+    return not overlapping.any()
+
+
+def test_the_registered_loss_reads_its_constants(tiny_cfg):
+    loss = FocalLoss(tiny_cfg("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "0.5"))
+    assert (loss.alpha, loss.gamma) == (None, 0.5)
+
+
+def test_adding_keys_touches_only_the_given_configuration():
+    add_focal_det_config(get_cfg())
+    assert "FOCAL_DET" not in get_cfg().MODEL
+
+
+# --- reading files and overrides ------------------------------------------------------------------------------------
+
+
+def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("SOLVER: {BASE_LR: 0.5, MAX_ITER: 7}\nSEED: 3\n")
+    (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\nSOLVER: {MAX_ITER: 8}\n")
+    cfg = load_config(tmp_path / "top.yaml", ["SEED", "4"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SEED) == (0.5, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["DATASETS.TEST", "my_set"], "TEST", ("my_set",)),
+        (["DATASETS.TEST", "('my_set')"], "TEST", ("my_set",)),
+        (["DATASETS.TEST", "('a', 'b')"], "TEST", ("a", "b")),
+    ],
+)
+def test_a_single_name_is_a_list_of_one(overrides, key, value):
+    assert load_config("", overrides).DATASETS[key] == value
+
+
+def test_numbers_are_read_as_the_key_needs_them(tmp_path):
+    (tmp_path / "c.yaml").write_text("SOLVER: {BASE_LR: 1e-3, STEPS: '(5, 6)'}\nOUTPUT_DIR: 12\n")
+    cfg = load_config(tmp_path / "c.yaml", ["SOLVER.MOMENTUM", "1"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.OUTPUT_DIR) == (0.001, (5, 6), "12")
+    assert isinstance(cfg.SOLVER.MOMENTUM, float)
+
+
+def test_classes_that_nobody_set_are_left_to_the_data():
+    assert load_config("").MODEL.RETINANET.NUM_CLASSES == UNSET_NUM_CLASSES
+    assert load_config("", ["MODEL.RETINANET.NUM_CLASSES", "80"]).MODEL.RETINANET.NUM_CLASSES == 80
+
+
+def problems_of(path, overrides=()):
+    with pytest.raises(InputError) as caught:
+        load_config(path, overrides)
+    return caught.value.problems
+
+
+def test_every_wrong_key_and_value_comes_at_once_with_its_place(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("MODEL: {RETINANET: {NUM_CLASES: 3, NUM_CONVS: many}}\nSOLVER: 5\nVERSION: 1\n")
+    found = problems_of(path, ["NUM_CLASSES", "3", "SEED", "two", "NO.SUCH", "1"])
+    assert found == [
+        f"{path}: unknown key MODEL.RETINANET.NUM_CLASES; did you mean MODEL.RETINANET.NUM_CLASSES?",
+        f"{path}: MODEL.RETINANET.NUM_CONVS is 'many', but takes an integer such as 4",
+        f"{path}: SOLVER is a group of keys, but is set to 5; set one of its keys, such as SOLVER.LR_SCHEDULER_NAME",
+        f"{path}: VERSION is 1, but only configurations of version 2 are read",
+        "command line: unknown key NUM_CLASSES; did you mean MODEL.RETINANET.NUM_CLASSES?",
+        "command line: SEED is 'two', but takes an integer such as -1",
+        "command line: unknown key NO.SUCH",
+    ]
+
+
+def test_a_key_without_a_value_is_named():
+    assert "'SEED' is left over" in problems_of("", ["SOLVER.BASE_LR", "1", "SEED"])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A: !!python/object/apply:os.getcwd []", "only plain data is allowed"),
+        ("A: [1, 2", "not YAML"),
+        ("- 1\n- 2\n", "not a mapping"),
+        ("", "not a mapping"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("\x00", "c.yaml"),
+    ],
+)
+def test_files_that_are_no_configuration_are_named(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"config file {path}: ")
+    assert message in problem
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert problems_of(tmp_path / "no.yaml") == [f"config file {tmp_path / 'no.yaml'}: no such file"]
+
+
+# --- values that cannot work ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.META_ARCHITECTURE", "FocalRetinaNett"),
+        ("MODEL.BACKBONE.NAME", "resnet"),
+        ("MODEL.FOCAL_DET.HEAD_NAME", "Head"),
+        ("MODEL.FOCAL_DET.LOSS_NAME", "focal"),
+        ("MODEL.FOCAL_DET.NORMALIZER", "batch"),
+        ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "0"),
+        ("MODEL.FOCAL_DET.DRAW_IMAGES", "-1"),
+        ("MODEL.FOCAL_DET.DRAW_SCORE_THRESH", "1.5"),
+        ("MODEL.RETINANET.NORM", "GNN"),
+        ("MODEL.RESNETS.NORM", "BatchNorm"),
+        ("MODEL.FPN.NORM", "GNN"),
+        ("MODEL.RESNETS.DEPTH", "20"),
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"),
+        ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"),
+        ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "(1., 1.)"),
+        ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "-1.0"),
+        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"),
+        ("MODEL.RETINANET.PRIOR_PROB", "0.0"),
+        ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", "-0.1"),
+        ("MODEL.RETINANET.SCORE_THRESH_TEST", "1.0"),
+        ("MODEL.RETINANET.NMS_THRESH_TEST", "1.1"),
+        ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", "0"),
+        ("MODEL.RETINANET.IOU_THRESHOLDS", "[0.5, 0.4]"),
+        ("MODEL.RETINANET.IOU_LABELS", "[0, 1]"),
+        ("TEST.DETECTIONS_PER_IMAGE", "0"),
+        ("INPUT.FORMAT", "GREY"),
+        ("SOLVER.IMS_PER_BATCH", "15"),
+        ("SOLVER.MAX_ITER", "0"),
+        ("SOLVER.STEPS", "(80, 60)"),
+        ("SOLVER.BASE_LR", "0.0"),
+        ("SOLVER.AMP.ENABLED", "True"),
+        ("DATASETS.TRAIN", "()"),
+        ("DATASETS.TEST", "()"),
+        ("MODEL.WEIGHTS", "nowhere.pth"),
+        ("OUTPUT_DIR", "setup.py/output"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(tiny_cfg, key, value):
+    assert config_problems(tiny_cfg(), num_processes=2, training=True) == []
+    found = config_problems(tiny_cfg(key, value), num_processes=2, training=True)
+    assert len(found) == 1
+    assert found[0].startswith(f"{key} is ")
+    assert Counter(found[0])[";"] + found[0].count(": ") + found[0].count("must") >= 1  # and the mending
+
+
+def test_evaluation_needs_weights(tiny_cfg):
+    (problem,) = config_problems(tiny_cfg(), num_processes=1, training=False)
+    assert problem.endswith("add MODEL.WEIGHTS <checkpoint>")

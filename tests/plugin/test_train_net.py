@@ -1,0 +1,154 @@
+"""train_net.py from its command line: bad input exits 2 before anything is written; good input does what it says."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from focal_det.cli.train import main
+
+QUICK = ["--config-file", "configs/quickstart.yaml", "DATALOADER.NUM_WORKERS", "0"]
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """A COCO file of two pictures and two classes as a user might have it, without info, area and iscrowd."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(folder / name), np.full((64, 96, 3), 128, np.uint8))
+    coco = {
+        "images": [{"id": i, "file_name": n, "width": 96, "height": 64} for i, n in ((1, "a.png"), (2, "b.png"))],
+        "annotations": [
+            {"image_id": 1, "category_id": 3, "bbox": [10, 10, 30, 30]},
+            {"image_id": 1, "category_id": 4, "bbox": [50, 5, 0, 30]},
+            {"image_id": 2, "category_id": 4, "bbox": [20, 20, 40, 40]},
+        ],
+        "categories": [{"id": 3, "name": "cell"}, {"id": 4, "name": "plate"}],
+    }
+
+    class Data:
+        content = coco
+        json_file = folder / "instances.json"
+        flags = [
+            *("--train-json", folder / "instances.json", "--train-images", folder),
+            *("--val-json", folder / "instances.json", "--val-images", folder),
+        ]
+
+        def write(self):
+            self.json_file.write_text(json.dumps(coco))
+            return [str(word) for word in self.flags]
+
+    return Data()
+
+
+def errors_of(capsys, *words):
+    """Exit code 2, nothing on standard output, one line per problem."""
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert lines
+    assert all(line.startswith("error: ") for line in lines)
+    return [line.removeprefix("error: ") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL.RETINANET.NUM_CLASES", "3"], "did you mean MODEL.RETINANET.NUM_CLASSES?"),
+        (["MODEL.RETINANET.NUM_CLASSES", "80"], "has 3 classes (disk, box, triangle), MODEL.RETINANET.NUM_CLASSES is 80"),
+        (["--config-file", "no.yaml"], "config file no.yaml: no such file"),
+        (["--num-gpus", "64"], "--num-gpus is 64"),
+        (["--num-gpus", "0"], "--num-gpus is 0"),
+        (["--num-machines", "2"], "needs --dist-url"),
+        (["--machine-rank", "1"], "--machine-rank 1 of --num-machines 1"),
+        (["--eval-only"], "MODEL.WEIGHTS, which is empty"),
+        (["--eval-only", "--resume"], "--eval-only and --resume exclude each other"),
+        (["--resume"], "no last_checkpoint in"),
+        (["--train-json", "x.json"], "--train-json is given without --train-images"),
+        (["--val-images", "x"], "--val-images is given without --val-json"),
+        (["--val-json", "x.json", "--val-images", "."], "x.json: no such annotation file"),
+        (["DATASETS.TRAIN", "coco_2017_tarin"], 'did you mean "coco_2017_train"?'),
+        (["DATASETS.TRAIN", "shapes_train_many_128px"], "are named shapes_<train|val>_<pictures>_<side>px"),
+        (["DATASETS.TEST", "coco_2017_val"], "instances_val2017.json is missing"),
+    ],
+)
+def test_bad_input_exits_2_before_anything_is_written(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    if words[0] != "--config-file":
+        words = [*QUICK, *words]
+    found = errors_of(capsys, *words, "OUTPUT_DIR", tmp_path / "output")
+    assert any(message in line for line in found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_problems_come_at_once(capsys, tmp_path):
+    words = ["--num-gpus", "64", "SOLVER.BASE_LR", "-1.0", "DATASETS.TEST", "nowhere", "OUTPUT_DIR", tmp_path]
+    assert len(errors_of(capsys, *QUICK, *words)) >= 3
+
+
+def test_a_category_that_is_not_listed_is_named(capsys, own_data):
+    own_data.content["annotations"][0]["category_id"] = 9
+    (first, *_) = errors_of(capsys, *QUICK, *own_data.write())
+    assert f"{own_data.json_file}: category_id=9 (annotations[0]) is not in categories [3, 4]" in first
+
+
+def test_classes_of_the_two_sets_must_agree(capsys, own_data):
+    flags = own_data.write()
+    flags = [*flags[:4]]
+    found = errors_of(capsys, *QUICK, *flags)
+    assert any("training and test classes differ: [cell, plate] against [disk, box, triangle]" in f for f in found)
+
+
+def test_a_run_is_never_written_over(capsys, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
+    (found,) = errors_of(capsys, *QUICK, "OUTPUT_DIR", tmp_path)
+    assert "already holds a run (model_0000099.pth): add --resume" in found
+    (found,) = errors_of(capsys, *QUICK, "--resume", "OUTPUT_DIR", tmp_path)
+    assert "names model_0000099.pth, which is not there" in found
+
+
+def test_preflight_says_what_the_data_are_and_writes_nothing(capsys, own_data, tmp_path):
+    words = [*QUICK, *own_data.write(), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "2 pictures, 2 with objects; boxes by class: 0 = cell (id 3): 1, 1 = plate (id 4): 1" in captured.out
+    assert "a.png annotations[1] [50, 5, 0, 30]" in captured.out
+    if not torch.cuda.is_available():
+        assert "NO GPU HERE" in captured.err
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["SOLVER.IMS_PER_BATCH", "8"], "--scale-lr fits them"),
+        (["SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.1"], None),
+        (["SOLVER.IMS_PER_BATCH", "8", "--scale-lr"], "--scale-lr: batch 16 -> 8: BASE_LR 0.05 -> 0.025"),
+    ],
+)
+def test_a_batch_that_the_schedule_was_not_written_for(capsys, own_data, tmp_path, words, expected):
+    base = tmp_path / "c.yaml"
+    base.write_text("SOLVER: {IMS_PER_BATCH: 16, BASE_LR: 0.05, MAX_ITER: 100, STEPS: [60], WARMUP_ITERS: 10}\n")
+    command = ["--config-file", str(base), *own_data.write(), "--preflight-only", *words]
+    assert main([*command, "MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.WEIGHTS", ""]) == 0
+    warning = capsys.readouterr().err
+    assert (expected in warning) if expected else ("fits them" not in warning)
+
+
+def test_own_pictures_train_and_evaluate_from_flags(own_data, tmp_path, train_net):
+    output = tmp_path / "output"
+    flags = [*own_data.write(), "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2]
+    done = train_net(*QUICK, *flags, "MODEL.FPN.OUT_CHANNELS", 32)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "left out 1 boxes without area" in done.stdout
+    assert (output / "detections.png").is_file()
+    assert "NUM_CLASSES: 2" in (output / "config.yaml").read_text()
+    cleaned = json.loads((output / "annotations" / "val_json.json").read_text())
+    assert len(cleaned["annotations"]) == 2
+    metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert "bbox/AP50" in metrics[-1]
+    shutil.rmtree(output)
