@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 
 
 def add_focal_det_config(cfg: CfgNode) -> None:
-    """Add MODEL.FOCAL_DET.* to a configuration made by `detectron2.config.get_cfg`."""
+    """Add SOLVER.AMP.DTYPE and MODEL.FOCAL_DET.* to a configuration made by `detectron2.config.get_cfg`."""
     node = cfg.MODEL.FOCAL_DET = type(cfg)()
+
+    # Number format of SOLVER.AMP.ENABLED: "float16" with a scaled loss, on GPUs, as Detectron2 has it; "bfloat16",
+    # also on processors with instructions for it (others fall back to float32 and say so). Losses, decoding and
+    # evaluation are in float32 either way.
+    cfg.SOLVER.AMP.DTYPE = "float16"
 
     # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
     node.HEAD_NAME = "RetinaNetHead"

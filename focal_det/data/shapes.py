@@ -1,8 +1,9 @@
 """A data set that needs no download: pictures of coloured shapes among clutter, in COCO format.
 
 Each picture is drawn from (split, index) alone, so any number of them is the same on every machine, and the
-training and validation splits share none. Objects are disks, boxes and triangles, rotated, with sides from a
-tenth to half of the picture; clutter is strokes, crosses and specks in the same colours, which belong to no class.
+training and validation splits share none. Objects are disks, boxes and triangles, squeezed and turned a little,
+from a tenth to half of the picture's side; clutter is strokes, crosses and specks in the same colours, which belong
+to no class.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ CLASSES = ("disk", "box", "triangle")
 _SPLITS = ("train", "val")
 _NAME = re.compile(r"shapes_(?P<split>train|val)_(?P<pictures>[1-9]\d{0,6})_(?P<side>[1-9]\d{1,3})px")
 _MIN_SIDE, _MAX_SIDE = 32, 2048
+_MAX_TURN = np.pi / 8  # either way: triangles stay upright, boxes stay boxes and no diamonds
 _MAX_OVERLAP = 0.2  # of the smaller box's area: more would hide one object behind another
 
 
@@ -188,9 +190,9 @@ def _outline(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
     elif CLASSES[label] == "box":
         angles = np.pi / 4 + np.arange(4) * np.pi / 2
     else:
-        angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3
+        angles = -np.pi / 2 + np.arange(3) * 2 * np.pi / 3  # a corner up
     points = size / 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1) * squeeze
-    turn = rng.uniform(0, 2 * np.pi)
+    turn = rng.uniform(-_MAX_TURN, _MAX_TURN)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     return points @ rotation.T
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
@@ -59,6 +58,7 @@ def _name_problems(cfg: CfgNode) -> list[str]:
         ("MODEL.RESNETS.NORM", cfg.MODEL.RESNETS.NORM, dict.fromkeys(("", "BN", "SyncBN", "FrozenBN", "GN", "LN"))),
         ("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, dict.fromkeys(("", "BN", "SyncBN", "FrozenBN", "GN", "LN"))),
         ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE, {"smooth_l1": None}),
+        ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, dict.fromkeys(("float16", "bfloat16"))),
         ("INPUT.FORMAT", cfg.INPUT.FORMAT, dict.fromkeys(("BGR", "RGB"))),
         ("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, dict.fromkeys((18, 34, 50, 101, 152))),
     ]
@@ -129,8 +129,10 @@ def _schedule_problems(cfg: CfgNode, num_processes: int) -> list[str]:
         problems.append(f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must rise")
     if not solver.BASE_LR > 0:
         problems.append(f"SOLVER.BASE_LR is {solver.BASE_LR}; it must be > 0")
-    if solver.AMP.ENABLED and not (torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda")):
-        problems.append("SOLVER.AMP.ENABLED is True, but mixed precision needs a GPU; set it to False")
+    if solver.AMP.ENABLED and solver.AMP.DTYPE == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
+        problems.append(
+            "SOLVER.AMP.ENABLED is True, but float16 needs a GPU: set it to False, or SOLVER.AMP.DTYPE to bfloat16"
+        )
     if not cfg.DATASETS.TRAIN:
         problems.append("DATASETS.TRAIN is empty; name a data set, or use --train-json")
     if not cfg.DATASETS.TEST:

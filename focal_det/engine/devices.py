@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 
 def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
-    """Set MODEL.DEVICE to what this machine has.
+    """Set MODEL.DEVICE, and SOLVER.AMP.ENABLED for bfloat16, to what this machine has.
 
     Args:
         num_gpus: processes on this machine; on a machine without a GPU they share its processor cores.
@@ -25,6 +25,9 @@ def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
         cfg.MODEL.DEVICE = "cpu"
         shared = f", in {num_gpus} processes" if num_gpus > 1 else ""
         warnings.append(f"NO GPU HERE: running on the processor ({cores} cores{shared}), which is many times slower")
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16" and not has_bfloat16(cfg.MODEL.DEVICE):
+        cfg.SOLVER.AMP.ENABLED = False
+        warnings.append("no bfloat16 instructions here: training in float32, which is slower and no less exact")
     if cfg.MODEL.DEVICE.startswith("cuda"):
         if num_gpus > gpus:
             return warnings, [f"--num-gpus is {num_gpus}, but {gpus} are visible; ask for at most {gpus}"]
@@ -44,6 +47,14 @@ def share_cores(cfg: CfgNode, num_processes: int) -> None:
     """Give each of the machine's processes its part of the cores, where they compute on them."""
     if num_processes > 1 and cfg.MODEL.DEVICE == "cpu":
         torch.set_num_threads(max(1, num_cores() // num_processes))
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether the device computes in bfloat16 rather than emulating it."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def num_cores() -> int:

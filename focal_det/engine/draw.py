@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.evaluation import inference_context
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
 _MIN_SIDE = 320  # smaller pictures are enlarged, so that labels can be read
@@ -45,19 +47,33 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, mapper: Any, output_di
             instances = model([mapper(record)])[0]["instances"].to("cpu")
             found = instances[instances.scores >= cfg.MODEL.FOCAL_DET.DRAW_SCORE_THRESH]
             picture = detection_utils.read_image(record["file_name"], format="RGB")
-            pairs.append(_pair(picture, record, found, metadata))
+            pairs.append(_pair(picture, record["annotations"], found, list(metadata.thing_classes)))
             _write(folder / f"{place:02d}_{Path(record['file_name']).stem}.png", pairs[-1])
     sheet = output_dir / "detections.png"
     _write(sheet, _sheet(pairs))
     return sheet
 
 
-def _pair(picture: np.ndarray, record: dict[str, Any], found: Any, metadata: Any) -> np.ndarray:
+def _pair(picture: np.ndarray, annotations: list[dict[str, Any]], found: Instances, names: list[str]) -> np.ndarray:
     """(H, 2W, 3) RGB."""
-    scale = max(1.0, _MIN_SIDE / min(picture.shape[:2]))
-    truth = Visualizer(picture, metadata, scale=scale).draw_dataset_dict(record).get_image()
-    guess = Visualizer(picture, metadata, scale=scale).draw_instance_predictions(found).get_image()
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    classes = [a["category_id"] for a in annotations]
+    truth = _overlay(picture, np.array(boxes).reshape(-1, 4), classes, [names[i] for i in classes], len(names))
+    classes = found.pred_classes.tolist()
+    texts = [f"{names[i]} {100 * score:.0f}%" for i, score in zip(classes, found.scores.tolist(), strict=True)]
+    guess = _overlay(picture, found.pred_boxes.tensor.numpy(), classes, texts, len(names))
     return np.concatenate([_titled(truth, "ground truth"), _titled(guess, "detections")], axis=1)
+
+
+def _overlay(
+    picture: np.ndarray, boxes: np.ndarray, classes: list[int], texts: list[str], num_classes: int
+) -> np.ndarray:
+    """Boxes in a colour for each class; Detectron2's own are random, and would disturb the run's random numbers."""
+    scale = max(1.0, _MIN_SIDE / min(picture.shape[:2]))
+    colours = [colorsys.hsv_to_rgb(i / num_classes, 1.0, 1.0) for i in classes]
+    drawing = Visualizer(picture, scale=scale).overlay_instances(boxes=boxes, labels=texts, assigned_colors=colours)
+    image: np.ndarray = drawing.get_image()
+    return image
 
 
 def _titled(picture: np.ndarray, title: str) -> np.ndarray:

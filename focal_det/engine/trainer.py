@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from ..modeling.criterion import DenseCriterion
+from .bfloat16 import BFloat16Trainer
 from .draw import draw_detections
 from .hooks import DrawDetections, LogAssignment, StopOnSignal
 
@@ -40,8 +41,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         on_cpu = next(model.parameters()).device.type == "cpu"
         model = create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {}))
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        self._trainer = _step_of(cfg)(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -84,6 +84,12 @@ class Trainer(DefaultTrainer):
         hooks.append(DrawDetections(self.cfg.VIS_PERIOD, lambda: self.draw(self.cfg, self.model)))
         hooks.append(StopOnSignal(self.checkpointer))
         return hooks + ([writer] if writer else [])
+
+
+def _step_of(cfg: CfgNode) -> type[SimpleTrainer]:
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer
+    return BFloat16Trainer if cfg.SOLVER.AMP.DTYPE == "bfloat16" else AMPTrainer
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

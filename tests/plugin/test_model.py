@@ -54,6 +54,22 @@ def test_a_step_reaches_every_parameter(tiny_cfg, batch_of, counts):
     assert losses["loss_cls"] > 0
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_it_learns_a_batch_by_heart(tiny_cfg, batch_of, amp):
+    model, batch = build_model(tiny_cfg()), batch_of((2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    totals = []
+    for _ in range(30):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            total = sum(model(batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert total.dtype == torch.float32
+    assert totals[-1] < totals[0] / 2
+
+
 def test_images_of_different_sizes_are_padded_and_boxes_come_back_in_their_own(tiny_cfg, batch_of):
     model = build_model(tiny_cfg("MODEL.RETINANET.SCORE_THRESH_TEST", "0.005")).eval()
     batch = [*batch_of((0,), size=(64, 96)), *batch_of((0,), size=(96, 64))]

@@ -33,14 +33,14 @@ def own_data(tmp_path):
     class Data:
         content = coco
         json_file = folder / "instances.json"
-        flags = [
-            *("--train-json", folder / "instances.json", "--train-images", folder),
-            *("--val-json", folder / "instances.json", "--val-images", folder),
-        ]
 
         def write(self):
             self.json_file.write_text(json.dumps(coco))
-            return [str(word) for word in self.flags]
+            words = [
+                *("--train-json", self.json_file, "--train-images", folder),
+                *("--val-json", self.json_file, "--val-images", folder),
+            ]
+            return [str(word) for word in words]
 
     return Data()
 
@@ -59,7 +59,10 @@ def errors_of(capsys, *words):
     ("words", "message"),
     [
         (["MODEL.RETINANET.NUM_CLASES", "3"], "did you mean MODEL.RETINANET.NUM_CLASSES?"),
-        (["MODEL.RETINANET.NUM_CLASSES", "80"], "has 3 classes (disk, box, triangle), MODEL.RETINANET.NUM_CLASSES is 80"),
+        (
+            ["MODEL.RETINANET.NUM_CLASSES", "80"],
+            "has 3 classes (disk, box, triangle), MODEL.RETINANET.NUM_CLASSES is 80",
+        ),
         (["--config-file", "no.yaml"], "config file no.yaml: no such file"),
         (["--num-gpus", "64"], "--num-gpus is 64"),
         (["--num-gpus", "0"], "--num-gpus is 0"),
@@ -142,7 +145,7 @@ def test_a_batch_that_the_schedule_was_not_written_for(capsys, own_data, tmp_pat
 def test_own_pictures_train_and_evaluate_from_flags(own_data, tmp_path, train_net):
     output = tmp_path / "output"
     flags = [*own_data.write(), "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2]
-    done = train_net(*QUICK, *flags, "MODEL.FPN.OUT_CHANNELS", 32)
+    done = train_net(*QUICK, *flags, "MODEL.FPN.OUT_CHANNELS", 64)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "left out 1 boxes without area" in done.stdout
     assert (output / "detections.png").is_file()

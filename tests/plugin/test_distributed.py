@@ -1,0 +1,120 @@
+"""Two processes with one image each make the step of one process with both, over gloo on the CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+ROOT = Path(__file__).parents[2]
+
+
+def step(model, batch):
+    losses = model(batch)
+    sum(losses.values()).backward()
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+CASES = [(mode, counts) for mode in ("global", "image") for counts in ((4, 3), (0, 5), (5, 0), (0, 0))]
+
+
+def worker(rank, rendezvous, cases, results):
+    """One of two ranks: the same weights, one image of each case's batch."""
+    import focal_det.plugin  # noqa: F401 - a spawned process starts with empty registries
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    states = []
+    for cfg, batch in cases:
+        torch.manual_seed(0)
+        model = create_ddp_model(build_model(cfg), broadcast_buffers=False, device_ids=None)
+        losses = step(model, [batch[rank]])
+        for loss in losses.values():
+            dist.all_reduce(loss)
+        states.append(
+            {
+                "losses": {name: loss / 2 for name, loss in losses.items()},
+                "grads": {name: p.grad for name, p in model.module.named_parameters()},
+                "buffers": dict(model.module.criterion.named_buffers()),
+            }
+        )
+    torch.save(states, f"{results}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def in_two_processes(folder, cases):
+    """Of each rank the list of its states, one for each case."""
+    mp.spawn(worker, (folder / "rendezvous", cases, folder), nprocs=2)
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_equal_one(tiny_cfg, batch_of, tmp_path):
+    cases = [(tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", mode), batch_of(counts)) for mode, counts in CASES]
+    ranks = in_two_processes(tmp_path, cases)
+    for place, (cfg, batch) in enumerate(cases):
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        losses = step(model, batch)
+        for name, loss in losses.items():
+            torch.testing.assert_close(ranks[0][place]["losses"][name], loss, rtol=1e-5, atol=1e-8)
+        for name, parameter in model.named_parameters():
+            scale = parameter.grad.abs().max().item()
+            for states in ranks:
+                grad = states[place]["grads"][name]
+                torch.testing.assert_close(grad, parameter.grad, rtol=1e-5, atol=1e-5 * scale + 1e-9)
+
+
+def test_the_moving_average_is_the_same_on_all_ranks(tiny_cfg, batch_of, tmp_path):
+    cfg = tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", "ema")
+    first, second = in_two_processes(tmp_path, [(cfg, batch_of((0, 9)))])
+    assert first[0]["buffers"]["normalizer.ema"] == second[0]["buffers"]["normalizer.ema"] != 100
+
+
+def small_run(output, datasets, *words):
+    options = [
+        *("--config-file", "configs/quickstart.yaml", "--num-gpus", "2"),
+        *("DATASETS.TRAIN", "shapes_train_16_64px", "DATASETS.TEST", "shapes_val_4_64px"),
+        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "MODEL.FPN.OUT_CHANNELS", "64"),
+        *("MODEL.RETINANET.NUM_CONVS", "1", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
+        *("OUTPUT_DIR", str(output), *words),
+    ]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
+    return subprocess.Popen(
+        [sys.executable, "train_net.py", *options],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on the CPU are for machines without a GPU")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processes need two cores")
+def test_train_net_in_two_processes_stops_on_a_signal_and_goes_on(tmp_path):
+    output, datasets = tmp_path / "output", tmp_path / "datasets"
+    process = small_run(output, datasets, "SOLVER.MAX_ITER", "2000", "SOLVER.CHECKPOINT_PERIOD", "10")
+    deadline = time.monotonic() + 200
+    while not (output / "last_checkpoint").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, text[-3000:]
+    assert "in 2 processes" in text
+    stopped_at = int((output / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
+
+    resumed = small_run(output, datasets, "SOLVER.MAX_ITER", str(stopped_at + 3), "--resume")
+    text, _ = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, text[-3000:]
+    assert f"Starting training from iteration {stopped_at + 1}" in text
+    assert (output / "detections.png").is_file()

@@ -1,0 +1,213 @@
+"""The engine's small parts: drawing, schedule, devices, catalogue, and what belongs to the stop on a signal."""
+
+import signal
+from types import SimpleNamespace
+
+import cv2
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from focal_det.data.catalog import class_names, dataset_problems, prepare_shapes, register_datasets
+from focal_det.engine import devices
+from focal_det.engine.devices import choose_device
+from focal_det.engine.draw import draw_detections
+from focal_det.engine.hooks import DrawDetections, LogAssignment, StopOnSignal, TrainingStopped
+from focal_det.engine.schedule import scale_schedule
+from focal_det.errors import InputError
+
+SHAPES = "shapes_val_5_64px"
+
+
+@pytest.fixture
+def shapes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    prepare_shapes([SHAPES])
+    register_datasets([SHAPES], [], str(tmp_path))
+    yield SHAPES
+    DatasetCatalog.remove(SHAPES)
+    MetadataCatalog.remove(SHAPES)
+
+
+class Scores(nn.Module):
+    """Finds one box of score .3 and one of score .8 in every picture."""
+
+    def forward(self, batch):
+        found = Instances((64, 64))
+        found.pred_boxes = Boxes(torch.tensor([[2.0, 2, 20, 20], [30, 30, 60, 60]]))
+        found.scores = torch.tensor([0.3, 0.8])
+        found.pred_classes = torch.tensor([0, 1])
+        return [{"instances": found} for _ in batch]
+
+
+def drawn(tiny_cfg, shapes, folder, count, threshold):
+    cfg = tiny_cfg("MODEL.FOCAL_DET.DRAW_IMAGES", str(count), "MODEL.FOCAL_DET.DRAW_SCORE_THRESH", str(threshold))
+    cfg.DATASETS.TEST = (shapes,)
+    model = Scores().train()
+    sheet = draw_detections(cfg, model, DatasetMapper(cfg, is_train=False), folder)
+    assert model.training  # left in its mode
+    return sheet, sorted(path.name for path in (folder / "detections").glob("*.png"))
+
+
+def test_draw_images_says_how_many_and_stale_ones_go(tiny_cfg, shapes, tmp_path):
+    _, names = drawn(tiny_cfg, shapes, tmp_path, 3, 0.5)
+    assert names == ["00_000000.png", "01_000001.png", "02_000003.png"]  # evenly spread over five
+    sheet, names = drawn(tiny_cfg, shapes, tmp_path, 2, 0.5)
+    assert len(names) == 2
+    assert cv2.imread(str(sheet)) is not None
+    assert len(drawn(tiny_cfg, shapes, tmp_path, 99, 0.5)[1]) == 5
+    assert drawn(tiny_cfg, shapes, tmp_path / "none", 0, 0.5)[0] is None
+
+
+def test_draw_score_thresh_says_which_are_drawn(tiny_cfg, shapes, tmp_path):
+    pictures = []
+    for threshold in (0.2, 0.5, 0.9):
+        sheet, _ = drawn(tiny_cfg, shapes, tmp_path / str(threshold), 1, threshold)
+        pictures.append(cv2.imread(str(sheet)))
+    width = pictures[0].shape[1]
+    truth = [picture[:, : width // 2] for picture in pictures]
+    found = [picture[:, width // 2 :] for picture in pictures]
+    corner = (slice(24 + 5, 24 + 105), slice(5, 105))  # around the box of score .3, enlarged five times
+    assert (truth[0] == truth[2]).all()
+    assert (found[0][corner] != found[1][corner]).any()
+    assert (found[1][corner] == found[2][corner]).all()
+    assert (found[1] != found[2]).any()
+
+
+def test_shapes_are_registered_with_their_classes(shapes):
+    assert dataset_problems([shapes]) == []
+    assert class_names(shapes) == ["disk", "box", "triangle"]
+    assert len(DatasetCatalog.get(shapes)) == 5
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="set DETECTRON2_DATASETS to a folder that can"):
+        prepare_shapes(["shapes_val_1_32px"])
+
+
+# --- the linear rule -------------------------------------------------------------------------------------------------
+
+
+def schedule(batch):
+    cfg = get_cfg()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = batch, 0.01, 90000
+    cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD = (60000, 80000), 1000, 5000
+    cfg.TEST.EVAL_PERIOD = 500
+    return cfg
+
+
+def test_a_quarter_of_the_batch_has_a_quarter_of_the_lr_and_four_times_the_iterations():
+    cfg = schedule(4)
+    words = scale_schedule(cfg, 16, kept=())
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (0.0025, 360000, (240000, 320000))
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (4000, 20000, 2000)
+    assert words.startswith("batch 16 -> 4: BASE_LR 0.01 -> 0.0025, STEPS (60000, 80000) -> (240000, 320000)")
+
+
+def test_what_the_user_set_stays():
+    cfg = schedule(4)
+    scale_schedule(cfg, 16, kept={"SOLVER.MAX_ITER", "TEST.EVAL_PERIOD"})
+    assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.BASE_LR) == (90000, 500, 0.0025)
+
+
+def test_the_same_batch_changes_nothing():
+    cfg = schedule(16)
+    assert scale_schedule(cfg, 16, kept=()) is None
+    assert cfg == schedule(16)
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "asked", "chosen", "warning", "problem"),
+    [
+        (0, "cuda", 1, "cpu", "NO GPU HERE", None),
+        (0, "cuda", 2, "cpu", "in 2 processes", None),
+        (0, "cpu", 1, "cpu", None, None),
+        (0, "cpu", 5, "cpu", None, "ask for at most 4"),
+        (2, "cuda", 2, "cuda", None, None),
+        (2, "cuda", 3, "cuda", None, "2 are visible"),
+        (2, "cpu", 1, "cpu", None, None),
+        (2, "cpu", 2, "cpu", None, "CUDA_VISIBLE_DEVICES="),
+        (1, "cuda", 0, "cuda", None, "at least 1"),
+    ],
+)
+def test_devices_are_chosen_loudly_or_refused(monkeypatch, gpus, device, asked, chosen, warning, problem):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(devices, "num_cores", lambda: 4)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = device
+    warnings, problems = choose_device(cfg, asked)
+    assert chosen == cfg.MODEL.DEVICE
+    assert [warning in w for w in warnings] == ([True] if warning else [])
+    assert [problem in p for p in problems] == ([True] if problem else [])
+
+
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+
+class Saver:
+    def __init__(self):
+        self.saved = []
+
+    def save(self, name, **state):
+        self.saved.append((name, state))
+
+
+def trainer_at(iteration, max_iter=100):
+    return SimpleNamespace(iter=iteration, max_iter=max_iter)
+
+
+def test_a_signal_saves_after_the_step_and_stops():
+    saver = Saver()
+    hook = StopOnSignal(saver)
+    hook.trainer = trainer_at(41)
+    before = signal.getsignal(signal.SIGUSR1)
+    hook.before_train()
+    try:
+        hook.after_step()  # nothing came
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)  # at once again: the same wish, passed on twice
+        with pytest.raises(TrainingStopped):
+            hook.after_step()
+    finally:
+        hook.after_train()
+    assert saver.saved == [("model_0000041", {"iteration": 41})]
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish():
+    hook = StopOnSignal(Saver())
+    hook.trainer = trainer_at(99)
+    hook.received = "SIGTERM"
+    hook.after_step()
+    assert hook.checkpointer.saved == []
+
+
+def test_assigned_anchors_are_logged_every_period():
+    criterion = SimpleNamespace(num_assigned=torch.tensor([4, 8]))
+    hook = LogAssignment(criterion, period=20)
+    with EventStorage(0) as storage:
+        for iteration in (18, 19):
+            hook.trainer = SimpleNamespace(iter=iteration, storage=storage)
+            hook.after_step()
+            assert ("assigned_anchors_per_image" in storage.latest()) == (iteration == 19)
+    assert storage.latest()["assigned_anchors_per_image"][0] == 6.0
+
+
+@pytest.mark.parametrize(("period", "times"), [(0, [9]), (4, [3, 7, 9]), (5, [4, 9])])
+def test_drawing_every_period_and_once_at_the_end(period, times):
+    drawn_at = []
+    hook = DrawDetections(period, lambda: drawn_at.append(hook.trainer.iter))
+    for iteration in range(10):
+        hook.trainer = trainer_at(iteration, max_iter=10)
+        hook.after_step()
+    hook.after_train()
+    assert drawn_at == times

@@ -1,0 +1,164 @@
+"""A whole run on generated shapes: trained, stopped half way, resumed, evaluated again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS, HALF = 24, 12
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder of the runs, and the command line of a small one."""
+    folder = tmp_path_factory.mktemp("runs")
+    settings = {
+        "DATASETS.TRAIN": "shapes_train_40_64px",
+        "DATASETS.TEST": "shapes_val_8_64px",
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "INPUT.MIN_SIZE_TEST": 64,
+        "MODEL.FPN.OUT_CHANNELS": 64,
+        "MODEL.RETINANET.NUM_CONVS": 1,
+        "MODEL.FOCAL_DET.NORMALIZER": "ema",
+        "MODEL.FOCAL_DET.DRAW_IMAGES": 3,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.BASE_LR": 0.01,
+        "SOLVER.MAX_ITER": ITERATIONS,
+        "SOLVER.STEPS": "(16, 20)",
+        "SOLVER.WARMUP_ITERS": 5,
+        "SOLVER.CHECKPOINT_PERIOD": HALF,
+        "DATALOADER.NUM_WORKERS": 0,
+        "SEED": 7,
+    }
+    words = ["--config-file", "configs/quickstart.yaml", *(str(x) for pair in settings.items() for x in pair)]
+    return folder, words
+
+
+def environment(folder):
+    return {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")}
+
+
+def run(runs, *words):
+    folder, base = runs
+    command = [sys.executable, "train_net.py", *base, *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment(folder), timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    """The uninterrupted run's folder and output."""
+    output = runs[0] / "whole"
+    done = run(runs, "OUTPUT_DIR", output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output, done
+
+
+def metrics_of(output):
+    """Of each line of metrics.json a dict; the evaluation at the end has one of its own, the last."""
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def last_step_of(output):
+    return [line for line in metrics_of(output) if "lr" in line][-1]
+
+
+def final_state(output):
+    return torch.load(output / "model_final.pth", weights_only=True)
+
+
+def ap_of(text):
+    """The AP line that evaluation ends with."""
+    return [line.split("copypaste: ")[1] for line in text.splitlines() if "copypaste: " in line][-1]
+
+
+def test_a_run_leaves_what_a_user_looks_for(whole):
+    output, done = whole
+    names = {path.name for path in output.iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "detections.png", "last_checkpoint"} <= names
+    assert len(list((output / "detections").glob("*.png"))) == 3
+    assert last_step_of(output)["iteration"] == ITERATIONS - 1
+    assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "eta_seconds"} <= set(last_step_of(output))
+    assert {"bbox/AP", "bbox/AP50", "bbox/AP-disk"} <= set(metrics_of(output)[-1])
+    assert any("assigned_anchors_per_image" in line for line in metrics_of(output))
+    assert "eta: " in done.stdout
+    assert "| category" in done.stdout  # AP of each class
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluating_the_final_checkpoint_gives_the_ap_that_training_ended_with(runs, whole):
+    output, trained = whole
+    before = (output / "config.yaml").read_text()
+    done = run(runs, "--eval-only", "MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ap_of(done.stdout) == ap_of(trained.stdout)
+    assert (output / "config.yaml").read_text() == before  # the training's configuration is not written over
+
+
+def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, whole):
+    folder, base = runs
+    output = folder / "stopped"
+    command = [sys.executable, "train_net.py", *base, "OUTPUT_DIR", str(output)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not (output / "last_checkpoint").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, text[-3000:]
+    assert "SIGTERM: stopped after iteration" in text
+    assert "Run again with --resume" in text
+    stopped_at = int((output / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
+    assert HALF - 1 <= stopped_at < ITERATIONS - 1
+
+    refused = run(runs, "OUTPUT_DIR", output)
+    assert refused.returncode == 2
+    assert "already holds a run" in refused.stderr
+
+    done = run(runs, "--resume", "OUTPUT_DIR", output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"Starting training from iteration {stopped_at + 1}" in done.stdout
+    expected, resumed = final_state(whole[0]), final_state(output)
+    assert resumed["iteration"] == expected["iteration"] == ITERATIONS - 1
+    lrs = [
+        [group["lr"] for group in state["trainer"]["_trainer"]["optimizer"]["param_groups"]]
+        for state in (resumed, expected)
+    ]
+    assert lrs[0] == lrs[1]
+    assert last_step_of(output)["lr"] == last_step_of(whole[0])["lr"] == pytest.approx(0.0001)
+    # the same 24 steps' average; not to the last digit, since the data order of a resumed run is its own
+    averages = [state["model"]["criterion.normalizer.ema"].item() for state in (resumed, expected)]
+    assert averages[0] == pytest.approx(averages[1], rel=0.5)
+    assert averages[0] != 100
+
+
+def test_resuming_continues_the_normaliser_exactly(runs, whole):
+    # from the last state with no iteration left, what is loaded is what was saved
+    done = run(runs, "--resume", "OUTPUT_DIR", whole[0])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "is finished: it has the 24 iterations" in done.stdout
+    assert ap_of(done.stdout) == ap_of(whole[1].stdout)
+
+
+def test_resume_auto_starts_fresh_where_there_is_nothing(runs):
+    output = runs[0] / "fresh"
+    done = run(runs, "--resume", "auto", "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (output / "model_final.pth").is_file()
+
+
+def test_detectron2s_own_retinanet_trains_from_the_same_command(runs):
+    output = runs[0] / "detectron2"
+    done = run(runs, "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 2, "MODEL.META_ARCHITECTURE", "RetinaNet")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert last_step_of(output)["iteration"] == 1
