@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,18 @@ def random_batch(objects_per_image, *, size=(96, 128), num_classes=3, seed=0):
 @pytest.fixture
 def batch_of():
     return random_batch
+
+
+@pytest.fixture
+def wait_for():
+    """Waits until a process has written a file, or has ended, or took too long."""
+
+    def wait(path, process, seconds=200):
+        deadline = time.monotonic() + seconds
+        while not path.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    return wait
 
 
 @pytest.fixture

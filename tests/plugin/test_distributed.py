@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -101,12 +100,10 @@ def small_run(output, datasets, *words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on the CPU are for machines without a GPU")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processes need two cores")
-def test_train_net_in_two_processes_stops_on_a_signal_and_goes_on(tmp_path):
+def test_train_net_in_two_processes_stops_on_a_signal_and_goes_on(tmp_path, wait_for):
     output, datasets = tmp_path / "output", tmp_path / "datasets"
     process = small_run(output, datasets, "SOLVER.MAX_ITER", "2000", "SOLVER.CHECKPOINT_PERIOD", "10")
-    deadline = time.monotonic() + 200
-    while not (output / "last_checkpoint").is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(output / "last_checkpoint", process)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=100)
     assert process.returncode == 75, text[-3000:]

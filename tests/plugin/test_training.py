@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -103,16 +102,14 @@ def test_evaluating_the_final_checkpoint_gives_the_ap_that_training_ended_with(r
     assert (output / "config.yaml").read_text() == before  # the training's configuration is not written over
 
 
-def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, whole):
+def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, whole, wait_for):
     folder, base = runs
     output = folder / "stopped"
     command = [sys.executable, "train_net.py", *base, "OUTPUT_DIR", str(output)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    deadline = time.monotonic() + 200
-    while not (output / "last_checkpoint").is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(output / "last_checkpoint", process)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=100)
     assert process.returncode == 75, text[-3000:]
