@@ -14,6 +14,8 @@ from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
+from focal_det.engine.devices import num_cores
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -99,7 +101,7 @@ def small_run(output, datasets, *words):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on the CPU are for machines without a GPU")
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processes need two cores")
+@pytest.mark.skipif(num_cores() < 2, reason="two processes need two cores")
 def test_train_net_in_two_processes_stops_on_a_signal_and_goes_on(tmp_path, wait_for):
     output, datasets = tmp_path / "output", tmp_path / "datasets"
     process = small_run(output, datasets, "SOLVER.MAX_ITER", "2000", "SOLVER.CHECKPOINT_PERIOD", "10")
