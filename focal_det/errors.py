@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_SHOWN = 5  # examples of each kind of problem that a message lists
+
 
 class InputError(ValueError):
     """Bad input, found before anything was started or written.
@@ -15,3 +17,10 @@ class InputError(ValueError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def some(what: str, values: Sequence[object]) -> str:
+    """The first few values, for a message that has to name many."""
+    shown = ", ".join(str(v) for v in values[:_SHOWN])
+    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    return f"{what} {shown}{more}".strip()

@@ -72,6 +72,18 @@ def test_dependencies_point_one_way(name):
     assert [module for module, height in heights.items() if height is not None and height > layer(name)] == []
 
 
+LEAVES = [
+    "losses.focal",
+    "losses.box",
+    *(f"modeling.{n}" for n in ("anchors", "assignment", "box_coding", "normalizer")),
+]
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_leaf_modules_import_none_of_ours(name):
+    assert [module for module in imports(f"focal_det.{name}") if module.startswith("focal_det")] == []
+
+
 def test_every_module_has_a_layer():
     assert [name for name in MODULES if layer(name) is None] == ["focal_det"]
 

@@ -17,17 +17,8 @@ step() { printf '\n== %s\n' "$1"; }
 
 has_detectron2() { "$VENV/bin/python" -c 'import detectron2' 2>/dev/null; }
 
-# A package of that name on an index would be somebody else's, so it is never asked for by name alone.
-install_detectron2() { $pip install --no-deps "$@"; }
-
-case "${DETECTRON2:-}" in
-    detectron2*@*) ;;
-    detectron2 | detectron2[=\<\>~!\ \[]*)
-        echo "DETECTRON2=$DETECTRON2 would ask the package index for somebody else's package;" \
-            "give a wheel, a checkout, or 'detectron2 @ <address>'" >&2
-        exit 2
-        ;;
-esac
+# A package of that name on an index would be somebody else's, so no index is ever asked.
+install_detectron2() { $pip install --no-index --no-deps --no-build-isolation "$@"; }
 
 if [ ! -f "$ready" ] || [ setup.py -nt "$ready" ] || [ "${CONSTRAINTS:-setup.py}" -nt "$ready" ]; then
     step "1/3 virtual environment $VENV, PyTorch (some gigabytes: minutes)"
@@ -44,11 +35,13 @@ fi
 
 if [ -n "${DETECTRON2:-}" ]; then
     step "3/3 Detectron2 from $DETECTRON2"
-    install_detectron2 --no-build-isolation "$DETECTRON2"
+    install_detectron2 --force-reinstall "$DETECTRON2" || {
+        echo "DETECTRON2=$DETECTRON2 cannot be installed; give a wheel, a checkout, or 'detectron2 @ <address>'" >&2
+        exit 2
+    }
 elif ! has_detectron2; then
     step "3/3 Detectron2 from pip's wheel folders, else from its repository (compiles: minutes)"
-    install_detectron2 --no-index detectron2 ||
-        install_detectron2 --no-build-isolation "detectron2 @ git+$repository@$commit" || true
+    install_detectron2 detectron2 || install_detectron2 "detectron2 @ git+$repository@$commit" || true
     has_detectron2 || cat >&2 <<END
 
 Detectron2 could not be installed: it is on no package index, pip's wheel folders (find-links) hold no wheel of it, and

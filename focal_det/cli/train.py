@@ -7,13 +7,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ..errors import InputError
 from .arguments import parse_arguments
 
-EXIT_DONE, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 75
+EXIT_DONE, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,19 +26,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         running leaves as its exception, which Python turns into 1.
     """
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # Detectron2's use of it
+    before = signal.signal(signal.SIGTERM, _end)
     try:
-        from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
-        from .prepare import prepare  # takes seconds to import, which --help need not wait for
-
-        job = prepare(args)
+        return _run(args)
     except (InputError, ImportError) as error:
         problems = error.problems if isinstance(error, InputError) else [str(error)]
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped outside of training: nothing to save", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..engine.lock import FolderLock
+    from .prepare import check, write  # takes seconds to import, which --help need not wait for
+
+    plan = check(args)
     if args.preflight_only:
         return EXIT_DONE
-    return EXIT_STOPPED if _launch(args, job) else EXIT_DONE
+    alone = args.machine_rank == 0 and not args.eval_only
+    with FolderLock(plan.job.cfg.OUTPUT_DIR) if alone else nullcontext():
+        write(plan)
+        return EXIT_STOPPED if _launch(args, plan.job) else EXIT_DONE
+
+
+def _end(number: int, _: Any) -> None:
+    """Outside of training a SIGTERM ends the process as Ctrl-C does, with what is half made removed."""
+    raise SystemExit(128 + number)
 
 
 def _launch(args: argparse.Namespace, job: Any) -> bool:
@@ -47,7 +69,7 @@ def _launch(args: argparse.Namespace, job: Any) -> bool:
     from ..engine.job import run_job
 
     stopped = multiprocessing.get_context("spawn").Event()
-    if args.num_gpus > 1:  # else this process is the one that trains, and listens itself
+    if args.num_gpus * args.num_machines > 1:  # else this process is the one that trains, and listens itself
         for number in STOP_SIGNALS:
             signal.signal(number, _pass_on)
     launch(

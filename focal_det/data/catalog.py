@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +23,17 @@ from .shapes import CLASSES, make_shapes, parse_name, shapes_files
 
 
 class JsonDataset(NamedTuple):
-    """A COCO file given on the command line: its name in the catalogue, the file, the folder of its pictures."""
+    """A COCO file given on the command line.
+
+    name: in the catalogue.
+    json_file, image_dir: as given.
+    checked_copy: where its checked and completed annotations stand for Detectron2 to read.
+    """
 
     name: str
     json_file: str
     image_dir: str
+    checked_copy: str
 
 
 def datasets_root() -> Path:
@@ -51,27 +58,22 @@ def prepare_shapes(names: Iterable[str]) -> None:
                 ) from error
 
 
-def checked_copy(output_dir: str, name: str) -> Path:
-    """Where the checked and completed annotations of a JSON data set stand for Detectron2 to read."""
-    return Path(output_dir) / "annotations" / f"{name}.json"
-
-
-def write_checked_copy(output_dir: str, name: str, coco_file: CocoFile) -> None:
+def write_checked_copy(dataset: JsonDataset, coco_file: CocoFile) -> None:
     """Write the annotations anew, whole or not at all, so that no evaluation meets stale ones."""
-    path = checked_copy(output_dir, name)
+    path = Path(dataset.checked_copy)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(coco_file.coco))
-    partial.replace(path)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
+        json.dump(coco_file.coco, partial)
+    Path(partial.name).replace(path)
 
 
-def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset], output_dir: str) -> None:
+def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]) -> None:
     """Register what is not registered yet; the files must have been prepared."""
     for dataset in json_datasets:
         if dataset.name in DatasetCatalog.list():
             DatasetCatalog.remove(dataset.name)
             MetadataCatalog.remove(dataset.name)
-        register_coco_instances(dataset.name, {}, str(checked_copy(output_dir, dataset.name)), dataset.image_dir)
+        register_coco_instances(dataset.name, {}, dataset.checked_copy, dataset.image_dir)
     for name in names:
         if parse_name(name) is not None and name not in DatasetCatalog.list():
             annotations, images = shapes_files(name, datasets_root())
@@ -84,6 +86,11 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
     for name in names:
         try:
             if parse_name(name) is not None:
+                if not shapes_files(name, datasets_root())[0].is_file() and not is_writable(datasets_root()):
+                    problems.append(
+                        f'data set "{name}" is to be drawn under {datasets_root().absolute()}, which cannot be '
+                        "written; set DETECTRON2_DATASETS to a folder that can"
+                    )
                 continue
         except ValueError as error:
             problems.append(str(error))
@@ -105,6 +112,19 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
                     "that holds it"
                 )
     return problems
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether the folder, or the nearest that it would be made in, can be written."""
+    folder = folder.absolute()
+    try:
+        while not folder.exists():
+            if folder.is_symlink():  # to nowhere
+                return False
+            folder = folder.parent
+        return folder.is_dir() and os.access(folder, os.W_OK)
+    except (OSError, ValueError):  # a name too long, a NUL in it
+        return False
 
 
 def class_names(name: str) -> list[str] | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InputError
+from ..errors import InputError, some
+from .pictures import picture_problems
 
-_SHOWN = 5  # examples of each kind of problem that a message lists
+_MAX_COORDINATE = 1e7  # pixels; beyond it, and for inf and NaN, a box is a mistake
+_ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
 
 
 class CocoFile(NamedTuple):
@@ -44,16 +46,16 @@ def read_coco(json_file: str | os.PathLike[str], image_dir: str | os.PathLike[st
     if not Path(image_dir).is_dir():
         raise InputError(f"{image_dir}: no such folder of pictures (for {path})")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     problems = _shape_problems(raw)
     if problems:
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
 
-    problems = [*_id_problems(raw), *_box_problems(raw), *_missing_pictures(raw, Path(image_dir))]
+    problems = [*_id_problems(raw), *_box_problems(raw), *picture_problems(raw["images"], Path(image_dir))]
     if problems:
         raise InputError([f"{path}: {problem}" for problem in problems])
     return _complete(raw, path)
@@ -61,9 +63,7 @@ def read_coco(json_file: str | os.PathLike[str], image_dir: str | os.PathLike[st
 
 def _shape_problems(raw: Any) -> list[str]:
     if not isinstance(raw, dict):
-        return [
-            f'the file holds a {type(raw).__name__}; an object with "images", "annotations", "categories" is needed'
-        ]
+        return [f'the file holds {_in_json(raw)}; an object with "images", "annotations", "categories" is needed']
     problems = []
     needed: dict[str, dict[str, type]] = {
         "images": {"id": int, "file_name": str, "width": int, "height": int},
@@ -87,7 +87,7 @@ def _shape_problems(raw: Any) -> list[str]:
 
 def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
     if not isinstance(row, dict):
-        return f"is a {type(row).__name__}, not an object"
+        return f"is {_in_json(row)}, not an object"
     for field, kind in fields.items():
         value = row.get(field)
         if field not in row:
@@ -96,7 +96,16 @@ def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
             return f'"{field}" is {value!r}, not {_KIND_NAMES[kind]}'
         if field in ("width", "height") and row[field] <= 0:
             return f'"{field}" is {value}, not a size in pixels'
+    for field in ("iscrowd", "ignore"):
+        if row.get(field) not in (None, 0, 1):
+            return f'"{field}" is {row[field]!r}, not 0 or 1'
     return None
+
+
+def _in_json(value: Any) -> str:
+    """A value's kind in JSON's own words."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 _KIND_NAMES = {int: "an integer", str: "a text", list: "a list"}
@@ -105,11 +114,15 @@ _KIND_NAMES = {int: "an integer", str: "a text", list: "a list"}
 def _id_problems(raw: dict[str, Any]) -> list[str]:
     problems = []
     for section in ("images", "categories"):
-        ids = [row["id"] for row in raw[section]]
-        repeated = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+        counts = Counter(row["id"] for row in raw[section])
+        repeated = sorted(i for i, count in counts.items() if count > 1)
         if repeated:
-            problems.append(f"{section}: repeated {_some('id', repeated)}; each needs its own")
+            problems.append(f"{section}: repeated {some('id', repeated)}; each needs its own")
     image_ids, category_ids = ({row["id"] for row in raw[s]} for s in ("images", "categories"))
+    name_counts = Counter(row["name"] for row in raw["categories"])
+    repeated_names = [name for name, count in name_counts.items() if count > 1]
+    if repeated_names:
+        problems.append(f"categories: repeated {some('name', repeated_names)}; each needs its own")
     strangers: dict[int, list[str]] = {}
     orphans = []
     for place, annotation in enumerate(raw["annotations"]):
@@ -119,11 +132,11 @@ def _id_problems(raw: dict[str, Any]) -> list[str]:
             orphans.append(f"image_id={annotation['image_id']} ({_annotation_name(annotation, place)})")
     for category_id, names in strangers.items():
         problems.append(
-            f"category_id={category_id} ({_some('', names)}) is not in categories {sorted(category_ids)}; "
+            f"category_id={category_id} ({some('', names)}) is not in categories {sorted(category_ids)}; "
             "add the category or correct the id"
         )
     if orphans:
-        problems.append(f"{_some('', orphans)} not in images; add the image or remove the annotation")
+        problems.append(f"{some('', orphans)} not in images; add the image or remove the annotation")
     return problems
 
 
@@ -132,25 +145,17 @@ def _box_problems(raw: dict[str, Any]) -> list[str]:
         f"bbox={annotation['bbox']} ({_annotation_name(annotation, place)})"
         for place, annotation in enumerate(raw["annotations"])
         if len(annotation["bbox"]) != 4
-        or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in annotation["bbox"])
+        or not all(isinstance(v, (int, float)) and abs(v) < _MAX_COORDINATE for v in annotation["bbox"])
     ]
-    return [f"{_some('', wrong)}: a box is four finite numbers [x, y, width, height] in pixels"] if wrong else []
-
-
-def _missing_pictures(raw: dict[str, Any], image_dir: Path) -> list[str]:
-    names = [image["file_name"] for image in raw["images"]]
-    missing = [name for name in names if not (image_dir / name).is_file()]
-    if not missing:
-        return []
-    return [f"{len(missing)} of {len(names)} pictures are not in {image_dir}: {_some('', missing)}; give their folder"]
+    return [f"{some('', wrong)}: a box is four numbers [x, y, width, height] in pixels"] if wrong else []
 
 
 def _complete(raw: dict[str, Any], path: Path) -> CocoFile:
     sizes = {image["id"]: (image["width"], image["height"]) for image in raw["images"]}
     names = {image["id"]: image["file_name"] for image in raw["images"]}
     given_ids = [a.get("id") for a in raw["annotations"]]
-    ids_usable = len(set(given_ids)) == len(given_ids) and all(isinstance(i, int) and i > 0 for i in given_ids)
-    annotations, left_out = [], []
+    ids_usable = all(isinstance(i, int) and i > 0 for i in given_ids) and len(set(given_ids)) == len(given_ids)
+    annotations, left_out, outside = [], [], []
     for place, annotation in enumerate(raw["annotations"]):
         x, y, width, height = annotation["bbox"]
         image_width, image_height = sizes[annotation["image_id"]]
@@ -161,6 +166,8 @@ def _complete(raw: dict[str, Any], path: Path) -> CocoFile:
                 f"{names[annotation['image_id']]} {_annotation_name(annotation, place)} {annotation['bbox']}"
             )
             continue
+        if min(x, y, image_width - x - width, image_height - y - height) < -_ROUNDING:
+            outside.append(_annotation_name(annotation, place))
         area = annotation.get("area")
         annotations.append(
             {
@@ -179,14 +186,14 @@ def _complete(raw: dict[str, Any], path: Path) -> CocoFile:
         "categories": raw["categories"],
     }
     notes = [f"{path}: left out {len(left_out)} boxes without area in their picture:"] if left_out else []
-    return CocoFile(coco, notes + [f"  {line}" for line in left_out])
+    notes += [f"  {line}" for line in left_out]
+    if outside:
+        notes.append(
+            f"{path}: {len(outside)} of {len(annotations)} boxes reach out of their picture and are clipped "
+            f"({some('', outside)}); COCO's boxes are [x, y, width, height], not two corners"
+        )
+    return CocoFile(coco, notes)
 
 
 def _annotation_name(annotation: dict[str, Any], place: int) -> str:
     return f"annotation {annotation['id']}" if "id" in annotation else f"annotations[{place}]"
-
-
-def _some(what: str, values: list[Any]) -> str:
-    shown = ", ".join(str(v) for v in values[:_SHOWN])
-    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-    return f"{what} {shown}{more}".strip()

@@ -23,6 +23,8 @@ from tqdm import tqdm
 CLASSES = ("disk", "box", "triangle")
 _SPLITS = ("train", "val")
 _NAME = re.compile(r"shapes_(?P<split>train|val)_(?P<pictures>[1-9]\d{0,6})_(?P<side>[1-9]\d{1,3})px")
+# Of the pictures: raise it whenever they change, so that no set of older ones is taken for the new.
+_VERSION = 1
 _MIN_SIDE, _MAX_SIDE = 32, 2048
 _MAX_TURN = np.pi / 8  # either way: triangles stay upright, boxes stay boxes and no diamonds
 _MAX_OVERLAP = 0.2  # of the smaller box's area: more would hide one object behind another
@@ -58,7 +60,7 @@ def parse_name(name: str) -> ShapesSpec | None:
 
 def shapes_files(name: str, root: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Annotation file and image folder of a set under the root of all data sets."""
-    folder = Path(root) / "shapes" / name
+    folder = Path(root) / "shapes" / f"v{_VERSION}" / name
     return folder / "annotations.json", folder / "images"
 
 
@@ -183,7 +185,7 @@ def _draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
 
 
 def _outline(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
-    """Corner points (P, 2) around (0, 0) of an object whose longer extent is about `size`."""
+    """Corner points (P, 2) around (0, 0), on a circle of diameter `size` that is squeezed and turned."""
     squeeze = np.array([1.0, rng.uniform(0.6, 1.0)])
     if CLASSES[label] == "disk":
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
+from ..data.catalog import is_writable
 from ..modeling.head import NORMS
 from ..modeling.normalizer import MODES
 from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+from .config_file import UNSET_NUM_CLASSES
+
+_DETECTRON2_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 
 
 def config_problems(cfg: CfgNode, *, num_processes: int, training: bool) -> list[str]:
@@ -28,20 +34,23 @@ def config_problems(cfg: CfgNode, *, num_processes: int, training: bool) -> list
     return problems
 
 
-def class_problems(num_classes: int, train_classes: list[str] | None, test_classes: list[str] | None) -> list[str]:
-    """Contradictions between NUM_CLASSES and the classes of the sets. None stands for "does not say"."""
+def class_problems(num_classes: int, classes: Mapping[str, list[str] | None]) -> list[str]:
+    """Contradictions between NUM_CLASSES and the classes of the data sets by name. None stands for "does not say"."""
     problems = []
-    for kind, names in (("training", train_classes), ("test", test_classes)):
-        if names is not None and num_classes != len(names):
+    known = {name: names for name, names in classes.items() if names is not None}
+    for name, names in known.items():
+        if num_classes != len(names):
             problems.append(
-                f"the {kind} set has {len(names)} classes ({_shortened(names)}), MODEL.RETINANET.NUM_CLASSES is "
+                f"data set {name} has {len(names)} classes ({_shortened(names)}), MODEL.RETINANET.NUM_CLASSES is "
                 f"{num_classes}: set {len(names)} or leave it out"
             )
-    if train_classes is not None and test_classes is not None and train_classes != test_classes:
-        problems.append(
-            f"training and test classes differ: [{_shortened(train_classes)}] against [{_shortened(test_classes)}]; "
-            "they need the same names in the same order of ids"
-        )
+    first = next(iter(known), None)
+    for name, names in known.items():
+        if first is not None and names != known[first]:
+            problems.append(
+                f"data sets {first} and {name} differ in their classes: [{_shortened(known[first])}] against "
+                f"[{_shortened(names)}]; they need the same names in the same order of ids"
+            )
     return problems
 
 
@@ -55,9 +64,9 @@ def _name_problems(cfg: CfgNode) -> list[str]:
         ("MODEL.FOCAL_DET.NORMALIZER", cfg.MODEL.FOCAL_DET.NORMALIZER, dict.fromkeys(MODES)),
         ("MODEL.RETINANET.NORM", cfg.MODEL.RETINANET.NORM, dict.fromkeys(NORMS)),
         # Where a name of Detectron2's own norms is misspelt, it fails late and without the key.
-        ("MODEL.RESNETS.NORM", cfg.MODEL.RESNETS.NORM, dict.fromkeys(("", "BN", "SyncBN", "FrozenBN", "GN", "LN"))),
-        ("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, dict.fromkeys(("", "BN", "SyncBN", "FrozenBN", "GN", "LN"))),
-        ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE, {"smooth_l1": None}),
+        ("MODEL.RESNETS.NORM", cfg.MODEL.RESNETS.NORM, dict.fromkeys(_DETECTRON2_NORMS)),
+        ("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, dict.fromkeys(_DETECTRON2_NORMS)),
+        ("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, dict.fromkeys(_SCHEDULERS)),
         ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, dict.fromkeys(("float16", "bfloat16"))),
         ("INPUT.FORMAT", cfg.INPUT.FORMAT, dict.fromkeys(("BGR", "RGB"))),
         ("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, dict.fromkeys((18, 34, 50, 101, 152))),
@@ -74,10 +83,13 @@ def _model_problems(cfg: CfgNode) -> list[str]:
     retinanet, extra = cfg.MODEL.RETINANET, cfg.MODEL.FOCAL_DET
     thresholds = retinanet.IOU_THRESHOLDS
     rules = [
+        ("DATASETS.TEST", cfg.DATASETS.TEST, lambda v: len(v) > 0, "at least one data set; or use --val-json"),
+        ("INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN, lambda v: v and min(v) > 0, "one or more sizes > 0"),
         ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", retinanet.FOCAL_LOSS_GAMMA, lambda v: 0 <= v < math.inf, "finite, >= 0"),
         ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", retinanet.FOCAL_LOSS_ALPHA, lambda v: v <= 1, "in [0, 1]; negative: none"),
         ("MODEL.RETINANET.PRIOR_PROB", retinanet.PRIOR_PROB, lambda v: 0 < v < 1, "in (0, 1)"),
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", retinanet.SMOOTH_L1_LOSS_BETA, lambda v: 0 <= v < math.inf, ">= 0"),
+        ("MODEL.RETINANET.NUM_CLASSES", retinanet.NUM_CLASSES, lambda v: v >= 1 or v == UNSET_NUM_CLASSES, ">= 1"),
         ("MODEL.RETINANET.NUM_CONVS", retinanet.NUM_CONVS, lambda v: v >= 0, ">= 0"),
         ("MODEL.RETINANET.SCORE_THRESH_TEST", retinanet.SCORE_THRESH_TEST, lambda v: 0 <= v < 1, "in [0, 1)"),
         ("MODEL.RETINANET.NMS_THRESH_TEST", retinanet.NMS_THRESH_TEST, lambda v: 0 <= v <= 1, "in [0, 1]"),
@@ -89,7 +101,6 @@ def _model_problems(cfg: CfgNode) -> list[str]:
             lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
             "[background, object], 0 < background <= object <= 1",
         ),
-        ("MODEL.RETINANET.IOU_LABELS", retinanet.IOU_LABELS, lambda v: list(v) == [0, -1, 1], "[0, -1, 1]"),
         (
             "MODEL.RETINANET.BBOX_REG_WEIGHTS",
             retinanet.BBOX_REG_WEIGHTS,
@@ -106,12 +117,12 @@ def _model_problems(cfg: CfgNode) -> list[str]:
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {cfg.MODEL.RESNETS.RES2_OUT_CHANNELS}; "
             f"it must be 64 for MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH}"
         )
-    sizes, levels = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.RETINANET.IN_FEATURES
-    if cfg.MODEL.ANCHOR_GENERATOR.NAME == "OctaveAnchorGenerator" and len(sizes) != len(levels):
-        problems.append(
-            f"MODEL.ANCHOR_GENERATOR.SIZES is {sizes}; MODEL.RETINANET.IN_FEATURES {list(levels)} "
-            f"needs {len(levels)} lists of one base size each, such as [[32], [64], [128], [256], [512]]"
-        )
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        problems.append(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; it must be cuda, cuda:<number> or cpu")
+    if cfg.TEST.AUG.ENABLED:
+        problems.append("TEST.AUG.ENABLED is True, but dense detectors have no test-time augmentation; set it to False")
     return problems
 
 
@@ -125,18 +136,24 @@ def _schedule_problems(cfg: CfgNode, num_processes: int) -> list[str]:
         )
     if solver.MAX_ITER < 1:
         problems.append(f"SOLVER.MAX_ITER is {solver.MAX_ITER}; at least one iteration is needed")
-    if list(solver.STEPS) != sorted(set(solver.STEPS)):
-        problems.append(f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must rise")
-    if not solver.BASE_LR > 0:
-        problems.append(f"SOLVER.BASE_LR is {solver.BASE_LR}; it must be > 0")
+    if list(solver.STEPS) != sorted(set(solver.STEPS)) or any(step <= 0 for step in solver.STEPS):
+        problems.append(f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must be > 0 and rise")
+    if solver.WARMUP_ITERS < 0:
+        problems.append(f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; it must be >= 0")
+    if solver.CHECKPOINT_PERIOD < 1:
+        problems.append(f"SOLVER.CHECKPOINT_PERIOD is {solver.CHECKPOINT_PERIOD}; it must be >= 1")
+    if not 0 < solver.BASE_LR < math.inf:
+        problems.append(f"SOLVER.BASE_LR is {solver.BASE_LR}; it must be finite and > 0")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        problems.append(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}; it must be >= 0")
+    if cfg.SEED >= 2**32:
+        problems.append(f"SEED is {cfg.SEED}; it must be below 2^32 (negative: random)")
     if solver.AMP.ENABLED and solver.AMP.DTYPE == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         problems.append(
             "SOLVER.AMP.ENABLED is True, but float16 needs a GPU: set it to False, or SOLVER.AMP.DTYPE to bfloat16"
         )
     if not cfg.DATASETS.TRAIN:
         problems.append("DATASETS.TRAIN is empty; name a data set, or use --train-json")
-    if not cfg.DATASETS.TEST:
-        problems.append("DATASETS.TEST is empty; training is always evaluated: name a data set, or use --val-json")
     return problems
 
 
@@ -147,11 +164,13 @@ def _path_problems(cfg: CfgNode, training: bool) -> list[str]:
         problems.append(f"MODEL.WEIGHTS is {weights}: no such file; give a checkpoint, a URL, or '' for none")
     if not training and not weights:
         problems.append("--eval-only evaluates MODEL.WEIGHTS, which is empty; add MODEL.WEIGHTS <checkpoint>")
-    folder = Path(cfg.OUTPUT_DIR).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: {folder} is not a folder that can be written")
+    taken = [name for name in ("inference", "detections", "annotations") if (Path(cfg.OUTPUT_DIR) / name).is_file()]
+    if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
+        problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}; it must be a folder of this machine")
+    elif taken:
+        problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, whose {taken[0]} is a file; name another or move the file")
+    elif not is_writable(Path(cfg.OUTPUT_DIR)):
+        problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: not a folder that can be made and written; name another")
     return problems
 
 

@@ -66,8 +66,10 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"config file {path}: not YAML: {error.problem} at {_mark(error)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"config file {path}: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"config file {path}: its _BASE_ files lead back to themselves; break the circle") from error
     except (AssertionError, TypeError, AttributeError) as error:
-        raise InputError(f"config file {path}: not a mapping of keys to values ({error})") from error
+        raise InputError(f"config file {path}: it or a _BASE_ of it is not a mapping of keys to values") from error
     if not isinstance(loaded, dict):
         raise InputError(f"config file {path}: not a mapping of keys to values")
     return loaded
@@ -93,8 +95,7 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         raise InputError(
             f"command line: overrides are pairs KEY VALUE; {overrides[-1]!r} is left over in {' '.join(overrides)!r}"
         )
-    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        yield key, _parsed(text)
+    yield from zip(overrides[::2], overrides[1::2], strict=True)
 
 
 def _apply(cfg: CfgNode, known: dict[str, Any], key: str, value: Any) -> str | None:
@@ -103,7 +104,7 @@ def _apply(cfg: CfgNode, known: dict[str, Any], key: str, value: Any) -> str | N
         return _unknown_key(known, key, value)
     old = known[key]
     value = _coerced(value, old)
-    if old is not None and value is not None and type(value) is not type(old):
+    if type(value) is not type(old) or not _fits(value, old):
         return f"{key} is {value!r}, but takes {_kind(old)} such as {old!r}"
     if key == "VERSION" and value != old:
         return f"VERSION is {value}, but only configurations of version {old} are read"
@@ -117,17 +118,31 @@ def _apply(cfg: CfgNode, known: dict[str, Any], key: str, value: Any) -> str | N
 
 def _coerced(value: Any, old: Any) -> Any:
     """The value as the kind that the key holds, where what was written can only mean that."""
+    if isinstance(value, str) and not isinstance(old, str):
+        value = _parsed(value)  # from the command line; in YAML "(1, 2)" and 1e-4 are texts too
     if isinstance(old, (list, tuple)):
-        value = _parsed(value) if isinstance(value, str) else value  # "(1, 2)" in YAML is a text
         if isinstance(value, str):  # DATASETS.TEST my_set, and ("my_set"), which is no tuple
             value = (value,)
         return type(old)(value) if isinstance(value, (list, tuple)) else value
-    if isinstance(old, float) and not isinstance(value, bool):
-        value = _parsed(value) if isinstance(value, str) else value  # 1e-4 in YAML is a text
-        return float(value) if isinstance(value, int) else value
-    if isinstance(old, str) and isinstance(value, int):
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, int) and isinstance(value, float) and value.is_integer():  # MAX_ITER 9e4
+        return int(value)
+    if isinstance(old, str) and isinstance(value, (int, float)):  # OUTPUT_DIR: 12 in YAML
         return str(value)
     return value
+
+
+def _fits(value: Any, old: Any) -> bool:
+    """Whether a list's elements are of the kind of the default's: texts, numbers, or lists of them."""
+    if not isinstance(old, (list, tuple)) or old == []:
+        return True
+    if old == ():  # data sets and files, in Detectron2
+        return all(isinstance(element, str) for element in value)
+    if isinstance(old[0], (list, tuple)):
+        return all(_fits(element, old[0]) if isinstance(element, (list, tuple)) else False for element in value)
+    kind = str if isinstance(old[0], str) else (int, float)
+    return all(isinstance(element, kind) and not isinstance(element, bool) for element in value)
 
 
 def _parsed(text: str) -> Any:

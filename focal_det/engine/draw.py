@@ -38,7 +38,7 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, mapper: Any, output_di
         return None
     folder = output_dir / "detections"
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.png"):
+    for stale in folder.glob("[0-9][0-9]_*.png"):
         stale.unlink()
     pairs = []
     with inference_context(model), torch.no_grad():

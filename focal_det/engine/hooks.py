@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from types import FrameType
@@ -35,9 +36,11 @@ class StopOnSignal(HookBase):
         self.period = period
         self.received: str | None = None
         self._received_at = 0.0
+        self._pid = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     def before_train(self) -> None:
+        self._pid = os.getpid()
         for number in STOP_SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
 
@@ -62,6 +65,10 @@ class StopOnSignal(HookBase):
         raise TrainingStopped
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a loader's worker, forked with this handler; it ends with its parent
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         name, now = signal.Signals(number).name, time.monotonic()
         if self.received is not None:
             if now - self._received_at > _SAME_WISH_SECONDS:
@@ -73,7 +80,10 @@ class StopOnSignal(HookBase):
 
 
 class LogAssignment(HookBase):
-    """Put the assigned anchors per image into the metrics every `period` iterations: few, and objects are missed."""
+    """Put the assigned anchors per image into the metrics every `period` iterations, as Detectron2's `num_pos_anchors`.
+
+    If they are few, objects are missed.
+    """
 
     def __init__(self, criterion: DenseCriterion, period: int = 20) -> None:
         self.criterion = criterion
@@ -82,21 +92,20 @@ class LogAssignment(HookBase):
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period == 0 and self.criterion.num_assigned is not None:
             assigned = self.criterion.num_assigned.float().mean().item()
-            self.trainer.storage.put_scalar("assigned_anchors_per_image", assigned, smoothing_hint=False)
+            self.trainer.storage.put_scalar("num_pos_anchors", assigned, smoothing_hint=False)
 
 
 class DrawDetections(HookBase):
     """Draw on the main process every `period` iterations (0: not before the end) and after the last."""
 
-    def __init__(self, period: int, draw: Any) -> None:
+    def __init__(self, period: int) -> None:
         self.period = period
-        self.draw = draw
 
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1
         if self.period > 0 and next_iter % self.period == 0 and next_iter < self.trainer.max_iter:
-            self.draw()
+            self.trainer.draw(self.trainer.cfg, self.trainer.model)
 
     def after_train(self) -> None:
         if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self.draw()
+            self.trainer.draw(self.trainer.cfg, self.trainer.model)

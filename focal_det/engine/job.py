@@ -37,7 +37,7 @@ def run_job(job: Job, stopped: Any) -> None:
     """
     cfg = job.cfg
     share_cores(cfg, job.processes_per_machine)
-    register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets, cfg.OUTPUT_DIR)
+    register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
     set_up_run(cfg, training=not job.eval_only)
     if job.eval_only:
         model = Trainer.build_model(cfg)

@@ -16,8 +16,8 @@ from detectron2.utils.logger import setup_logger
 def set_up_run(cfg: CfgNode, *, training: bool) -> None:
     """Detectron2's `default_setup`, but with environment and configuration in files instead of on the screen.
 
-    Writes `log.txt`, `environment.txt` and `config.yaml` to OUTPUT_DIR; an evaluation writes
-    `inference/config.yaml`, so that the training's stays what it was.
+    Writes `log.txt`, and `config.yaml` and `environment.txt`, to OUTPUT_DIR; an evaluation writes the latter two to
+    `inference/`, so that the training's stay what they were.
     """
     folder = Path(cfg.OUTPUT_DIR)
     if comm.is_main_process():
@@ -25,11 +25,11 @@ def set_up_run(cfg: CfgNode, *, training: bool) -> None:
     for name in ("fvcore", "detectron2", "focal_det"):
         setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
     if comm.is_main_process():
-        config_file = folder / "config.yaml" if training else folder / "inference" / "config.yaml"
-        config_file.parent.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(cfg.dump())
-        (folder / "environment.txt").write_text(collect_env_info() + "\n")
-        logging.getLogger("focal_det").info(f"Resolved configuration: {config_file}")
+        record = folder if training else folder / "inference"
+        record.mkdir(exist_ok=True)
+        (record / "config.yaml").write_text(cfg.dump())
+        (record / "environment.txt").write_text(collect_env_info() + "\n")
+        logging.getLogger("focal_det").info(f"Resolved configuration: {record / 'config.yaml'}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = training and cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():

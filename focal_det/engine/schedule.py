@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from detectron2.config import CfgNode
 
-_SHRINKING = ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")
+_PERIODS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 
 
 def scale_schedule(cfg: CfgNode, reference_batch: int, kept: Collection[str]) -> str | None:
@@ -22,15 +23,21 @@ def scale_schedule(cfg: CfgNode, reference_batch: int, kept: Collection[str]) ->
     ratio = cfg.SOLVER.IMS_PER_BATCH / reference_batch
     if ratio == 1:
         return None
-    before = {"BASE_LR": cfg.SOLVER.BASE_LR, "STEPS": tuple(cfg.SOLVER.STEPS)}
-    before |= {key: cfg.SOLVER[key] for key in _SHRINKING}
-    after = {"BASE_LR": cfg.SOLVER.BASE_LR * ratio, "STEPS": tuple(round(s / ratio) for s in cfg.SOLVER.STEPS)}
-    after |= {key: max(1, round(cfg.SOLVER[key] / ratio)) if before[key] else 0 for key in _SHRINKING}
+    scaled: dict[str, Any] = {
+        "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR * ratio,
+        "SOLVER.STEPS": tuple(round(step / ratio) for step in cfg.SOLVER.STEPS),
+    }
+    for key in _PERIODS:
+        iterations = _node(cfg, key)[key.split(".")[1]]
+        scaled[key] = max(1, round(iterations / ratio)) if iterations else 0  # 0 stays "never"
     changes = []
-    for key, value in after.items():
-        if f"SOLVER.{key}" not in kept:
-            cfg.SOLVER[key] = value
-            changes.append(f"{key} {before[key]} -> {value}")
-    if "TEST.EVAL_PERIOD" not in kept:
-        cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / ratio)
+    for key, value in scaled.items():
+        node, leaf = _node(cfg, key), key.split(".")[1]
+        if key not in kept and node[leaf] != value:
+            changes.append(f"{leaf} {node[leaf]} -> {value}")
+            node[leaf] = value
     return f"batch {reference_batch} -> {cfg.SOLVER.IMS_PER_BATCH}: " + ", ".join(changes)
+
+
+def _node(cfg: CfgNode, key: str) -> CfgNode:
+    return cfg[key.split(".")[0]]

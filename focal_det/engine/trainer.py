@@ -41,7 +41,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         on_cpu = next(model.parameters()).device.type == "cpu"
         model = create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {}))
-        self._trainer = _step_of(cfg)(model, data_loader, optimizer)
+        self._trainer = step_of(cfg)(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -81,12 +81,13 @@ class Trainer(DefaultTrainer):
         criterion = getattr(_unwrapped(self.model), "criterion", None)
         if isinstance(criterion, DenseCriterion) and comm.is_main_process():
             hooks.append(LogAssignment(criterion))
-        hooks.append(DrawDetections(self.cfg.VIS_PERIOD, lambda: self.draw(self.cfg, self.model)))
+        hooks.append(DrawDetections(self.cfg.VIS_PERIOD))
         hooks.append(StopOnSignal(self.checkpointer))
         return hooks + ([writer] if writer else [])
 
 
-def _step_of(cfg: CfgNode) -> type[SimpleTrainer]:
+def step_of(cfg: CfgNode) -> type[SimpleTrainer]:
+    """The class that does a training step as SOLVER.AMP says."""
     if not cfg.SOLVER.AMP.ENABLED:
         return SimpleTrainer
     return BFloat16Trainer if cfg.SOLVER.AMP.DTYPE == "bfloat16" else AMPTrainer

@@ -190,6 +190,8 @@ def _binary_terms(x: Tensor, sign: int, weight: float, gamma: float, needs_grad:
     z = x if sign > 0 else -x
     log_p = F.logsigmoid(z)  # log p_t
     log_q = F.logsigmoid(-z)  # log(1 - p_t)
+    if gamma == 0:  # cross-entropy, whose value and slope at infinite logits 0 * inf would lose
+        return log_p * -weight, torch.exp(log_q).mul_(-sign * weight) if needs_grad else None
     modulating = torch.exp(gamma * log_q).mul_(weight)
     losses = modulating * -log_p
     if not needs_grad:

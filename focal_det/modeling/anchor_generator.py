@@ -39,7 +39,7 @@ class OctaveAnchorGenerator(nn.Module):
         scales_per_octave: int,
         aspect_ratios: Sequence[float],
         strides: Sequence[int],
-        offset: float = 0.0,
+        offset: float,
     ) -> None:
         super().__init__()
         if len(base_sizes) != len(strides):
@@ -56,7 +56,7 @@ class OctaveAnchorGenerator(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         sizes, ratios = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
-        if any(len(level) != 1 for level in sizes):
+        if not all(isinstance(level, (list, tuple)) and len(level) == 1 for level in sizes):
             raise ValueError(
                 f"MODEL.ANCHOR_GENERATOR.SIZES is {sizes}: OctaveAnchorGenerator takes one base size per level, "
                 "such as [[32], [64], [128], [256], [512]], and makes the scales between by "

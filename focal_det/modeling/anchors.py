@@ -44,7 +44,7 @@ def cell_anchors(base_size: float, scales_per_octave: int, aspect_ratios: Sequen
     return torch.tensor(boxes, dtype=torch.float32)
 
 
-def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: float = 0.0) -> Tensor:
+def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: float) -> Tensor:
     """Place the cell anchors at every location of a feature map.
 
     Args:

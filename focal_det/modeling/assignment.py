@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Pairs (object, anchor) handled at a time: bounds the memory at ~64 MiB for any number of objects.
-_MAX_PAIRS = 1 << 24
+# Pairs (object, anchor) handled at a time. A pair takes ~24 bytes while its IoU is computed, so this bounds the
+# memory at ~100 MB for any number of objects.
+_MAX_PAIRS = 1 << 22
 
 
 class Assignment(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
-def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float]) -> Tensor:
     """Deltas that take the anchors to the boxes. Sides of both must be > 0, else the deltas are inf or NaN."""
     sides, anchor_sides = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
     centres, anchor_centres = boxes[..., :2] + 0.5 * sides, anchors[..., :2] + 0.5 * anchor_sides
@@ -29,7 +29,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float] = (
     return torch.cat((shifts, scales), dim=-1) * boxes.new_tensor(weights)
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float]) -> Tensor:
     """Boxes that the deltas make of the anchors; inverse of `encode_boxes` up to the bound on the scales.
 
     Computed in float32 for half-precision deltas.

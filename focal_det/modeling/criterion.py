@@ -66,18 +66,23 @@ class DenseCriterion(nn.Module):
         gt_classes: Sequence[Tensor],
     ) -> dict[str, Tensor]:
         """The losses of a batch by name, "loss_cls" and "loss_box_reg", scalars in float32."""
-        class_losses, box_losses, num_assigned = [], [], []
-        for image, (boxes, classes) in enumerate(zip(gt_boxes, gt_classes, strict=True)):
-            labels, matched = self.assign(anchors, boxes, classes)
-            is_assigned = (labels >= 0) & (labels < self.num_classes)  # (R,)
-            class_losses.append(self.class_loss(logits[image], labels))
-            box_losses.append(self._box_loss(deltas[image], anchors, boxes, matched, is_assigned))
-            num_assigned.append(is_assigned.sum())
-        self.num_assigned = torch.stack(num_assigned)
-        divisors = self.normalizer(self.num_assigned)
+        assignments = [self.assign(anchors, *objects) for objects in zip(gt_boxes, gt_classes, strict=True)]
+        labels = torch.stack([assignment.labels for assignment in assignments])  # (N, R)
+        is_assigned = (labels >= 0) & (labels < self.num_classes)  # (N, R)
+        self.num_assigned = is_assigned.sum(dim=1)
+        divisors = self.normalizer(self.num_assigned)  # (N,)
+
+        class_losses = torch.stack([self.class_loss(*image) for image in zip(logits, labels, strict=True)])  # (N,)
+        # Only assigned anchors have a target; one gather of them for the whole batch is one wait for the device.
+        first_object = torch.tensor([0, *map(len, gt_boxes)]).cumsum(0)[:-1].to(labels.device)  # (N,)
+        matched = torch.stack([a.matched for a in assignments]) + first_object[:, None]  # (N, R)
+        image, anchor = is_assigned.nonzero(as_tuple=True)  # (P,) each
+        matched_boxes = torch.cat(list(gt_boxes))[matched[image, anchor]]  # (P, 4)
+        targets = encode_boxes(matched_boxes, anchors[anchor], weights=self.box_weights)
+        box_losses = smooth_l1_loss(deltas[image, anchor], targets, beta=self.smooth_l1_beta, reduction="none")
         return {
-            "loss_cls": (torch.stack(class_losses) / divisors).sum(),
-            "loss_box_reg": (torch.stack(box_losses) / divisors).sum(),
+            "loss_cls": (class_losses / divisors).sum(),
+            "loss_box_reg": (box_losses.sum(dim=1) / divisors[image]).sum(),
         }
 
     def assign(self, anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> Assignment:
@@ -92,10 +97,3 @@ class DenseCriterion(nn.Module):
             object_iou=object_iou,
             match_best_anchor=self.match_best_anchor,
         )
-
-    def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, is_assigned: Tensor) -> Tensor:
-        if len(boxes) == 0:
-            return deltas.float().sum() * 0  # keeps the box subnet in the graph, as DDP needs
-        index = is_assigned.nonzero().squeeze(1)  # (P,): only these have a target
-        targets = encode_boxes(boxes[matched[index]], anchors[index], weights=self.box_weights)
-        return smooth_l1_loss(deltas[index], targets, beta=self.smooth_l1_beta)

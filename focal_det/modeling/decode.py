@@ -28,7 +28,7 @@ class Detections(NamedTuple):
 
 
 @torch.no_grad()
-def decode_image(
+def decode_detections(
     logits: Sequence[Tensor],
     deltas: Sequence[Tensor],
     anchors: Sequence[Tensor],
@@ -38,7 +38,7 @@ def decode_image(
     topk_per_level: int,
     nms_thresh: float,
     max_detections: int,
-    box_weights: Sequence[float] = (1, 1, 1, 1),
+    box_weights: Sequence[float],
 ) -> Detections:
     """Threshold, keep the best of each level, decode, suppress per class, cap, clip.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .anchor_generator import OctaveAnchorGenerator
 from .criterion import DenseCriterion
-from .decode import decode_image
+from .decode import decode_detections
 from .normalizer import LossNormalizer
 
 
@@ -29,7 +29,7 @@ class FocalRetinaNet(nn.Module):
         anchor_generator: anchors of each level.
         criterion: the losses; holds the normaliser's state.
         num_classes: K.
-        score_thresh, topk_per_level, nms_thresh, max_detections, box_weights: see `decode_image`.
+        score_thresh, topk_per_level, nms_thresh, max_detections, box_weights: see `decode_detections`.
         pixel_mean, pixel_std: of each channel, in the order of the input's.
     """
 
@@ -75,6 +75,14 @@ class FocalRetinaNet(nn.Module):
         retinanet, extra = cfg.MODEL.RETINANET, cfg.MODEL.FOCAL_DET
         backbone = build_backbone(cfg)
         shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in retinanet.IN_FEATURES]
+        if retinanet.BBOX_REG_LOSS_TYPE != "smooth_l1":
+            raise ValueError(
+                f"MODEL.RETINANET.BBOX_REG_LOSS_TYPE is {retinanet.BBOX_REG_LOSS_TYPE!r}; FocalRetinaNet has smooth_l1"
+            )
+        if list(retinanet.IOU_LABELS) != [0, -1, 1]:
+            raise ValueError(
+                f"MODEL.RETINANET.IOU_LABELS is {retinanet.IOU_LABELS}; FocalRetinaNet labels the bands [0, -1, 1]"
+            )
         background_iou, object_iou = retinanet.IOU_THRESHOLDS
         criterion = DenseCriterion(
             num_classes=retinanet.NUM_CLASSES,
@@ -165,7 +173,7 @@ class FocalRetinaNet(nn.Module):
     ) -> list[dict[str, Instances]]:
         results = []
         for i, (image_size, x) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
-            found = decode_image(
+            found = decode_detections(
                 [level[i] for level in logits],
                 [level[i] for level in deltas],
                 anchors,

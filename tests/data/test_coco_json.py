@@ -2,7 +2,10 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
 from focal_det.data.coco_json import read_coco
 from focal_det.errors import InputError
@@ -26,7 +29,7 @@ def write(tmp_path):
 
     def write(content):
         for name in ("a.png", "b.png"):
-            (tmp_path / name).write_bytes(b"")
+            cv2.imwrite(str(tmp_path / name), np.zeros((80, 100, 3), np.uint8))
         path = tmp_path / "instances.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         return path, tmp_path
@@ -87,15 +90,19 @@ def test_no_annotations_is_a_data_set_without_objects(write):
         ("{", "not JSON"),
         ("[" * 100000, "not JSON"),
         ([1], "the file holds a list"),
+        ("null", "the file holds null"),
+        ("9" * 5000, "not JSON"),
+        (annotations({"bbox": [1, 2, 3, 10**400]}), "four numbers"),
+        (annotations({"iscrowd": "0"}), "\"iscrowd\" is '0', not 0 or 1"),
         ({}, '"images" is missing'),
         (changed(images=[]), '"images" is empty'),
         (changed(categories="cat"), '"categories" is not a list'),
         (changed(images=[{"id": 7, "file_name": "a.png", "height": 80}]), 'images[0]: "width" is missing'),
         (changed(images=[{"id": "7", "file_name": "a.png", "width": 9, "height": 9}]), "\"id\" is '7', not an integer"),
         (changed(images=[{"id": 7, "file_name": "a.png", "width": 0, "height": 9}]), '"width" is 0'),
-        (changed(annotations=[3]), "annotations[0]: is a int"),
-        (annotations({"bbox": [1, 2, 3]}), "bbox=[1, 2, 3] (annotations[0]): a box is four finite numbers"),
-        (annotations({"bbox": [1, 2, 3, "4"]}), "four finite numbers"),
+        (changed(annotations=[3]), "annotations[0]: is a number, not an object"),
+        (annotations({"bbox": [1, 2, 3]}), "bbox=[1, 2, 3] (annotations[0]): a box is four numbers"),
+        (annotations({"bbox": [1, 2, 3, "4"]}), "four numbers"),
         (annotations({"category_id": 8, "id": 12}), "category_id=8 (annotation 12) is not in categories [2, 5]"),
         (annotations({"image_id": 8}), "image_id=8 (annotations[0]) not in images"),
         (changed(categories=[{"id": 5, "name": "cat"}] * 2 + [{"id": 2, "name": "d"}]), "categories: repeated id 5"),
@@ -106,6 +113,40 @@ def test_what_is_wrong_is_named_with_the_file(write, content, message):
     found = problems(arguments)
     assert message in found
     assert all(line.startswith(str(arguments[0])) for line in found.splitlines())
+
+
+def test_repeated_class_names_are_refused(write):
+    arguments = write(changed(categories=[{"id": 5, "name": "cat"}, {"id": 2, "name": "cat"}]))
+    assert "categories: repeated name cat" in problems(arguments)
+
+
+def test_ids_that_are_no_numbers_are_renumbered_and_a_byte_order_mark_is_no_matter(write):
+    path, folder = write(annotations({"id": [1]}, {"id": {}}))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [a["id"] for a in read_coco(path, folder).coco["annotations"]] == [1, 2]
+
+
+def test_boxes_that_reach_out_of_their_picture_are_noted(write):
+    found = read_coco(*write(annotations({}, {"id": 4, "bbox": [60, 50, 90, 70]})))
+    assert len(found.coco["annotations"]) == 2
+    assert "1 of 2 boxes reach out of their picture and are clipped (annotation 4)" in found.notes[0]
+
+
+def test_pictures_are_opened_and_their_sizes_compared(write):
+    path, folder = write(GOOD)
+    (folder / "a.png").write_bytes(b"")
+    cv2.imwrite(str(folder / "b.png"), np.zeros((100, 80, 3), np.uint8))
+    found = problems((path, folder))
+    assert "1 of 2 pictures cannot be opened; replace them or take them out: 'a.png' (UnidentifiedImageError)" in found
+    assert "1 of 2 pictures have another size than annotated; correct width and height: 'b.png' (80, 100)" in found
+
+
+def test_a_picture_turned_by_its_exif_tag_has_the_size_that_detectron2_sees(write):
+    path, folder = write(changed(images=[{"id": 7, "file_name": "t.jpg", "width": 100, "height": 80}], annotations=[]))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (80, 100)).save(folder / "t.jpg", exif=exif)
+    assert read_coco(path, folder).notes == []
 
 
 def test_all_problems_come_at_once(write):

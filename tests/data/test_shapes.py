@@ -81,7 +81,7 @@ def test_a_stopped_run_leaves_no_half_set(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "draw_picture", stop)
     with pytest.raises(KeyboardInterrupt):
         make_shapes("shapes_train_4_64px", tmp_path)
-    assert list((tmp_path / "shapes").iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_names_say_what_the_set_is():

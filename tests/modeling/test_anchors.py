@@ -26,7 +26,7 @@ def test_the_papers_nine_anchors_cover_32_to_813_pixels():
 def test_grid_is_row_major_with_anchors_last():
     cells = torch.tensor([[-1.0, -1.0, 1.0, 1.0], [-2.0, -2.0, 2.0, 2.0]])
     # 1 row, 2 columns, stride 8: both anchors at x = 0, then both at x = 8
-    assert grid_anchors(cells, 1, 2, 8).tolist() == [
+    assert grid_anchors(cells, 1, 2, 8, offset=0.0).tolist() == [
         [-1.0, -1.0, 1.0, 1.0],
         [-2.0, -2.0, 2.0, 2.0],
         [7.0, -1.0, 9.0, 1.0],

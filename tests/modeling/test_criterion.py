@@ -41,7 +41,9 @@ def test_sums_over_anchors_divided_as_the_mode_says(mode, divisors):
     losses = criterion(mode)(logits, deltas, ANCHORS, GT_BOXES, GT_CLASSES)
     expected_cls = sum(focal_loss(logits[i], LABELS[i]) / divisors[i] for i in range(2))
     box_sums = [
-        smooth_l1_loss(deltas[0, [0, 4]], encode_boxes(ANCHORS[[0, 0]], ANCHORS[[0, 4]]), beta=0.11),
+        smooth_l1_loss(
+            deltas[0, [0, 4]], encode_boxes(ANCHORS[[0, 0]], ANCHORS[[0, 4]], weights=(1, 1, 1, 1)), beta=0.11
+        ),
         smooth_l1_loss(deltas[1, 1:4], torch.zeros(3, 4), beta=0.11),  # objects equal to their anchors
     ]
     torch.testing.assert_close(losses["loss_cls"], expected_cls)

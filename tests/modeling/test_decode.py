@@ -7,9 +7,15 @@ import torch
 from torchvision.ops import batched_nms
 
 from focal_det.modeling.box_coding import decode_boxes
-from focal_det.modeling.decode import decode_image
+from focal_det.modeling.decode import decode_detections
 
-OPTIONS = {"score_thresh": 0.05, "topk_per_level": 1000, "nms_thresh": 0.5, "max_detections": 100}
+OPTIONS = {
+    "score_thresh": 0.05,
+    "topk_per_level": 1000,
+    "nms_thresh": 0.5,
+    "max_detections": 100,
+    "box_weights": (1, 1, 1, 1),
+}
 
 
 def logit(p):
@@ -25,7 +31,7 @@ def decode(scores, anchors, image_size=(1000, 10000), deltas=None, **options):
     """Levels of scores (R, K) as probabilities."""
     logits = [torch.logit(level) for level in scores]
     deltas = deltas or [torch.zeros(len(level), 4) for level in scores]
-    return decode_image(logits, deltas, anchors, image_size, **{**OPTIONS, **options})
+    return decode_detections(logits, deltas, anchors, image_size, **{**OPTIONS, **options})
 
 
 def test_keeps_what_is_above_the_threshold_best_first():
@@ -81,7 +87,7 @@ def test_equals_the_steps_done_plainly():
         flat = level.flatten()
         order = flat.argsort(descending=True)[:50]
         order = order[flat[order] > 0.5]
-        boxes.append(decode_boxes(level_deltas[order // 4], level_anchors[order // 4]))
+        boxes.append(decode_boxes(level_deltas[order // 4], level_anchors[order // 4], weights=(1, 1, 1, 1)))
         scores.append(flat[order])
         classes.append(order % 4)
     boxes, scores, classes = torch.cat(boxes), torch.cat(scores), torch.cat(classes)
@@ -93,7 +99,9 @@ def test_equals_the_steps_done_plainly():
 
 
 def test_half_precision_logits_give_single_precision_scores():
-    found = decode_image([torch.tensor([[3.0]]).half()], [torch.zeros(1, 4).half()], [grid(1)], (50, 50), **OPTIONS)
+    found = decode_detections(
+        [torch.tensor([[3.0]]).half()], [torch.zeros(1, 4).half()], [grid(1)], (50, 50), **OPTIONS
+    )
     assert found.scores.dtype == found.boxes.dtype == torch.float32
 
 

@@ -32,7 +32,9 @@ def test_equals_detectron2s_to_the_last_bit(scales, ratios, offset):
 
 
 def test_one_shape_is_made_once_and_the_cache_is_bounded(monkeypatch):
-    generator = OctaveAnchorGenerator(base_sizes=[32], scales_per_octave=1, aspect_ratios=[1.0], strides=[8])
+    generator = OctaveAnchorGenerator(
+        base_sizes=[32], scales_per_octave=1, aspect_ratios=[1.0], strides=[8], offset=0.0
+    )
     first = generator.anchors([(4, 5)])
     assert generator.anchors([(4, 5)]) is first
     assert generator.anchors([(5, 4)])[0].shape == (20, 4)
@@ -42,13 +44,17 @@ def test_one_shape_is_made_once_and_the_cache_is_bounded(monkeypatch):
 
 
 def test_moving_the_module_moves_the_anchors():
-    generator = OctaveAnchorGenerator(base_sizes=[32], scales_per_octave=1, aspect_ratios=[1.0], strides=[8])
+    generator = OctaveAnchorGenerator(
+        base_sizes=[32], scales_per_octave=1, aspect_ratios=[1.0], strides=[8], offset=0.0
+    )
     generator.anchors([(2, 2)])
     assert generator.double().anchors([(2, 2)])[0].dtype == torch.float64
 
 
 def test_anchors_are_not_in_the_checkpoint():
-    generator = OctaveAnchorGenerator(base_sizes=[32], scales_per_octave=1, aspect_ratios=[1.0], strides=[8])
+    generator = OctaveAnchorGenerator(
+        base_sizes=[32], scales_per_octave=1, aspect_ratios=[1.0], strides=[8], offset=0.0
+    )
     assert generator.state_dict() == {}
 
 

@@ -1,6 +1,6 @@
 """Every key that focal_det adds changes something, and every wrong key or value is named with its mending."""
 
-from collections import Counter
+import re
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ CHANGING = [
     ("MODEL.RETINANET.PRIOR_PROB", "0.1", {"loss_cls"}),
     ("MODEL.RETINANET.NUM_CONVS", "2", {"loss_cls", "loss_box_reg"}),
 ]
-OWN_TESTS = {"HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"}  # below, and in test_draw.py
+OWN_TESTS = {"HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"}  # below, and in test_engine.py
 
 
 @pytest.mark.parametrize(("key", "value", "changed"), CHANGING)
@@ -148,6 +148,7 @@ def test_numbers_are_read_as_the_key_needs_them(tmp_path):
     (tmp_path / "c.yaml").write_text("SOLVER: {BASE_LR: 1e-3, STEPS: '(5, 6)'}\nOUTPUT_DIR: 12\n")
     cfg = load_config(tmp_path / "c.yaml", ["SOLVER.MOMENTUM", "1"])
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.OUTPUT_DIR) == (0.001, (5, 6), "12")
+    assert load_config("", ["OUTPUT_DIR", "2024_01_01"]).OUTPUT_DIR == "2024_01_01"
     assert isinstance(cfg.SOLVER.MOMENTUM, float)
 
 
@@ -177,6 +178,28 @@ def test_every_wrong_key_and_value_comes_at_once_with_its_place(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.BASE_LR", "None"),
+        ("SOLVER.STEPS", "('a', 3)"),
+        ("MODEL.RETINANET.IOU_THRESHOLDS", "['a', 'b']"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[32, 64]"),
+        ("DATASETS.TEST", "(1, 2)"),
+        ("SOLVER.AMP.ENABLED", "1"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(key, value):
+    (problem,) = problems_of("", [key, value])
+    assert problem.startswith(f"command line: {key} is ")
+    assert "but takes " in problem
+
+
+def test_an_empty_value_in_a_file_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_text("MODEL: {WEIGHTS: }\n")
+    assert "MODEL.WEIGHTS is None, but takes a text" in problems_of(tmp_path / "c.yaml")[0]
+
+
 def test_a_key_without_a_value_is_named():
     assert "'SEED' is left over" in problems_of("", ["SOLVER.BASE_LR", "1", "SEED"])[0]
 
@@ -189,6 +212,7 @@ def test_a_key_without_a_value_is_named():
         ("- 1\n- 2\n", "not a mapping"),
         ("", "not a mapping"),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("_BASE_: c.yaml\n", "lead back to themselves"),
         ("\x00", "c.yaml"),
     ],
 )
@@ -223,8 +247,6 @@ def test_a_missing_file_is_named(tmp_path):
         ("MODEL.FPN.NORM", "GNN"),
         ("MODEL.RESNETS.DEPTH", "20"),
         ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
-        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"),
-        ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"),
         ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "(1., 1.)"),
         ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "-1.0"),
         ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"),
@@ -234,9 +256,16 @@ def test_a_missing_file_is_named(tmp_path):
         ("MODEL.RETINANET.NMS_THRESH_TEST", "1.1"),
         ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", "0"),
         ("MODEL.RETINANET.IOU_THRESHOLDS", "[0.5, 0.4]"),
-        ("MODEL.RETINANET.IOU_LABELS", "[0, 1]"),
         ("TEST.DETECTIONS_PER_IMAGE", "0"),
         ("INPUT.FORMAT", "GREY"),
+        ("INPUT.MIN_SIZE_TRAIN", "()"),
+        ("MODEL.DEVICE", "gpu"),
+        ("MODEL.RETINANET.NUM_CLASSES", "0"),
+        ("SOLVER.AMP.DTYPE", "half"),
+        ("SOLVER.LR_SCHEDULER_NAME", "Cosine"),
+        ("SOLVER.WARMUP_ITERS", "-1"),
+        ("SOLVER.CHECKPOINT_PERIOD", "0"),
+        ("TEST.AUG.ENABLED", "True"),
         ("SOLVER.IMS_PER_BATCH", "15"),
         ("SOLVER.MAX_ITER", "0"),
         ("SOLVER.STEPS", "(80, 60)"),
@@ -253,7 +282,7 @@ def test_a_value_that_cannot_work_is_named(tiny_cfg, key, value):
     found = config_problems(tiny_cfg(key, value), num_processes=2, training=True)
     assert len(found) == 1
     assert found[0].startswith(f"{key} is ")
-    assert Counter(found[0])[";"] + found[0].count(": ") + found[0].count("must") >= 1  # and the mending
+    assert re.search("must|allowed are|name a|set it|give a|need", found[0])  # the mending
 
 
 def test_evaluation_needs_weights(tiny_cfg):

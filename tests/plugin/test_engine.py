@@ -8,16 +8,21 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from focal_det.config import add_focal_det_config
 from focal_det.data.catalog import class_names, dataset_problems, prepare_shapes, register_datasets
 from focal_det.engine import devices
+from focal_det.engine.bfloat16 import BFloat16Trainer
 from focal_det.engine.devices import choose_device
 from focal_det.engine.draw import draw_detections
 from focal_det.engine.hooks import DrawDetections, LogAssignment, StopOnSignal, TrainingStopped
 from focal_det.engine.schedule import scale_schedule
+from focal_det.engine.trainer import step_of
 from focal_det.errors import InputError
 
 SHAPES = "shapes_val_5_64px"
@@ -27,7 +32,7 @@ SHAPES = "shapes_val_5_64px"
 def shapes(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     prepare_shapes([SHAPES])
-    register_datasets([SHAPES], [], str(tmp_path))
+    register_datasets([SHAPES], [])
     yield SHAPES
     DatasetCatalog.remove(SHAPES)
     MetadataCatalog.remove(SHAPES)
@@ -107,7 +112,10 @@ def test_a_quarter_of_the_batch_has_a_quarter_of_the_lr_and_four_times_the_itera
     words = scale_schedule(cfg, 16, kept=())
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (0.0025, 360000, (240000, 320000))
     assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (4000, 20000, 2000)
-    assert words.startswith("batch 16 -> 4: BASE_LR 0.01 -> 0.0025, STEPS (60000, 80000) -> (240000, 320000)")
+    assert words == (
+        "batch 16 -> 4: BASE_LR 0.01 -> 0.0025, STEPS (60000, 80000) -> (240000, 320000), MAX_ITER 90000 -> 360000, "
+        "WARMUP_ITERS 1000 -> 4000, CHECKPOINT_PERIOD 5000 -> 20000, EVAL_PERIOD 500 -> 2000"
+    )
 
 
 def test_what_the_user_set_stays():
@@ -143,11 +151,63 @@ def test_devices_are_chosen_loudly_or_refused(monkeypatch, gpus, device, asked, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(devices, "num_cores", lambda: 4)
     cfg = get_cfg()
+    add_focal_det_config(cfg)
     cfg.MODEL.DEVICE = device
     warnings, problems = choose_device(cfg, asked)
     assert chosen == cfg.MODEL.DEVICE
     assert [warning in w for w in warnings] == ([True] if warning else [])
     assert [problem in p for p in problems] == ([True] if problem else [])
+
+
+@pytest.mark.parametrize(("has", "enabled"), [(True, True), (False, False)])
+def test_bfloat16_falls_back_to_float32_and_says_so(monkeypatch, has, enabled):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: has)
+    cfg = get_cfg()
+    add_focal_det_config(cfg)
+    cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = "cpu", True, "bfloat16"
+    warnings, problems = choose_device(cfg, 1)
+    assert enabled == cfg.SOLVER.AMP.ENABLED
+    assert ["float32" in warning for warning in warnings] == ([] if enabled else [True])
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("enabled", "dtype", "expected"),
+    [(False, "bfloat16", SimpleTrainer), (True, "bfloat16", BFloat16Trainer), (True, "float16", AMPTrainer)],
+)
+def test_amp_dtype_chooses_the_step(tiny_cfg, enabled, dtype, expected):
+    assert step_of(tiny_cfg("SOLVER.AMP.ENABLED", str(enabled), "SOLVER.AMP.DTYPE", dtype)) is expected
+
+
+def test_a_step_in_bfloat16_computes_in_it_and_updates(tiny_cfg, batch_of):
+    seen = []
+    model = build_model(tiny_cfg())
+    model.head.cls_score.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    before = model.head.cls_score.weight.clone()
+    trainer = BFloat16Trainer(model, [batch_of((2,))], torch.optim.SGD(model.parameters(), lr=0.01))
+    trainer.iter = 0
+    with EventStorage(0) as storage:
+        trainer.run_step()
+        assert set(storage.latest()) >= {"total_loss", "loss_cls", "loss_box_reg", "data_time"}
+    assert set(seen) == {torch.bfloat16}
+    assert not model.head.cls_score.weight.equal(before)
+
+
+def test_gradients_of_p6_and_p7_are_right_in_bfloat16_on_a_map_of_one_pixel(tiny_cfg, batch_of):
+    # at 64 px P6 and P7 are 1x1; memory is first filled with what an unwritten gradient would show
+    grads = []
+    for trainer_class in (SimpleTrainer, BFloat16Trainer):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg("MODEL.FPN.OUT_CHANNELS", "64"))
+        junk = [torch.full((64, 64, 3, 3), 1e30, dtype=torch.bfloat16) for _ in range(50)]
+        del junk
+        trainer = trainer_class(model, [batch_of((3, 2), size=(64, 64))], torch.optim.SGD(model.parameters(), lr=0.0))
+        trainer.iter = 0
+        with EventStorage(0):
+            trainer.run_step()
+        grads.append([layer.weight.grad for layer in (model.backbone.top_block.p6, model.backbone.top_block.p7)])
+    for exact, ours in zip(*grads, strict=True):
+        assert (ours - exact).norm() < 0.1 * exact.norm()
 
 
 # --- hooks -----------------------------------------------------------------------------------------------------------
@@ -198,16 +258,18 @@ def test_assigned_anchors_are_logged_every_period():
         for iteration in (18, 19):
             hook.trainer = SimpleNamespace(iter=iteration, storage=storage)
             hook.after_step()
-            assert ("assigned_anchors_per_image" in storage.latest()) == (iteration == 19)
-    assert storage.latest()["assigned_anchors_per_image"][0] == 6.0
+            assert ("num_pos_anchors" in storage.latest()) == (iteration == 19)
+    assert storage.latest()["num_pos_anchors"][0] == 6.0
 
 
 @pytest.mark.parametrize(("period", "times"), [(0, [9]), (4, [3, 7, 9]), (5, [4, 9])])
 def test_drawing_every_period_and_once_at_the_end(period, times):
     drawn_at = []
-    hook = DrawDetections(period, lambda: drawn_at.append(hook.trainer.iter))
+    hook = DrawDetections(period)
     for iteration in range(10):
         hook.trainer = trainer_at(iteration, max_iter=10)
+        hook.trainer.cfg = hook.trainer.model = None
+        hook.trainer.draw = lambda cfg, model: drawn_at.append(hook.trainer.iter)
         hook.after_step()
     hook.after_train()
     assert drawn_at == times

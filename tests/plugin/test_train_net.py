@@ -9,8 +9,22 @@ import pytest
 import torch
 
 from focal_det.cli.train import main
+from focal_det.engine.lock import FolderLock
 
 QUICK = ["--config-file", "configs/quickstart.yaml", "DATALOADER.NUM_WORKERS", "0"]
+
+
+# What makes a model of Detectron2's defaults, for configuration files that say nothing of one.
+BUILDABLE = [
+    *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "18"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.OUT_FEATURES", "['res3', 'res4', 'res5']"),
+    *(
+        "MODEL.BACKBONE.NAME",
+        "build_retinanet_resnet_fpn_backbone",
+        "MODEL.FPN.IN_FEATURES",
+        "['res3', 'res4', 'res5']",
+    ),
+]
 
 
 @pytest.fixture
@@ -49,6 +63,7 @@ def errors_of(capsys, *words):
     """Exit code 2, nothing on standard output, one line per problem."""
     assert main([str(word) for word in words]) == 2
     captured = capsys.readouterr()
+    assert captured.out == ""
     lines = captured.err.splitlines()
     assert lines
     assert all(line.startswith("error: ") for line in lines)
@@ -61,10 +76,10 @@ def errors_of(capsys, *words):
         (["MODEL.RETINANET.NUM_CLASES", "3"], "did you mean MODEL.RETINANET.NUM_CLASSES?"),
         (
             ["MODEL.RETINANET.NUM_CLASSES", "80"],
-            "has 3 classes (disk, box, triangle), MODEL.RETINANET.NUM_CLASSES is 80",
+            "shapes_train_4000_128px has 3 classes (disk, box, triangle), MODEL.RETINANET.NUM_CLASSES is 80",
         ),
         (["--config-file", "no.yaml"], "config file no.yaml: no such file"),
-        (["--num-gpus", "64"], "--num-gpus is 64"),
+        (["--num-gpus", "100000"], "--num-gpus is 100000"),
         (["--num-gpus", "0"], "--num-gpus is 0"),
         (["--num-machines", "2"], "needs --dist-url"),
         (["--machine-rank", "1"], "--machine-rank 1 of --num-machines 1"),
@@ -77,6 +92,15 @@ def errors_of(capsys, *words):
         (["DATASETS.TRAIN", "coco_2017_tarin"], 'did you mean "coco_2017_train"?'),
         (["DATASETS.TRAIN", "shapes_train_many_128px"], "are named shapes_<train|val>_<pictures>_<side>px"),
         (["DATASETS.TEST", "coco_2017_val"], "instances_val2017.json is missing"),
+        (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST is (); it must be at least one data set"),
+        (["MODEL.FPN.OUT_CHANNELS", "48"], "num_channels (48) must be divisible by num_groups (32)"),
+        (["MODEL.RETINANET.IN_FEATURES", "['p3', 'p9']"], "the configuration does not make a model: "),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[32, 64, 128, 256, 512]"], "MODEL.ANCHOR_GENERATOR.SIZES is [32, 64"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 40], [64], [128], [256], [512]]"], "one base size per level"),
+        (["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"], "FocalRetinaNet has smooth_l1"),
+        (["MODEL.RETINANET.IOU_LABELS", "[1, -1, 0]"], "FocalRetinaNet labels the bands"),
+        (["SOLVER.IMS_PER_BATCH", "12800", "--scale-lr"], "SOLVER.STEPS is (1, 1)"),
+        (["MODEL.WEIGHTS", "setup.py"], "setup.py cannot be read as a checkpoint"),
     ],
 )
 def test_bad_input_exits_2_before_anything_is_written(capsys, tmp_path, monkeypatch, words, message):
@@ -89,21 +113,22 @@ def test_bad_input_exits_2_before_anything_is_written(capsys, tmp_path, monkeypa
 
 
 def test_all_problems_come_at_once(capsys, tmp_path):
-    words = ["--num-gpus", "64", "SOLVER.BASE_LR", "-1.0", "DATASETS.TEST", "nowhere", "OUTPUT_DIR", tmp_path]
+    words = ["--num-gpus", "100000", "SOLVER.BASE_LR", "-1.0", "DATASETS.TEST", "nowhere", "OUTPUT_DIR", tmp_path]
     assert len(errors_of(capsys, *QUICK, *words)) >= 3
 
 
 def test_a_category_that_is_not_listed_is_named(capsys, own_data):
     own_data.content["annotations"][0]["category_id"] = 9
-    (first, *_) = errors_of(capsys, *QUICK, *own_data.write())
-    assert f"{own_data.json_file}: category_id=9 (annotations[0]) is not in categories [3, 4]" in first
+    found = errors_of(capsys, *QUICK, *own_data.write())
+    assert len(found) == 2  # the one file serves for both sets
+    assert all(f"{own_data.json_file}: category_id=9 (annotations[0]) is not in categories [3, 4]" in f for f in found)
 
 
 def test_classes_of_the_two_sets_must_agree(capsys, own_data):
     flags = own_data.write()
     flags = [*flags[:4]]
     found = errors_of(capsys, *QUICK, *flags)
-    assert any("training and test classes differ: [cell, plate] against [disk, box, triangle]" in f for f in found)
+    assert found[-1].startswith("data sets train_json and shapes_val_200_128px differ in their classes: [cell, plate] ")
 
 
 def test_a_run_is_never_written_over(capsys, tmp_path):
@@ -111,7 +136,38 @@ def test_a_run_is_never_written_over(capsys, tmp_path):
     (found,) = errors_of(capsys, *QUICK, "OUTPUT_DIR", tmp_path)
     assert "already holds a run (model_0000099.pth): add --resume" in found
     (found,) = errors_of(capsys, *QUICK, "--resume", "OUTPUT_DIR", tmp_path)
-    assert "names model_0000099.pth, which is not there" in found
+    assert "names 'model_0000099.pth', which is no checkpoint in that folder" in found
+
+
+@pytest.mark.parametrize("name", [b"", b"\xff\xfe\x00", b"x" * 5000, b"/etc/passwd", b"../other/model_final.pth"])
+def test_a_pointer_that_names_no_checkpoint_of_the_run_is_refused(capsys, tmp_path, name):
+    (tmp_path / "last_checkpoint").write_bytes(name)
+    (found,) = errors_of(capsys, *QUICK, "--resume", "OUTPUT_DIR", tmp_path)
+    assert "which is no checkpoint in that folder" in found
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_kept(capsys, tmp_path):
+    (tmp_path / "metrics.json").write_text("{}\n")
+    (found,) = errors_of(capsys, *QUICK, "OUTPUT_DIR", tmp_path)
+    assert "ended before its first checkpoint" in found
+    assert main([*QUICK, "--resume", "auto", "--preflight-only", "OUTPUT_DIR", str(tmp_path)]) == 0
+
+
+def test_two_trainings_into_one_folder_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    with FolderLock(str(tmp_path / "output")):
+        (found,) = errors_of(capsys, *QUICK, "OUTPUT_DIR", tmp_path / "output")
+    assert "is in use by another training" in found
+    assert not (tmp_path / "datasets").exists()
+    with FolderLock(str(tmp_path / "output")):
+        pass  # given back
+
+
+@pytest.mark.parametrize("blocked", ["inference", "detections", "annotations"])
+def test_a_file_where_a_folder_is_to_be_is_named(capsys, tmp_path, blocked):
+    (tmp_path / blocked).write_text("mine")
+    (found,) = errors_of(capsys, *QUICK, "OUTPUT_DIR", tmp_path)
+    assert f"whose {blocked} is a file" in found
 
 
 def test_preflight_says_what_the_data_are_and_writes_nothing(capsys, own_data, tmp_path):
@@ -137,7 +193,7 @@ def test_a_batch_that_the_schedule_was_not_written_for(capsys, own_data, tmp_pat
     base = tmp_path / "c.yaml"
     base.write_text("SOLVER: {IMS_PER_BATCH: 16, BASE_LR: 0.05, MAX_ITER: 100, STEPS: [60], WARMUP_ITERS: 10}\n")
     command = ["--config-file", str(base), *own_data.write(), "--preflight-only", *words]
-    assert main([*command, "MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.WEIGHTS", ""]) == 0
+    assert main([*command, *BUILDABLE]) == 0
     warning = capsys.readouterr().err
     assert (expected in warning) if expected else ("fits them" not in warning)
 

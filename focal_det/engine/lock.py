@@ -1,0 +1,34 @@
+"""One training at a time in one folder."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from ..errors import InputError
+
+
+class FolderLock:
+    """Held by the process that trains into a folder; the system takes it back however that process ends."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / ".lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> FolderLock:
+        """Raises InputError if another process holds the lock."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(
+                f"OUTPUT_DIR {self.path.parent} is in use by another training; wait for its end or name another"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
