@@ -3,8 +3,8 @@
     python benchmarks/class_loss.py [--anchors 364806] [--classes 80] [--repeats 5] [--json FILE]
 
 The competitors take turns in one process, on the same logits; beside each time stands the largest error of its
-gradient against the plain formula in float64. Ratios are to ours. Random logits around the prior, one anchor in a thousand
-assigned, as early in training.
+gradient against the plain formula in float64. Ratios are to ours. Random logits around the prior, one anchor in a
+thousand assigned, as early in training.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def weights_problems(cfg: CfgNode, path: str, *, whole: bool) -> list[str]:
     except Exception as error:  # whatever a reader of somebody's file may raise
         return [f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)})"]
     report = checkpointer.report
-    lacking = [name for name in report.missing_keys if name != "criterion.normalizer.ema"]
+    mismatched = {name for name, _, _ in report.incorrect_shapes}
+    lacking = [name for name in report.missing_keys if name not in {"criterion.normalizer.ema", *mismatched}]
     wrong = [f"{name} {theirs} for {ours}" for name, theirs, ours in report.incorrect_shapes]
     if whole and (lacking or wrong):
         return [
@@ -65,11 +66,14 @@ def weights_problems(cfg: CfgNode, path: str, *, whole: bool) -> list[str]:
 
 
 class _ReportingCheckpointer(DetectionCheckpointer):
-    """Keeps what did not match, which Detectron2's only logs."""
+    """Keeps what did not match, where Detectron2's logs it."""
 
     def _load_model(self, checkpoint: Any) -> Any:
         self.report = super()._load_model(checkpoint)
         return self.report
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Nothing: the report says it."""
 
 
 def _first_line(error: Exception) -> str:

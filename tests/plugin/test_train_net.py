@@ -156,8 +156,8 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_kept(capsys, tmp_path):
 def test_two_trainings_into_one_folder_are_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     with FolderLock(str(tmp_path / "output")):
-        (found,) = errors_of(capsys, *QUICK, "OUTPUT_DIR", tmp_path / "output")
-    assert "is in use by another training" in found
+        assert main([*QUICK, "OUTPUT_DIR", str(tmp_path / "output")]) == 2
+    assert "is in use by another training" in capsys.readouterr().err
     assert not (tmp_path / "datasets").exists()
     with FolderLock(str(tmp_path / "output")):
         pass  # given back

@@ -193,7 +193,7 @@ def test_resuming_loads_iteration_lr_and_normaliser_as_they_were_saved(runs, who
     assert trainer.start_iter == HALF
     assert trainer.model.criterion.normalizer.ema == saved["model"]["criterion.normalizer.ema"] != 100
     assert trainer.scheduler.last_epoch == HALF
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.01]  # warmed up, before the first drop
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.01}  # warmed up, before the first drop
 
 
 def test_a_finished_run_is_evaluated_and_says_so(runs, whole):
