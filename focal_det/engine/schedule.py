@@ -20,9 +20,9 @@ def scale_schedule(cfg: CfgNode, reference_batch: int, kept: Collection[str]) ->
     Returns:
         What was changed, in words; None if nothing had to be.
     """
+    if cfg.SOLVER.IMS_PER_BATCH == reference_batch or min(cfg.SOLVER.IMS_PER_BATCH, reference_batch) < 1:
+        return None  # a batch below 1 is refused elsewhere
     ratio = cfg.SOLVER.IMS_PER_BATCH / reference_batch
-    if ratio == 1:
-        return None
     scaled: dict[str, Any] = {
         "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR * ratio,
         "SOLVER.STEPS": tuple(round(step / ratio) for step in cfg.SOLVER.STEPS),

@@ -99,6 +99,7 @@ def errors_of(capsys, *words):
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 40], [64], [128], [256], [512]]"], "one base size per level"),
         (["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"], "FocalRetinaNet has smooth_l1"),
         (["MODEL.RETINANET.IOU_LABELS", "[1, -1, 0]"], "FocalRetinaNet labels the bands"),
+        (["SOLVER.IMS_PER_BATCH", "0", "--scale-lr"], "SOLVER.IMS_PER_BATCH is 0"),
         (["SOLVER.IMS_PER_BATCH", "12800", "--scale-lr"], "SOLVER.STEPS is (1, 1)"),
         (["MODEL.WEIGHTS", "setup.py"], "setup.py cannot be read as a checkpoint"),
     ],
