@@ -20,7 +20,7 @@ def scale_schedule(cfg: CfgNode, reference_batch: int, kept: Collection[str]) ->
     Returns:
         What was changed, in words; None if nothing had to be.
     """
-    if cfg.SOLVER.IMS_PER_BATCH == reference_batch or min(cfg.SOLVER.IMS_PER_BATCH, reference_batch) < 1:
+    if reference_batch == cfg.SOLVER.IMS_PER_BATCH or min(cfg.SOLVER.IMS_PER_BATCH, reference_batch) < 1:
         return None  # a batch below 1 is refused elsewhere
     ratio = cfg.SOLVER.IMS_PER_BATCH / reference_batch
     scaled: dict[str, Any] = {
