@@ -109,7 +109,7 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
             if path is not None and not os.path.exists(path):
                 problems.append(
                     f'data set "{name}": {path} is missing; put it there, or set DETECTRON2_DATASETS to the folder '
-                    "that holds it"
+                    "that holds it; your own pictures come by --train-json, --train-images, --val-json, --val-images"
                 )
     return problems
 

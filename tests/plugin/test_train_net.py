@@ -118,17 +118,17 @@ def test_all_problems_come_at_once(capsys, tmp_path):
     assert len(errors_of(capsys, *QUICK, *words)) >= 3
 
 
-def test_a_category_that_is_not_listed_is_named(capsys, own_data):
+def test_a_category_that_is_not_listed_is_named(capsys, own_data, tmp_path):
     own_data.content["annotations"][0]["category_id"] = 9
-    found = errors_of(capsys, *QUICK, *own_data.write())
+    found = errors_of(capsys, *QUICK, *own_data.write(), "OUTPUT_DIR", tmp_path / "output")
     assert len(found) == 2  # the one file serves for both sets
     assert all(f"{own_data.json_file}: category_id=9 (annotations[0]) is not in categories [3, 4]" in f for f in found)
 
 
-def test_classes_of_the_two_sets_must_agree(capsys, own_data):
+def test_classes_of_the_two_sets_must_agree(capsys, own_data, tmp_path):
     flags = own_data.write()
     flags = [*flags[:4]]
-    found = errors_of(capsys, *QUICK, *flags)
+    found = errors_of(capsys, *QUICK, *flags, "OUTPUT_DIR", tmp_path / "output")
     assert found[-1].startswith("data sets train_json and shapes_val_200_128px differ in their classes: [cell, plate] ")
 
 
