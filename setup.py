@@ -40,5 +40,6 @@ setup(
         "termcolor>=1.1",
         "yacs>=0.1.8",
     ],
-    extras_require={"dev": ["hypothesis", "mypy", "pytest", "pytest-cov", "ruff"]},
+    entry_points={"console_scripts": ["focal-det = focal_det.cli.main:main"]},
+    extras_require={"dev": ["hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "ruff"]},
 )

@@ -28,6 +28,7 @@ LAYERS = [
     ["focal_det.plugin"],
     ["focal_det.data"],
     ["focal_det.engine"],
+    ["focal_det.paper"],
     ["focal_det.cli"],
 ]
 
@@ -73,7 +74,7 @@ def test_dependencies_point_one_way(name):
 
 
 LEAVES = [
-    "losses.focal",
+    "losses.elementwise",
     "losses.box",
     *(f"modeling.{n}" for n in ("anchors", "assignment", "box_coding", "normalizer")),
 ]

@@ -1,0 +1,56 @@
+"""FL*, the other form of the focal loss (appendix A; Table 3, figures 5 to 7).
+
+In the terms of `elementwise`, with u = gamma * z + beta and p* = sigmoid(u):
+
+    FL*      = -log(p*) / gamma
+    dFL*/dz  = p* - 1 = -sigmoid(-u)
+
+gamma steers how steep the loss is, beta shifts it; gamma = 1, beta = 0 is cross-entropy.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from .elementwise import elementwise_loss
+
+
+def focal_loss_star(logits: Tensor, labels: Tensor, *, gamma: float, beta: float, reduction: str = "sum") -> Tensor:
+    """FL* of every anchor and class. The paper's settings: (gamma, beta) = (2, 1) and (4, 0).
+
+    Args:
+        logits, labels, reduction: see `elementwise_loss`, which also says what is returned and raised.
+        gamma: steepness, > 0.
+        beta: shift, any finite number.
+
+    Raises:
+        ValueError: gamma not above 0 or not finite, beta not finite.
+    """
+    check_star_constants(gamma, beta)
+    terms = functools.partial(_star_terms, gamma=float(gamma), beta=float(beta))
+    return elementwise_loss(logits, labels, terms, reduction=reduction)
+
+
+def check_star_constants(gamma: float, beta: float) -> None:
+    """Raise ValueError unless gamma and beta make an FL*."""
+    if not 0 < gamma < math.inf:
+        raise ValueError(f"gamma={gamma} must be finite and > 0, since FL* divides by it")
+    if not -math.inf < beta < math.inf:
+        raise ValueError(f"beta={beta} must be finite")
+
+
+def _star_terms(x: Tensor, sign: int, needs_grad: bool, *, gamma: float, beta: float) -> tuple[Tensor, Tensor | None]:
+    """FL* and dFL*/dx of binary problems with y = sign."""
+    # In float64, since exp would magnify the rounding of u by |u|.
+    u = (x.double() * (sign * gamma)).add_(beta)
+    decayed = u.abs().neg_().exp_().to(x.dtype)  # exp(-|u|), in (0, 1]
+    # -log sigmoid(u) = max(-u, 0) + log(1 + exp(-|u|)): two terms that are never negative
+    losses = (-u).clamp_(min=0).div_(gamma).to(x.dtype).add_(decayed.log1p().div_(gamma))
+    if not needs_grad:
+        return losses, None
+    numerator = torch.where(u > 0, decayed, 1)  # sigmoid(-u) = this / (1 + exp(-|u|))
+    return losses, numerator.div_(decayed.add_(1)).mul_(-sign)
