@@ -23,9 +23,28 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
     node.HEAD_NAME = "RetinaNetHead"
 
-    # Class loss, by its name in DENSE_LOSS_REGISTRY (section 3). FocalLoss reads
-    # MODEL.RETINANET.FOCAL_LOSS_ALPHA (in [0, 1]; negative: no alpha) and FOCAL_LOSS_GAMMA (>= 0).
-    node.LOSS_NAME = "FocalLoss"
+    # Class loss, by its name in DENSE_LOSS_REGISTRY. The keys below are each read by the losses that are named there;
+    # one that is set for another loss is an error. FocalLoss (section 3.2) reads Detectron2's
+    # MODEL.RETINANET.FOCAL_LOSS_ALPHA, in (0, 1) or negative for no alpha, and FOCAL_LOSS_GAMMA, >= 0;
+    # CrossEntropyLoss reads none.
+    loss = node.LOSS = type(cfg)()
+    loss.NAME = "FocalLoss"
+
+    # BalancedCrossEntropyLoss: weight of a positive, in (0, 1); the paper's best (section 3.1; Table 1a).
+    loss.ALPHA = 0.75
+
+    # FocalLossStar: steepness, > 0, and shift, any number; the paper's settings are (2, 1) and (4, 0)
+    # (appendix A; Table 3).
+    loss.GAMMA = 2.0
+    loss.BETA = 1.0
+
+    # HingeLoss: the p_t from which on there is no loss, in (0, 1] (section 5.1; the paper gives none).
+    loss.MARGIN = 0.5
+
+    # OHEMLoss, OHEMOneToThreeLoss: anchors of an image that are kept, >= 4, and the IoU above which the anchor with
+    # the lower loss is dropped, in [0, 1]; the paper's best (section 5.1; Table 1d).
+    loss.BATCH_SIZE = 128
+    loss.NMS_THRESH = 0.5
 
     # Anchor scales per octave, an integer >= 1: sizes base * 2^(k/S), k = 0..S-1, with the base sizes from
     # MODEL.ANCHOR_GENERATOR.SIZES, in pixels, one per level (section 4, "Anchors"; Table 1c).

@@ -14,11 +14,12 @@ except ImportError as error:
     ) from error
 
 from .modeling.anchor_generator import OctaveAnchorGenerator
-from .modeling.dense_losses import FocalLoss
+from .modeling.dense_losses import DENSE_LOSSES
 from .modeling.head import RetinaNetHead
 from .modeling.retinanet import FocalRetinaNet
 
 META_ARCH_REGISTRY.register(FocalRetinaNet)
 ANCHOR_GENERATOR_REGISTRY.register(OctaveAnchorGenerator)
 DENSE_HEAD_REGISTRY.register(RetinaNetHead)
-DENSE_LOSS_REGISTRY.register(FocalLoss)
+for loss in DENSE_LOSSES:
+    DENSE_LOSS_REGISTRY.register(loss)

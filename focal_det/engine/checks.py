@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .config_file import UNSET_NUM_CLASSES
 
 _DETECTRON2_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+# Of the keys of MODEL.FOCAL_DET.LOSS that the chosen loss reads: what holds, and how to say it.
+_LOSS_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "ALPHA": (lambda v: 0 < v < 1, "in (0, 1)"),
+    "GAMMA": (lambda v: 0 < v < math.inf, "finite, > 0"),
+    "BETA": (math.isfinite, "finite"),
+    "MARGIN": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "BATCH_SIZE": (lambda v: v >= 4, ">= 4, one positive and three negatives"),
+    "NMS_THRESH": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+}
 _SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 
 
@@ -60,7 +69,7 @@ def _name_problems(cfg: CfgNode) -> list[str]:
         ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
         ("MODEL.ANCHOR_GENERATOR.NAME", cfg.MODEL.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY),
         ("MODEL.FOCAL_DET.HEAD_NAME", cfg.MODEL.FOCAL_DET.HEAD_NAME, DENSE_HEAD_REGISTRY),
-        ("MODEL.FOCAL_DET.LOSS_NAME", cfg.MODEL.FOCAL_DET.LOSS_NAME, DENSE_LOSS_REGISTRY),
+        ("MODEL.FOCAL_DET.LOSS.NAME", cfg.MODEL.FOCAL_DET.LOSS.NAME, DENSE_LOSS_REGISTRY),
         ("MODEL.FOCAL_DET.NORMALIZER", cfg.MODEL.FOCAL_DET.NORMALIZER, dict.fromkeys(MODES)),
         ("MODEL.RETINANET.NORM", cfg.MODEL.RETINANET.NORM, dict.fromkeys(NORMS)),
         # Where a name of Detectron2's own norms is misspelt, it fails late and without the key.
@@ -86,7 +95,12 @@ def _model_problems(cfg: CfgNode) -> list[str]:
         ("DATASETS.TEST", cfg.DATASETS.TEST, lambda v: len(v) > 0, "at least one data set; or use --val-json"),
         ("INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN, lambda v: v and min(v) > 0, "one or more sizes > 0"),
         ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", retinanet.FOCAL_LOSS_GAMMA, lambda v: 0 <= v < math.inf, "finite, >= 0"),
-        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", retinanet.FOCAL_LOSS_ALPHA, lambda v: v <= 1, "in [0, 1]; negative: none"),
+        (
+            "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
+            retinanet.FOCAL_LOSS_ALPHA,
+            lambda v: v < 0 or 0 < v < 1,
+            "in (0, 1), or negative for no alpha",
+        ),
         ("MODEL.RETINANET.PRIOR_PROB", retinanet.PRIOR_PROB, lambda v: 0 < v < 1, "in (0, 1)"),
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", retinanet.SMOOTH_L1_LOSS_BETA, lambda v: 0 <= v < math.inf, ">= 0"),
         ("MODEL.RETINANET.NUM_CLASSES", retinanet.NUM_CLASSES, lambda v: v >= 1 or v == UNSET_NUM_CLASSES, ">= 1"),
@@ -106,6 +120,11 @@ def _model_problems(cfg: CfgNode) -> list[str]:
             retinanet.BBOX_REG_WEIGHTS,
             lambda v: len(v) == 4 and all(w > 0 for w in v),
             "four numbers > 0",
+        ),
+        *(
+            (f"MODEL.FOCAL_DET.LOSS.{key}", extra.LOSS[key], *rule)
+            for key, rule in _LOSS_RULES.items()
+            if key in extra.LOSS
         ),
         ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", extra.SCALES_PER_OCTAVE, lambda v: v >= 1, "an integer >= 1"),
         ("MODEL.FOCAL_DET.DRAW_IMAGES", extra.DRAW_IMAGES, lambda v: v >= 0, ">= 0"),

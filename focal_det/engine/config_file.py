@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_focal_det_config
 from ..errors import InputError
+from .loss_keys import settle_loss_keys
 
 # MODEL.RETINANET.NUM_CLASSES while nobody has set it: it is then taken from the data.
 UNSET_NUM_CLASSES = -1
@@ -30,7 +31,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNo
 
     Raises:
         InputError: every problem of the file and of the overrides: a missing or malformed file, unknown keys
-            with the nearest known one, values of the wrong type.
+            with the nearest known one, values of the wrong type, keys of a loss that is not chosen.
     """
     cfg = get_cfg()
     add_focal_det_config(cfg)
@@ -47,6 +48,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNo
         problem = _apply(cfg, known, key, value)
         if problem:
             problems.append(f"{place}: {problem}")
+    problems += settle_loss_keys(cfg, settings, known)
     if problems:
         raise InputError(problems)
     return cfg
@@ -134,13 +136,15 @@ def _coerced(value: Any, old: Any) -> Any:
 
 
 def _fits(value: Any, old: Any) -> bool:
-    """Whether a list's elements are of the kind of the default's: texts, numbers, or lists of them."""
+    """Whether a list's elements are of the kind of the default's: texts, truth values, numbers, or lists of them."""
     if not isinstance(old, (list, tuple)) or old == []:
         return True
     if old == ():  # data sets and files, in Detectron2
         return all(isinstance(element, str) for element in value)
     if isinstance(old[0], (list, tuple)):
         return all(_fits(element, old[0]) if isinstance(element, (list, tuple)) else False for element in value)
+    if isinstance(old[0], bool):
+        return all(isinstance(element, bool) for element in value)
     kind = str if isinstance(old[0], str) else (int, float)
     return all(isinstance(element, kind) and not isinstance(element, bool) for element in value)
 

@@ -26,6 +26,8 @@ class DenseCriterion(nn.Module):
     Args:
         num_classes: K.
         class_loss: (logits (R, K), labels (R,)) to the summed loss of one image.
+        select: (logits (R, K), labels (R,), anchors (R, 4)) to the labels of one image with the anchors ignored
+            that are not to be trained on; None trains on all. The normaliser counts the assigned ones before it.
         normalizer: divisors of the summed losses.
         iou_thresholds: (background, object), see `assign_anchors`.
         match_best_anchor: see `assign_anchors`.
@@ -46,10 +48,12 @@ class DenseCriterion(nn.Module):
         match_best_anchor: bool,
         smooth_l1_beta: float,
         box_weights: Sequence[float],
+        select: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.class_loss = class_loss
+        self.select = select
         self.normalizer = normalizer
         self.iou_thresholds = iou_thresholds
         self.match_best_anchor = match_best_anchor
@@ -68,15 +72,16 @@ class DenseCriterion(nn.Module):
         """The losses of a batch by name, "loss_cls" and "loss_box_reg", scalars in float32."""
         assignments = [self.assign(anchors, *objects) for objects in zip(gt_boxes, gt_classes, strict=True)]
         labels = torch.stack([assignment.labels for assignment in assignments])  # (N, R)
-        is_assigned = (labels >= 0) & (labels < self.num_classes)  # (N, R)
-        self.num_assigned = is_assigned.sum(dim=1)
+        self.num_assigned = self._is_assigned(labels).sum(dim=1)
         divisors = self.normalizer(self.num_assigned)  # (N,)
+        if self.select is not None:
+            labels = torch.stack([self.select(*image, anchors) for image in zip(logits, labels, strict=True)])
 
         class_losses = torch.stack([self.class_loss(*image) for image in zip(logits, labels, strict=True)])  # (N,)
         # Only assigned anchors have a target; one gather of them for the whole batch is one wait for the device.
         first_object = torch.tensor([0, *map(len, gt_boxes)]).cumsum(0)[:-1].to(labels.device)  # (N,)
         matched = torch.stack([a.matched for a in assignments]) + first_object[:, None]  # (N, R)
-        image, anchor = is_assigned.nonzero(as_tuple=True)  # (P,) each
+        image, anchor = self._is_assigned(labels).nonzero(as_tuple=True)  # (P,) each
         matched_boxes = torch.cat(list(gt_boxes))[matched[image, anchor]]  # (P, 4)
         targets = encode_boxes(matched_boxes, anchors[anchor], weights=self.box_weights)
         box_losses = smooth_l1_loss(deltas[image, anchor], targets, beta=self.smooth_l1_beta, reduction="none")
@@ -97,3 +102,6 @@ class DenseCriterion(nn.Module):
             object_iou=object_iou,
             match_best_anchor=self.match_best_anchor,
         )
+
+    def _is_assigned(self, labels: Tensor) -> Tensor:
+        return (labels >= 0) & (labels < self.num_classes)

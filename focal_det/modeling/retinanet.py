@@ -84,9 +84,11 @@ class FocalRetinaNet(nn.Module):
                 f"MODEL.RETINANET.IOU_LABELS is {retinanet.IOU_LABELS}; FocalRetinaNet labels the bands [0, -1, 1]"
             )
         background_iou, object_iou = retinanet.IOU_THRESHOLDS
+        class_loss = DENSE_LOSS_REGISTRY.get(extra.LOSS.NAME)(cfg)
         criterion = DenseCriterion(
             num_classes=retinanet.NUM_CLASSES,
-            class_loss=DENSE_LOSS_REGISTRY.get(extra.LOSS_NAME)(cfg),
+            class_loss=class_loss,
+            select=getattr(class_loss, "select", None),
             normalizer=LossNormalizer(extra.NORMALIZER),
             iou_thresholds=(background_iou, object_iou),
             match_best_anchor=extra.MATCH_BEST_ANCHOR,

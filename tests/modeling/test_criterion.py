@@ -12,8 +12,9 @@ ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [40.0, 0, 50, 10], 
 NO_BOXES, NO_CLASSES = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 
-def criterion(normalizer="global"):
+def criterion(normalizer="global", select=None):
     return DenseCriterion(
+        select=select,
         num_classes=2,
         class_loss=focal_loss,
         normalizer=LossNormalizer(normalizer),
@@ -65,6 +66,26 @@ def test_the_number_of_assigned_anchors_is_kept_for_logging():
     module = criterion()
     module(*predictions(2), ANCHORS, GT_BOXES, GT_CLASSES)
     assert module.num_assigned.tolist() == [2, 3]
+
+
+def test_anchors_that_are_not_selected_have_no_loss_of_either_kind_but_count_in_the_divisor():
+    # Of image 0 anchor 0 of the assigned 0 and 4 is kept, with negative 2; of image 1 nothing is.
+    kept = [torch.tensor([1, -1, 2, -1, -1]), torch.full((5,), -1)]
+    seen = []
+
+    def select(logits, labels, anchors):
+        seen.append((logits, labels.tolist(), anchors))
+        return kept[len(seen) - 1]
+
+    logits, deltas = predictions(2)
+    losses = criterion(select=select)(logits, deltas, ANCHORS, GT_BOXES, GT_CLASSES)
+    assert [labels for _, labels, _ in seen] == [labels.tolist() for labels in LABELS]
+    assert all(torch.equal(seen[i][0], logits[i]) and seen[i][2] is ANCHORS for i in range(2))
+    torch.testing.assert_close(losses["loss_cls"], focal_loss(logits[0], kept[0]) / 5)
+    torch.testing.assert_close(losses["loss_box_reg"], smooth_l1_loss(deltas[0, :1], torch.zeros(1, 4), beta=0.11) / 5)
+    sum(losses.values()).backward()
+    assert logits.grad[1].eq(0).all()
+    assert deltas.grad[1].eq(0).all()
 
 
 def test_moving_average_is_a_saved_buffer_and_goes_on_after_loading():

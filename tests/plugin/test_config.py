@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from torch import nn
@@ -42,9 +43,25 @@ def losses_of(cfg, batch, seed=0):
     return {name: loss.item() for name, loss in build_model(cfg)(batch).items()}
 
 
-# Key, another value, and which losses of a batch it changes. The rest of the keys have tests of their own below.
+LOSS = "MODEL.FOCAL_DET.LOSS."
+# Key, another value, which losses of a batch it changes, and what else is set both times. The rest of the keys have
+# tests of their own below.
 CHANGING = [
-    ("MODEL.FOCAL_DET.LOSS_NAME", "ZeroLoss", {"loss_cls"}),
+    (LOSS + "NAME", "ZeroLoss", {"loss_cls"}),
+    (LOSS + "NAME", "CrossEntropyLoss", {"loss_cls"}),
+    (LOSS + "NAME", "BalancedCrossEntropyLoss", {"loss_cls"}),
+    (LOSS + "NAME", "FocalLossStar", {"loss_cls"}),
+    (LOSS + "NAME", "HingeLoss", {"loss_cls"}),
+    (LOSS + "NAME", "OHEMLoss", {"loss_cls", "loss_box_reg"}),
+    (LOSS + "NAME", "OHEMOneToThreeLoss", {"loss_cls", "loss_box_reg"}),
+    (LOSS + "ALPHA", "0.5", {"loss_cls"}, LOSS + "NAME", "BalancedCrossEntropyLoss"),
+    (LOSS + "GAMMA", "4.0", {"loss_cls"}, LOSS + "NAME", "FocalLossStar"),
+    (LOSS + "BETA", "0.0", {"loss_cls"}, LOSS + "NAME", "FocalLossStar"),
+    (LOSS + "MARGIN", "0.995", {"loss_cls"}, LOSS + "NAME", "HingeLoss"),
+    (LOSS + "BATCH_SIZE", "4", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMLoss"),
+    (LOSS + "NMS_THRESH", "0.1", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMLoss"),
+    (LOSS + "BATCH_SIZE", "4", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMOneToThreeLoss"),
+    (LOSS + "NMS_THRESH", "0.1", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMOneToThreeLoss"),
     ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "2", {"loss_cls", "loss_box_reg"}),
     ("MODEL.FOCAL_DET.MATCH_BEST_ANCHOR", "False", {"loss_cls", "loss_box_reg"}),
     ("MODEL.FOCAL_DET.NORMALIZER", "ema", {"loss_cls", "loss_box_reg"}),
@@ -61,11 +78,11 @@ CHANGING = [
 OWN_TESTS = {"HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"}  # below, and in test_engine.py
 
 
-@pytest.mark.parametrize(("key", "value", "changed"), CHANGING)
+@pytest.mark.parametrize(("key", "value", "changed", "both"), [(*row[:3], row[3:]) for row in CHANGING])
 @pytest.mark.usefixtures("registered")
-def test_a_key_changes_what_it_says(tiny_cfg, batch_of, key, value, changed):
+def test_a_key_changes_what_it_says(tiny_cfg, batch_of, key, value, changed, both):
     batch = batch_of((8, 12))
-    before, after = losses_of(tiny_cfg(), batch), losses_of(tiny_cfg(key, value), batch)
+    before, after = losses_of(tiny_cfg(*both), batch), losses_of(tiny_cfg(*both, key, value), batch)
     assert {name for name in before if before[name] != after[name]} == changed
 
 
@@ -77,8 +94,9 @@ def test_the_head_is_the_one_that_is_named(tiny_cfg):
 def test_no_key_is_without_a_test():
     cfg = get_cfg()
     add_focal_det_config(cfg)
-    tested = {key.removeprefix("MODEL.FOCAL_DET.") for key, _, _ in CHANGING if "FOCAL_DET" in key}
-    assert set(cfg.MODEL.FOCAL_DET) == tested | OWN_TESTS
+    tested = {row[0].removeprefix("MODEL.FOCAL_DET.") for row in CHANGING if "FOCAL_DET" in row[0]}
+    keys = {*cfg.MODEL.FOCAL_DET, *(f"LOSS.{key}" for key in cfg.MODEL.FOCAL_DET.LOSS)} - {"LOSS"}
+    assert keys == tested | OWN_TESTS
 
 
 @pytest.mark.parametrize(
@@ -112,9 +130,87 @@ def no_overlap(found):
     return not overlapping.any()
 
 
-def test_the_registered_loss_reads_its_constants(tiny_cfg):
+CONSTANTS = {
+    "CrossEntropyLoss": {},
+    "BalancedCrossEntropyLoss": {"ALPHA": ("alpha", 0.3)},
+    "FocalLossStar": {"GAMMA": ("gamma", 4.0), "BETA": ("beta", -0.5)},
+    "HingeLoss": {"MARGIN": ("margin", 0.8)},
+    "OHEMLoss": {"BATCH_SIZE": ("batch_size", 32), "NMS_THRESH": ("nms_threshold", 0.7)},
+    "OHEMOneToThreeLoss": {"BATCH_SIZE": ("batch_size", 32), "NMS_THRESH": ("nms_threshold", 0.7)},
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_registered_loss_reads_its_constants_and_only_they_stay_in_the_configuration(tiny_cfg, name):
+    overrides = [word for key, (_, value) in CONSTANTS[name].items() for word in (LOSS + key, str(value))]
+    cfg = tiny_cfg(LOSS + "NAME", name, *overrides)
+    loss = DENSE_LOSS_REGISTRY.get(name)(cfg)
+    assert {attribute: getattr(loss, attribute) for attribute, _ in CONSTANTS[name].values()} == dict(
+        CONSTANTS[name].values()
+    )
+    assert set(cfg.MODEL.FOCAL_DET.LOSS) == {"NAME", *CONSTANTS[name]}
+    assert set(loss.reads) == {LOSS + key for key in CONSTANTS[name]}
+
+
+def test_the_focal_loss_reads_its_constants_where_detectron2_has_them(tiny_cfg):
     loss = FocalLoss(tiny_cfg("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "0.5"))
     assert (loss.alpha, loss.gamma) == (None, 0.5)
+
+
+def test_every_registered_loss_is_tested():
+    assert {name for name, _ in DENSE_LOSS_REGISTRY} == {*CONSTANTS, "FocalLoss"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            [LOSS + "ALPHA", "0.5"],
+            f"{LOSS}ALPHA is 0.5, but the loss is FocalLoss, which reads MODEL.RETINANET.FOCAL_LOSS_ALPHA and "
+            f"MODEL.RETINANET.FOCAL_LOSS_GAMMA: leave it out, or set {LOSS}NAME to BalancedCrossEntropyLoss",
+        ),
+        (
+            [LOSS + "NAME", "CrossEntropyLoss", LOSS + "ALPHA", "0.75"],  # its default, but meant
+            f"{LOSS}ALPHA is 0.75, but the loss is CrossEntropyLoss, which reads no key: "
+            f"leave it out, or set {LOSS}NAME to BalancedCrossEntropyLoss",
+        ),
+        (
+            [LOSS + "NAME", "FocalLossStar", LOSS + "NMS_THRESH", "0.7"],
+            f"{LOSS}NMS_THRESH is 0.7, but the loss is FocalLossStar, which reads {LOSS}GAMMA and {LOSS}BETA: "
+            f"leave it out, or set {LOSS}NAME to OHEMLoss or OHEMOneToThreeLoss",
+        ),
+        (
+            [LOSS + "NAME", "HingeLoss", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2.0"],
+            f"MODEL.RETINANET.FOCAL_LOSS_GAMMA is 2.0, but the loss is HingeLoss, which reads {LOSS}MARGIN: "
+            f"leave it out, or set {LOSS}NAME to FocalLoss",
+        ),
+    ],
+)
+def test_a_key_of_another_loss_is_refused(overrides, problem):
+    assert problems_of("", ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", *overrides]) == [f"command line: {problem}"]
+
+
+def test_a_key_of_another_loss_in_a_file_is_refused_and_a_saved_configuration_can_be_read_again(tiny_cfg, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "MODEL:\n  META_ARCHITECTURE: FocalRetinaNet\n  RETINANET: {FOCAL_LOSS_GAMMA: 1.0}\n"
+        "  FOCAL_DET: {LOSS: {NAME: HingeLoss, BETA: 1.0}}\n"
+    )
+    assert [problem.split(",")[0] for problem in problems_of(path)] == [
+        f"{path}: MODEL.RETINANET.FOCAL_LOSS_GAMMA is 1.0",
+        f"{path}: {LOSS}BETA is 1.0",
+    ]
+    for name in CONSTANTS:
+        saved = tiny_cfg(LOSS + "NAME", name)
+        path.write_text(saved.dump())
+        assert yaml.safe_load(load_config(path).dump()) == yaml.safe_load(saved.dump())
+
+
+def test_another_detector_or_a_loss_of_ones_own_may_set_any_key(monkeypatch):
+    assert load_config("", ["MODEL.META_ARCHITECTURE", "RetinaNet", LOSS + "ALPHA", "0.5"])
+    monkeypatch.setitem(DENSE_LOSS_REGISTRY._obj_map, "ZeroLoss", ZeroLoss)
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", LOSS + "NAME", "ZeroLoss", LOSS + "BETA", "3"])
+    assert (cfg.MODEL.FOCAL_DET.LOSS.BETA, cfg.MODEL.FOCAL_DET.LOSS.MARGIN) == (3.0, 0.5)
 
 
 def test_adding_keys_touches_only_the_given_configuration():
@@ -237,7 +333,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("MODEL.META_ARCHITECTURE", "FocalRetinaNett"),
         ("MODEL.BACKBONE.NAME", "resnet"),
         ("MODEL.FOCAL_DET.HEAD_NAME", "Head"),
-        ("MODEL.FOCAL_DET.LOSS_NAME", "focal"),
+        ("MODEL.FOCAL_DET.LOSS.NAME", "focal"),
         ("MODEL.FOCAL_DET.NORMALIZER", "batch"),
         ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "0"),
         ("MODEL.FOCAL_DET.DRAW_IMAGES", "-1"),
@@ -250,6 +346,8 @@ def test_a_missing_file_is_named(tmp_path):
         ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "(1., 1.)"),
         ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "-1.0"),
         ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"),
+        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0.0"),
+        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.0"),
         ("MODEL.RETINANET.PRIOR_PROB", "0.0"),
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", "-0.1"),
         ("MODEL.RETINANET.SCORE_THRESH_TEST", "1.0"),
@@ -283,6 +381,26 @@ def test_a_value_that_cannot_work_is_named(tiny_cfg, key, value):
     assert len(found) == 1
     assert found[0].startswith(f"{key} is ")
     assert re.search("must|allowed are|name a|set it|give a|need", found[0])  # the mending
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("BalancedCrossEntropyLoss", "ALPHA", "0.0"),
+        ("BalancedCrossEntropyLoss", "ALPHA", "1.5"),
+        ("FocalLossStar", "GAMMA", "0.0"),
+        ("FocalLossStar", "BETA", "1e999"),
+        ("HingeLoss", "MARGIN", "0.0"),
+        ("HingeLoss", "MARGIN", "1.01"),
+        ("OHEMLoss", "BATCH_SIZE", "3"),
+        ("OHEMLoss", "NMS_THRESH", "1.5"),
+        ("OHEMOneToThreeLoss", "NMS_THRESH", "-0.1"),
+    ],
+)
+def test_a_loss_constant_that_cannot_work_is_named(tiny_cfg, name, key, value):
+    found = config_problems(tiny_cfg(LOSS + "NAME", name, LOSS + key, value), num_processes=1, training=True)
+    assert len(found) == 1
+    assert re.match(rf"{LOSS}{key} is \S+; it must be ", found[0])
 
 
 def test_evaluation_needs_weights(tiny_cfg):
