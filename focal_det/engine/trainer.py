@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from pathlib import Path
@@ -15,9 +16,10 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
-from ..modeling.criterion import DenseCriterion
+from ..modeling.retinanet import FocalRetinaNet
 from .bfloat16 import BFloat16Trainer
 from .draw import draw_detections
+from .first_loss import CheckFirstLoss
 from .hooks import DrawDetections, LogAssignment, StopOnSignal
 
 
@@ -60,6 +62,16 @@ class Trainer(DefaultTrainer):
         )
         return model
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Detectron2's; and if the head is left as it was initialised, its first loss will be checked."""
+        model = _unwrapped(self.model)
+        head = model.head if isinstance(model, FocalRetinaNet) else torch.nn.Module()
+        before = copy.deepcopy(head.state_dict())
+        super().resume_or_load(resume)
+        is_fresh = all(torch.equal(before[name], value) for name, value in head.state_dict().items())
+        if isinstance(model, FocalRetinaNet) and is_fresh:
+            self.register_hooks([CheckFirstLoss(model.criterion, self.cfg.MODEL.RETINANET.PRIOR_PROB)])
+
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """COCO's AP, AP50, AP75, by size and class; never from a cached conversion."""
@@ -78,9 +90,9 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks, the stop after its checkpoints, and the drawings before its writers."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
         writer = hooks.pop() if comm.is_main_process() else None
-        criterion = getattr(_unwrapped(self.model), "criterion", None)
-        if isinstance(criterion, DenseCriterion) and comm.is_main_process():
-            hooks.append(LogAssignment(criterion))
+        model = _unwrapped(self.model)
+        if isinstance(model, FocalRetinaNet) and comm.is_main_process():
+            hooks.append(LogAssignment(model.criterion))
         hooks.append(DrawDetections(self.cfg.VIS_PERIOD))
         hooks.append(StopOnSignal(self.checkpointer))
         return hooks + ([writer] if writer else [])
