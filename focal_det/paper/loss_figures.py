@@ -1,0 +1,123 @@
+"""Figures 1, 5 and 6: the losses over p_t and x_t, drawn from the functions that train."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..losses import cross_entropy_loss, focal_loss, focal_loss_star
+
+# Of logits (M, 1) and labels (M,), elementwise.
+Loss = Callable[..., Tensor]
+
+POSITIVE, BACKGROUND = 0, 1  # labels of an anchor with one class
+_POINTS = 801
+
+
+def draw_loss_figures(
+    folder: Path,
+    *,
+    gammas: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 5.0),
+    compared_gammas: Sequence[float] = (2.0,),
+    stars: Sequence[tuple[float, float]] = ((2.0, 1.0), (4.0, 0.0)),
+    alpha: float | None = None,
+) -> list[Path]:
+    """Draw the three figures, each as PNG and SVG; the same settings give the same files.
+
+    Args:
+        folder: made if it is not there; figures of these names in it are replaced.
+        gammas: of the focal losses of figure 1; 0 is cross-entropy.
+        compared_gammas: of the focal losses of figures 5 and 6.
+        stars: (gamma, beta) of the FL* of figures 5 and 6.
+        alpha: in (0, 1) weights cross-entropy and focal losses, and then positives are drawn as lines and
+            negatives as dashes; None draws one line for both.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: a constant that its loss refuses; nothing is written then.
+    """
+    focal = {_name("FL", gamma=g) if g else "CE": functools.partial(focal_loss, gamma=g, alpha=alpha) for g in gammas}
+    compared: dict[str, Loss] = {"CE": functools.partial(cross_entropy_loss, alpha=alpha)}
+    compared |= {_name("FL", gamma=g): functools.partial(focal_loss, gamma=g, alpha=alpha) for g in compared_gammas}
+    compared |= {_name("FL*", gamma=g, beta=b): functools.partial(focal_loss_star, gamma=g, beta=b) for g, b in stars}
+    p_t = torch.linspace(0, 1, _POINTS + 1, dtype=torch.float64)[1:]
+    x_t = torch.linspace(-5, 5, _POINTS, dtype=torch.float64)
+
+    figures = {}
+    figures["figure1_focal_loss"], axes = _axes("probability of ground truth class $p_t$", "loss")
+    axes.set(xlim=(0, 1), ylim=(0, 5))
+    axes.axvspan(0.6, 1, color="0.94", zorder=0)
+    axes.text(0.8, 2.6, "well-classified\nexamples", ha="center", color="0.35")
+    _draw_curves(axes, focal, torch.logit(p_t), p_t, alpha, of_slope=False)
+
+    figures["figure5_fl_star"], axes = _axes("$x_t = yx$", "loss")
+    axes.set(xlim=(-5, 5), ylim=(0, 5))
+    _draw_curves(axes, compared, x_t, x_t, alpha, of_slope=False)
+
+    figures["figure6_derivatives"], axes = _axes("$x_t = yx$", "derivative by $x_t$")
+    axes.set(xlim=(-5, 5))
+    _draw_curves(axes, compared, x_t, x_t, alpha, of_slope=True)
+    return [path for name, figure in figures.items() for path in _save(figure, folder, name)]
+
+
+def loss_and_slope(loss: Loss, x_t: Tensor, label: int) -> tuple[Tensor, Tensor]:
+    """A loss and its derivative by x_t, (M,) each, of one anchor with one class at every x_t (M,)."""
+    sign = 1 if label == POSITIVE else -1
+    logits = (sign * x_t).unsqueeze(-1).requires_grad_()
+    values = loss(logits, torch.full(x_t.shape, label), reduction="none")
+    (grad,) = torch.autograd.grad(values.sum(), logits)
+    return values.detach().squeeze(-1), sign * grad.squeeze(-1)
+
+
+def _name(loss: str, **constants: float) -> str:
+    return f"{loss} " + ", ".join(rf"$\{symbol}$ = {value:g}" for symbol, value in constants.items())
+
+
+def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 4), layout="constrained")  # not pyplot's, which would keep it and pick a window
+    axes = figure.add_subplot()
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _draw_curves(
+    axes: Axes, losses: Mapping[str, Loss], x_t: Tensor, places: Tensor, alpha: float | None, *, of_slope: bool
+) -> None:
+    for i, (name, loss) in enumerate(losses.items()):
+        color = f"C{i}"
+        drawn = loss_and_slope(loss, x_t, POSITIVE)[of_slope]
+        axes.plot(places.numpy(), drawn.numpy(), color=color, label=name)
+        if alpha is not None:
+            negative = loss_and_slope(loss, x_t, BACKGROUND)[of_slope]
+            axes.plot(places.numpy(), negative.numpy(), color=color, linestyle="--", label=None)
+    title = None if alpha is None else rf"$\alpha$ = {alpha:g} (dashed: negatives)"
+    axes.legend(frameon=False, title=title)
+
+
+def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Each written beside its place and moved there, so that an interrupted run leaves no half a figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    # No date and no random ids: the same curves are the same file.
+    with rc_context({"svg.hashsalt": name}):
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            path = folder / f"{name}.{suffix}"
+            partial = folder / f".{name}.partial.{suffix}"
+            figure.savefig(partial, dpi=150, metadata=metadata)
+            os.replace(partial, path)
+            paths.append(path)
+    return paths
