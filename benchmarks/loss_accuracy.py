@@ -84,13 +84,15 @@ def ours(loss: Callable[..., Tensor], **options: float | None) -> Loss:
 
 
 def on_targets(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """A loss of another project, on one-hot targets, with the ignored anchors left out by a mask."""
+    """A loss of another project, on one-hot targets of the anchors that are not ignored."""
 
-    def masked(logits: Tensor, labels: Tensor) -> Tensor:
-        targets = (labels == 0).to(logits.dtype).unsqueeze(-1)
-        return loss(logits, targets) * (labels >= 0).unsqueeze(-1)
+    def of_kept(logits: Tensor, labels: Tensor) -> Tensor:
+        kept = labels >= 0
+        targets = (labels[kept] == 0).to(logits.dtype).unsqueeze(-1)
+        found = loss(logits[kept], targets)
+        return logits.new_zeros(logits.shape, dtype=found.dtype).index_put((kept,), found)
 
-    return masked
+    return of_kept
 
 
 def mmdetection_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:

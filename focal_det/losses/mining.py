@@ -26,7 +26,7 @@ from torchvision.ops import box_iou, nms
 
 from .elementwise import IGNORED
 
-# Ranks that are suppressed at a time; a chunk is compared with the survivors before it, fewer than a minibatch.
+# Ranks that are suppressed at a time, and survivors that they are compared with at a time.
 _CHUNK = 2048
 
 
@@ -115,7 +115,9 @@ def _survivors(ranked: Tensor, threshold: float, enough: Callable[[Tensor], bool
     survivors = torch.empty(0, dtype=torch.int64, device=ranked.device)
     for start in range(0, len(ranked), _CHUNK):
         chunk = ranked[start : start + _CHUNK]
-        is_free = ~(box_iou(chunk, ranked[survivors]) > threshold).any(dim=1)
+        is_free = torch.ones(len(chunk), dtype=torch.bool, device=ranked.device)
+        for rivals in survivors.split(_CHUNK):
+            is_free &= ~(box_iou(chunk, ranked[rivals]) > threshold).any(dim=1)
         ranks = start + is_free.nonzero().squeeze(1)
         kept = nms(ranked[ranks], -ranks.to(ranked.dtype), threshold)  # its scores fall with the rank
         survivors = torch.cat([survivors, ranks[kept]])
