@@ -10,16 +10,14 @@ thousand assigned, as early in training.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from figures import write_figures
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
@@ -82,15 +80,7 @@ def main() -> None:
         row = f"{name:30} {medians[name]:9.3f} {min(times):7.3f} {max(times):7.3f} {medians[name] / ours:7.2f}"
         print(f"{row} {errors[name]:15.1e}")
     if args.json:
-        figures = {
-            "command": " ".join(sys.argv),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "seconds": seconds,
-            "gradient_error": errors,
-        }
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_figures(args.json, seconds=seconds, gradient_error=errors)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write_figures
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -142,15 +140,7 @@ def main() -> None:
                     flush=True,
                 )
     if args.json:
-        figures = {
-            "command": " ".join(sys.argv),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "scoring": scoring,
-            "rows": rows,
-        }
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_figures(args.json, scoring=scoring, rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ the losses here return float32 of half-precision logits; gradients are in the dt
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +21,7 @@ from pathlib import Path
 import mpmath
 import torch
 import torch.nn.functional as F
+from figures import write_figures
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
@@ -176,14 +174,7 @@ def main() -> None:
     if args.markdown:
         args.markdown.write_text("\n".join(table) + "\n")
     if args.json:
-        figures = {
-            "command": " ".join(sys.argv),
-            "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "mpmath": mpmath.__version__},
-            "points": {"logits": len(LOGITS), "labels": 3},
-            "rows": rows,
-        }
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_figures(args.json, points={"logits": len(LOGITS), "labels": 3}, rows=rows)
 
 
 if __name__ == "__main__":

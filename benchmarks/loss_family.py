@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from figures import write_figures
 
 ROOT = Path(__file__).parents[1]
 LOSS = "MODEL.FOCAL_DET.LOSS."
@@ -105,16 +104,8 @@ def main() -> None:
         ap50, start = (statistics.mean(r[key] for r in runs) for key in ("AP50", "start_cls"))
         print(f"| {row} | {mean:.1f} ± {spread:.1f} | {each} | {ap50:.1f} | {start:.3g} |")
     if args.json:
-        figures = {
-            "command": " ".join(sys.argv),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "seeds": args.seeds,
-            "iterations": args.iterations,
-            "rows": {row: {"overrides": ROWS[row], "runs": runs} for row, runs in results.items()},
-        }
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        rows = {row: {"overrides": ROWS[row], "runs": runs} for row, runs in results.items()}
+        write_figures(args.json, seeds=args.seeds, iterations=args.iterations, rows=rows)
 
 
 def _spread(values: list[float]) -> float:
