@@ -2,8 +2,9 @@
 
     python benchmarks/loss_accuracy.py [--json FILE] [--markdown FILE]
 
-One anchor with one class, at every logit from -100 to 100 in steps of .5 and at powers of two near 0, rounded to the
-dtype, as a positive, as background and ignored. The exact loss and gradient of that rounded logit come from mpmath.
+One anchor with one class, at every logit from -100 to 100 in steps of .5, at powers of two near 0, and at 400 random
+ones each within 3, 30 and 100 (on round ones alone, gamma * x would be exact), rounded to the dtype, as a positive, as
+background and ignored. The exact loss and gradient of that rounded logit come from mpmath.
 An error is relative to the exact number, or to the dtype's smallest normal number where that is larger: below it
 no floating-point number is relatively precise. For comparison, on the same logits: fvcore's and torchvision's focal
 loss, and the formula of mmdetection's, written here from its definition. They take and return the dtype itself, while
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +36,12 @@ with warnings.catch_warnings():
 mpmath.mp.dps = 50
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LOGITS = [k / 2 for k in range(-200, 201)] + [s * 2.0**-k for k in range(2, 15) for s in (1, -1)]
+_RANDOM = random.Random(0)
+LOGITS = [
+    *(k / 2 for k in range(-200, 201)),
+    *(sign * 2.0**-k for k in range(2, 15) for sign in (1, -1)),
+    *(_RANDOM.uniform(-reach, reach) for reach in (3, 30, 100) for _ in range(400)),
+]
 
 Exact = Callable[[mpmath.mpf], tuple[mpmath.mpf, mpmath.mpf]]  # of x_t: the loss and its derivative by it
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (M, 1) and labels (M,) to losses (M, 1)

@@ -12,6 +12,7 @@ a weight for each sign; it is given as its `Terms`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -42,17 +43,22 @@ def elementwise_loss(logits: Tensor, labels: Tensor, terms: Terms, *, reduction:
     Raises:
         ValueError: unknown reduction, shapes that do not fit, labels outside -1..K. The last is not looked at on a
             GPU, where that would stall the stream: such a label counts as background there.
-        TypeError: logits that are not floating point, labels that are not int64.
-        RuntimeError: from a backward with create_graph=True. No loss of the family has a second derivative: it
-            would need the logits kept as long as the gradient, which is twice the memory of all training.
+        TypeError: logits that are not floating point, labels that are not int64; for all losses also a constant
+            that is no number.
+        RuntimeError: from a backward with create_graph=True. No loss of the family has a second derivative: to lead
+            to the logits it would have to keep them beside the gradient, twice the memory, in every training too.
     """
     check_inputs(logits, labels, reduction)
-    losses: Tensor = _ElementwiseLoss.apply(logits, labels, terms, reduction == "none")
+    needs_grad = logits.requires_grad and torch.is_grad_enabled()  # inside a Function the latter is always False
+    losses: Tensor = _ElementwiseLoss.apply(logits, labels, terms, reduction == "none", needs_grad)
     return losses / logits.numel() if reduction == "mean" and logits.numel() else losses
 
 
 def check_inputs(logits: Tensor, labels: Tensor, reduction: str) -> None:
     """Raise what `elementwise_loss` documents of its input."""
+    for name, value in (("logits", logits), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, not {logits.dtype}")
     if labels.dtype != torch.int64:
@@ -74,9 +80,18 @@ def check_inputs(logits: Tensor, labels: Tensor, reduction: str) -> None:
             )
 
 
+def check_number(name: str, value: float) -> None:
+    """Raise TypeError unless the value is a real number. A tensor is none: it would get no gradient."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
+
+
 def check_alpha(alpha: float | None) -> None:
     """Raise ValueError unless alpha leaves a weight to positives and negatives both."""
-    if alpha is not None and not 0 < alpha < 1:
+    if alpha is None:
+        return
+    check_number("alpha", alpha)
+    if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha} is outside (0, 1); None means no alpha")
 
 
@@ -95,13 +110,13 @@ class _ElementwiseLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, labels, terms, elementwise):  # type: ignore[no-untyped-def]
+    def forward(ctx, logits, labels, terms, elementwise, needs_grad):  # type: ignore[no-untyped-def]
         num_classes = logits.shape[-1]
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         rows, row_labels = logits.reshape(-1, num_classes), labels.reshape(-1)  # (M, K), (M,)
-        needs_grad = ctx.needs_input_grad[0]
-        grad = torch.empty(rows.shape, dtype=dtype, device=rows.device) if needs_grad else None
-        losses = torch.empty(rows.shape, dtype=dtype, device=rows.device) if elementwise else None
+        grad = torch.empty(logits.shape, dtype=dtype, device=logits.device) if needs_grad else None
+        losses = torch.empty(logits.shape, dtype=dtype, device=logits.device) if elementwise else None
+        grad_rows, loss_rows = (None if t is None else t.view(rows.shape) for t in (grad, losses))
 
         # Blocks pay for themselves where a cache is to be kept warm; a GPU wants one large launch.
         block = max(1, _BLOCK_ELEMENTS // num_classes) if rows.device.type == "cpu" else max(1, len(rows))
@@ -109,16 +124,16 @@ class _ElementwiseLoss(torch.autograd.Function):
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
             block_losses, block_grad = _losses_and_grad(rows[part].to(dtype), row_labels[part], terms, needs_grad)
-            if grad is not None:
-                grad[part] = block_grad
-            if losses is not None:
-                losses[part] = block_losses
+            if grad_rows is not None:
+                grad_rows[part] = block_grad
+            if loss_rows is not None:
+                loss_rows[part] = block_losses
             else:
                 sums.append(block_losses.sum())
 
         ctx.logits_dtype = logits.dtype
-        ctx.save_for_backward(*([] if grad is None else [grad.view(logits.shape)]))
-        return torch.stack(sums).double().sum().to(dtype) if losses is None else losses.view(logits.shape)
+        ctx.save_for_backward(*([] if grad is None else [grad]))
+        return torch.stack(sums).sum() if losses is None else losses
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
@@ -128,7 +143,7 @@ class _ElementwiseLoss(torch.autograd.Function):
                 "focal_det.losses.reference"
             )
         (grad,) = ctx.saved_tensors
-        return (grad * grad_output).to(ctx.logits_dtype), None, None, None
+        return (grad * grad_output).to(ctx.logits_dtype), None, None, None, None
 
 
 def _losses_and_grad(x: Tensor, labels: Tensor, terms: Terms, needs_grad: bool) -> tuple[Tensor, Tensor | None]:

@@ -7,21 +7,23 @@ In the terms of `elementwise`, with p = sigmoid(z) and q = 1 - p = sigmoid(-z):
 
 The last factor is a sum of two terms that are never negative, so nothing cancels. q is taken as -expm1(log p), as exact
 as log p. Its power magnifies its roundings gamma times; exp(gamma * log q) would magnify them gamma * |log q| times.
-No power of zero is differentiated, so value and gradient are finite for every gamma >= 0, also for 0 < gamma < 1
+No power of zero is differentiated, so value and gradient are finite at every finite logit, also for 0 < gamma < 1
 where autograd's derivative of (1 - p)^gamma is infinite once p rounds to 1.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .cross_entropy import cross_entropy_terms
-from .elementwise import Terms, alpha_weight, check_alpha, elementwise_loss
+from .elementwise import Terms, alpha_weight, check_alpha, check_number, elementwise_loss
+
+# Far beyond any use; float32 would not hold what is much larger.
+MAX_GAMMA = 1e6
 
 
 def focal_loss(
@@ -37,10 +39,10 @@ def focal_loss(
     Args:
         logits, labels, reduction: see `elementwise_loss`, which also says what is returned and raised.
         alpha: weight of a positive, in (0, 1); 1 - alpha is a negative's. None for no weights.
-        gamma: focusing parameter, >= 0; 0 is cross-entropy.
+        gamma: focusing parameter, in [0, 1e6]; 0 is cross-entropy.
 
     Raises:
-        ValueError: alpha outside (0, 1), gamma negative or not finite.
+        ValueError: alpha outside (0, 1), gamma outside [0, 1e6].
     """
     check_alpha(alpha)
     check_gamma(gamma)
@@ -51,9 +53,10 @@ def focal_loss(
 
 
 def check_gamma(gamma: float) -> None:
-    """Raise ValueError unless gamma is a focusing parameter."""
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma={gamma} must be finite and >= 0")
+    """Raise ValueError unless gamma is a focusing parameter that float32 computes with."""
+    check_number("gamma", gamma)
+    if not 0 <= gamma <= MAX_GAMMA:
+        raise ValueError(f"gamma={gamma} is outside [0, {MAX_GAMMA:g}]")
 
 
 def _focal_terms(

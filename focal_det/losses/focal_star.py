@@ -11,12 +11,12 @@ gamma steers how steep the loss is, beta shifts it; gamma = 1, beta = 0 is cross
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch import Tensor
 
-from .elementwise import elementwise_loss
+from .elementwise import check_number, elementwise_loss
+from .focal import MAX_GAMMA
 
 
 def focal_loss_star(logits: Tensor, labels: Tensor, *, gamma: float, beta: float, reduction: str = "sum") -> Tensor:
@@ -24,11 +24,11 @@ def focal_loss_star(logits: Tensor, labels: Tensor, *, gamma: float, beta: float
 
     Args:
         logits, labels, reduction: see `elementwise_loss`, which also says what is returned and raised.
-        gamma: steepness, > 0.
-        beta: shift, any finite number.
+        gamma: steepness, in [1e-6, 1e6].
+        beta: shift, in [-1e6, 1e6].
 
     Raises:
-        ValueError: gamma not above 0 or not finite, beta not finite.
+        ValueError: gamma or beta out of its range.
     """
     check_star_constants(gamma, beta)
     terms = functools.partial(_star_terms, gamma=float(gamma), beta=float(beta))
@@ -36,11 +36,13 @@ def focal_loss_star(logits: Tensor, labels: Tensor, *, gamma: float, beta: float
 
 
 def check_star_constants(gamma: float, beta: float) -> None:
-    """Raise ValueError unless gamma and beta make an FL*."""
-    if not 0 < gamma < math.inf:
-        raise ValueError(f"gamma={gamma} must be finite and > 0, since FL* divides by it")
-    if not -math.inf < beta < math.inf:
-        raise ValueError(f"beta={beta} must be finite")
+    """Raise ValueError unless gamma and beta make an FL* that float32 computes with."""
+    check_number("gamma", gamma)
+    check_number("beta", beta)
+    if not 1 / MAX_GAMMA <= gamma <= MAX_GAMMA:
+        raise ValueError(f"gamma={gamma} is outside [{1 / MAX_GAMMA:g}, {MAX_GAMMA:g}]; FL* divides by it")
+    if not -MAX_GAMMA <= beta <= MAX_GAMMA:
+        raise ValueError(f"beta={beta} is outside [{-MAX_GAMMA:g}, {MAX_GAMMA:g}]")
 
 
 def _star_terms(x: Tensor, sign: int, needs_grad: bool, *, gamma: float, beta: float) -> tuple[Tensor, Tensor | None]:

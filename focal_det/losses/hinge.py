@@ -15,7 +15,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .elementwise import elementwise_loss
+from .elementwise import check_number, elementwise_loss
 
 
 def hinge_loss(logits: Tensor, labels: Tensor, *, margin: float, reduction: str = "sum") -> Tensor:
@@ -34,6 +34,7 @@ def hinge_loss(logits: Tensor, labels: Tensor, *, margin: float, reduction: str 
 
 def check_margin(margin: float) -> None:
     """Raise ValueError unless the margin is a p_t that can be reached or approached."""
+    check_number("margin", margin)
     if not 0 < margin <= 1:
         raise ValueError(f"margin={margin} is outside (0, 1]")
 

@@ -52,11 +52,13 @@ def _is_own_class(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _x_t(logits: Tensor, labels: Tensor) -> Tensor:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logits = logits.to(dtype).masked_fill((labels == IGNORED).unsqueeze(-1), 0)  # whatever they are, inf and NaN too
     return torch.where(_is_own_class(logits, labels), logits, -logits)
 
 
 def _reduced(losses: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    losses = losses * (labels != IGNORED).unsqueeze(-1)
+    losses = losses.masked_fill((labels == IGNORED).unsqueeze(-1), 0)
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.mean()
+    return losses.sum() if reduction == "sum" or not losses.numel() else losses.mean()

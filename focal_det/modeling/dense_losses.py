@@ -1,6 +1,7 @@
 """Registered class losses: thin modules that read their constants from the configuration.
 
-Each says in `reads` which configuration keys it reads, in full: a key that is set for another loss is refused.
+Each says in `reads` which configuration keys it reads, in full: a key that is set for another loss is refused. Their
+constructors raise ValueError for a constant out of the range that its function documents.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ..losses import cross_entropy_loss, focal_loss, focal_loss_star, hinge_loss, select_hard_examples
+from ..losses.elementwise import check_alpha
+from ..losses.focal import check_gamma
+from ..losses.focal_star import check_star_constants
+from ..losses.hinge import check_margin
+from ..losses.mining import check_mining
 
 _LOSS = "MODEL.FOCAL_DET.LOSS."
 
@@ -21,8 +27,13 @@ class CrossEntropyLoss(nn.Module):
 
     reads: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, cfg: CfgNode) -> None:
+    @configurable
+    def __init__(self) -> None:
         super().__init__()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {}
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (R, K) and labels (R,) to a scalar in float32."""
@@ -37,6 +48,7 @@ class BalancedCrossEntropyLoss(nn.Module):
     @configurable
     def __init__(self, *, alpha: float) -> None:
         super().__init__()
+        check_alpha(alpha)
         self.alpha = alpha
 
     @classmethod
@@ -56,6 +68,8 @@ class FocalLoss(nn.Module):
     @configurable
     def __init__(self, *, alpha: float | None, gamma: float) -> None:
         super().__init__()
+        check_alpha(alpha)
+        check_gamma(gamma)
         self.alpha = alpha
         self.gamma = gamma
 
@@ -77,6 +91,7 @@ class FocalLossStar(nn.Module):
     @configurable
     def __init__(self, *, gamma: float, beta: float) -> None:
         super().__init__()
+        check_star_constants(gamma, beta)
         self.gamma = gamma
         self.beta = beta
 
@@ -97,6 +112,7 @@ class HingeLoss(nn.Module):
     @configurable
     def __init__(self, *, margin: float) -> None:
         super().__init__()
+        check_margin(margin)
         self.margin = margin
 
     @classmethod
@@ -120,6 +136,7 @@ class OHEMLoss(nn.Module):
     @configurable
     def __init__(self, *, batch_size: int, nms_threshold: float) -> None:
         super().__init__()
+        check_mining(batch_size, nms_threshold, self.positive_fraction)
         self.batch_size = batch_size
         self.nms_threshold = nms_threshold
 

@@ -60,7 +60,7 @@ class RetinaNetHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         # A thousand negatives to a positive would swamp the first steps if each began at a score of .5.
         assert self.cls_score.bias is not None
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        nn.init.constant_(self.cls_score.bias, logit_of(prior_prob))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
@@ -86,6 +86,11 @@ class RetinaNetHead(nn.Module):
         logits = [self.cls_score(self.cls_subnet(level)) for level in features]
         deltas = [self.bbox_pred(self.bbox_subnet(level)) for level in features]
         return logits, deltas
+
+
+def logit_of(prior_prob: float) -> float:
+    """log(pi / (1 - pi)), the logit of the prior."""
+    return math.log(prior_prob) - math.log1p(-prior_prob)
 
 
 NORMS = ("", "GN", "BN", "SyncBN")

@@ -1,31 +1,36 @@
 """OHEM and OHEM 1:3 against the rule applied to one pair of boxes after another, over all of them."""
 
 import random
+from fractions import Fraction
 
 import pytest
 import torch
+from torchvision.ops import nms
 
 from focal_det.losses import mining, select_hard_examples
 
 
-def iou(a, b):
+def overlaps(a, b, threshold):
+    """Whether the IoU of two boxes with whole corners is above a fraction, exactly."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0) * max(height, 0)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared * threshold.denominator > union * threshold.numerator
 
 
 def oracle(losses, boxes, labels, num_classes, batch_size, nms_threshold, positive_fraction):
     """Section 5.1 word by word: score, suppress all, then take the minibatch."""
-    losses, boxes, labels = losses.tolist(), boxes.tolist(), labels.tolist()
+    losses, boxes, labels = losses.tolist(), boxes.long().tolist(), labels.tolist()
+    nms_threshold = Fraction(str(nms_threshold))
     order = sorted((i for i in range(len(losses)) if labels[i] != -1), key=lambda i: (-losses[i], i))
     survivors = []
     for i in order:
-        if all(iou(boxes[i], boxes[j]) <= nms_threshold for j in survivors):
+        if not any(overlaps(boxes[i], boxes[j], nms_threshold) for j in survivors):
             survivors.append(i)
     if positive_fraction is None:
         return survivors[:batch_size]
-    positives = [i for i in survivors if labels[i] < num_classes][: int(batch_size * positive_fraction)]
+    positives = [i for i in survivors if labels[i] < num_classes][: int(batch_size * Fraction(str(positive_fraction)))]
     negatives = [i for i in survivors if labels[i] == num_classes]
     negatives = negatives[: round(len(positives) * (1 - positive_fraction) / positive_fraction)]
     return [i for i in survivors if i in set(positives + negatives)]
@@ -46,20 +51,23 @@ def random_case(seed):
     return *tensors, num_classes, rng
 
 
-@pytest.mark.parametrize("positive_fraction", [None, 0.25, 0.5])
+# As exact numbers and as the floats that are passed. At .1, .3, .4, .6, 1/3 float32 rounds up, at .7, .9 down.
+THRESHOLDS = [Fraction(k, 20) for k in range(21)] + [Fraction(1, 3), Fraction(2, 3)]
+
+
+@pytest.mark.parametrize("positive_fraction", [None, 0.25, 0.3, 0.5])
 @pytest.mark.parametrize("chunk", [3, 2048])
 def test_equals_the_rule_over_all_boxes(monkeypatch, positive_fraction, chunk):
     monkeypatch.setattr(mining, "_CHUNK", chunk)  # small chunks: the walk stops early, deep positives are asked for
     sizes = set()
     for seed in range(400):
         losses, boxes, labels, num_classes, rng = random_case(seed)
-        options = {
-            "batch_size": rng.randint(4, 24),
-            "nms_threshold": rng.choice([0.0, 0.25, 0.5, 0.7, 1.0]),
-            "positive_fraction": positive_fraction,
-        }
-        expected = oracle(losses, boxes, labels, num_classes, **options)
-        found = select_hard_examples(losses, boxes, labels, num_classes=num_classes, **options)
+        threshold = rng.choice(THRESHOLDS)
+        options = {"batch_size": rng.randint(4, 24), "positive_fraction": positive_fraction}
+        expected = oracle(losses, boxes, labels, num_classes, nms_threshold=threshold, **options)
+        found = select_hard_examples(
+            losses, boxes, labels, num_classes=num_classes, nms_threshold=float(threshold), **options
+        )
         assert found.tolist() == expected, (seed, options)
         sizes.add(len(expected))
     assert {0, 1, 4} <= sizes  # empty, tiny and full minibatches were among them
@@ -141,12 +149,64 @@ def test_without_num_classes_the_largest_label_is_the_background():
     assert kept.tolist() == [15, 14, 13, 3]
 
 
-def test_no_gradient_reaches_the_scores():
-    losses = torch.rand(16, requires_grad=True)
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6, 0.7])
+def test_anchors_whose_iou_is_the_threshold_itself(monkeypatch, threshold):
+    # 32 px squares 8 px apart: IoU 24 / 40 = .6 of neighbours, 16 / 48 = 1/3 of the next; none is above .6
+    boxes = grid_of_boxes(20, 32.0, 8.0)
+    losses, labels = torch.rand(400), torch.ones(400, dtype=torch.int64)
+    labels[::10] = 0
+    for fraction in (None, 0.25):
+        options = {"batch_size": 160, "nms_threshold": threshold, "positive_fraction": fraction}
+        expected = oracle(losses, boxes, labels, 1, **options)
+        for chunk in (7, 64, 2048):
+            monkeypatch.setattr(mining, "_CHUNK", chunk)
+            assert select_hard_examples(losses, boxes, labels, **options).tolist() == expected, chunk
+
+
+def test_the_walk_ends_with_the_last_survivor_that_is_needed(monkeypatch):
+    monkeypatch.setattr(mining, "_CHUNK", 10)
+    chunks = []
+    monkeypatch.setattr(mining, "nms", lambda boxes, *rest: chunks.append(len(boxes)) or nms(boxes, *rest))
+    boxes, losses = grid_of_boxes(10, 1.0, 2.0), -torch.arange(100.0)  # none overlaps another
+    labels = torch.ones(100, dtype=torch.int64)
+    select_hard_examples(losses, boxes, labels, batch_size=15, nms_threshold=0.5)
+    assert chunks == [10, 10]
+    labels[[0, 99]] = 0
+    chunks.clear()
+    kept = select_hard_examples(losses, boxes, labels, batch_size=8, nms_threshold=0.5, positive_fraction=0.25)
+    assert kept.tolist() == [0, 1, 2, 3, 4, 5, 6, 99]
+    assert chunks == [10]  # positive 99 was asked for by itself
+
+
+@pytest.mark.parametrize("origin", [0.0, 1e7])
+def test_a_rival_is_found_as_far_off_as_it_can_be(origin):
+    # A box of width 10 overlaps one of width 40 - just above a threshold of .25 - even where it lies at its very end,
+    # 14.5 from center to center; 15 is the bound. At 1e7 float32 knows no half pixels: 14 and 40.
+    wide = 39.0 if origin == 0 else 38.0
+    boxes = torch.tensor([[0.0, 0, wide, 10], [100.0, 0, 110, 10], [0.0, 0, 10, 10]])
+    boxes[:, ::2] += origin
+    labels = torch.tensor([1, 0, 0])  # the wide one is above both positives
     kept = select_hard_examples(
-        losses, grid_of_boxes(4, 1.0, 2.0), torch.ones(16, dtype=torch.int64), batch_size=4, nms_threshold=0.5
+        torch.tensor([3.0, 2.0, 1.0]), boxes, labels, batch_size=8, nms_threshold=0.25, positive_fraction=0.25
     )
-    assert not kept.requires_grad
+    assert kept.tolist() == [0, 1]
+    far = _far_below(boxes, labels)
+    assert far == [0, 1]
+
+
+def _far_below(boxes, labels):
+    """The same with a thousand separate negatives between, so that the positives are asked for one by one."""
+    x = 1000 + torch.arange(1000.0) * 16 + boxes[0, 0]
+    between = torch.stack((x, x * 0, x + 8, x * 0 + 8), dim=1)
+    losses = torch.cat([torch.tensor([3000.0]), 2000 - torch.arange(1000.0), torch.tensor([2.0, 1.0])])
+    all_boxes = torch.cat([boxes[:1], between, boxes[1:]])
+    all_labels = torch.cat([labels[:1], torch.ones(1000, dtype=torch.int64), labels[1:]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mining, "_CHUNK", 10)
+        kept = select_hard_examples(
+            losses, all_boxes, all_labels, batch_size=8, nms_threshold=0.25, positive_fraction=0.25
+        )
+    return [i if i == 0 else i - 1000 for i in kept.tolist() if i == 0 or i > 1000]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +218,15 @@ def test_no_gradient_reaches_the_scores():
         ({"positive_fraction": 1.0}, ValueError, r"positive_fraction=1\.0 is outside \(0, 1\)"),
         ({"positive_fraction": 0.0}, ValueError, r"positive_fraction=0\.0"),
         ({"batch_size": 3, "positive_fraction": 0.25}, ValueError, "batch_size=3 has no room .* must be >= 4"),
+        (
+            {"num_classes": 0, "labels": torch.ones(4, dtype=torch.int64), "positive_fraction": 0.5},
+            ValueError,
+            "go up to 1",
+        ),
+        ({"batch_size": 4.0}, TypeError, r"batch_size=4\.0 must be an integer, not float"),
+        ({"batch_size": True}, TypeError, "batch_size=True"),
+        ({"nms_threshold": "x"}, TypeError, "nms_threshold='x' must be a number"),
+        ({"positive_fraction": [1]}, TypeError, "positive_fraction="),
         ({"losses": torch.rand(4, 2)}, ValueError, r"losses \(4, 2\)"),
         ({"boxes": torch.rand(3, 4)}, ValueError, r"boxes \(3, 4\)"),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, ValueError, r"labels \(5,\)"),

@@ -37,13 +37,32 @@ def test_one_to_three_holds_its_ratio():
     assert (positives.item(), negatives.item()) == (8, 24)
 
 
+def test_objects_everywhere_are_positives_all_the_same():
+    logits, labels, boxes = case()
+    labels = labels.clamp(max=2).abs()  # no background, so the largest label is a class
+    mined = OHEMOneToThreeLoss(batch_size=32, nms_threshold=0.9).select(logits, labels, boxes)
+    assert (mined >= 0).sum().item() == 8
+
+
+def test_scoring_makes_no_gradients(monkeypatch):
+    wanted = []
+
+    def recorded(*arguments, **options):
+        wanted.append(torch.is_grad_enabled())
+        return cross_entropy_loss(*arguments, **options)
+
+    monkeypatch.setattr("focal_det.modeling.dense_losses.cross_entropy_loss", recorded)
+    logits, labels, boxes = case()
+    OHEMLoss(batch_size=32, nms_threshold=0.5).select(logits.requires_grad_(), labels, boxes)
+    assert wanted == [False]
+
+
 @pytest.mark.parametrize("kind", [OHEMLoss, OHEMOneToThreeLoss])
 def test_the_loss_is_the_cross_entropy_of_what_was_kept(kind):
     logits, labels, boxes = case()
     logits.requires_grad_()
     loss = kind(batch_size=32, nms_threshold=0.5)
     mined = loss.select(logits, labels, boxes)
-    assert not mined.requires_grad
     value = loss(logits, mined)
     torch.testing.assert_close(value, cross_entropy_loss(logits, mined))
     (grad,) = torch.autograd.grad(value, logits)
