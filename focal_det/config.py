@@ -23,9 +23,9 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
     node.HEAD_NAME = "RetinaNetHead"
 
-    # Class loss, by its name in DENSE_LOSS_REGISTRY. The keys below are each read by the losses that are named there;
-    # one that is set for another loss is an error. FocalLoss (section 3.2) reads Detectron2's
-    # MODEL.RETINANET.FOCAL_LOSS_ALPHA, in (0, 1) or negative for no alpha, and FOCAL_LOSS_GAMMA, >= 0;
+    # Class loss, by its name in DENSE_LOSS_REGISTRY. Each of the keys below is read by the losses that it names, and
+    # `load_config` refuses one that is set for another loss. FocalLoss (section 3.2) reads Detectron2's
+    # MODEL.RETINANET.FOCAL_LOSS_ALPHA, in (0, 1) or negative for no alpha, and FOCAL_LOSS_GAMMA, in [0, 1e6];
     # CrossEntropyLoss reads none.
     loss = node.LOSS = type(cfg)()
     loss.NAME = "FocalLoss"
@@ -33,7 +33,7 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # BalancedCrossEntropyLoss: weight of a positive, in (0, 1); the paper's best (section 3.1; Table 1a).
     loss.ALPHA = 0.75
 
-    # FocalLossStar: steepness, > 0, and shift, any number; the paper's settings are (2, 1) and (4, 0)
+    # FocalLossStar: steepness, in [1e-6, 1e6], and shift, in [-1e6, 1e6]; the paper's settings are (2, 1) and (4, 0)
     # (appendix A; Table 3).
     loss.GAMMA = 2.0
     loss.BETA = 1.0
@@ -41,8 +41,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # HingeLoss: the p_t from which on there is no loss, in (0, 1] (section 5.1; the paper gives none).
     loss.MARGIN = 0.5
 
-    # OHEMLoss, OHEMOneToThreeLoss: anchors of an image that are kept, >= 4, and the IoU above which the anchor with
-    # the lower loss is dropped, in [0, 1]; the paper's best (section 5.1; Table 1d).
+    # OHEMLoss, OHEMOneToThreeLoss: anchors of an image that are kept, >= 1 (the second: >= 4), and the IoU above which
+    # the anchor with the lower loss is dropped, in [0, 1]; the paper's best (section 5.1; Table 1d).
     loss.BATCH_SIZE = 128
     loss.NMS_THRESH = 0.5
 

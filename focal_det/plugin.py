@@ -21,5 +21,5 @@ from .modeling.retinanet import FocalRetinaNet
 META_ARCH_REGISTRY.register(FocalRetinaNet)
 ANCHOR_GENERATOR_REGISTRY.register(OctaveAnchorGenerator)
 DENSE_HEAD_REGISTRY.register(RetinaNetHead)
-for loss in DENSE_LOSSES:
-    DENSE_LOSS_REGISTRY.register(loss)
+for _loss in DENSE_LOSSES:
+    DENSE_LOSS_REGISTRY.register(_loss)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
 
-EXIT_DONE, EXIT_BAD_INPUT = 0, 2
+EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 done, 2 bad input and nothing written.
+        The exit code: 0 done, 1 a fault while writing, 2 bad input and nothing written, 130 interrupted.
     """
     args = _parser().parse_args(argv)
     try:
@@ -25,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAULT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,16 +87,23 @@ _gamma_and_beta.__name__ = "GAMMA,BETA"  # what argparse calls a value that it c
 
 
 def _plot_losses(args: argparse.Namespace) -> int:
-    from ..paper.loss_figures import draw_loss_figures  # matplotlib and PyTorch, which --help need not wait for
+    from ..paper.loss_figures import (
+        loss_figures,
+        save_figures,
+    )  # takes seconds to import, which --help need not wait for
 
     try:
-        paths = draw_loss_figures(
-            args.out, gammas=args.gamma, compared_gammas=args.compared_gamma, stars=args.star, alpha=args.alpha
+        figures = loss_figures(
+            gammas=args.gamma, compared_gammas=args.compared_gamma, stars=args.star, alpha=args.alpha
         )
     except ValueError as error:
         raise InputError(str(error)) from error
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {args.out}: no folder that can be made and written ({error}); name another") from error
-    for path in paths:
+        raise InputError(f"--out {args.out}: no folder that can be made ({error}); name another") from error
+    if not os.access(args.out, os.W_OK):
+        raise InputError(f"--out {args.out}: a folder that cannot be written; name another")
+    for path in save_figures(figures, args.out):
         print(path)
     return EXIT_DONE

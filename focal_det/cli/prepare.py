@@ -180,8 +180,10 @@ def _settle_classes(cfg: CfgNode, names: tuple[str, ...], json_classes: dict[str
 
 def _settle_schedule(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     """Scale the schedule to the batch if asked; warn if the batch was changed without it."""
-    written_for = load_config(args.config_file).SOLVER.IMS_PER_BATCH
     own_keys = set(args.overrides[::2])
+    pairs = zip(args.overrides[::2], args.overrides[1::2], strict=True)
+    of_file = [word for key, value in pairs if key != "SOLVER.IMS_PER_BATCH" for word in (key, value)]
+    written_for = load_config(args.config_file, of_file).SOLVER.IMS_PER_BATCH
     if args.scale_lr:
         change = scale_schedule(cfg, written_for, own_keys)
         return [f"--scale-lr: {change or 'the batch is that of the config file, nothing to scale'}"]

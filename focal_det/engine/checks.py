@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,9 @@ from ..modeling.head import NORMS
 from ..modeling.normalizer import MODES
 from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .config_file import UNSET_NUM_CLASSES
+from .loss_keys import constants_of_loss
 
 _DETECTRON2_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
-# Of the keys of MODEL.FOCAL_DET.LOSS that the chosen loss reads: what holds, and how to say it.
-_LOSS_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "ALPHA": (lambda v: 0 < v < 1, "in (0, 1)"),
-    "GAMMA": (lambda v: 0 < v < math.inf, "finite, > 0"),
-    "BETA": (math.isfinite, "finite"),
-    "MARGIN": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "BATCH_SIZE": (lambda v: v >= 4, ">= 4, one positive and three negatives"),
-    "NMS_THRESH": (lambda v: 0 <= v <= 1, "in [0, 1]"),
-}
 _SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 
 
@@ -37,7 +29,7 @@ def config_problems(cfg: CfgNode, *, num_processes: int, training: bool) -> list
         num_processes: over all machines.
         training: also check the schedule and the batch.
     """
-    problems = [*_name_problems(cfg), *_model_problems(cfg), *_path_problems(cfg, training)]
+    problems = [*_name_problems(cfg), *_model_problems(cfg), *_loss_problems(cfg), *_path_problems(cfg, training)]
     if training:
         problems += _schedule_problems(cfg, num_processes)
     return problems
@@ -94,13 +86,6 @@ def _model_problems(cfg: CfgNode) -> list[str]:
     rules = [
         ("DATASETS.TEST", cfg.DATASETS.TEST, lambda v: len(v) > 0, "at least one data set; or use --val-json"),
         ("INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN, lambda v: v and min(v) > 0, "one or more sizes > 0"),
-        ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", retinanet.FOCAL_LOSS_GAMMA, lambda v: 0 <= v < math.inf, "finite, >= 0"),
-        (
-            "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
-            retinanet.FOCAL_LOSS_ALPHA,
-            lambda v: v < 0 or 0 < v < 1,
-            "in (0, 1), or negative for no alpha",
-        ),
         ("MODEL.RETINANET.PRIOR_PROB", retinanet.PRIOR_PROB, lambda v: 0 < v < 1, "in (0, 1)"),
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", retinanet.SMOOTH_L1_LOSS_BETA, lambda v: 0 <= v < math.inf, ">= 0"),
         ("MODEL.RETINANET.NUM_CLASSES", retinanet.NUM_CLASSES, lambda v: v >= 1 or v == UNSET_NUM_CLASSES, ">= 1"),
@@ -121,11 +106,6 @@ def _model_problems(cfg: CfgNode) -> list[str]:
             lambda v: len(v) == 4 and all(w > 0 for w in v),
             "four numbers > 0",
         ),
-        *(
-            (f"MODEL.FOCAL_DET.LOSS.{key}", extra.LOSS[key], *rule)
-            for key, rule in _LOSS_RULES.items()
-            if key in extra.LOSS
-        ),
         ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", extra.SCALES_PER_OCTAVE, lambda v: v >= 1, "an integer >= 1"),
         ("MODEL.FOCAL_DET.DRAW_IMAGES", extra.DRAW_IMAGES, lambda v: v >= 0, ">= 0"),
         ("MODEL.FOCAL_DET.DRAW_SCORE_THRESH", extra.DRAW_SCORE_THRESH, lambda v: 0 <= v <= 1, "in [0, 1]"),
@@ -143,6 +123,18 @@ def _model_problems(cfg: CfgNode) -> list[str]:
     if cfg.TEST.AUG.ENABLED:
         problems.append("TEST.AUG.ENABLED is True, but dense detectors have no test-time augmentation; set it to False")
     return problems
+
+
+def _loss_problems(cfg: CfgNode) -> list[str]:
+    """What the chosen loss says of its constants."""
+    name = cfg.MODEL.FOCAL_DET.LOSS.NAME
+    if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet" or name not in DENSE_LOSS_REGISTRY:
+        return []
+    try:
+        DENSE_LOSS_REGISTRY.get(name)(cfg)
+    except ValueError as error:
+        return [f"{name} cannot be made of {' and '.join(constants_of_loss(cfg))}: {error}"]
+    return []
 
 
 def _schedule_problems(cfg: CfgNode, num_processes: int) -> list[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_focal_det_config
 from ..errors import InputError
-from .loss_keys import settle_loss_keys
+from .loss_keys import COMMAND_LINE, Setting, settle_loss_keys
+from .yaml_layers import read_layers
 
 # MODEL.RETINANET.NUM_CLASSES while nobody has set it: it is then taken from the data.
 UNSET_NUM_CLASSES = -1
@@ -38,48 +40,21 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNo
     known = dict(_leaves(cfg))
     cfg.MODEL.RETINANET.NUM_CLASSES = UNSET_NUM_CLASSES
 
-    settings: list[tuple[str, Any, str]] = []  # key, value, where it was set
-    if config_file:
-        settings += [(key, value, str(config_file)) for key, value in _leaves(_read_yaml(config_file), known)]
-    settings += [(key, value, "command line") for key, value in _pairs(overrides)]
+    layers = [(path, list(_leaves(keys, known))) for path, keys in (read_layers(config_file) if config_file else [])]
+    layers.append((COMMAND_LINE, list(_pairs(overrides))))
 
-    problems = []
-    for key, value, place in settings:
-        problem = _apply(cfg, known, key, value)
-        if problem:
-            problems.append(f"{place}: {problem}")
+    problems, settings = [], []
+    for layer, (place, pairs) in enumerate(layers):
+        for key, value in pairs:
+            problem = _apply(cfg, known, key, value)
+            if problem:
+                problems.append(f"{place}: {problem}")
+            else:
+                settings.append(Setting(key, _coerced(value, known[key]), place, layer))
     problems += settle_loss_keys(cfg, settings, known)
     if problems:
         raise InputError(problems)
     return cfg
-
-
-def _read_yaml(path: str | Path) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise InputError(f"config file {path}: no such file")
-    try:
-        # fvcore's reader resolves _BASE_; without allow_unsafe, YAML tags that construct objects are refused.
-        loaded = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
-    except yaml.constructor.ConstructorError as error:
-        raise InputError(
-            f"config file {path}: {error.problem} at {_mark(error)}; only plain data is allowed, so write the value out"
-        ) from error
-    except yaml.MarkedYAMLError as error:
-        raise InputError(f"config file {path}: not YAML: {error.problem} at {_mark(error)}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"config file {path}: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"config file {path}: its _BASE_ files lead back to themselves; break the circle") from error
-    except (AssertionError, TypeError, AttributeError) as error:
-        raise InputError(f"config file {path}: it or a _BASE_ of it is not a mapping of keys to values") from error
-    if not isinstance(loaded, dict):
-        raise InputError(f"config file {path}: not a mapping of keys to values")
-    return loaded
-
-
-def _mark(error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark
-    return f"{mark.name}, line {mark.line + 1}" if mark else "an unknown line"
 
 
 def _leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -95,7 +70,7 @@ def _leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: s
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     if len(overrides) % 2:
         raise InputError(
-            f"command line: overrides are pairs KEY VALUE; {overrides[-1]!r} is left over in {' '.join(overrides)!r}"
+            f"{COMMAND_LINE}: overrides are pairs KEY VALUE; {overrides[-1]!r} is left over in {' '.join(overrides)!r}"
         )
     yield from zip(overrides[::2], overrides[1::2], strict=True)
 
@@ -127,7 +102,7 @@ def _coerced(value: Any, old: Any) -> Any:
             value = (value,)
         return type(old)(value) if isinstance(value, (list, tuple)) else value
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < sys.float_info.max else math.inf
     if isinstance(old, int) and isinstance(value, float) and value.is_integer():  # MAX_ITER 9e4
         return int(value)
     if isinstance(old, str) and isinstance(value, (int, float)):  # OUTPUT_DIR: 12 in YAML

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from typing import Any
 
 import torch
@@ -12,13 +11,15 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 
 from ..modeling.criterion import DenseCriterion
+from ..modeling.head import logit_of
 
 
 class CheckFirstLoss(HookBase):
     """Compare the first class loss with what it is if every anchor scores the prior; warn if it is far from that.
 
     What is expected comes from the criterion itself, given logits that are all log(pi / (1 - pi)), on the same
-    objects. Both go into the metrics, as "start_cls" and "start_cls_of_prior". On every rank.
+    objects; for that one step it takes the memory of the logits again. Both go into the metrics, as "start_cls" and
+    "start_cls_of_prior". On every rank.
 
     Args:
         criterion: of the model that is trained, whose class subnet is as it was initialised.
@@ -26,7 +27,7 @@ class CheckFirstLoss(HookBase):
     """
 
     # A subnet's first scores scatter around the prior, so their mean loss is near its loss but not equal to it.
-    _FACTOR = 2.0
+    FACTOR = 2.0
 
     def __init__(self, criterion: DenseCriterion, prior_prob: float) -> None:
         self.criterion = criterion
@@ -39,16 +40,20 @@ class CheckFirstLoss(HookBase):
             handle.remove()
             logits, *rest = args
             with torch.no_grad():
-                of_prior = untouched(torch.full_like(logits, -math.log(1 / self.prior_prob - 1)), *rest)
-            self._report(losses["loss_cls"].item(), of_prior["loss_cls"].item())
+                of_prior = untouched(torch.full_like(logits, logit_of(self.prior_prob)), *rest)["loss_cls"].item()
+            first = losses["loss_cls"].item()
+            self.trainer.storage.put_scalars(start_cls=first, start_cls_of_prior=of_prior, smoothing_hint=False)
+            assert untouched.num_assigned is not None
+            self._report(first, of_prior, has_objects=bool(untouched.num_assigned.any()))
 
         handle = self.criterion.register_forward_hook(compare)
 
-    def _report(self, first: float, of_prior: float) -> None:
-        self.trainer.storage.put_scalars(start_cls=first, start_cls_of_prior=of_prior, smoothing_hint=False)
+    def _report(self, first: float, of_prior: float, *, has_objects: bool) -> None:
         logger = logging.getLogger(__name__)
         message = f"first class loss {first:.4g}; MODEL.RETINANET.PRIOR_PROB {self.prior_prob} implies {of_prior:.4g}"
-        if of_prior / self._FACTOR <= first <= of_prior * self._FACTOR:
+        if not has_objects:
+            logger.info(f"{message}; not compared, since the first pictures have no objects")
+        elif of_prior / self.FACTOR <= first <= of_prior * self.FACTOR:
             logger.info(message)
         else:
             logger.warning(

@@ -12,6 +12,8 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from .loss_keys import without_unread_keys
+
 
 def set_up_run(cfg: CfgNode, *, training: bool) -> None:
     """Detectron2's `default_setup`, but with environment and configuration in files instead of on the screen.
@@ -27,7 +29,7 @@ def set_up_run(cfg: CfgNode, *, training: bool) -> None:
     if comm.is_main_process():
         record = folder if training else folder / "inference"
         record.mkdir(exist_ok=True)
-        (record / "config.yaml").write_text(cfg.dump())
+        (record / "config.yaml").write_text(without_unread_keys(cfg).dump())
         (record / "environment.txt").write_text(collect_env_info() + "\n")
         logging.getLogger("focal_det").info(f"Resolved configuration: {record / 'config.yaml'}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,29 +23,24 @@ POSITIVE, BACKGROUND = 0, 1  # labels of an anchor with one class
 _POINTS = 801
 
 
-def draw_loss_figures(
-    folder: Path,
+def loss_figures(
     *,
-    gammas: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 5.0),
-    compared_gammas: Sequence[float] = (2.0,),
-    stars: Sequence[tuple[float, float]] = ((2.0, 1.0), (4.0, 0.0)),
-    alpha: float | None = None,
-) -> list[Path]:
-    """Draw the three figures, each as PNG and SVG; the same settings give the same files.
+    gammas: Sequence[float],
+    compared_gammas: Sequence[float],
+    stars: Sequence[tuple[float, float]],
+    alpha: float | None,
+) -> dict[str, Figure]:
+    """The three figures by their names.
 
     Args:
-        folder: made if it is not there; figures of these names in it are replaced.
         gammas: of the focal losses of figure 1; 0 is cross-entropy.
         compared_gammas: of the focal losses of figures 5 and 6.
         stars: (gamma, beta) of the FL* of figures 5 and 6.
         alpha: in (0, 1) weights cross-entropy and focal losses, and then positives are drawn as lines and
             negatives as dashes; None draws one line for both.
 
-    Returns:
-        The files.
-
     Raises:
-        ValueError: a constant that its loss refuses; nothing is written then.
+        ValueError: a constant that its loss refuses.
     """
     focal = {_name("FL", gamma=g) if g else "CE": functools.partial(focal_loss, gamma=g, alpha=alpha) for g in gammas}
     compared: dict[str, Loss] = {"CE": functools.partial(cross_entropy_loss, alpha=alpha)}
@@ -67,7 +63,7 @@ def draw_loss_figures(
     figures["figure6_derivatives"], axes = _axes("$x_t = yx$", "derivative by $x_t$")
     axes.set(xlim=(-5, 5))
     _draw_curves(axes, compared, x_t, x_t, alpha, of_slope=True)
-    return [path for name, figure in figures.items() for path in _save(figure, folder, name)]
+    return figures
 
 
 def loss_and_slope(loss: Loss, x_t: Tensor, label: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +76,7 @@ def loss_and_slope(loss: Loss, x_t: Tensor, label: int) -> tuple[Tensor, Tensor]
 
 
 def _name(loss: str, **constants: float) -> str:
-    return f"{loss} " + ", ".join(rf"$\{symbol}$ = {value:g}" for symbol, value in constants.items())
+    return f"{loss} " + ", ".join(rf"$\{symbol}$ = {value:.12g}" for symbol, value in constants.items())
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
@@ -108,16 +104,22 @@ def _draw_curves(
     axes.legend(frameon=False, title=title)
 
 
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Each written beside its place and moved there, so that an interrupted run leaves no half a figure."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure as PNG and SVG and return the files; the same figures make the same bytes.
+
+    Args:
+        folder: there already; figures of these names in it are replaced, each at once.
+
+    Raises:
+        OSError: what cannot be written; the figures before it are.
+    """
     paths = []
-    # No date and no random ids: the same curves are the same file.
-    with rc_context({"svg.hashsalt": name}):
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            path = folder / f"{name}.{suffix}"
-            partial = folder / f".{name}.partial.{suffix}"
-            figure.savefig(partial, dpi=150, metadata=metadata)
-            os.replace(partial, path)
-            paths.append(path)
+    for name, figure in figures.items():
+        # No date and no random ids: the same curves are the same file.
+        with rc_context({"svg.hashsalt": name}), tempfile.TemporaryDirectory(dir=folder, prefix=".figures") as partial:
+            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                path = folder / f"{name}.{suffix}"
+                figure.savefig(Path(partial) / path.name, dpi=150, metadata=metadata)
+                os.replace(Path(partial) / path.name, path)
+                paths.append(path)
     return paths

@@ -17,9 +17,9 @@ def test_plots_losses_and_names_the_files(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--gamma", "-1"], "error: gamma=-1.0 must be finite and >= 0"),
+        (["--gamma", "-1"], "error: gamma=-1.0 is outside [0, 1e+06]"),
         (["--alpha", "2"], "error: alpha=2.0 is outside (0, 1)"),
-        (["--star", "0,1"], "error: gamma=0.0 must be finite and > 0"),
+        (["--star", "0,1"], "error: gamma=0.0 is outside [1e-06, 1e+06]"),
     ],
 )
 def test_bad_constants_are_named_and_nothing_is_written(tmp_path, capsys, words, message):
@@ -32,6 +32,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["plot", "losses", "--out", str(tmp_path / "file" / "plots")]) == 2
     assert f"--out {tmp_path}/file/plots: no folder that can be made" in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_written_is_a_fault_and_named(tmp_path, capsys):
+    (tmp_path / "figure5_fl_star.png").mkdir()
+    assert main(["plot", "losses", "--out", str(tmp_path)]) == 1
+    assert "figure5_fl_star.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["plot", "losses", "--star", "2"], ["plot", "curves"], [], ["plot", "losses", "x"]])

@@ -8,13 +8,21 @@ import torch
 from matplotlib.axes import Axes
 
 from focal_det.losses import cross_entropy_loss, focal_loss, focal_loss_star
-from focal_det.paper.loss_figures import BACKGROUND, POSITIVE, draw_loss_figures, loss_and_slope
+from focal_det.paper.loss_figures import BACKGROUND, POSITIVE, loss_and_slope, loss_figures, save_figures
 
 NAMES = [
     f"{name}.{suffix}"
     for name in ("figure1_focal_loss", "figure5_fl_star", "figure6_derivatives")
     for suffix in ("png", "svg")
 ]
+
+
+PAPERS = {
+    "gammas": [0.0, 0.5, 1.0, 2.0, 5.0],
+    "compared_gammas": [2.0],
+    "stars": [(2.0, 1.0), (4.0, 0.0)],
+    "alpha": None,
+}
 
 
 @pytest.fixture
@@ -45,8 +53,8 @@ def test_value_and_slope_by_x_t(label):
         assert [x.item() for x in found] == [pytest.approx(value), pytest.approx(slope)]
 
 
-def test_the_papers_curves(curves, tmp_path):
-    assert draw_loss_figures(tmp_path) == [tmp_path / name for name in NAMES]
+def test_the_papers_curves(curves):
+    figures = loss_figures(**PAPERS)
     assert [label for label, _, _ in curves] == [
         *("CE", *(rf"FL $\gamma$ = {g}" for g in ("0.5", "1", "2", "5"))),
         *["CE", r"FL $\gamma$ = 2", r"FL* $\gamma$ = 2, $\beta$ = 1", r"FL* $\gamma$ = 4, $\beta$ = 0"] * 2,
@@ -55,13 +63,20 @@ def test_the_papers_curves(curves, tmp_path):
         half = abs(p_t - 0.5).argmin()
         assert loss[half] == pytest.approx(-((1 - p_t[half]) ** gamma) * math.log(p_t[half]))
         assert loss[-1] == 0  # p_t = 1
-    for _, x_t, slope in curves[9:]:
-        assert slope[abs(x_t).argmin()] < -0.2  # downhill, and flat for what is classified well
-        assert -0.01 < slope[-1] < 0
+    for (_, x_t, loss), (_, _, slope) in zip(curves[5:9], curves[9:], strict=True):
+        assert (x_t[0], x_t[-1]) == (-5, 5)
+        # Downhill all the way, from about 5 for what is wrong by 5, to nothing; and that with the slope drawn beside it
+        assert 4.4 < loss[0] < 5.1
+        assert loss[-1] < 0.01
+        assert (loss[1:] - loss[:-1]) / (x_t[1] - x_t[0]) == pytest.approx((slope[1:] + slope[:-1]) / 2, abs=1e-3)
+    limits = {name: (figure.axes[0].get_xlim(), figure.axes[0].get_ylim()) for name, figure in figures.items()}
+    assert limits["figure1_focal_loss"] == ((0, 1), (0, 5))
+    assert limits["figure5_fl_star"] == ((-5, 5), (0, 5))
+    assert limits["figure6_derivatives"][0] == (-5, 5)
 
 
-def test_alpha_draws_negatives_apart(curves, tmp_path):
-    draw_loss_figures(tmp_path, gammas=[2.0], compared_gammas=[], stars=[], alpha=0.25)
+def test_alpha_draws_negatives_apart(curves):
+    loss_figures(gammas=[2.0], compared_gammas=[], stars=[], alpha=0.25)
     (positive, negative), rest = curves[:2], curves[2:]
     assert negative[2][:-1] == pytest.approx(3 * positive[2][:-1])  # .75 / .25
     assert len(rest) == 4  # CE of both signs in figures 5 and 6
@@ -70,7 +85,8 @@ def test_alpha_draws_negatives_apart(curves, tmp_path):
 def test_the_same_settings_make_the_same_files_and_others_replace_them(tmp_path):
     contents = []
     for gammas in ([2.0], [2.0], [5.0]):
-        draw_loss_figures(tmp_path, gammas=gammas)
+        written = save_figures(loss_figures(**PAPERS | {"gammas": gammas}), tmp_path)
+        assert written == [tmp_path / name for name in NAMES]
         assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
         contents.append([(tmp_path / name).read_bytes() for name in NAMES])
     assert contents[0] == contents[1]
@@ -82,11 +98,17 @@ def test_the_same_settings_make_the_same_files_and_others_replace_them(tmp_path)
     [
         ({"gammas": [2.0, -1.0]}, r"gamma=-1\.0"),
         ({"compared_gammas": [float("nan")]}, "gamma=nan"),
-        ({"stars": [(0.0, 1.0)]}, r"gamma=0\.0 must be finite and > 0"),
+        ({"stars": [(0.0, 1.0)]}, r"gamma=0\.0 is outside"),
         ({"alpha": 1.0}, r"alpha=1\.0 is outside"),
     ],
 )
-def test_constants_that_a_loss_refuses_write_nothing(tmp_path, options, message):
+def test_constants_that_a_loss_refuses_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        draw_loss_figures(tmp_path / "plots", **options)
-    assert not (tmp_path / "plots").exists()
+        loss_figures(**PAPERS | options)
+
+
+def test_what_cannot_be_written_leaves_no_half_a_figure(tmp_path):
+    (tmp_path / NAMES[2]).mkdir()  # in the way of figure 5
+    with pytest.raises(OSError, match="figure5"):
+        save_figures(loss_figures(**PAPERS), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == NAMES[:3]

@@ -12,6 +12,7 @@ from torch import nn
 from focal_det.config import add_focal_det_config
 from focal_det.engine.checks import config_problems
 from focal_det.engine.config_file import UNSET_NUM_CLASSES, load_config
+from focal_det.engine.loss_keys import without_unread_keys
 from focal_det.errors import InputError
 from focal_det.modeling.dense_losses import FocalLoss
 from focal_det.modeling.head import RetinaNetHead
@@ -141,14 +142,14 @@ CONSTANTS = {
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
-def test_a_registered_loss_reads_its_constants_and_only_they_stay_in_the_configuration(tiny_cfg, name):
+def test_a_registered_loss_reads_its_constants_and_only_they_are_saved(tiny_cfg, name):
     overrides = [word for key, (_, value) in CONSTANTS[name].items() for word in (LOSS + key, str(value))]
     cfg = tiny_cfg(LOSS + "NAME", name, *overrides)
     loss = DENSE_LOSS_REGISTRY.get(name)(cfg)
     assert {attribute: getattr(loss, attribute) for attribute, _ in CONSTANTS[name].values()} == dict(
         CONSTANTS[name].values()
     )
-    assert set(cfg.MODEL.FOCAL_DET.LOSS) == {"NAME", *CONSTANTS[name]}
+    assert set(without_unread_keys(cfg).MODEL.FOCAL_DET.LOSS) == {"NAME", *CONSTANTS[name]}
     assert set(loss.reads) == {LOSS + key for key in CONSTANTS[name]}
 
 
@@ -161,56 +162,97 @@ def test_every_registered_loss_is_tested():
     assert {name for name, _ in DENSE_LOSS_REGISTRY} == {*CONSTANTS, "FocalLoss"}
 
 
-@pytest.mark.parametrize(
-    ("overrides", "problem"),
-    [
-        (
-            [LOSS + "ALPHA", "0.5"],
-            f"{LOSS}ALPHA is 0.5, but the loss is FocalLoss, which reads MODEL.RETINANET.FOCAL_LOSS_ALPHA and "
-            f"MODEL.RETINANET.FOCAL_LOSS_GAMMA: leave it out, or set {LOSS}NAME to BalancedCrossEntropyLoss",
-        ),
-        (
-            [LOSS + "NAME", "CrossEntropyLoss", LOSS + "ALPHA", "0.75"],  # its default, but meant
-            f"{LOSS}ALPHA is 0.75, but the loss is CrossEntropyLoss, which reads no key: "
-            f"leave it out, or set {LOSS}NAME to BalancedCrossEntropyLoss",
-        ),
-        (
-            [LOSS + "NAME", "FocalLossStar", LOSS + "NMS_THRESH", "0.7"],
-            f"{LOSS}NMS_THRESH is 0.7, but the loss is FocalLossStar, which reads {LOSS}GAMMA and {LOSS}BETA: "
-            f"leave it out, or set {LOSS}NAME to OHEMLoss or OHEMOneToThreeLoss",
-        ),
-        (
-            [LOSS + "NAME", "HingeLoss", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2.0"],
-            f"MODEL.RETINANET.FOCAL_LOSS_GAMMA is 2.0, but the loss is HingeLoss, which reads {LOSS}MARGIN: "
-            f"leave it out, or set {LOSS}NAME to FocalLoss",
-        ),
-    ],
-)
-def test_a_key_of_another_loss_is_refused(overrides, problem):
-    assert problems_of("", ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", *overrides]) == [f"command line: {problem}"]
+# A key, a value, the loss that is chosen, what that loss reads, and the losses that read the key.
+FOREIGN = [
+    (LOSS + "ALPHA", "0.5", "FocalLoss", " and ".join(FocalLoss.reads), "BalancedCrossEntropyLoss"),
+    (LOSS + "ALPHA", "0.75", "CrossEntropyLoss", "no key", "BalancedCrossEntropyLoss"),  # its default, but meant
+    (LOSS + "NMS_THRESH", "0.7", "FocalLossStar", f"{LOSS}GAMMA and {LOSS}BETA", "OHEMLoss or OHEMOneToThreeLoss"),
+    ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2.0", "HingeLoss", f"{LOSS}MARGIN", "FocalLoss"),  # likewise
+]
+OURS = ["MODEL.META_ARCHITECTURE", "FocalRetinaNet"]
 
 
-def test_a_key_of_another_loss_in_a_file_is_refused_and_a_saved_configuration_can_be_read_again(tiny_cfg, tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(
-        "MODEL:\n  META_ARCHITECTURE: FocalRetinaNet\n  RETINANET: {FOCAL_LOSS_GAMMA: 1.0}\n"
-        "  FOCAL_DET: {LOSS: {NAME: HingeLoss, BETA: 1.0}}\n"
-    )
-    assert [problem.split(",")[0] for problem in problems_of(path)] == [
-        f"{path}: MODEL.RETINANET.FOCAL_LOSS_GAMMA is 1.0",
-        f"{path}: {LOSS}BETA is 1.0",
+@pytest.mark.parametrize(("key", "value", "name", "reads", "readers"), FOREIGN)
+def test_a_key_of_another_loss_is_refused(key, value, name, reads, readers):
+    assert problems_of("", [*OURS, LOSS + "NAME", name, key, value]) == [
+        f"command line: {key} is {value}, but the loss is {name}, which reads {reads}: "
+        f"remove it, or set {LOSS}NAME to {readers}"
     ]
-    for name in CONSTANTS:
-        saved = tiny_cfg(LOSS + "NAME", name)
-        path.write_text(saved.dump())
-        assert yaml.safe_load(load_config(path).dump()) == yaml.safe_load(saved.dump())
 
 
-def test_another_detector_or_a_loss_of_ones_own_may_set_any_key(monkeypatch):
-    assert load_config("", ["MODEL.META_ARCHITECTURE", "RetinaNet", LOSS + "ALPHA", "0.5"])
+def write_layers(folder, **layers):
+    """One file on top of the other, the last on top of all; its path."""
+    below = ""
+    for name, text in layers.items():
+        (folder / f"{name}.yaml").write_text(below + text)
+        below = f"_BASE_: {name}.yaml\n"
+    return folder / f"{name}.yaml"
+
+
+BASE = "MODEL: {META_ARCHITECTURE: FocalRetinaNet}\n"
+
+
+def loss_layer(**keys):
+    return yaml.safe_dump({"MODEL": {"FOCAL_DET": {"LOSS": keys}}})
+
+
+def test_a_key_of_another_loss_in_a_file_is_refused_where_it_stands(tmp_path):
+    base = BASE.replace("}", ", RETINANET: {FOCAL_LOSS_GAMMA: 1.0, FOCAL_LOSS_ALPHA: '0.25'}}")
+    path = write_layers(tmp_path, base=base, top=loss_layer(BETA=1.0))
+    assert [problem.split(",")[0] for problem in problems_of(path)] == [f"{path}: {LOSS}BETA is 1.0"]
+    path = write_layers(tmp_path, base=BASE, middle=loss_layer(NAME="HingeLoss", BETA=1.0), top="SEED: 1\n")
+    assert [problem.split(",")[0] for problem in problems_of(path)] == [
+        f"{tmp_path / 'middle.yaml'}: {LOSS}BETA is 1.0"
+    ]
+
+
+def test_a_layer_that_names_another_loss_leaves_the_constants_below_it_behind(tmp_path):
+    base = BASE + "SOLVER: {BASE_LR: 0.5}\n"
+    path = write_layers(
+        tmp_path,
+        base=base,
+        hinge=loss_layer(NAME="HingeLoss", MARGIN=0.4),
+        ohem=loss_layer(NAME="OHEMLoss", BATCH_SIZE=512),
+        one_to_three=loss_layer(NAME="OHEMOneToThreeLoss"),
+    )
+    loss = load_config(path).MODEL.FOCAL_DET.LOSS
+    assert (loss.NAME, loss.MARGIN, loss.BATCH_SIZE) == ("OHEMOneToThreeLoss", 0.5, 512)  # both miners read the last
+    path.write_text(BASE.replace("}", ", RETINANET: {FOCAL_LOSS_GAMMA: 1.0}}"))
+    cfg = load_config(path, [LOSS + "NAME", "HingeLoss", LOSS + "MARGIN", "0.3"])
+    assert (cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA, cfg.MODEL.FOCAL_DET.LOSS.MARGIN) == (2.0, 0.3)
+
+
+def test_a_file_may_leave_the_loss_of_its_constants_to_the_command_line(tmp_path):
+    path = write_layers(tmp_path, base=BASE, top=loss_layer(NAME="HingeLoss", MARGIN=0.4))
+    assert load_config(path, [LOSS + "NAME", "HingeLoss"]).MODEL.FOCAL_DET.LOSS.MARGIN == 0.4
+
+
+@pytest.mark.parametrize("name", [*CONSTANTS, "FocalLoss"])
+def test_a_saved_configuration_can_be_read_again_and_given_another_loss(tiny_cfg, tmp_path, name):
+    saved = tiny_cfg(LOSS + "NAME", name)
+    path = tmp_path / "c.yaml"
+    path.write_text(without_unread_keys(saved).dump())
+    assert yaml.safe_load(load_config(path).dump()) == yaml.safe_load(saved.dump())
+    assert load_config(path, [LOSS + "NAME", "HingeLoss", LOSS + "MARGIN", "0.7"]).MODEL.FOCAL_DET.LOSS.MARGIN == 0.7
+
+
+def test_detectron2s_detector_has_a_loss_of_its_own(tmp_path):
+    overrides = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
+    assert problems_of("", [*overrides, LOSS + "NAME", "OHEMLoss"]) == [
+        f"command line: {LOSS}NAME is OHEMLoss, but MODEL.META_ARCHITECTURE RetinaNet has a loss of its own: "
+        "remove it, or set MODEL.META_ARCHITECTURE to FocalRetinaNet"
+    ]
+    saved = without_unread_keys(load_config("", [*overrides, "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "3.0"]))
+    (tmp_path / "c.yaml").write_text(saved.dump())
+    assert load_config(tmp_path / "c.yaml").MODEL.RETINANET.FOCAL_LOSS_GAMMA == 3.0
+
+
+def test_a_loss_of_ones_own_may_set_any_key(monkeypatch):
     monkeypatch.setitem(DENSE_LOSS_REGISTRY._obj_map, "ZeroLoss", ZeroLoss)
-    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", LOSS + "NAME", "ZeroLoss", LOSS + "BETA", "3"])
-    assert (cfg.MODEL.FOCAL_DET.LOSS.BETA, cfg.MODEL.FOCAL_DET.LOSS.MARGIN) == (3.0, 0.5)
+    cfg = load_config("", [*OURS, LOSS + "NAME", "ZeroLoss", LOSS + "BETA", "3", LOSS + "MARGIN", "7"])
+    assert (cfg.MODEL.FOCAL_DET.LOSS.BETA, cfg.MODEL.FOCAL_DET.LOSS.MARGIN) == (3.0, 7.0)
+    assert config_problems(cfg, num_processes=1, training=False)[-1].startswith("--eval-only")
+    assert without_unread_keys(cfg).MODEL.FOCAL_DET.LOSS == cfg.MODEL.FOCAL_DET.LOSS
 
 
 def test_adding_keys_touches_only_the_given_configuration():
@@ -307,7 +349,7 @@ def test_a_key_without_a_value_is_named():
         ("A: [1, 2", "not YAML"),
         ("- 1\n- 2\n", "not a mapping"),
         ("", "not a mapping"),
-        ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("_BASE_: [c2.yaml, 3]\n", "_BASE_ is 3; name a file"),
         ("_BASE_: c.yaml\n", "lead back to themselves"),
         ("\x00", "c.yaml"),
     ],
@@ -315,9 +357,25 @@ def test_a_key_without_a_value_is_named():
 def test_files_that_are_no_configuration_are_named(tmp_path, text, message):
     path = tmp_path / "c.yaml"
     path.write_text(text)
+    (tmp_path / "c2.yaml").write_text("SEED: 1\n")
     (problem,) = problems_of(path)
     assert problem.startswith(f"config file {path}: ")
     assert message in problem
+
+
+def test_a_faulty_base_is_named_with_the_file_that_names_it(tmp_path):
+    path = write_layers(tmp_path, low="- 1\n", top="SEED: 1\n")
+    assert problems_of(path) == [f"config file {tmp_path}/low.yaml, _BASE_ of {path}: not a mapping of keys to values"]
+    (tmp_path / "low.yaml").unlink()
+    assert problems_of(path) == [f"config file {tmp_path}/low.yaml, _BASE_ of {path}: no such file"]
+
+
+def test_of_several_bases_the_last_wins_and_each_may_have_bases(tmp_path):
+    lowest = write_layers(tmp_path, lowest="SEED: 1\nOUTPUT_DIR: low\n", one="SEED: 2\n")
+    (tmp_path / "two.yaml").write_text("VIS_PERIOD: 7\n")
+    (tmp_path / "top.yaml").write_text(f"_BASE_: [{lowest}, two.yaml]\nVIS_PERIOD: 8\n")
+    cfg = load_config(tmp_path / "top.yaml")
+    assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.VIS_PERIOD) == (2, "low", 8)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -344,10 +402,6 @@ def test_a_missing_file_is_named(tmp_path):
         ("MODEL.RESNETS.DEPTH", "20"),
         ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
         ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "(1., 1.)"),
-        ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "-1.0"),
-        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"),
-        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0.0"),
-        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.0"),
         ("MODEL.RETINANET.PRIOR_PROB", "0.0"),
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", "-0.1"),
         ("MODEL.RETINANET.SCORE_THRESH_TEST", "1.0"),
@@ -386,21 +440,30 @@ def test_a_value_that_cannot_work_is_named(tiny_cfg, key, value):
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
+        ("FocalLoss", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "-1.0"),
+        ("FocalLoss", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1e39"),
+        ("FocalLoss", "MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"),
+        ("FocalLoss", "MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0.0"),
+        ("FocalLoss", "MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.0"),
         ("BalancedCrossEntropyLoss", "ALPHA", "0.0"),
         ("BalancedCrossEntropyLoss", "ALPHA", "1.5"),
         ("FocalLossStar", "GAMMA", "0.0"),
         ("FocalLossStar", "BETA", "1e999"),
         ("HingeLoss", "MARGIN", "0.0"),
         ("HingeLoss", "MARGIN", "1.01"),
-        ("OHEMLoss", "BATCH_SIZE", "3"),
+        ("HingeLoss", "MARGIN", "1" + "0" * 400),
+        ("OHEMLoss", "BATCH_SIZE", "0"),
+        ("OHEMOneToThreeLoss", "BATCH_SIZE", "3"),
         ("OHEMLoss", "NMS_THRESH", "1.5"),
         ("OHEMOneToThreeLoss", "NMS_THRESH", "-0.1"),
     ],
 )
 def test_a_loss_constant_that_cannot_work_is_named(tiny_cfg, name, key, value):
-    found = config_problems(tiny_cfg(LOSS + "NAME", name, LOSS + key, value), num_processes=1, training=True)
+    key = key if "." in key else LOSS + key
+    chosen = [LOSS + "NAME", name] if name != "FocalLoss" else []
+    found = config_problems(tiny_cfg(*chosen, key, value), num_processes=1, training=True)
     assert len(found) == 1
-    assert re.match(rf"{LOSS}{key} is \S+; it must be ", found[0])
+    assert re.match(rf"{name} cannot be made of .*{key} \S+.*: \w+=\S+ (is outside|must be|has no room)", found[0])
 
 
 def test_evaluation_needs_weights(tiny_cfg):

@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 
 from focal_det.engine.first_loss import CheckFirstLoss
 from focal_det.engine.trainer import Trainer
+from focal_det.modeling.head import logit_of
 
 
 def first_step(model, batch, prior, steps=1):
@@ -48,6 +49,12 @@ def test_the_first_loss_is_that_of_the_prior(tiny_cfg, batch_of, caplog, prior):
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
+def test_the_logit_of_a_prior_is_finite_for_the_smallest_too():
+    assert logit_of(0.5) == 0
+    assert logit_of(0.01) == pytest.approx(-math.log(99))
+    assert logit_of(1e-320) == pytest.approx(-320 * math.log(10), rel=1e-3)
+
+
 def test_a_head_that_ignores_the_prior_is_noticed(tiny_cfg, batch_of, caplog):
     model = build_model(tiny_cfg())
     torch.nn.init.zeros_(model.head.cls_score.bias)
@@ -58,6 +65,25 @@ def test_a_head_that_ignores_the_prior_is_noticed(tiny_cfg, batch_of, caplog):
     assert record.levelname == "WARNING"
     assert "MODEL.RETINANET.PRIOR_PROB 0.01 implies" in record.message
     assert "does the head apply it" in record.message
+
+
+@pytest.mark.parametrize(
+    ("first", "has_objects", "level"),
+    [
+        (1.9, True, "INFO"),
+        (2.1, True, "WARNING"),
+        (0.51, True, "INFO"),
+        (0.49, True, "WARNING"),
+        (float("nan"), True, "WARNING"),
+        (9.0, False, "INFO"),
+    ],
+)
+def test_more_than_a_factor_of_two_is_a_warning(caplog, first, has_objects, level):
+    with caplog.at_level(logging.INFO, "focal_det"):
+        CheckFirstLoss(torch.nn.Module(), 0.01)._report(first, 1.0, has_objects=has_objects)
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert ("not compared" in record.message) is not has_objects
 
 
 def test_the_check_leaves_the_normaliser_as_it_was(tiny_cfg, batch_of):

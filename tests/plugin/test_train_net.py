@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from focal_det.cli.train import main
 from focal_det.engine.lock import FolderLock
 
+ROOT = Path(__file__).parents[2]
 QUICK = ["--config-file", "configs/quickstart.yaml", "DATALOADER.NUM_WORKERS", "0"]
 
 
@@ -212,3 +214,12 @@ def test_own_pictures_train_and_evaluate_from_flags(own_data, tmp_path, train_ne
     metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert "bbox/AP50" in metrics[-1]
     shutil.rmtree(output)
+
+
+def test_a_file_may_set_a_constant_of_the_loss_that_the_command_line_names(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"_BASE_: {ROOT}/configs/quickstart.yaml\nMODEL: {{FOCAL_DET: {{LOSS: {{MARGIN: 0.4}}}}}}\n")
+    words = ["--config-file", str(path), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "run")]
+    assert main([*words, "MODEL.FOCAL_DET.LOSS.NAME", "HingeLoss"]) == 0
+    assert main(words) == 2
+    assert not (tmp_path / "run").exists()
