@@ -40,7 +40,8 @@ def random_case(seed):
     """Up to 60 boxes with corners on a coarse grid, so that many overlap, some are equal, and IoUs hit thresholds."""
     rng = random.Random(seed)
     count, side, num_classes = rng.randint(0, 60), rng.choice([4, 8, 16]), rng.randint(1, 3)
-    corners = [(rng.randint(0, side), rng.randint(0, side)) for _ in range(count)]
+    origin = rng.choice([0, 0, 2**24 - 40])  # at the last, the largest whole numbers of float32, it knows no halves
+    corners = [(origin + rng.randint(0, side), origin + rng.randint(0, side)) for _ in range(count)]
     boxes = [(x, y, x + rng.randint(1, side), y + rng.randint(1, side)) for x, y in corners]
     levels = rng.choice([2, 5, 1000])  # few levels: many equal losses
     losses = [rng.randint(0, levels) / levels for _ in range(count)]
@@ -139,6 +140,13 @@ def test_one_to_three_without_positives_keeps_nothing_and_with_positives_alone_n
     losses = torch.arange(16.0)
     kept = select_hard_examples(losses, boxes, torch.zeros(16, dtype=torch.int64), **options)
     assert kept.tolist() == [15, 14]  # batch_size * 1/4 positives
+
+
+def test_the_room_for_positives_is_not_lost_to_rounding():
+    boxes, labels = grid_of_boxes(10, 1.0, 2.0), torch.zeros(100, dtype=torch.int64)
+    options = {"batch_size": 100, "nms_threshold": 0.5, "num_classes": 1}
+    kept = select_hard_examples(torch.rand(100), boxes, labels, positive_fraction=0.29, **options)
+    assert len(kept) == 29  # 100 * .29 is 28.999999999999996
 
 
 def test_without_num_classes_the_largest_label_is_the_background():
