@@ -10,20 +10,15 @@ from typing import Any
 
 import torch
 
+from focal_det.paper.machine import processor
+
 
 def write_figures(path: Path, **figures: Any) -> None:
     """Write the figures as JSON, headed by how and where they were obtained."""
     circumstances = {
         "command": " ".join(["python", *sys.argv]),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     path.write_text(json.dumps(circumstances | figures, indent=1) + "\n")
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())

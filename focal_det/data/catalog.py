@@ -19,6 +19,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from ..errors import InputError
 from .coco_json import CocoFile
+from .coco_splits import missing_files
 from .shapes import CLASSES, make_shapes, parse_name, shapes_files
 
 
@@ -83,6 +84,7 @@ def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]
 def dataset_problems(names: Iterable[str]) -> list[str]:
     """What is wrong with the named sets: unknown names, malformed names of shapes, files that are not there."""
     problems = []
+    coco: list[str] = []
     for name in names:
         try:
             if parse_name(name) is not None:
@@ -104,14 +106,18 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
             )
             continue
         metadata = MetadataCatalog.get(name)
-        for kind in ("json_file", "image_root"):
-            path = metadata.get(kind)
-            if path is not None and not os.path.exists(path):
-                problems.append(
-                    f'data set "{name}": {path} is missing; put it there, or set DETECTRON2_DATASETS to the folder '
-                    "that holds it; your own pictures come by --train-json, --train-images, --val-json, --val-images"
-                )
-    return problems
+        paths = [metadata.get(kind) for kind in ("json_file", "image_root") if metadata.get(kind) is not None]
+        if name.startswith("coco_"):
+            coco += paths
+            continue
+        problems += [
+            f'data set "{name}": {path} is missing; put it there, or set DETECTRON2_DATASETS to the folder '
+            "that holds it; your own pictures come by --train-json, --train-images, --val-json, --val-images"
+            for path in paths
+            if not os.path.exists(path)
+        ]
+    missing = missing_files(coco)
+    return problems + ([missing] if missing else [])
 
 
 def is_writable(folder: Path) -> bool:

@@ -1,9 +1,10 @@
 """A data set that needs no download: pictures of coloured shapes among clutter, in COCO format.
 
 Each picture is drawn from (split, index) alone, so any number of them is the same on every machine, and the
-training and validation splits share none. Objects are disks, boxes and triangles, squeezed and turned a little,
-from a tenth to half of the picture's side; clutter is strokes, crosses and specks in the same colours, which belong
-to no class.
+training and validation splits share none. Objects are disks, boxes and triangles, squeezed and turned a little;
+clutter is strokes, crosses and specks in the same colours, which belong to no class. There are two kinds of scenes:
+the plain one, with objects from a tenth to half of the picture's side, and the rare one, made for the imbalance that
+the paper is about: one to three small and thin objects among much clutter, some of it in their own outlines.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 CLASSES = ("disk", "box", "triangle")
 _SPLITS = ("train", "val")
-_NAME = re.compile(r"shapes_(?P<split>train|val)_(?P<pictures>[1-9]\d{0,6})_(?P<side>[1-9]\d{1,3})px")
+_NAME = re.compile(r"shapes_(?P<split>train|val)_(?P<pictures>[1-9]\d{0,6})_(?P<side>[1-9]\d{1,3})px(?P<rare>_rare)?")
 # Of the pictures: raise it whenever they change, so that no set of older ones is taken for the new.
 _VERSION = 1
 _MIN_SIDE, _MAX_SIDE = 32, 2048
@@ -31,11 +32,27 @@ _MAX_OVERLAP = 0.2  # of the smaller box's area: more would hide one object behi
 
 
 class ShapesSpec(NamedTuple):
-    """What a data set's name says: "shapes_<split>_<count>_<side>px", as in shapes_train_2000_128px."""
+    """What a data set's name says: "shapes_<split>_<count>_<side>px[_rare]", as in shapes_train_2000_128px."""
 
     split: str
     pictures: int
     side: int
+    rare: bool = False
+
+
+class _Scene(NamedTuple):
+    """How many of what a picture holds; ranges without their end. Sizes are fractions of the picture's side."""
+
+    clutter: tuple[int, int]
+    outlines: tuple[int, int] | None
+    objects: tuple[int, int]
+    smallest: float
+    largest_to_smallest: float
+    thinnest: float  # shorter side over longer, before the turn
+
+
+_PLAIN = _Scene((2, 7), None, (1, 9), smallest=0.1, largest_to_smallest=5, thinnest=0.6)
+_RARE = _Scene((4, 10), (3, 9), (1, 4), smallest=0.06, largest_to_smallest=4, thinnest=0.35)
 
 
 def parse_name(name: str) -> ShapesSpec | None:
@@ -50,9 +67,9 @@ def parse_name(name: str) -> ShapesSpec | None:
     if match is None:
         raise ValueError(
             f'data set "{name}": generated shapes are named shapes_<train|val>_<pictures>_<side>px, '
-            "as in shapes_train_2000_128px"
+            "as in shapes_train_2000_128px, with _rare behind it for few and small objects"
         )
-    spec = ShapesSpec(match["split"], int(match["pictures"]), int(match["side"]))
+    spec = ShapesSpec(match["split"], int(match["pictures"]), int(match["side"]), match["rare"] is not None)
     if not _MIN_SIDE <= spec.side <= _MAX_SIDE:
         raise ValueError(f'data set "{name}": the side must be {_MIN_SIDE}..{_MAX_SIDE} px, not {spec.side}')
     return spec
@@ -99,7 +116,7 @@ def _write_pictures(spec: ShapesSpec, folder: Path, name: str) -> dict[str, Any]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in tqdm(range(spec.pictures), desc=f"drawing {name}", unit="picture"):
-        picture, boxes, classes = draw_picture(spec.split, index, spec.side)
+        picture, boxes, classes = draw_picture(spec.split, index, spec.side, rare=spec.rare)
         file_name = f"{index:06d}.png"
         if not cv2.imwrite(str(folder / file_name), picture):
             raise OSError(f"{folder / file_name} cannot be written")
@@ -123,32 +140,33 @@ def _write_pictures(spec: ShapesSpec, folder: Path, name: str) -> dict[str, Any]
     }
 
 
-def draw_picture(split: str, index: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_picture(split: str, index: int, side: int, *, rare: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One picture and its objects.
 
     Args:
         split: "train" or "val".
         index: of the picture in its split, >= 0.
         side: of the square picture, in pixels.
+        rare: few, small and thin objects among their own outlines.
 
     Returns:
         picture (side, side, 3) uint8 BGR, boxes (G, 4) XYXY in pixels, classes (G,) indices into CLASSES; G >= 1.
     """
-    rng = np.random.default_rng([_SPLITS.index(split), index])
+    scene = _RARE if rare else _PLAIN
+    rng = np.random.default_rng([_SPLITS.index(split), index, *([1] if rare else [])])
     picture = _background(rng, side)
-    for _ in range(rng.integers(2, 7)):
+    for _ in range(rng.integers(*scene.clutter)):
         _draw_clutter(rng, picture)
+    for _ in range(rng.integers(*scene.outlines) if scene.outlines else 0):
+        _, corners, size = _place(rng, scene, side)
+        cv2.polylines(picture, [corners], isClosed=True, color=_colour(rng), thickness=1 if size < side / 8 else 2)
     boxes: list[np.ndarray] = []
     classes: list[int] = []
-    wanted = int(rng.integers(1, 9))
+    wanted = int(rng.integers(*scene.objects))
     for _ in range(4 * wanted):
         if len(boxes) == wanted:
             break
-        label = int(rng.integers(len(CLASSES)))
-        size = side * 0.1 * 5 ** rng.random()  # log-uniform: as many small objects as large ones
-        outline = _outline(rng, label, size)
-        outline += rng.uniform(-outline.min(axis=0) + 1, side - 2 - outline.max(axis=0))
-        corners = np.round(outline).astype(np.int32)
+        label, corners, _ = _place(rng, scene, side)
         box = np.concatenate([corners.min(axis=0), corners.max(axis=0) + 1])  # pixels are unit squares
         if any(_overlap(box, other) > _MAX_OVERLAP for other in boxes):
             continue
@@ -184,9 +202,18 @@ def _draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
             cv2.circle(picture, _point(speck), max(1, side // 100), colour, -1)
 
 
-def _outline(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
+def _place(rng: np.random.Generator, scene: _Scene, side: int) -> tuple[int, np.ndarray, float]:
+    """A shape somewhere in the picture: its label, its corner points (P, 2) int32, and its size in pixels."""
+    label = int(rng.integers(len(CLASSES)))
+    size = side * scene.smallest * scene.largest_to_smallest ** rng.random()  # log-uniform: small ones as often
+    outline = _outline(rng, label, size, scene.thinnest)
+    outline += rng.uniform(-outline.min(axis=0) + 1, side - 2 - outline.max(axis=0))
+    return label, np.round(outline).astype(np.int32), size
+
+
+def _outline(rng: np.random.Generator, label: int, size: float, thinnest: float) -> np.ndarray:
     """Corner points (P, 2) around (0, 0), on a circle of diameter `size` that is squeezed and turned."""
-    squeeze = np.array([1.0, rng.uniform(0.6, 1.0)])
+    squeeze = np.array([1.0, rng.uniform(thinnest, 1.0)])
     if CLASSES[label] == "disk":
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     elif CLASSES[label] == "box":

@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_focal_det_config
+from ..data.coco_splits import registered_sets
 from ..errors import InputError
 from .loss_keys import COMMAND_LINE, Setting, settle_loss_keys
 from .yaml_layers import read_layers
@@ -21,15 +22,17 @@ from .yaml_layers import read_layers
 UNSET_NUM_CLASSES = -1
 
 
-def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's defaults, focal_det's, the file with its bases, then the overrides.
+def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's defaults, focal_det's, each file with its bases, then the overrides.
 
     Args:
-        config_file: plain-data YAML, with an optional `_BASE_`; "" for the defaults alone.
+        config_files: plain-data YAML, with an optional `_BASE_`; of several the later win; "" or none for the
+            defaults alone.
         overrides: KEY VALUE KEY VALUE ...
 
     Returns:
-        A configuration that is not frozen. NUM_CLASSES is `UNSET_NUM_CLASSES` if nothing set it.
+        A configuration that is not frozen. NUM_CLASSES is `UNSET_NUM_CLASSES` if nothing set it; the paper's names
+        of data sets are resolved by `registered_sets`.
 
     Raises:
         InputError: every problem of the file and of the overrides: a missing or malformed file, unknown keys
@@ -40,7 +43,8 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNo
     known = dict(_leaves(cfg))
     cfg.MODEL.RETINANET.NUM_CLASSES = UNSET_NUM_CLASSES
 
-    layers = [(path, list(_leaves(keys, known))) for path, keys in (read_layers(config_file) if config_file else [])]
+    files = [config_files] if isinstance(config_files, (str, Path)) else config_files
+    layers = [(path, list(_leaves(keys, known))) for file in files if file for path, keys in read_layers(file)]
     layers.append((COMMAND_LINE, list(_pairs(overrides))))
 
     problems, settings = [], []
@@ -54,6 +58,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNo
     problems += settle_loss_keys(cfg, settings, known)
     if problems:
         raise InputError(problems)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = registered_sets(cfg.DATASETS.TRAIN), registered_sets(cfg.DATASETS.TEST)
     return cfg
 
 

@@ -73,10 +73,10 @@ def test_a_set_is_written_in_coco_format_once(tmp_path):
 
 
 def test_a_stopped_run_leaves_no_half_set(tmp_path, monkeypatch):
-    def stop(split, index, side):
+    def stop(split, index, side, *, rare):
         if index == 2:
             raise KeyboardInterrupt
-        return draw_picture(split, index, side)
+        return draw_picture(split, index, side, rare=rare)
 
     monkeypatch.setattr(shapes, "draw_picture", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -85,7 +85,8 @@ def test_a_stopped_run_leaves_no_half_set(tmp_path, monkeypatch):
 
 
 def test_names_say_what_the_set_is():
-    assert parse_name("shapes_train_2000_128px") == ("train", 2000, 128)
+    assert parse_name("shapes_train_2000_128px") == ("train", 2000, 128, False)
+    assert parse_name("shapes_val_200_192px_rare") == ("val", 200, 192, True)
     assert parse_name("coco_2017_train") is None
 
 

@@ -1,0 +1,214 @@
+"""From rows to trainings: what has to be run, where each is kept, and what is there already."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..engine.config_file import load_config
+from ..errors import InputError
+from .tables import ROOT, Row, Table, backbone_config, configs_of, load_tables
+
+RECORD = "reproduce.json"
+
+# What the plan itself sets.
+_RESERVED = {"OUTPUT_DIR": "--out", "SEED": "--seeds"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for beside the rows.
+
+    scale: of SCALES.
+    seeds: each a training of every row.
+    out: the folder of everything.
+    num_gpus: processes of a training.
+    data_flags: of train_net.py, for the user's own COCO files.
+    overrides: KEY VALUE ... by hand, on top of every row's.
+    """
+
+    scale: str
+    seeds: tuple[int, ...]
+    out: Path
+    num_gpus: int = 1
+    data_flags: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, which may serve several rows.
+
+    name: "table/row" of the first row that it serves, and the seed.
+    folder: its OUTPUT_DIR.
+    words: the command line behind train_net.py.
+    iterations: of its schedule.
+    config: the row's configuration by dotted key, without seed, folder and backbone's file.
+    """
+
+    name: str
+    folder: Path
+    words: tuple[str, ...]
+    iterations: int
+    config: Mapping[str, Any] = field(repr=False, hash=False, compare=False)
+
+    @cached_property
+    def command(self) -> list[str]:
+        """To be run anywhere: the paths of the checkout are absolute."""
+        return [sys.executable, str(ROOT / "train_net.py"), *self.words]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is known of it: status, seconds, hardware, commit, error; empty before its first start.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.folder / RECORD
+        if not path.is_file():
+            return {}
+        try:
+            record = json.loads(path.read_text())
+            if not isinstance(record, dict):
+                raise ValueError("no mapping")
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); remove it to have the run looked at anew") from error
+        return record
+
+    def metrics(self) -> dict[str, float]:
+        """Of the finished training: AP, AP50, ... in points, and "s_per_iteration"; empty before the end."""
+        merged = {key: value for line in metric_lines(self.folder) for key, value in line.items()}
+        found = {
+            key.rsplit("bbox/", 1)[1]: value
+            for line in metric_lines(self.folder)
+            if line.get("iteration", -1) >= self.iterations - 1
+            for key, value in line.items()
+            if "bbox/AP" in key
+        }
+        if "AP" not in found:
+            return {}
+        figures = {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
+        return figures | ({"s_per_iteration": merged["time"]} if "time" in merged else {})
+
+    def iteration(self) -> int:
+        """How far it has come, by its metrics."""
+        return max((int(line.get("iteration", -1)) + 1 for line in metric_lines(self.folder)), default=0)
+
+
+def metric_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a training's metrics.json; one that a kill cut short is passed over."""
+    path = folder / "metrics.json"
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            try:
+                yield json.loads(text)
+            except ValueError:
+                continue
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table's rows and the trainings that serve them.
+
+    rows: by name, each with its runs by seed; rows of one configuration share theirs.
+    runs: all of them once, seed by seed, so that the table is whole before it is repeated.
+    """
+
+    table: Table
+    options: Options
+    rows: Mapping[str, Mapping[int, Run]]
+    runs: tuple[Run, ...]
+
+
+def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
+    """What has to be run for some rows of a table.
+
+    Raises:
+        InputError: an override that does not work, or that the plan sets itself.
+    """
+    for key in options.overrides[::2]:
+        if key in _RESERVED:
+            raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
+    by_row: dict[str, dict[int, Run]] = {}
+    canonical = _first_rows(options)
+    for row in rows:
+        cfg = row_config(row, options)
+        owner = canonical[_identity(cfg)]
+        by_row[row.name] = {seed: _run(owner, seed, cfg, options) for seed in options.seeds}
+    runs = {run.folder: run for seed in options.seeds for run in (by_row[row.name][seed] for row in rows)}
+    return Plan(table, options, by_row, tuple(runs.values()))
+
+
+def row_config(row: Row, options: Options) -> CfgNode:
+    """A row's configuration at a scale, with the overrides by hand."""
+    table = load_tables()[row.table]
+    words = [*row.words(options.scale), *options.overrides]
+    cfg = load_config([ROOT / file for file in configs_of(table, options.scale)], words)
+    cfg.OUTPUT_DIR = ""
+    return cfg
+
+
+def backbone_of(cfg: CfgNode, options: Options) -> Path | None:
+    """The file with the backbone that a row starts from; None where its configuration names weights itself."""
+    if backbone_config(options.scale) is None or cfg.MODEL.WEIGHTS:
+        return None
+    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"
+
+
+def changed_keys(run: Run) -> list[str]:
+    """Keys that a run was begun with another value of than it is planned with now, in words."""
+    before = run.record.get("config", {})
+    return [
+        f"{key} {before[key]} -> {value}" for key, value in run.config.items() if key in before and before[key] != value
+    ]
+
+
+def _first_rows(options: Options) -> dict[str, Row]:
+    """Of each configuration at a scale the first row of all tables that has it: its runs bear that row's name."""
+    first: dict[str, Row] = {}
+    for table in load_tables().values():
+        for row in table.rows.values():
+            first.setdefault(_identity(row_config(row, options)), row)
+    return first
+
+
+def _identity(cfg: CfgNode) -> str:
+    text: str = cfg.dump()
+    return text
+
+
+def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
+    folder = options.out / "runs" / owner.table / owner.name / f"seed{seed}"
+    configs = configs_of(load_tables()[owner.table], options.scale)
+    backbone = backbone_of(cfg, options)
+    words = [word for file in configs for word in ("--config-file", str(_shortest(ROOT / file)))]
+    words += ["--resume", "auto", *(["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else [])]
+    words += [*options.data_flags, *owner.words(options.scale), *options.overrides]
+    words += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
+    words += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, dict(_leaves(cfg)))
+
+
+def _shortest(path: Path) -> Path:
+    """Relative to where the user stands, if it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _leaves(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    yield from walk(yaml.safe_load(cfg.dump()), "")
