@@ -13,7 +13,6 @@ from detectron2.config import CfgNode
 from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..data.catalog import JsonDataset, class_names, dataset_problems, prepare_shapes, write_checked_copy
 from ..data.coco_json import CocoFile, read_coco
-from ..data.shapes import CLASSES, parse_name
 from ..engine.checks import class_problems, config_problems
 from ..engine.config_file import UNSET_NUM_CLASSES, load_config
 from ..engine.devices import choose_device
@@ -163,13 +162,7 @@ def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, 
 
 def _settle_classes(cfg: CfgNode, names: tuple[str, ...], json_classes: dict[str, list[str]]) -> None:
     """Take NUM_CLASSES from the data if it is left out; refuse it if it contradicts them."""
-
-    def classes_of(name: str) -> list[str] | None:
-        if name in json_classes:
-            return json_classes[name]
-        return list(CLASSES) if parse_name(name) is not None else class_names(name)
-
-    classes = {name: classes_of(name) for name in names}
+    classes = {name: json_classes[name] if name in json_classes else class_names(name) for name in names}
     if cfg.MODEL.RETINANET.NUM_CLASSES == UNSET_NUM_CLASSES:
         known = next((found for found in classes.values() if found is not None), None)
         if known is None:

@@ -134,7 +134,9 @@ def is_writable(folder: Path) -> bool:
 
 
 def class_names(name: str) -> list[str] | None:
-    """The classes of a registered set, in the order of the labels; None if it does not say."""
+    """The classes of a registered set or of generated shapes, in the labels' order; None if it does not say."""
+    if parse_name(name) is not None:
+        return list(CLASSES)
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") is None:
         DatasetCatalog.get(name)  # Detectron2 learns the classes of a COCO file by loading it

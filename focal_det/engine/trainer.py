@@ -12,7 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
@@ -21,6 +21,7 @@ from .bfloat16 import BFloat16Trainer
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
 from .hooks import DrawDetections, LogAssignment, StopOnSignal
+from .submission import SubmissionEvaluator
 
 
 class Trainer(DefaultTrainer):
@@ -74,9 +75,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """COCO's AP, AP50, AP75, by size and class; never from a cached conversion."""
-        folder = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
-        return COCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
+        """COCO's AP, AP50, AP75, by size and class; never from a cached conversion. See `SubmissionEvaluator`."""
+        folder = Path(cfg.OUTPUT_DIR)
+        return SubmissionEvaluator(
+            dataset_name,
+            output_dir=str(folder / "inference" / dataset_name),
+            algorithm="-".join(folder.absolute().parts[-2:]),
+        )
 
     @classmethod
     def draw(cls, cfg: CfgNode, model: torch.nn.Module) -> None:

@@ -132,15 +132,32 @@ class FocalRetinaNet(nn.Module):
             ValueError: an image without "instances" in training.
         """
         images = self._preprocess(batched_inputs)
-        features = self.backbone(images.tensor)
-        levels = [features[name] for name in self.in_features]
-        logits, deltas = self.head(levels)
-        logits = [_anchors_last(level, self.num_classes) for level in logits]  # each (N, R_l, K)
-        deltas = [_anchors_last(level, 4) for level in deltas]  # each (N, R_l, 4)
-        anchors = [boxes.tensor for boxes in self.anchor_generator(levels)]  # each (R_l, 4)
+        logits, deltas, anchors = self._predictions(images)
         if self.training:
             return self._losses(logits, deltas, anchors, batched_inputs)
         return self._detections(logits, deltas, anchors, images.image_sizes, batched_inputs)
+
+    def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Every anchor's class logits (N, R, K), and its label (N, R) as training would assign it.
+
+        Args:
+            batched_inputs: as in training, with "instances".
+        """
+        logits, _, anchors = self._predictions(self._preprocess(batched_inputs))
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        assigned = [self.criterion.assign(torch.cat(anchors), x.gt_boxes.tensor, x.gt_classes) for x in instances]
+        return torch.cat(logits, dim=1), torch.stack([assignment.labels for assignment in assigned])
+
+    def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of each level logits (N, R_l, K), deltas (N, R_l, 4) and anchors (R_l, 4)."""
+        features = self.backbone(images.tensor)
+        levels = [features[name] for name in self.in_features]
+        logits, deltas = self.head(levels)
+        return (
+            [_anchors_last(level, self.num_classes) for level in logits],
+            [_anchors_last(level, 4) for level in deltas],
+            [boxes.tensor for boxes in self.anchor_generator(levels)],
+        )
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]

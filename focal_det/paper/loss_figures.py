@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..losses import cross_entropy_loss, focal_loss, focal_loss_star
+from .figures import new_axes
 
 # Of logits (M, 1) and labels (M,), elementwise.
 Loss = Callable[..., Tensor]
@@ -50,17 +47,17 @@ def loss_figures(
     x_t = torch.linspace(-5, 5, _POINTS, dtype=torch.float64)
 
     figures = {}
-    figures["figure1_focal_loss"], axes = _axes("probability of ground truth class $p_t$", "loss")
+    figures["figure1_focal_loss"], axes = new_axes("probability of ground truth class $p_t$", "loss")
     axes.set(xlim=(0, 1), ylim=(0, 5))
     axes.axvspan(0.6, 1, color="0.94", zorder=0)
     axes.text(0.8, 2.6, "well-classified\nexamples", ha="center", color="0.35")
     _draw_curves(axes, focal, torch.logit(p_t), p_t, alpha, of_slope=False)
 
-    figures["figure5_fl_star"], axes = _axes("$x_t = yx$", "loss")
+    figures["figure5_fl_star"], axes = new_axes("$x_t = yx$", "loss")
     axes.set(xlim=(-5, 5), ylim=(0, 5))
     _draw_curves(axes, compared, x_t, x_t, alpha, of_slope=False)
 
-    figures["figure6_derivatives"], axes = _axes("$x_t = yx$", "derivative by $x_t$")
+    figures["figure6_derivatives"], axes = new_axes("$x_t = yx$", "derivative by $x_t$")
     axes.set(xlim=(-5, 5))
     _draw_curves(axes, compared, x_t, x_t, alpha, of_slope=True)
     return figures
@@ -79,17 +76,6 @@ def _name(loss: str, **constants: float) -> str:
     return f"{loss} " + ", ".join(rf"$\{symbol}$ = {value:.12g}" for symbol, value in constants.items())
 
 
-def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6, 4), layout="constrained")  # not pyplot's, which would keep it and pick a window
-    axes = figure.add_subplot()
-    axes.set(xlabel=x_label, ylabel=y_label)
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
 def _draw_curves(
     axes: Axes, losses: Mapping[str, Loss], x_t: Tensor, places: Tensor, alpha: float | None, *, of_slope: bool
 ) -> None:
@@ -102,24 +88,3 @@ def _draw_curves(
             axes.plot(places.numpy(), negative.numpy(), color=color, linestyle="--", label=None)
     title = None if alpha is None else rf"$\alpha$ = {alpha:g} (dashed: negatives)"
     axes.legend(frameon=False, title=title)
-
-
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write each figure as PNG and SVG and return the files; the same figures make the same bytes.
-
-    Args:
-        folder: there already; figures of these names in it are replaced, each at once.
-
-    Raises:
-        OSError: what cannot be written; the figures before it are.
-    """
-    paths = []
-    for name, figure in figures.items():
-        # No date and no random ids: the same curves are the same file.
-        with rc_context({"svg.hashsalt": name}), tempfile.TemporaryDirectory(dir=folder, prefix=".figures") as partial:
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                path = folder / f"{name}.{suffix}"
-                figure.savefig(Path(partial) / path.name, dpi=150, metadata=metadata)
-                os.replace(Path(partial) / path.name, path)
-                paths.append(path)
-    return paths

@@ -63,8 +63,8 @@ class Run:
 
     @cached_property
     def command(self) -> list[str]:
-        """To be run anywhere: the paths of the checkout are absolute."""
-        return [sys.executable, str(ROOT / "train_net.py"), *self.words]
+        """To be run from the folder that this process was started in."""
+        return [sys.executable, str(_shortest(ROOT / "train_net.py")), *self.words]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -121,12 +121,16 @@ class Plan:
 
     rows: by name, each with its runs by seed; rows of one configuration share theirs.
     runs: all of them once, seed by seed, so that the table is whole before it is repeated.
+    backbones: the trainings whose backbones the runs start from, by the file that each backbone goes to.
+    configs: of each row.
     """
 
     table: Table
     options: Options
     rows: Mapping[str, Mapping[int, Run]]
     runs: tuple[Run, ...]
+    backbones: Mapping[Path, Run]
+    configs: Mapping[str, CfgNode]
 
 
 def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
@@ -139,13 +143,18 @@ def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
         if key in _RESERVED:
             raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
     by_row: dict[str, dict[int, Run]] = {}
+    backbones: dict[Path, Run] = {}
+    configs = {row.name: row_config(row, options) for row in rows}
     canonical = _first_rows(options)
     for row in rows:
-        cfg = row_config(row, options)
+        cfg = configs[row.name]
         owner = canonical[_identity(cfg)]
         by_row[row.name] = {seed: _run(owner, seed, cfg, options) for seed in options.seeds}
+        file = _backbone_file(cfg, options)
+        if file is not None:
+            backbones[file] = _backbone_run(cfg, file, options)
     runs = {run.folder: run for seed in options.seeds for run in (by_row[row.name][seed] for row in rows)}
-    return Plan(table, options, by_row, tuple(runs.values()))
+    return Plan(table, options, by_row, tuple(runs.values()), backbones, configs)
 
 
 def row_config(row: Row, options: Options) -> CfgNode:
@@ -155,13 +164,6 @@ def row_config(row: Row, options: Options) -> CfgNode:
     cfg = load_config([ROOT / file for file in configs_of(table, options.scale)], words)
     cfg.OUTPUT_DIR = ""
     return cfg
-
-
-def backbone_of(cfg: CfgNode, options: Options) -> Path | None:
-    """The file with the backbone that a row starts from; None where its configuration names weights itself."""
-    if backbone_config(options.scale) is None or cfg.MODEL.WEIGHTS:
-        return None
-    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"
 
 
 def changed_keys(run: Run) -> list[str]:
@@ -187,15 +189,41 @@ def _identity(cfg: CfgNode) -> str:
 
 
 def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
+    """A training of a configuration, named by the first row that has it."""
     folder = options.out / "runs" / owner.table / owner.name / f"seed{seed}"
     configs = configs_of(load_tables()[owner.table], options.scale)
-    backbone = backbone_of(cfg, options)
+    backbone = _backbone_file(cfg, options)
     words = [word for file in configs for word in ("--config-file", str(_shortest(ROOT / file)))]
     words += ["--resume", "auto", *(["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else [])]
     words += [*options.data_flags, *owner.words(options.scale), *options.overrides]
     words += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
     words += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, dict(_leaves(cfg)))
+
+
+def _backbone_file(cfg: CfgNode, options: Options) -> Path | None:
+    """The file with the backbone that a row starts from; None where its configuration names weights itself."""
+    if backbone_config(options.scale) is None or cfg.MODEL.WEIGHTS:
+        return None
+    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_FPN_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"
+
+
+def _backbone_run(cfg: CfgNode, file: Path, options: Options) -> Run:
+    """The training of a scale's first configuration, with a row's depth and width."""
+    config = backbone_config(options.scale)
+    assert config is not None
+    folder = file.with_suffix("")
+    shape = [
+        "MODEL.RESNETS.DEPTH",
+        str(cfg.MODEL.RESNETS.DEPTH),
+        "MODEL.FPN.OUT_CHANNELS",
+        str(cfg.MODEL.FPN.OUT_CHANNELS),
+    ]
+    words = ["--config-file", str(_shortest(ROOT / config)), "--resume", "auto"]
+    words += ["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else []
+    words += [*shape, "OUTPUT_DIR", str(folder)]
+    own = load_config(ROOT / config, [*shape, "OUTPUT_DIR", ""])
+    return Run(f"backbone {file.stem}", folder, tuple(words), own.SOLVER.MAX_ITER, dict(_leaves(own)))
 
 
 def _shortest(path: Path) -> Path:

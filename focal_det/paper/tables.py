@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..errors import InputError
 
 # The project's checkout, which holds the configurations and train_net.py.
 ROOT = Path(__file__).parents[2]
@@ -69,6 +72,34 @@ def load_tables() -> Mapping[str, Table]:
     return {name: _table(name, entry) for name, entry in _contents()["tables"].items()}
 
 
+def find_table(name: str) -> Table:
+    """The table of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    tables = load_tables()
+    if name not in tables:
+        raise InputError(f"no table {name!r}; there are {', '.join(tables)}")
+    return tables[name]
+
+
+def find_rows(table: Table, patterns: Sequence[str]) -> list[Row]:
+    """The rows that match one of the patterns, in the table's order; all for none.
+
+    Args:
+        patterns: names, or with * and ? in them.
+
+    Raises:
+        InputError: a pattern that no row matches.
+    """
+    for pattern in patterns:
+        if not fnmatch.filter(table.rows, pattern):
+            raise InputError(f"--rows {pattern}: {table.name} has no such row; it has {', '.join(table.rows)}")
+    chosen = [row for row in table.rows.values() if any(fnmatch.fnmatch(row.name, pattern) for pattern in patterns)]
+    return chosen or list(table.rows.values())
+
+
 def configs_of(table: Table, scale: str) -> list[str]:
     """The configuration files of a table's rows, lowest first, from the checkout's folder."""
     extra = _contents()["scales"][scale].get("config")
@@ -85,6 +116,17 @@ def compared_detectors() -> Mapping[str, Mapping[str, float]]:
     """The paper's competitors: AP on test-dev and, for those of figure 2, milliseconds per image."""
     compared: Mapping[str, Mapping[str, float]] = _contents()["compared"]
     return compared
+
+
+def list_tables() -> str:
+    """Every row of every table with its published figures and what it changes."""
+    lines = []
+    for table in load_tables().values():
+        lines.append(f"{table.name}  {table.source}: {table.title}; {table.config}; {' / '.join(table.columns)}")
+        for row in table.rows.values():
+            published = " / ".join(f"{value:g}" for value in row.published.values()) or row.said or "-"
+            lines.append(f"    {row.name:<22}{published:<48}{' '.join(row.words('full'))}")
+    return "\n".join(lines)
 
 
 @functools.cache

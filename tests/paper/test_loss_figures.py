@@ -8,7 +8,8 @@ import torch
 from matplotlib.axes import Axes
 
 from focal_det.losses import cross_entropy_loss, focal_loss, focal_loss_star
-from focal_det.paper.loss_figures import BACKGROUND, POSITIVE, loss_and_slope, loss_figures, save_figures
+from focal_det.paper.figures import save_figures
+from focal_det.paper.loss_figures import BACKGROUND, POSITIVE, loss_and_slope, loss_figures
 
 NAMES = [
     f"{name}.{suffix}"

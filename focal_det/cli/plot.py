@@ -1,0 +1,136 @@
+"""focal-det plot: figures of the paper."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from ..errors import InputError
+from .exits import EXIT_DONE
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add "plot" and its figures."""
+    plot = commands.add_parser("plot", help="draw a figure of the paper", allow_abbrev=False)
+    figures = plot.add_subparsers(required=True, metavar="FIGURE")
+    _add_losses(figures)
+    _add_speed_accuracy(figures)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of --out.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: no folder that can be made ({error}); name another") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--out {folder}: a folder that cannot be written; name another")
+
+
+def _add_losses(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    losses = figures.add_parser(
+        "losses",
+        help="figures 1, 5 and 6: the losses and their derivatives",
+        description="Draw figures 1, 5 and 6 as PNG and SVG, from the functions that train. Needs no Detectron2.",
+        allow_abbrev=False,
+    )
+    losses.add_argument(
+        "--gamma",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.5, 1.0, 2.0, 5.0],
+        metavar="G",
+        help="of the focal losses of figure 1, >= 0 (default: 0 0.5 1 2 5; 0 is cross-entropy)",
+    )
+    losses.add_argument(
+        "--compared-gamma",
+        type=float,
+        nargs="+",
+        default=[2.0],
+        metavar="G",
+        help="of the focal losses of figures 5 and 6 (default: 2)",
+    )
+    losses.add_argument(
+        "--star",
+        type=_gamma_and_beta,
+        nargs="+",
+        default=[(2.0, 1.0), (4.0, 0.0)],
+        metavar="GAMMA,BETA",
+        help="of the FL* of figures 5 and 6 (default: 2,1 4,0)",
+    )
+    losses.add_argument("--alpha", type=float, metavar="A", help="weight of positives, in (0, 1) (default: no weights)")
+    losses.add_argument("--out", type=Path, default=Path("output/plots"), metavar="DIR", help="default: output/plots")
+    losses.set_defaults(run=_plot_losses)
+
+
+def _gamma_and_beta(text: str) -> tuple[float, float]:
+    gamma, beta = text.split(",")  # argparse turns a ValueError of either line into its message
+    return float(gamma), float(beta)
+
+
+_gamma_and_beta.__name__ = "GAMMA,BETA"  # what argparse calls a value that it cannot read
+
+
+def _plot_losses(args: argparse.Namespace) -> int:
+    from ..paper.figures import save_figures  # these take seconds to import, which --help need not wait for
+    from ..paper.loss_figures import loss_figures
+
+    try:
+        figures = loss_figures(
+            gammas=args.gamma, compared_gammas=args.compared_gamma, stars=args.star, alpha=args.alpha
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    make_folder(args.out)
+    for path in save_figures(figures, args.out):
+        print(path)
+    return EXIT_DONE
+
+
+def _add_speed_accuracy(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    speed = figures.add_parser(
+        "speed-accuracy",
+        help="figure 2: AP against time, depth by scale",
+        description="Time every model of Table 1e on this machine and draw it beside the paper's points and their "
+        "envelope. AP is that of `focal-det reproduce table1e`, where its trainings are finished; else the published.",
+        allow_abbrev=False,
+    )
+    speed.add_argument(
+        "--scale", choices=("full", "mini"), default="full", help="as of focal-det reproduce (default: full)"
+    )
+    speed.add_argument(
+        "--runs", type=Path, metavar="DIR", help="--out of reproduce (default: output/reproduce/<scale>)"
+    )
+    speed.add_argument("--repeats", type=int, default=5, metavar="N", help="pictures timed of each model (default: 5)")
+    speed.add_argument("--out", type=Path, default=Path("output/plots"), metavar="DIR", help="default: output/plots")
+    speed.set_defaults(run=_plot_speed_accuracy)
+
+
+def _plot_speed_accuracy(args: argparse.Namespace) -> int:
+    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..paper.figures import save_figures
+    from ..paper.machine import hardware
+    from ..paper.runs import Options
+    from ..paper.speed_accuracy import draw_speed_accuracy, time_models, timings_as_csv
+
+    if args.repeats < 1:
+        raise InputError(f"--repeats {args.repeats} must be at least 1")
+    make_folder(args.out)
+    options = Options(scale=args.scale, seeds=(1,), out=args.runs or Path("output/reproduce") / args.scale)
+    timings = []
+    for timing in time_models(options, repeats=args.repeats):
+        timings.append(timing)
+        ap = "" if timing.ap is None else f", AP {timing.ap:.1f}"
+        print(f"{timing.row.name}: {timing.ms:.1f} ms at {timing.height}x{timing.width}{ap}", flush=True)
+    name = f"figure2_speed_accuracy_{args.scale}"
+    for path in save_figures({name: draw_speed_accuracy(timings, hardware(), args.scale)}, args.out):
+        print(path)
+    table = args.out / f"{name}.csv"
+    table.write_text(timings_as_csv(timings))
+    print(table)
+    return EXIT_DONE

@@ -1,0 +1,113 @@
+"""focal-det reproduce: a table of the paper, run again."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..paper.tables import find_rows, find_table, list_tables
+from .exits import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
+
+_EPILOG = """examples:
+  what there is        focal-det reproduce --list
+  a table, small       focal-det reproduce table1b --scale mini
+  some of its rows     focal-det reproduce table1d --scale mini --rows 'ohem_128*,fl' --seeds 1,2,3
+  as in the paper      focal-det reproduce table1b --num-gpus 8 --dry-run
+  with a change        focal-det reproduce table1b --num-gpus 8 --out output/gn MODEL.RETINANET.NORM GN
+  your own pictures    focal-det reproduce table3 --scale mini --out output/mine --train-json train.json \\
+                           --train-images pictures --val-json val.json --val-images pictures
+
+The same command again goes on where it was stopped: finished rows are not run again, and rows of the same
+configuration, in whatever table, are run once. Two of them at once over the same --out share the rows.
+
+exit codes: 0 all rows have their result, 1 a row failed or the table could not be written, 2 bad input and nothing
+            started, 75 stopped by a signal after saving
+"""
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add "reproduce"."""
+    parser = commands.add_parser(
+        "reproduce",
+        help="train the rows of a table of the paper, and put the results beside the published",
+        description="Train the rows of a table; write <out>/<table>.md, .csv and .png after every row.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", nargs="?", help="table1a ... table3, section5_1, figure7")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys to change in every row; recorded")
+    parser.add_argument("--list", action="store_true", help="print every row with its published figures and stop")
+    parser.add_argument("--rows", type=_names, default=(), metavar="NAME,...", help="with * and ? (default: all)")
+    parser.add_argument(
+        "--scale", choices=("full", "mini"), default="full", help="the paper's, or one for two cores (default: full)"
+    )
+    parser.add_argument("--seeds", type=_seeds, default=(1,), metavar="N,...", help="a training each (default: 1)")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="of each training (default 1)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: output/reproduce/<scale>")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and an estimate, and stop")
+    data = parser.add_argument_group("your own COCO files instead of the table's data sets")
+    for flag, metavar in _DATA_FLAGS.items():
+        data.add_argument(flag, metavar=metavar)
+    parser.set_defaults(run=_reproduce)
+
+
+_DATA_FLAGS = {"--train-json": "FILE", "--train-images": "DIR", "--val-json": "FILE", "--val-images": "DIR"}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds = tuple(dict.fromkeys(int(seed) for seed in text.split(",")))
+    if any(seed < 0 for seed in seeds):
+        raise ValueError
+    return seeds
+
+
+_seeds.__name__ = "list of seeds (each an integer >= 0, with commas between)"  # what argparse calls one it cannot read
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    if args.list:
+        print(list_tables())
+        return EXIT_DONE
+    if args.table is None:
+        raise InputError("name a table; --list shows them")
+    if args.num_gpus < 1:
+        raise InputError(f"--num-gpus {args.num_gpus} must be at least 1")
+    values = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in _DATA_FLAGS}
+    given = {flag: value for flag, value in values.items() if value is not None}
+    if given and len(given) < len(values):
+        raise InputError(f"{', '.join(given)} without {', '.join(values.keys() - given.keys())}: all four are needed")
+    table = find_table(args.table)
+    rows = find_rows(table, args.rows)
+    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..paper import reproduce  # takes seconds to import, which --help need not wait for
+    from ..paper.runs import Options, plan_table
+    from ..paper.sweep import is_finished
+
+    options = Options(
+        scale=args.scale,
+        seeds=args.seeds,
+        out=args.out or Path("output/reproduce") / args.scale,
+        num_gpus=args.num_gpus,
+        data_flags=tuple(word for pair in given.items() for word in pair),
+        overrides=tuple(args.overrides),
+    )
+    plan = plan_table(table, rows, options)
+    if args.dry_run:
+        print(reproduce.describe(plan))
+        for problem in reproduce.data_problems(plan):
+            print(f"warning: {problem}", file=sys.stderr)
+        return EXIT_DONE
+    files, stopped = reproduce.run_plan(plan, shlex.join(["focal-det", *sys.argv[1:]]))
+    print("\n" + files[0].read_text() + "\n" + "\n".join(map(str, files)))
+    if stopped:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return EXIT_STOPPED
+    return EXIT_DONE if all(is_finished(run) for run in plan.runs) else EXIT_FAULT

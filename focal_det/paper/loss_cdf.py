@@ -1,0 +1,141 @@
+"""Figure 4: how the focal loss of a trained model is spread over its easy and hard examples.
+
+An example is one decision of the class subnet, an (anchor, class) pair: positive where the anchor is assigned to an
+object of that class, else negative; ignored anchors have none. The loss falls with x_t = yx for every gamma, so one
+order of the examples serves all gammas, and a fine histogram over x_t keeps it: memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..losses import focal_loss
+from .figures import new_axes
+
+HARDEST = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5)
+
+_LIMIT, _BINS = 40.0, 16_000  # x_t beyond +-40 goes to the outermost bins; a bin is .005 wide
+_CHUNK = 1 << 20  # examples at a time, so that no copy in float64 of all logits is made
+
+
+class LossHistogram:
+    """Number of examples and their summed focal losses in bins of x_t, hardest first.
+
+    Args:
+        gammas: of the losses, each >= 0; 0 is cross-entropy. There is no alpha: it scales all examples of a kind alike.
+
+    Attributes:
+        counts: (bins,) int64.
+        sums: (gammas, bins) float64.
+    """
+
+    def __init__(self, gammas: Sequence[float]) -> None:
+        self.gammas = tuple(gammas)
+        self.counts = np.zeros(_BINS, dtype=np.int64)
+        self.sums = np.zeros((len(self.gammas), _BINS))
+
+    def add(self, x_t: Tensor) -> None:
+        """Count examples (M,).
+
+        Raises:
+            ValueError: one of them is no number.
+        """
+        for chunk in x_t.split(_CHUNK):
+            chunk = chunk.double().cpu()
+            if chunk.isnan().any():
+                raise ValueError("a class logit is no number: the model has diverged")
+            bins = ((chunk + _LIMIT) * (_BINS / (2 * _LIMIT))).long().clamp_(0, _BINS - 1)
+            self.counts += torch.bincount(bins, minlength=_BINS).numpy()
+            as_positives = torch.zeros(len(chunk), dtype=torch.int64)
+            for i, gamma in enumerate(self.gammas):
+                losses = focal_loss(chunk[:, None], as_positives, alpha=None, gamma=gamma, reduction="none")
+                self.sums[i] += torch.bincount(bins, weights=losses[:, 0], minlength=_BINS).numpy()
+
+    @property
+    def total(self) -> int:
+        """Examples seen."""
+        return int(self.counts.sum())
+
+    def curve(self, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+        """The cumulative distribution: fraction of the examples, easiest first, and of the loss that they carry.
+
+        Within a bin it is a straight line; the loss differs there by half a percent at most for each unit of gamma + 1.
+
+        Raises:
+            ValueError: there are no examples, or none with a loss.
+        """
+        sums = self.sums[self.gammas.index(gamma)]
+        if not sums.sum() > 0:
+            raise ValueError("no examples with a loss")
+        filled = np.flatnonzero(self.counts)[::-1]  # easiest first
+        examples = np.concatenate([[0.0], np.cumsum(self.counts[filled]) / self.total])
+        losses = np.concatenate([[0.0], np.cumsum(sums[filled]) / sums.sum()])
+        return examples, losses
+
+    def share_of_hardest(self, fraction: float, gamma: float) -> float:
+        """What part of the loss the hardest `fraction` of the examples carries, both in [0, 1]."""
+        examples, losses = self.curve(gamma)
+        return float(1 - np.interp(1 - fraction, examples, losses))
+
+
+def split_examples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t of the positive and of the negative examples, (P,) and (M,).
+
+    Args:
+        logits: (..., K).
+        labels: (...) int64, 0..K-1 class, K background, -1 ignored.
+    """
+    kept = labels >= 0
+    logits, labels = logits[kept], labels[kept]
+    positive = torch.nn.functional.one_hot(labels, logits.shape[-1] + 1)[:, :-1].bool()
+    return logits[positive], -logits[~positive]
+
+
+def loss_cdf(examples: Iterable[tuple[Tensor, Tensor]], gammas: Sequence[float]) -> tuple[LossHistogram, LossHistogram]:
+    """Histograms of the positives and the negatives of a stream of (logits, labels), see `split_examples`."""
+    positives, negatives = LossHistogram(gammas), LossHistogram(gammas)
+    for logits, labels in examples:
+        for image in zip(logits, labels, strict=True):
+            of_positives, of_negatives = split_examples(*image)
+            positives.add(of_positives)
+            negatives.add(of_negatives)
+    return positives, negatives
+
+
+def draw_loss_cdf(kinds: Mapping[str, LossHistogram]) -> dict[str, Figure]:
+    """Figure 4: of each kind the curve of every gamma."""
+    figures = {}
+    for kind, histogram in kinds.items():
+        figure, axes = new_axes(f"fraction of the {histogram.total:,} {kind} examples", "cumulative normalised loss")
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        for gamma in histogram.gammas:
+            axes.plot(*histogram.curve(gamma), label=rf"$\gamma$ = {gamma:g}")
+        axes.legend(frameon=False)
+        figures[f"figure4_loss_cdf_{kind}"] = figure
+    return figures
+
+
+def shares(kinds: Mapping[str, LossHistogram]) -> list[tuple[str, float, float, float]]:
+    """(kind, gamma, fraction, share) of the hardest fractions' shares of the loss."""
+    return [
+        (kind, gamma, fraction, histogram.share_of_hardest(fraction, gamma))
+        for kind, histogram in kinds.items()
+        for gamma in histogram.gammas
+        for fraction in HARDEST
+    ]
+
+
+def shares_as_csv(kinds: Mapping[str, LossHistogram]) -> str:
+    """`shares` with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["examples", "gamma", "hardest_fraction", "share_of_loss"])
+    writer.writerows((kind, gamma, fraction, f"{share:.6f}") for kind, gamma, fraction, share in shares(kinds))
+    return text.getvalue()

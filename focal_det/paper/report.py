@@ -1,0 +1,192 @@
+"""A table of the paper with what was measured beside what was published: Markdown, CSV and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from .figures import new_axes, save_figures
+from .runs import Plan, Run
+from .sweep import Status, is_finished, outcome, status_of
+from .tables import Row
+
+_DIVERGED_AP = 0.0
+
+
+class Measured(NamedTuple):
+    """One column of one row over its finished seeds: their figures, their mean, and their sample deviation."""
+
+    each: tuple[float, ...]
+    mean: float
+    spread: float | None
+
+
+def measured(row_runs: Mapping[int, Run], column: str) -> Measured | None:
+    """None if no seed is finished, or none has that column. A training that diverged counts as 0 AP."""
+    figures = []
+    for run in row_runs.values():
+        if status_of(run) is Status.DIVERGED:
+            figures.append(_DIVERGED_AP)
+        elif column in (found := run.metrics()):
+            figures.append(found[column])
+    if not figures:
+        return None
+    spread = statistics.stdev(figures) if len(figures) > 1 else None
+    return Measured(tuple(figures), statistics.mean(figures), spread)
+
+
+def write_report(plan: Plan, command: str) -> list[Path]:
+    """Write <out>/<table>.md, .csv, .png and .svg, each at once or not at all, and return them.
+
+    Args:
+        command: that the figures were obtained by.
+
+    Raises:
+        OSError: what cannot be written; files of before stay whole.
+    """
+    folder = plan.options.out
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {f"{plan.table.name}.md": _markdown(plan, command), f"{plan.table.name}.csv": _csv(plan)}
+    for name, text in texts.items():
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".report") as partial:
+            (Path(partial) / name).write_text(text, encoding="utf-8")
+            os.replace(Path(partial) / name, folder / name)
+    return [*(folder / name for name in texts), *save_figures({plan.table.name: _plot(plan)}, folder)]
+
+
+def _markdown(plan: Plan, command: str) -> str:
+    table, options = plan.table, plan.options
+    records = [run.record for run in plan.runs if is_finished(run)]
+    lines = [
+        f"# {table.source}: {table.title}",
+        "",
+        f"- Scale: {options.scale}. Published: COCO {table.split}. Measured: {_tested_on(plan)}.",
+        f"- Command: `{command}`",
+        f"- Overrides by hand: {'`' + ' '.join(options.overrides) + '`' if options.overrides else 'none'}",
+        *([f"- Data: `{' '.join(options.data_flags)}`"] if options.data_flags else []),
+        f"- Hardware: {_distinct(records, 'hardware')}",
+        f"- Commit: {_distinct(records, 'commit')}. Versions: {_distinct(records, 'versions')}",
+        f"- Seeds: {', '.join(map(str, options.seeds))}; spread is their sample standard deviation",
+        "",
+        "| row | published " + " / ".join(table.columns) + " | AP measured | difference | each seed | AP50 | AP75 | "
+        "s per iteration | state |",
+        "|---" * 9 + "|",
+    ]
+    for name, runs in plan.rows.items():
+        row = table.rows[name]
+        lines.append("| " + " | ".join(_cells(row, table.columns, runs)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row, columns: Sequence[str], runs: Mapping[int, Run]) -> list[str]:
+    published = " / ".join(_number(c, row.published[c]) for c in columns if c in row.published) or row.said or "—"
+    ap = measured(runs, "AP")
+    difference = f"{ap.mean - row.published['AP']:+.1f}" if ap and "AP" in row.published else "—"
+    others = [measured(runs, column) for column in ("AP50", "AP75")]
+    seconds = measured(runs, "s_per_iteration")
+    return [
+        row.name,
+        published,
+        _with_spread(ap),
+        difference,
+        ", ".join(f"{value:.1f}" for value in ap.each) if ap else "—",
+        *(f"{other.mean:.1f}" if other else "—" for other in others),
+        f"{seconds.mean:.3f}" if seconds else "—",
+        _state(runs),
+    ]
+
+
+def _state(runs: Mapping[int, Run]) -> str:
+    unfinished = {seed: run for seed, run in runs.items() if status_of(run) is not Status.DONE}
+    if not unfinished:
+        return "done"
+    return "; ".join(f"seed {seed}: {outcome(run, status_of(run))}" for seed, run in unfinished.items())
+
+
+def _csv(plan: Plan) -> str:
+    text = io.StringIO()
+    columns = plan.table.columns
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [
+            "row",
+            *(f"published_{c}" for c in columns),
+            "seed",
+            *columns,
+            "s_per_iteration",
+            "status",
+            "hardware",
+            "commit",
+        ]
+    )
+    for name, runs in plan.rows.items():
+        row = plan.table.rows[name]
+        for seed, run in runs.items():
+            found, record = run.metrics(), run.record
+            status = status_of(run)
+            writer.writerow(
+                [
+                    name,
+                    *(row.published.get(c, "") for c in columns),
+                    seed,
+                    *(round(found[c], 3) if c in found else "" for c in columns),
+                    round(found["s_per_iteration"], 4) if "s_per_iteration" in found else "",
+                    status.value if status else "not run",
+                    record.get("hardware", ""),
+                    record.get("commit", ""),
+                ]
+            )
+    return text.getvalue()
+
+
+def _plot(plan: Plan) -> Figure:
+    """Every row's AP: published as a ring, measured as a dot with its spread."""
+    names = list(plan.rows)
+    figure, axes = new_axes("AP", "", size=(6, 1.2 + 0.3 * len(names)))
+    places = range(len(names))
+    published = [plan.table.rows[name].published.get("AP") for name in names]
+    at = [(value, place) for value, place in zip(published, places, strict=True) if value is not None]
+    if at:
+        axes.plot(
+            *zip(*at, strict=True), "o", color="C7", fillstyle="none", label=f"published (COCO {plan.table.split})"
+        )
+    found = [(measured(runs, "AP"), place) for runs, place in zip(plan.rows.values(), places, strict=True)]
+    dots = [(m.mean, place, m.spread or 0.0) for m, place in found if m]
+    if dots:
+        means, rows, spreads = zip(*dots, strict=True)
+        label = f"measured ({plan.options.scale}, {len(plan.options.seeds)} seeds)"
+        axes.errorbar(means, rows, xerr=spreads, fmt="o", color="C0", capsize=3, label=label)
+    axes.set_yticks(list(places), names)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_title(f"{plan.table.source}: {plan.table.title}", fontsize="medium", loc="left")
+    if at or dots:
+        axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _tested_on(plan: Plan) -> str:
+    sets = {str(run.config["DATASETS.TEST"][0]) for run in plan.runs}
+    return "the files given" if plan.options.data_flags else ", ".join(sorted(sets))
+
+
+def _with_spread(found: Measured | None) -> str:
+    if found is None:
+        return "—"
+    return f"{found.mean:.1f}" + (f" ± {found.spread:.1f}" if found.spread is not None else "")
+
+
+def _distinct(records: Sequence[Mapping[str, str]], key: str) -> str:
+    return "; ".join(dict.fromkeys(record[key] for record in records if record.get(key))) or "—"
+
+
+def _number(column: str, value: float) -> str:
+    return f"{value:g} ms" if column == "ms" else f"{value:.1f}"

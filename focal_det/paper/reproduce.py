@@ -1,0 +1,115 @@
+"""`focal-det reproduce`: what is asked for, checked first, then run, then written up."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..data.catalog import dataset_problems, is_writable
+from ..errors import InputError, some
+from .cost import gpu_hours, hours_here
+from .report import write_report
+from .runs import Plan, Run, changed_keys
+from .sweep import Status, is_finished, outcome, run_all, status_of
+
+
+def check_plan(plan: Plan) -> None:
+    """Look for what would stop every run, before the first is started.
+
+    Raises:
+        InputError: missing data sets, a folder that cannot be written, runs that were begun with another
+            configuration.
+    """
+    problems = data_problems(plan)
+    if not is_writable(plan.options.out):
+        problems.append(f"--out {plan.options.out} is no folder that can be written; name another")
+    for run in (*plan.backbones.values(), *plan.runs):
+        changes = changed_keys(run)
+        if changes:
+            problems.append(
+                f"{run.folder} was begun with another configuration ({some('', changes)}); name another --out, or move "
+                "that folder away"
+            )
+    if problems:
+        raise InputError(problems)
+
+
+def data_problems(plan: Plan) -> list[str]:
+    """What is missing of the rows' data sets, each once; nothing where the user gives files."""
+    if plan.options.data_flags:
+        return []
+    names = [name for cfg in plan.configs.values() for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    return dataset_problems(dict.fromkeys(names))
+
+
+def describe(plan: Plan) -> str:
+    """The commands of what is not finished, and what they will cost."""
+    lines = []
+    for run in (*plan.backbones.values(), *plan.runs):
+        status = status_of(run)
+        lines.append(f"# {run.name}: {outcome(run, status)}")
+        if not is_finished(run):
+            lines.append(shlex.join(["python", *run.command[1:]]))
+    return "\n".join([*lines, "", _estimate(plan)])
+
+
+def _estimate(plan: Plan) -> str:
+    missing = [run for run in (*plan.backbones.values(), *plan.runs) if not is_finished(run)]
+    if not missing:
+        return "Estimate: nothing left to run."
+    here = hours_here(missing, [run for run in plan.runs if is_finished(run)])
+    if here is not None:
+        return f"Estimate: {len(missing)} trainings, {here:.1f} hours here, by the finished ones' time."
+    by_folder = {run.folder: plan.configs[name] for name, runs in plan.rows.items() for run in runs.values()}
+    hours = [gpu_hours(by_folder[run.folder]) for run in plan.runs if not is_finished(run)]
+    if plan.backbones or any(hour is None for hour in hours):
+        iterations = sum(run.iterations for run in missing)
+        return f"Estimate: {len(missing)} trainings, {iterations} iterations; their time is known after the first."
+    total = sum(hour for hour in hours if hour is not None)
+    return (
+        f"Estimate: {len(missing)} trainings, {total:.0f} GPU-hours on V100 ({total / 8:.1f} hours on 8), by the times "
+        "that Detectron2 publishes for its RetinaNet; evaluation and OHEM's selection come on top."
+    )
+
+
+def run_plan(plan: Plan, command: str) -> tuple[list[Path], bool]:
+    """Run what is not finished and write the table after every run.
+
+    Args:
+        command: that this was asked for by, for the record.
+
+    Returns:
+        The files of the table, and whether a signal stopped it.
+
+    Raises:
+        InputError: see `check_plan`.
+        RuntimeError: the training of a backbone failed, so no row can start.
+        OSError: the table or a record cannot be written.
+    """
+    check_plan(plan)
+
+    def write() -> None:
+        write_report(plan, command)
+
+    stopped = run_all(list(plan.backbones.values()), write)
+    if not stopped:
+        for file, run in plan.backbones.items():
+            _keep_backbone(run, file)
+        stopped = run_all(plan.runs, write)
+    return write_report(plan, command), stopped
+
+
+def _keep_backbone(run: Run, file: Path) -> None:
+    """Write the backbone of a finished training to a file of its own, without the head, unless it is there."""
+    if file.is_file():
+        return
+    if status_of(run) is not Status.DONE:
+        raise RuntimeError(f"{run.name}: {outcome(run, status_of(run))}; no row can start without it")
+    weights: Mapping[str, torch.Tensor] = torch.load(run.folder / "model_final.pth", map_location="cpu")["model"]
+    partial = file.with_suffix(".part")
+    torch.save({"model": {k: v for k, v in weights.items() if k.startswith("backbone.")}}, partial)
+    os.replace(partial, file)
