@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -144,11 +145,10 @@ def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
             raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
     by_row: dict[str, dict[int, Run]] = {}
     backbones: dict[Path, Run] = {}
-    configs = {row.name: row_config(row, options) for row in rows}
-    canonical = _first_rows(options)
+    configs = {row.name: row_config(row, options.scale, options.overrides) for row in rows}
     for row in rows:
         cfg = configs[row.name]
-        owner = canonical[_identity(cfg)]
+        owner = _owner(row, cfg, options)
         by_row[row.name] = {seed: _run(owner, seed, cfg, options) for seed in options.seeds}
         file = _backbone_file(cfg, options)
         if file is not None:
@@ -157,11 +157,14 @@ def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
     return Plan(table, options, by_row, tuple(runs.values()), backbones, configs)
 
 
-def row_config(row: Row, options: Options) -> CfgNode:
-    """A row's configuration at a scale, with the overrides by hand."""
-    table = load_tables()[row.table]
-    words = [*row.words(options.scale), *options.overrides]
-    cfg = load_config([ROOT / file for file in configs_of(table, options.scale)], words)
+def row_config(row: Row, scale: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """A row's configuration at a scale, with overrides KEY VALUE ... by hand.
+
+    Raises:
+        InputError: one that does not work.
+    """
+    files = [ROOT / file for file in configs_of(load_tables()[row.table], scale)]
+    cfg = load_config(files, [*row.words(scale), *overrides])
     cfg.OUTPUT_DIR = ""
     return cfg
 
@@ -174,17 +177,18 @@ def changed_keys(run: Run) -> list[str]:
     ]
 
 
-def _first_rows(options: Options) -> dict[str, Row]:
-    """Of each configuration at a scale the first row of all tables that has it: its runs bear that row's name."""
-    first: dict[str, Row] = {}
+def _owner(row: Row, cfg: CfgNode, options: Options) -> Row:
+    """The first row of all tables that has the same configuration: its name is the training's."""
     for table in load_tables().values():
-        for row in table.rows.values():
-            first.setdefault(_identity(row_config(row, options)), row)
-    return first
+        for other in table.rows.values():
+            if other == row or _identity(other, options.scale, options.overrides) == cfg.dump():
+                return other
+    raise AssertionError(row.path)
 
 
-def _identity(cfg: CfgNode) -> str:
-    text: str = cfg.dump()
+@functools.cache
+def _identity(row: Row, scale: str, overrides: tuple[str, ...]) -> str:
+    text: str = row_config(row, scale, overrides).dump()
     return text
 
 

@@ -73,7 +73,7 @@ def _trained_config(runs: Iterable[Run]) -> CfgNode | None:
 
 
 def _untrained_config(row: Row, options: Options) -> CfgNode:
-    cfg = row_config(row, options)
+    cfg = row_config(row, options.scale)
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.RETINANET.NUM_CLASSES = len(class_names(cfg.DATASETS.TEST[0]) or ())
     return cfg

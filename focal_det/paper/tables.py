@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ class Row:
 
     table: str
     name: str
-    overrides: Mapping[str, Mapping[str, Any]]
-    published: Mapping[str, float]
+    overrides: Mapping[str, Mapping[str, Any]] = field(hash=False)
+    published: Mapping[str, float] = field(hash=False)
     said: str
 
     @property

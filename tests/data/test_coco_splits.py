@@ -1,0 +1,24 @@
+"""The paper's names of COCO's parts, and what is said where files are missing."""
+
+from focal_det.data.coco_splits import missing_files, registered_sets
+
+
+def test_the_papers_names_become_registered_sets():
+    assert registered_sets(["trainval35k"]) == ("coco_2014_train", "coco_2014_valminusminival")
+    assert registered_sets(["minival", "mine", "test-dev"]) == ("coco_2014_minival", "mine", "coco_2017_test-dev")
+
+
+def test_missing_files_are_named_with_their_source_and_present_ones_are_not(tmp_path):
+    there = tmp_path / "train2014"
+    there.mkdir()
+    paths = [str(there), str(tmp_path / "instances_minival2014.json"), str(tmp_path / "instances_minival2014.json")]
+    message = missing_files(paths)
+    assert str(there) not in message
+    assert message.count(f"{tmp_path}/instances_minival2014.json  from https://dl.fbaipublicfiles.com/detectron/") == 1
+    assert "DETECTRON2_DATASETS" in message
+    assert "coco_2017_train and coco_2017_val hold the same pictures" in message
+    assert missing_files([str(there)]) is None
+
+
+def test_the_2017_files_are_not_offered_for_themselves(tmp_path):
+    assert "hold the same pictures" not in missing_files([str(tmp_path / "val2017")])

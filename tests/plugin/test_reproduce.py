@@ -1,0 +1,258 @@
+"""Reproducing a table: none run twice, none lost, and what the table says of each."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from focal_det.cli.main import main
+from focal_det.engine.lock import FolderLock
+from focal_det.errors import InputError
+from focal_det.paper.reproduce import check_plan, describe, run_plan
+from focal_det.paper.runs import Options, Run, plan_table
+from focal_det.paper.sweep import Status, status_of
+from focal_det.paper.tables import load_tables
+
+ROOT = Path(__file__).parents[2]
+# A miniature small enough for a test: no first training, two pictures a step, two steps.
+TINY = [
+    *("MODEL.WEIGHTS", "none.pth", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "()"),
+    *("DATASETS.TRAIN", "shapes_train_4_64px", "DATASETS.TEST", "shapes_val_4_64px", "DATALOADER.NUM_WORKERS", "0"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "MODEL.RETINANET.NUM_CONVS", "1"),
+]
+
+# Stands in for train_net.py: one line of metrics for each iteration, then the AP that the seed says.
+TRAINING = """
+import json, os, sys, time
+words = sys.argv[1:]
+folder = words[words.index("OUTPUT_DIR") + 1]
+seed = int(words[words.index("SEED") + 1])
+with open(os.path.join(folder, "started"), "a") as f: f.write("x")
+behaviour = os.environ.get("BEHAVIOUR", "")
+if behaviour == "no number": print("FloatingPointError: Loss became infinite or NaN"); sys.exit(1)
+if behaviour == "bad input": print("error: SEED is wrong: use another", file=sys.stderr); sys.exit(2)
+if behaviour == "killed": os.kill(os.getpid(), 9)
+if behaviour == "full" : print("OSError: [Errno 28] No space left on device"); sys.exit(1)
+with open(os.path.join(folder, "metrics.json"), "a") as f:
+    f.write(json.dumps({"iteration": 1, "time": 0.5}) + "\\n")
+    f.write(json.dumps({"iteration": 2, "bbox/AP": 30.0 + 2 * seed, "bbox/AP50": 50.0, "bbox/AP75": 30.0}) + "\\n")
+"""
+
+
+@pytest.fixture
+def plan_of(tmp_path, monkeypatch):
+    """Plans rows of a table whose trainings are the stand-in."""
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    monkeypatch.setattr(Run, "command", property(lambda run: [sys.executable, str(script), *run.words]))
+
+    def make(table="table3", rows=("ce", "fl"), seeds=(1,), overrides=TINY):
+        chosen = load_tables()[table]
+        options = Options(scale="mini", seeds=seeds, out=tmp_path / "out", overrides=tuple(overrides))
+        return plan_table(chosen, [chosen.rows[row] for row in rows], options)
+
+    return make
+
+
+def starts(run):
+    path = run.folder / "started"
+    return len(path.read_text()) if path.is_file() else 0
+
+
+def cells(path):
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+    names = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    return [dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines[1:]]
+
+
+def test_the_table_has_published_measured_difference_and_spread(plan_of):
+    plan = plan_of(seeds=(1, 2))
+    files, stopped = run_plan(plan, "the command")
+    assert not stopped
+    assert [path.name for path in files] == ["table3.md", "table3.csv", "table3.png", "table3.svg"]
+    text = files[0].read_text()
+    assert "Command: `the command`" in text
+    assert f"Overrides by hand: `{' '.join(TINY)}`" in text
+    ce, fl = cells(files[0])
+    # seeds 1 and 2 reach 32 and 34: mean 33, sample deviation sqrt(2); published 31.1
+    assert (ce["row"], ce["AP measured"], ce["difference"], ce["each seed"]) == (
+        "ce",
+        "33.0 ± 1.4",
+        "+1.9",
+        "32.0, 34.0",
+    )
+    assert (fl["difference"], fl["AP50"], fl["s per iteration"], fl["state"]) == ("-1.0", "50.0", "0.500", "done")
+    lines = list(csv.DictReader(files[1].open()))
+    assert [(line["row"], line["seed"], line["AP"], line["published_AP"]) for line in lines] == [
+        *(("ce", "1", "32.0", "31.1"), ("ce", "2", "34.0", "31.1")),
+        *(("fl", "1", "32.0", "34.0"), ("fl", "2", "34.0", "34.0")),
+    ]
+    assert all(line["commit"] and line["hardware"] for line in lines)
+
+
+def test_finished_rows_are_not_run_again_in_whatever_table(plan_of):
+    run_plan(plan_of(), "first")
+    again = plan_of("table1b", ("gamma_0", "gamma_1", "gamma_2"))
+    run_plan(again, "second")
+    assert [starts(run) for run in again.runs] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "error"),
+    [
+        ("no number", Status.DIVERGED, "the loss was no number after 0 iterations"),
+        ("bad input", Status.FAILED, "exit code 2, SEED is wrong: use another"),
+        ("killed", Status.FAILED, "ended by signal 9"),
+        ("full", Status.FAILED, "exit code 1, OSError: [Errno 28] No space left on device"),
+    ],
+)
+def test_it_keeps_going_after_a_row_that_failed(plan_of, monkeypatch, behaviour, status, error):
+    plan = plan_of()
+    monkeypatch.setenv("BEHAVIOUR", behaviour)
+    files, stopped = run_plan(plan, "command")
+    assert not stopped
+    assert [status_of(run) for run in plan.runs] == [status, status]
+    assert all(error in row["state"] for row in cells(files[0]))
+    monkeypatch.delenv("BEHAVIOUR")
+    run_plan(plan, "again")
+    # one that diverged has its result, 0 AP; the others are tried again
+    assert [starts(run) for run in plan.runs] == ([1, 1] if status is Status.DIVERGED else [2, 2])
+
+
+def test_a_row_that_another_process_trains_is_left_to_it(plan_of):
+    plan = plan_of()
+    with FolderLock(str(plan.runs[0].folder)):
+        files, _ = run_plan(plan, "command")
+    assert [starts(run) for run in plan.runs] == [0, 1]
+    assert cells(files[0])[0]["state"] == "seed 1: not run"
+
+
+def test_a_row_begun_with_another_configuration_is_not_taken_for_this_one(plan_of):
+    run_plan(plan_of(), "command")
+    other = plan_of(overrides=[*TINY, "SOLVER.BASE_LR", "0.01"])
+    with pytest.raises(InputError) as caught:
+        check_plan(other)
+    assert "was begun with another configuration (SOLVER.BASE_LR 0.03 -> 0.01); name another --out" in str(caught.value)
+
+
+def test_missing_data_sets_are_named_once_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    assert main(["reproduce", "table1a", "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("instances_minival2014.json  from https://") == 1
+    assert err.count("train2014  from http://") == 1
+    assert "coco_2017_train and coco_2017_val hold the same pictures" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_record_is_named(plan_of):
+    plan = plan_of()
+    run_plan(plan, "command")
+    (plan.runs[0].folder / "reproduce.json").write_text("{")
+    with pytest.raises(InputError, match=r"reproduce\.json is damaged"):
+        check_plan(plan)
+
+
+def test_what_the_plan_sets_itself_is_refused(plan_of):
+    with pytest.raises(InputError, match="SEED is set for each run; use --seeds"):
+        plan_of(overrides=["SEED", "3"])
+    with pytest.raises(InputError, match="OUTPUT_DIR is set for each run; use --out"):
+        plan_of(overrides=["OUTPUT_DIR", "x"])
+
+
+def test_a_dry_run_prints_the_commands_and_the_cost(capsys, tmp_path):
+    full = ["reproduce", "table1b", "--dry-run", "--rows", "gamma_2", "--num-gpus", "8", "--out", str(tmp_path / "out")]
+    assert main(full) == 0
+    out, err = capsys.readouterr()
+    assert "train_net.py --config-file " in out
+    assert "--num-gpus 8 MODEL.RETINANET.FOCAL_LOSS_GAMMA 2.0 MODEL.RETINANET.FOCAL_LOSS_ALPHA 0.25 SEED 1" in out
+    assert "1 trainings, 28 GPU-hours on V100 (3.5 hours on 8)" in out
+    assert "COCO's files are missing" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_is_estimated_by_what_is_finished(plan_of):
+    plan = plan_of()
+    run_plan(plan, "command")
+    assert "nothing left to run" in describe(plan)
+    more = plan_of(seeds=(1, 2, 3))
+    assert re.search(r"Estimate: 4 trainings, 0\.0 hours here", describe(more))
+
+
+def test_the_backbone_is_trained_first_and_kept_without_the_head(plan_of, tmp_path):
+    overrides = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")]
+    plan = plan_of(overrides=overrides)
+    ((file, backbone),) = plan.backbones.items()
+    assert file == tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
+    assert f"MODEL.WEIGHTS {file}" in " ".join(plan.runs[0].words)
+    with pytest.raises(RuntimeError, match=r"backbone R_18_FPN_64: failed.*no row can start without it"):
+        run_plan(plan, "command")  # the stand-in knows no training without a seed
+    assert starts(plan.runs[0]) == 0
+
+    line = {"iteration": backbone.iterations - 1, "bbox/AP": 1.0}
+    (backbone.folder / "metrics.json").write_text(json.dumps(line))
+    weights = {"backbone.x": torch.ones(2), "head.x": torch.ones(2)}
+    torch.save({"model": weights, "iteration": 3}, backbone.folder / "model_final.pth")
+    run_plan(plan, "command")
+    assert list(torch.load(file)["model"]) == ["backbone.x"]
+    assert starts(plan.runs[0]) == 1
+
+
+def reproduce(*words, tmp_path):
+    env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
+    command = [sys.executable, "-c", "import sys; from focal_det.cli.main import main; sys.exit(main())"]
+    command += ["reproduce", "table3", "--rows", "ce,fl", "--scale", "mini", "--out", str(tmp_path / "out"), *words]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_stopped_in_the_middle_of_a_row_it_goes_on_there(tmp_path, wait_for):
+    words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth", "SOLVER.MAX_ITER", "3")]
+    words += ["MODEL.WEIGHTS", str(tmp_path / "w.pth"), "SOLVER.MAX_ITER", "40", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    torch.save({"model": {}}, tmp_path / "w.pth")
+    first = tmp_path / "out" / "runs" / "table1a" / "alpha_.75" / "seed1"
+    second = tmp_path / "out" / "runs" / "table1b" / "gamma_2" / "seed1"
+    process = reproduce(*words, tmp_path=tmp_path)
+    wait_for(second / "metrics.json", process)
+    lines = 0
+    while lines < 1 and process.poll() is None:
+        lines = len((second / "metrics.json").read_text().splitlines())
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, out
+    assert "stopped; the same command goes on" in out
+    record = json.loads((second / "reproduce.json").read_text())
+    assert record["status"] == "unfinished"
+    assert (second / "last_checkpoint").is_file()
+    finished = (first / "metrics.json").stat().st_mtime_ns
+
+    process = reproduce(*words, tmp_path=tmp_path)
+    out = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, out
+    assert "1 of 2 trainings are finished already" in out
+    assert (first / "metrics.json").stat().st_mtime_ns == finished
+    assert "Starting training from iteration 0" not in (second / "log.txt").read_text().split("SIGTERM")[-1]
+    assert {row["state"] for row in cells(tmp_path / "out" / "table3.md")} == {"done"}
+
+
+def test_a_full_disk_is_named_and_the_table_of_before_stays(plan_of, monkeypatch, capsys, tmp_path):
+    plan = plan_of()
+    files, _ = run_plan(plan, "command")
+    before = files[0].read_text()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_plan(plan, "another command")
+    assert files[0].read_text() == before
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
