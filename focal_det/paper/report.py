@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from .figures import new_axes, save_figures
 from .runs import Plan, Run
+from .star_grid import draw_star_grid
 from .sweep import Status, is_finished, outcome, status_of
 from .tables import Row
 
@@ -59,7 +60,8 @@ def write_report(plan: Plan, command: str) -> list[Path]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".report") as partial:
             (Path(partial) / name).write_text(text, encoding="utf-8")
             os.replace(Path(partial) / name, folder / name)
-    return [*(folder / name for name in texts), *save_figures({plan.table.name: _plot(plan)}, folder)]
+    plot = _plot_grid(plan) if plan.table.name == "figure7" else _plot_rows(plan)
+    return [*(folder / name for name in texts), *save_figures({plan.table.name: plot}, folder)]
 
 
 def _markdown(plan: Plan, command: str) -> str:
@@ -147,7 +149,19 @@ def _csv(plan: Plan) -> str:
     return text.getvalue()
 
 
-def _plot(plan: Plan) -> Figure:
+def _plot_grid(plan: Plan) -> Figure:
+    """Figure 7, of the rows that are finished."""
+    found = {}
+    for name, runs in plan.rows.items():
+        ap = measured(runs, "AP")
+        if ap:
+            overrides = plan.table.rows[name].overrides[plan.options.scale]
+            gamma, beta = (float(overrides[f"MODEL.FOCAL_DET.LOSS.{key}"]) for key in ("GAMMA", "BETA"))
+            found[gamma, beta] = ap.mean
+    return draw_star_grid(found, f"{plan.table.source}: {plan.table.title} ({plan.options.scale})")
+
+
+def _plot_rows(plan: Plan) -> Figure:
     """Every row's AP: published as a ring, measured as a dot with its spread."""
     names = list(plan.rows)
     figure, axes = new_axes("AP", "", size=(6, 1.2 + 0.3 * len(names)))
