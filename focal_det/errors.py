@@ -19,6 +19,10 @@ class InputError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class TrainingError(Exception):
+    """A training that others need has failed; the message says which and where its log is."""
+
+
 def some(what: str, values: Sequence[object]) -> str:
     """The first few values, for a message that has to name many."""
     shown = ", ".join(str(v) for v in values[:_SHOWN])

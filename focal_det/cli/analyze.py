@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .exits import EXIT_DONE
+from .common import EXIT_DONE
 from .plot import make_folder
 
 _EPILOG = """examples:

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..errors import InputError
+from ..errors import InputError, TrainingError
 from . import analyze, plot, reproduce
-from .exits import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED
+from .common import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, silence_detectron2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,13 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # KEY VALUE behind a flag, where argparse no longer looks for them
         args.overrides = [*args.overrides, *rest]
+    silence_detectron2()
     try:
         return int(args.run(args))
     except (InputError, ImportError) as error:
         for problem in error.problems if isinstance(error, InputError) else [str(error)]:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except (OSError, RuntimeError) as error:
+    except (OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAULT
     except KeyboardInterrupt:

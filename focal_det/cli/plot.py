@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..errors import InputError
-from .exits import EXIT_DONE
+from .common import EXIT_DONE
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..paper.tables import find_rows, find_table, list_tables
-from .exits import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
+from .common import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 
 _EPILOG = """examples:
   what there is        focal-det reproduce --list
@@ -105,7 +105,10 @@ def _reproduce(args: argparse.Namespace) -> int:
         for problem in reproduce.data_problems(plan):
             print(f"warning: {problem}", file=sys.stderr)
         return EXIT_DONE
-    files, stopped = reproduce.run_plan(plan, shlex.join(["focal-det", *sys.argv[1:]]))
+    try:
+        files, stopped = reproduce.run_plan(plan, shlex.join(["focal-det", *sys.argv[1:]]))
+    except OSError as error:
+        raise OSError(f"{error}; what is finished in {options.out} is kept, and the same command goes on") from error
     print("\n" + files[0].read_text() + "\n" + "\n".join(map(str, files)))
     if stopped:
         print("stopped; the same command goes on", file=sys.stderr)

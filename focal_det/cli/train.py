@@ -7,15 +7,13 @@ import multiprocessing
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from ..errors import InputError
 from .arguments import parse_arguments
-
-EXIT_DONE, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
+from .common import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, silence_detectron2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         running leaves as its exception, which Python turns into 1.
     """
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # Detectron2's use of it
+    silence_detectron2()
     before = signal.signal(signal.SIGTERM, _end)
     try:
         return _run(args)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..data.catalog import dataset_problems, is_writable
-from ..errors import InputError, some
+from ..errors import InputError, TrainingError, some
 from .cost import gpu_hours, hours_here
 from .report import write_report
 from .runs import Plan, Run, changed_keys
@@ -87,7 +87,7 @@ def run_plan(plan: Plan, command: str) -> tuple[list[Path], bool]:
 
     Raises:
         InputError: see `check_plan`.
-        RuntimeError: the training of a backbone failed, so no row can start.
+        TrainingError: the training of a backbone failed, so no row can start.
         OSError: the table or a record cannot be written.
     """
     check_plan(plan)
@@ -108,7 +108,7 @@ def _keep_backbone(run: Run, file: Path) -> None:
     if file.is_file():
         return
     if status_of(run) is not Status.DONE:
-        raise RuntimeError(f"{run.name}: {outcome(run, status_of(run))}; no row can start without it")
+        raise TrainingError(f"{run.name}: {outcome(run, status_of(run))}; no row can start without it")
     weights: Mapping[str, torch.Tensor] = torch.load(run.folder / "model_final.pth", map_location="cpu")["model"]
     partial = file.with_suffix(".part")
     torch.save({"model": {k: v for k, v in weights.items() if k.startswith("backbone.")}}, partial)

@@ -11,7 +11,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ..losses import focal_loss_star
-from .figures import new_axes
 from .loss_figures import POSITIVE, loss_and_slope
 
 _COLORS = colormaps["coolwarm_r"]  # blue: works, as in the paper
@@ -23,9 +22,9 @@ def draw_star_grid(ap: Mapping[tuple[float, float], float], title: str) -> Figur
     Args:
         ap: of each finished (gamma, beta); may be empty.
     """
-    figure, curves = new_axes("$x_t = yx$", "FL*", size=(10, 4))
-    grid = figure.add_subplot(1, 2, 2)
-    curves.set_subplotspec(grid.get_gridspec()[0])
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    curves, grid = figure.subplots(1, 2)
+    curves.set(xlabel="$x_t = yx$", ylabel="FL*", xlim=(-5, 5), ylim=(0, 5))
     figure.suptitle(title, fontsize="medium")
     if not ap:
         return figure
@@ -34,7 +33,6 @@ def draw_star_grid(ap: Mapping[tuple[float, float], float], title: str) -> Figur
     for (gamma, beta), value in sorted(ap.items(), key=lambda item: item[1]):
         loss, _ = loss_and_slope(partial(focal_loss_star, gamma=gamma, beta=beta), x_t, POSITIVE)
         curves.plot(x_t.numpy(), loss.numpy(), color=_COLORS(scale(value)))
-    curves.set(xlim=(-5, 5), ylim=(0, 5))
     gammas, betas = (sorted({setting[i] for setting in ap}) for i in (0, 1))
     for (gamma, beta), value in ap.items():
         at = betas.index(beta), gammas.index(gamma)

@@ -184,5 +184,7 @@ def _write(run: Run, record: dict[str, object]) -> None:
     try:
         partial.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(partial, run.folder / RECORD)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(run.folder / RECORD)) from error  # a write names no file
     finally:
         partial.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import torch
 
 from focal_det.cli.main import main
 from focal_det.engine.lock import FolderLock
-from focal_det.errors import InputError
+from focal_det.errors import InputError, TrainingError
 from focal_det.paper.reproduce import check_plan, describe, run_plan
 from focal_det.paper.runs import Options, Run, plan_table
 from focal_det.paper.sweep import Status, status_of
@@ -193,7 +193,7 @@ def test_the_backbone_is_trained_first_and_kept_without_the_head(plan_of, tmp_pa
     ((file, backbone),) = plan.backbones.items()
     assert file == tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
     assert f"MODEL.WEIGHTS {file}" in " ".join(plan.runs[0].words)
-    with pytest.raises(RuntimeError, match=r"backbone R_18_FPN_64: failed.*no row can start without it"):
+    with pytest.raises(TrainingError, match=r"backbone R_18_FPN_64: failed.*no row can start without it"):
         run_plan(plan, "command")  # the stand-in knows no training without a seed
     assert starts(plan.runs[0]) == 0
 
