@@ -34,7 +34,7 @@ def measured(row_runs: Mapping[int, Run], column: str) -> Measured | None:
     """None if no seed is finished, or none has that column. A training that diverged counts as 0 AP."""
     figures = []
     for run in row_runs.values():
-        if status_of(run) is Status.DIVERGED:
+        if status_of(run) is Status.DIVERGED and column.startswith("AP"):
             figures.append(_DIVERGED_AP)
         elif column in (found := run.metrics()):
             figures.append(found[column])
@@ -76,7 +76,7 @@ def _markdown(plan: Plan, command: str) -> str:
         *([f"- Data: `{' '.join(options.data_flags)}`"] if options.data_flags else []),
         f"- Hardware: {_distinct(records, 'hardware')}",
         f"- Commit: {_distinct(records, 'commit')}. Versions: {_distinct(records, 'versions')}",
-        f"- Seeds: {', '.join(map(str, options.seeds))}; spread is their sample standard deviation",
+        f"- Seeds: {', '.join(map(str, _seeds(plan)))}; the spread is their sample standard deviation",
         "",
         "| row | published " + " / ".join(table.columns) + " | AP measured | difference | each seed | AP50 | AP75 | "
         "s per iteration | state |",
@@ -107,6 +107,8 @@ def _cells(row: Row, columns: Sequence[str], runs: Mapping[int, Run]) -> list[st
 
 
 def _state(runs: Mapping[int, Run]) -> str:
+    if not runs:
+        return "not run"
     unfinished = {seed: run for seed, run in runs.items() if status_of(run) is not Status.DONE}
     if not unfinished:
         return "done"
@@ -176,7 +178,7 @@ def _plot_rows(plan: Plan) -> Figure:
     dots = [(m.mean, place, m.spread or 0.0) for m, place in found if m]
     if dots:
         means, rows, spreads = zip(*dots, strict=True)
-        label = f"measured ({plan.options.scale}, {len(plan.options.seeds)} seeds)"
+        label = f"measured ({plan.options.scale}, seeds {', '.join(map(str, _seeds(plan)))})"
         axes.errorbar(means, rows, xerr=spreads, fmt="o", color="C0", capsize=3, label=label)
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
@@ -185,6 +187,10 @@ def _plot_rows(plan: Plan) -> Figure:
     if at or dots:
         axes.legend(frameon=False, fontsize="small")
     return figure
+
+
+def _seeds(plan: Plan) -> list[int]:
+    return sorted({seed for runs in plan.rows.values() for seed in runs})
 
 
 def _tested_on(plan: Plan) -> str:

@@ -13,7 +13,7 @@ from ..data.catalog import dataset_problems, is_writable
 from ..errors import InputError, TrainingError, some
 from .cost import gpu_hours, hours_here
 from .report import write_report
-from .runs import Plan, Run, changed_keys
+from .runs import Plan, Run, changed_keys, with_runs_of_before
 from .sweep import Status, is_finished, outcome, run_all, status_of
 
 
@@ -93,14 +93,14 @@ def run_plan(plan: Plan, command: str) -> tuple[list[Path], bool]:
     check_plan(plan)
 
     def write() -> None:
-        write_report(plan, command)
+        write_report(with_runs_of_before(plan), command)
 
     stopped = run_all(list(plan.backbones.values()), write)
     if not stopped:
         for file, run in plan.backbones.items():
             _keep_backbone(run, file)
         stopped = run_all(plan.runs, write)
-    return write_report(plan, command), stopped
+    return write_report(with_runs_of_before(plan), command), stopped
 
 
 def _keep_backbone(run: Run, file: Path) -> None:

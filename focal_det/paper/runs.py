@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from ..errors import InputError
 from .tables import ROOT, Row, Table, backbone_config, configs_of, load_tables
 
 RECORD = "reproduce.json"
+
+_DATA = "--train-json and the like"
 
 # What the plan itself sets.
 _RESERVED = {"OUTPUT_DIR": "--out", "SEED": "--seeds"}
@@ -53,7 +55,7 @@ class Run:
     folder: its OUTPUT_DIR.
     words: the command line behind train_net.py.
     iterations: of its schedule.
-    config: the row's configuration by dotted key, without seed, folder and backbone's file.
+    config: the row's configuration by dotted key, without seed, folder and backbone's file, and the data's flags.
     """
 
     name: str
@@ -87,18 +89,16 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """Of the finished training: AP, AP50, ... in points, and "s_per_iteration"; empty before the end."""
-        merged = {key: value for line in metric_lines(self.folder) for key, value in line.items()}
-        found = {
-            key.rsplit("bbox/", 1)[1]: value
-            for line in metric_lines(self.folder)
-            if line.get("iteration", -1) >= self.iterations - 1
-            for key, value in line.items()
-            if "bbox/AP" in key
-        }
+        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
+        for line in metric_lines(self.folder):
+            if "time" in line:
+                seconds["s_per_iteration"] = line["time"]
+            if line.get("iteration", -1) >= self.iterations - 1:  # with two test sets the key begins with the set
+                found |= {key.rsplit("bbox/", 1)[1]: value for key, value in line.items() if "bbox/AP" in key}
         if "AP" not in found:
             return {}
-        figures = {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
-        return figures | ({"s_per_iteration": merged["time"]} if "time" in merged else {})
+        return {name: 0.0 if math.isnan(value) else value for name, value in found.items()} | seconds
 
     def iteration(self) -> int:
         """How far it has come, by its metrics."""
@@ -157,6 +157,24 @@ def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
     return Plan(table, options, by_row, tuple(runs.values()), backbones, configs)
 
 
+def with_runs_of_before(plan: Plan) -> Plan:
+    """The plan with every row of its table and, beside what was asked for, the seeds that were run before."""
+    rows: dict[str, Mapping[int, Run]] = {}
+    for row in plan.table.rows.values():
+        rows[row.name] = dict(plan.rows.get(row.name, {}))
+        if _identity(row, plan.options.scale, plan.options.overrides) is None:
+            continue
+        cfg = row_config(row, plan.options.scale, plan.options.overrides)
+        owner = _owner(row, cfg, plan.options)
+        found = (plan.options.out / "runs" / owner.table / owner.name).glob("seed*")
+        seeds = {int(path.name[4:]) for path in found if path.name[4:].isdecimal()} - rows[row.name].keys()
+        before = {seed: _run(owner, seed, cfg, plan.options) for seed in seeds}
+        before = {seed: run for seed, run in before.items() if run.record and not changed_keys(run)}
+        rows[row.name] = dict(sorted({**rows[row.name], **before}.items()))
+    runs = {run.folder: run for row_runs in rows.values() for run in row_runs.values()}
+    return replace(plan, rows=rows, runs=tuple(runs.values()))
+
+
 def row_config(row: Row, scale: str, overrides: Sequence[str] = ()) -> CfgNode:
     """A row's configuration at a scale, with overrides KEY VALUE ... by hand.
 
@@ -187,9 +205,12 @@ def _owner(row: Row, cfg: CfgNode, options: Options) -> Row:
 
 
 @functools.cache
-def _identity(row: Row, scale: str, overrides: tuple[str, ...]) -> str:
-    text: str = row_config(row, scale, overrides).dump()
-    return text
+def _identity(row: Row, scale: str, overrides: tuple[str, ...]) -> str | None:
+    """What two rows of one configuration have in common; None where the overrides do not fit the row."""
+    try:
+        return str(row_config(row, scale, overrides).dump())
+    except InputError:
+        return None
 
 
 def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
@@ -202,7 +223,8 @@ def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
     words += [*options.data_flags, *owner.words(options.scale), *options.overrides]
     words += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
     words += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, dict(_leaves(cfg)))
+    config = {_DATA: " ".join(options.data_flags), **dict(_leaves(cfg))}
+    return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, config)
 
 
 def _backbone_file(cfg: CfgNode, options: Options) -> Path | None:

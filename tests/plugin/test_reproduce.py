@@ -69,6 +69,11 @@ def starts(run):
 
 
 def cells(path):
+    """The table's rows that were asked for; the others have not been run."""
+    return [row for row in all_cells(path) if row["state"] != "not run"]
+
+
+def all_cells(path):
     lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
     names = [cell.strip() for cell in lines[0].strip("|").split("|")]
     return [dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines[1:]]
@@ -91,12 +96,33 @@ def test_the_table_has_published_measured_difference_and_spread(plan_of):
         "32.0, 34.0",
     )
     assert (fl["difference"], fl["AP50"], fl["s per iteration"], fl["state"]) == ("-1.0", "50.0", "0.500", "done")
-    lines = list(csv.DictReader(files[1].open()))
+    lines = [line for line in csv.DictReader(files[1].open()) if line["seed"]]
     assert [(line["row"], line["seed"], line["AP"], line["published_AP"]) for line in lines] == [
         *(("ce", "1", "32.0", "31.1"), ("ce", "2", "34.0", "31.1")),
         *(("fl", "1", "32.0", "34.0"), ("fl", "2", "34.0", "34.0")),
     ]
     assert all(line["commit"] and line["hardware"] for line in lines)
+
+
+def test_the_table_keeps_what_was_run_before(plan_of):
+    run_plan(plan_of(seeds=(1, 2)), "first")
+    files, _ = run_plan(plan_of(rows=("fl_star_2_1",), seeds=(3,)), "second")
+    rows = {row["row"]: (row["each seed"], row["state"]) for row in all_cells(files[0])}
+    assert rows == {
+        "ce": ("32.0, 34.0", "done"),
+        "fl": ("32.0, 34.0", "done"),
+        "fl_star_2_1": ("36.0", "done"),
+        "fl_star_4_0": ("—", "not run"),
+    }
+
+
+def test_an_override_that_fits_only_the_rows_asked_for_is_no_error(plan_of):
+    plan = plan_of("table1d", ("ohem_128_.5",), overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.BATCH_SIZE", "64"])
+    files, _ = run_plan(plan, "command")
+    # with one batch size for all, three rows are one training
+    assert [row["row"] for row in cells(files[0])] == ["ohem_128_.5", "ohem_256_.5", "ohem_512_.5"]
+    with pytest.raises(InputError, match=r"LOSS\.BATCH_SIZE is 64, but the loss is FocalLoss"):
+        plan_of("table1d", ("fl",), overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.BATCH_SIZE", "64"])
 
 
 def test_finished_rows_are_not_run_again_in_whatever_table(plan_of):
@@ -133,7 +159,7 @@ def test_a_row_that_another_process_trains_is_left_to_it(plan_of):
     with FolderLock(str(plan.runs[0].folder)):
         files, _ = run_plan(plan, "command")
     assert [starts(run) for run in plan.runs] == [0, 1]
-    assert cells(files[0])[0]["state"] == "seed 1: not run"
+    assert [row["state"] for row in all_cells(files[0])[:2]] == ["seed 1: not run", "done"]
 
 
 def test_a_row_begun_with_another_configuration_is_not_taken_for_this_one(plan_of):
