@@ -83,7 +83,8 @@ def _reproduce(args: argparse.Namespace) -> int:
     values = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in _DATA_FLAGS}
     given = {flag: value for flag, value in values.items() if value is not None}
     if given and len(given) < len(values):
-        raise InputError(f"{', '.join(given)} without {', '.join(values.keys() - given.keys())}: all four are needed")
+        missing = ", ".join(flag for flag in values if flag not in given)
+        raise InputError(f"{', '.join(given)} without {missing}: all four are needed")
     table = find_table(args.table)
     rows = find_rows(table, args.rows)
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing

@@ -46,3 +46,35 @@ def test_a_line_that_cannot_be_read_exits_with_2(words, capsys):
         main(words)
     assert caught.value.code == 2
     assert "focal-det" in capsys.readouterr().err
+
+
+def test_the_list_of_rows_needs_no_table(capsys):
+    assert main(["reproduce", "--list"]) == 0
+    assert "gamma_2               34 / 52.5 / 36.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a table; --list shows them"),
+        (["table9"], "no table 'table9'; there are table1a,"),
+        (["table3", "--rows", "f"], "--rows f: table3 has no such row; it has ce, fl,"),
+        (["table3", "--num-gpus", "0"], "--num-gpus 0 must be at least 1"),
+        (["table3", "--val-json", "x", "--train-json", "y"], "--train-images, --val-images: all four are needed"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_named(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["--seeds", "1,a"], ["--seeds", "-1"], ["--seeds", ""], ["--scale", "x"], ["--row", "fl"]]
+)
+def test_words_that_no_flag_takes_are_bad_input(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", "table3", *words])
+    assert stop.value.code == 2
+    assert words[0] in capsys.readouterr().err
