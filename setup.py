@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["focal_det", "focal_det.*"]),
+    package_data={"focal_det.paper": ["tables.yaml"]},
     install_requires=[
         "torch>=2.8,<2.16",
         "torchvision>=0.23",

@@ -1,8 +1,10 @@
-"""The one error that means "your input is wrong": it carries every problem found, and exits with code 2."""
+"""The one error that means "your input is wrong", which carries every problem found; and the exit codes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
 _SHOWN = 5  # examples of each kind of problem that a message lists
 

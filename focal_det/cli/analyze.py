@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from .common import EXIT_DONE
-from .plot import make_folder
+from ..errors import EXIT_DONE, InputError
+from .common import folder_name, make_folder
 
 _EPILOG = """examples:
   a run of one's own     focal-det analyze loss-cdf output/quickstart/model_final.pth
@@ -39,10 +38,19 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     cdf.add_argument("--val-images", metavar="DIR", help="folder of their pictures")
     cdf.add_argument("--pictures", type=int, metavar="N", help="look at the first N (default: all)")
     cdf.add_argument(
-        "--gamma", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0], metavar="G", help="default: 0 0.5 1 2"
+        "--gamma", type=_gammas, default=(0.0, 0.5, 1.0, 2.0), metavar="G,...", help="each >= 0 (default: 0,0.5,1,2)"
     )
-    cdf.add_argument("--out", type=Path, default=Path("output/plots"), metavar="DIR", help="default: output/plots")
+    cdf.add_argument(
+        "--out", type=folder_name, default=Path("output/plots"), metavar="DIR", help="default: output/plots"
+    )
     cdf.set_defaults(run=_loss_cdf)
+
+
+def _gammas(text: str) -> tuple[float, ...]:
+    return tuple(dict.fromkeys(float(gamma) for gamma in text.split(",")))
+
+
+_gammas.__name__ = "list of gammas, with commas between"  # what argparse calls one that it cannot read
 
 
 def _loss_cdf(args: argparse.Namespace) -> int:
@@ -67,17 +75,20 @@ def _loss_cdf(args: argparse.Namespace) -> int:
     cfg = plan.job.cfg
     register_datasets(cfg.DATASETS.TEST, plan.job.json_datasets)
     try:
-        stream = stream_logits_and_labels(cfg, args.pictures)
-        positives, negatives = loss_cdf(stream, list(dict.fromkeys(args.gamma)))
-    except ValueError as error:
+        positives, negatives = loss_cdf(stream_logits_and_labels(cfg, args.pictures), args.gamma)
+    except FloatingPointError as error:
         raise InputError(f"{args.model}: {error}") from error
     kinds = {"positive": positives, "negative": negatives}
     for kind, histogram in kinds.items():
         if histogram.total == 0:
             raise InputError(f"data set {cfg.DATASETS.TEST[0]}: no {kind} examples in the pictures looked at")
+    try:
+        found = shares(kinds)
+    except ValueError as error:
+        raise InputError(f"{args.model}: {error}") from error
     print(f"{positives.total:,} positive and {negatives.total:,} negative examples")
     print("share of the loss that the hardest carry:")
-    for kind, gamma, fraction, share in shares(kinds):
+    for kind, gamma, fraction, share in found:
         print(f"  {kind}, gamma {gamma:g}: hardest {fraction:.1%} carry {share:.1%}")
     files = save_figures(draw_loss_cdf(kinds), args.out)
     table = args.out / "figure4_loss_cdf.csv"
@@ -92,6 +103,10 @@ def _checked(args: argparse.Namespace) -> Any:
     from .arguments import parse_arguments
     from .prepare import check
 
+    if not Path(args.model).is_file():
+        raise InputError(f"MODEL {args.model} is no file; name a checkpoint, such as output/quickstart/model_final.pth")
+    if len(args.overrides) % 2:
+        raise InputError(f"overrides are pairs KEY VALUE; {args.overrides[-1]!r} is left over")
     beside = Path(args.model).parent / "config.yaml"
     files = args.config_file or [str(beside)]
     if not args.config_file and not beside.is_file():
@@ -100,7 +115,9 @@ def _checked(args: argparse.Namespace) -> Any:
     for flag in ("--val-json", "--val-images"):
         value = getattr(args, flag[2:].replace("-", "_"))
         words += [flag, value] if value is not None else []
-    plan = check(parse_arguments([*words, *args.overrides, "MODEL.WEIGHTS", args.model]))
+    # the checked annotations go to --out, not into the run that the model comes from
+    own = ["MODEL.WEIGHTS", args.model, "OUTPUT_DIR", str(args.out)]
+    plan = check(parse_arguments([*words, *args.overrides, *own]))
     architecture = plan.job.cfg.MODEL.META_ARCHITECTURE
     if architecture != "FocalRetinaNet":
         raise InputError(

@@ -1,10 +1,36 @@
 """What the command lines share."""
 
+import os
 import warnings
+from pathlib import Path
 
-EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+from ..errors import InputError
 
 
 def silence_detectron2() -> None:
     """Keep PyTorch's warning of Detectron2's use of torch.jit from the screen."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+
+
+def folder_name(text: str) -> Path:
+    """The type of --out; an empty name, as an unset variable leaves it, is none."""
+    if not text or "\0" in text:
+        raise ValueError
+    return Path(text)
+
+
+folder_name.__name__ = "folder"  # what argparse calls one that it cannot read
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of --out.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: no folder that can be made ({error}); name another") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--out {folder}: a folder that cannot be written; name another")

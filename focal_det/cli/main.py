@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import InputError, TrainingError
+from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from . import analyze, plot, reproduce
-from .common import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, silence_detectron2
+from .common import silence_detectron2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems if isinstance(error, InputError) else [str(error)]:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except BrokenPipeError:  # of `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAULT
     except (OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAULT

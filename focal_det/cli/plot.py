@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from ..errors import InputError
-from .common import EXIT_DONE
+from ..errors import EXIT_DONE, InputError
+from ..paper.tables import SCALES, default_out
+from .common import folder_name, make_folder
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,20 +16,6 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     figures = plot.add_subparsers(required=True, metavar="FIGURE")
     _add_losses(figures)
     _add_speed_accuracy(figures)
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of --out.
-
-    Raises:
-        InputError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: no folder that can be made ({error}); name another") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--out {folder}: a folder that cannot be written; name another")
 
 
 def _add_losses(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -64,7 +50,9 @@ def _add_losses(figures: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="of the FL* of figures 5 and 6 (default: 2,1 4,0)",
     )
     losses.add_argument("--alpha", type=float, metavar="A", help="weight of positives, in (0, 1) (default: no weights)")
-    losses.add_argument("--out", type=Path, default=Path("output/plots"), metavar="DIR", help="default: output/plots")
+    losses.add_argument(
+        "--out", type=folder_name, default=Path("output/plots"), metavar="DIR", help="default: output/plots"
+    )
     losses.set_defaults(run=_plot_losses)
 
 
@@ -100,14 +88,14 @@ def _add_speed_accuracy(figures: argparse._SubParsersAction[argparse.ArgumentPar
         "envelope. AP is that of `focal-det reproduce table1e`, where its trainings are finished; else the published.",
         allow_abbrev=False,
     )
+    speed.add_argument("--scale", choices=SCALES, default=SCALES[0], help="as of focal-det reproduce (default: full)")
     speed.add_argument(
-        "--scale", choices=("full", "mini"), default="full", help="as of focal-det reproduce (default: full)"
-    )
-    speed.add_argument(
-        "--runs", type=Path, metavar="DIR", help="--out of reproduce (default: output/reproduce/<scale>)"
+        "--runs", type=folder_name, metavar="DIR", help="--out of reproduce (default: output/reproduce/<scale>)"
     )
     speed.add_argument("--repeats", type=int, default=5, metavar="N", help="pictures timed of each model (default: 5)")
-    speed.add_argument("--out", type=Path, default=Path("output/plots"), metavar="DIR", help="default: output/plots")
+    speed.add_argument(
+        "--out", type=folder_name, default=Path("output/plots"), metavar="DIR", help="default: output/plots"
+    )
     speed.set_defaults(run=_plot_speed_accuracy)
 
 
@@ -121,14 +109,14 @@ def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         raise InputError(f"--repeats {args.repeats} must be at least 1")
     make_folder(args.out)
-    options = Options(scale=args.scale, seeds=(1,), out=args.runs or Path("output/reproduce") / args.scale)
+    options = Options(scale=args.scale, seeds=(), out=args.runs or default_out(args.scale))
     timings = []
     for timing in time_models(options, repeats=args.repeats):
         timings.append(timing)
         ap = "" if timing.ap is None else f", AP {timing.ap:.1f}"
         print(f"{timing.row.name}: {timing.ms:.1f} ms at {timing.height}x{timing.width}{ap}", flush=True)
     name = f"figure2_speed_accuracy_{args.scale}"
-    for path in save_figures({name: draw_speed_accuracy(timings, hardware(), args.scale)}, args.out):
+    for path in save_figures({name: draw_speed_accuracy(timings, hardware(num_gpus=1), args.scale)}, args.out):
         print(path)
     table = args.out / f"{name}.csv"
     table.write_text(timings_as_csv(timings))

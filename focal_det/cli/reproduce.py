@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import InputError
-from ..paper.tables import find_rows, find_table, list_tables
-from .common import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
+from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError
+from ..paper.tables import SCALES, default_out, find_rows, find_table, list_tables, load_tables
+from .common import folder_name
+
+if TYPE_CHECKING:
+    from ..paper.runs import Plan
 
 _EPILOG = """examples:
   what there is        focal-det reproduce --list
@@ -23,8 +26,8 @@ _EPILOG = """examples:
 The same command again goes on where it was stopped: finished rows are not run again, and rows of the same
 configuration, in whatever table, are run once. Two of them at once over the same --out share the rows.
 
-exit codes: 0 all rows have their result, 1 a row failed or the table could not be written, 2 bad input and nothing
-            started, 75 stopped by a signal after saving
+exit codes: 0 all rows have their result; 1 a row failed, or is in another process's hands, or the table could not
+            be written; 2 bad input and nothing started; 75 stopped by a signal, the same command goes on
 """
 
 
@@ -43,11 +46,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--list", action="store_true", help="print every row with its published figures and stop")
     parser.add_argument("--rows", type=_names, default=(), metavar="NAME,...", help="with * and ? (default: all)")
     parser.add_argument(
-        "--scale", choices=("full", "mini"), default="full", help="the paper's, or one for two cores (default: full)"
+        "--scale", choices=SCALES, default=SCALES[0], help="the paper's, or one for two cores (default: full)"
     )
     parser.add_argument("--seeds", type=_seeds, default=(1,), metavar="N,...", help="a training each (default: 1)")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="of each training (default 1)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: output/reproduce/<scale>")
+    parser.add_argument("--out", type=folder_name, metavar="DIR", help="default: output/reproduce/<scale>")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and an estimate, and stop")
     data = parser.add_argument_group("your own COCO files instead of the table's data sets")
     for flag, metavar in _DATA_FLAGS.items():
@@ -59,22 +62,28 @@ _DATA_FLAGS = {"--train-json": "FILE", "--train-images": "DIR", "--val-json": "F
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+    names = tuple(text.split(","))
+    if not all(names):
+        raise ValueError
+    return names
+
+
+_names.__name__ = "list of rows, with commas between"  # what argparse calls one that it cannot read
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     seeds = tuple(dict.fromkeys(int(seed) for seed in text.split(",")))
-    if any(seed < 0 for seed in seeds):
+    if not all(0 <= seed < 2**32 for seed in seeds):
         raise ValueError
     return seeds
 
 
-_seeds.__name__ = "list of seeds (each an integer >= 0, with commas between)"  # what argparse calls one it cannot read
+_seeds.__name__ = "list of seeds (integers of 0 to 2^32 - 1, with commas between)"
 
 
 def _reproduce(args: argparse.Namespace) -> int:
     if args.list:
-        print(list_tables())
+        print(list_tables([find_table(args.table)] if args.table else load_tables().values()))
         return EXIT_DONE
     if args.table is None:
         raise InputError("name a table; --list shows them")
@@ -90,12 +99,11 @@ def _reproduce(args: argparse.Namespace) -> int:
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..paper import reproduce  # takes seconds to import, which --help need not wait for
     from ..paper.runs import Options, plan_table
-    from ..paper.sweep import is_finished
 
     options = Options(
         scale=args.scale,
         seeds=args.seeds,
-        out=args.out or Path("output/reproduce") / args.scale,
+        out=args.out or default_out(args.scale),
         num_gpus=args.num_gpus,
         data_flags=tuple(word for pair in given.items() for word in pair),
         overrides=tuple(args.overrides),
@@ -103,15 +111,33 @@ def _reproduce(args: argparse.Namespace) -> int:
     plan = plan_table(table, rows, options)
     if args.dry_run:
         print(reproduce.describe(plan))
-        for problem in reproduce.data_problems(plan):
+        for problem in reproduce.plan_problems(plan):
             print(f"warning: {problem}", file=sys.stderr)
         return EXIT_DONE
+    reproduce.check_plan(plan)
+    _check_first(plan)
     try:
         files, stopped = reproduce.run_plan(plan, shlex.join(["focal-det", *sys.argv[1:]]))
     except OSError as error:
         raise OSError(f"{error}; what is finished in {options.out} is kept, and the same command goes on") from error
     print("\n" + files[0].read_text() + "\n" + "\n".join(map(str, files)))
+    if all(run.is_finished for run in plan.runs):
+        return EXIT_DONE
     if stopped:
         print("stopped; the same command goes on", file=sys.stderr)
-        return EXIT_STOPPED
-    return EXIT_DONE if all(is_finished(run) for run in plan.runs) else EXIT_FAULT
+    return EXIT_STOPPED if stopped else EXIT_FAULT
+
+
+def _check_first(plan: Plan) -> None:
+    """Check the first training as train_net.py would: what is wrong with its input is wrong with all of them.
+
+    Raises:
+        InputError: every problem.
+    """
+    from .arguments import parse_arguments
+    from .prepare import check
+
+    run = next((run for run in plan.runs if not run.is_finished), None)
+    if run is not None:
+        weights = ["MODEL.WEIGHTS", ""] if plan.backbones else []  # that are still to be trained
+        check(parse_arguments([*run.words, *weights]))

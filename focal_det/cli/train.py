@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from ..errors import InputError
+from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, InputError
 from .arguments import parse_arguments
-from .common import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, silence_detectron2
+from .common import silence_detectron2
 
 
 def main(argv: Sequence[str] | None = None) -> int:

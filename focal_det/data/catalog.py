@@ -19,7 +19,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from ..errors import InputError
 from .coco_json import CocoFile
-from .coco_splits import missing_files
+from .coco_splits import SPLITS, missing_files
 from .shapes import CLASSES, make_shapes, parse_name, shapes_files
 
 
@@ -98,7 +98,7 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
             problems.append(str(error))
             continue
         if name not in DatasetCatalog.list():
-            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+            close = difflib.get_close_matches(name, [*DatasetCatalog.list(), *SPLITS], n=1)
             hint = f' did you mean "{close[0]}"?' if close else ""
             problems.append(
                 f'data set "{name}" is not registered;{hint} For your own COCO file use --train-json FILE '
@@ -107,7 +107,7 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
             continue
         metadata = MetadataCatalog.get(name)
         paths = [metadata.get(kind) for kind in ("json_file", "image_root") if metadata.get(kind) is not None]
-        if name.startswith("coco_"):
+        if name.startswith(("coco_2014", "coco_2017")):
             coco += paths
             continue
         problems += [

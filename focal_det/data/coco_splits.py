@@ -55,10 +55,11 @@ def missing_files(paths: Iterable[str]) -> str | None:
         archive = _ARCHIVES.get(Path(path).name)
         lines.append(f"    {os.path.abspath(path)}" + (f"  from {archive}" if archive else ""))
     hint = ""
-    if any("2014" in path for path in missing):
+    if any("2014" in Path(path).name for path in missing):
         hint = (
             "\n  coco_2017_train and coco_2017_val hold the same pictures as trainval35k and minival: with the files "
-            "of the 2017 release add DATASETS.TRAIN coco_2017_train DATASETS.TEST coco_2017_val"
+            "of the 2017 release add DATASETS.TRAIN coco_2017_train DATASETS.TEST coco_2017_val (and test-dev's "
+            "submission: DATASETS.TEST \"('coco_2017_val', 'test-dev')\")"
         )
     return (
         "COCO's files are missing; put them there, or set DETECTRON2_DATASETS to the folder that holds coco/:\n"

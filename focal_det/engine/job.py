@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, JSONWriter
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
@@ -51,7 +54,7 @@ def run_job(job: Job, stopped: Any) -> None:
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
             f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
         )
-        _evaluate(cfg, trainer.model)
+        _evaluate(cfg, trainer.model, after_iteration=trainer.max_iter - 1)
         return
     try:
         trainer.train()
@@ -62,8 +65,13 @@ def run_job(job: Job, stopped: Any) -> None:
         _log().info(f"Done: {trainer.max_iter} iterations. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}")
 
 
-def _evaluate(cfg: CfgNode, model: Any) -> None:
-    Trainer.test(cfg, model)
+def _evaluate(cfg: CfgNode, model: Any, after_iteration: int | None = None) -> None:
+    """Evaluate and draw; after a training's last iteration the figures go into its metrics.json, as at its end."""
+    results = Trainer.test(cfg, model)
+    if after_iteration is not None and comm.is_main_process():
+        with EventStorage(after_iteration) as storage:
+            storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+            JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
     Trainer.draw(cfg, model)
 
 

@@ -10,10 +10,15 @@ from ..errors import InputError
 
 
 class FolderLock:
-    """Held by the process that trains into a folder; the system takes it back however that process ends."""
+    """Held by the process that trains into a folder; the system takes it back however that process ends.
 
-    def __init__(self, folder: str) -> None:
-        self.path = Path(folder) / ".lock"
+    Args:
+        folder: of the training; made if it is not there.
+        name: of the file in it that is locked.
+    """
+
+    def __init__(self, folder: str, name: str = ".lock") -> None:
+        self.path = Path(folder) / name
         self._file: IO[str] | None = None
 
     def __enter__(self) -> FolderLock:

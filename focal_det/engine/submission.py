@@ -53,7 +53,7 @@ def submission_name(json_file: str, algorithm: str) -> str:
 
 def write_submission(detections: Path, name: str) -> Path:
     """Zip detections under the server's name, beside them; return the archive."""
-    archive = detections.with_name(f"{name}.zip")
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as submission:
+    archive, partial = detections.with_name(f"{name}.zip"), detections.with_name(f".{name}.part")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as submission:
         submission.write(detections, f"{name}.json")
-    return archive
+    return partial.replace(archive)

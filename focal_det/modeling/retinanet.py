@@ -141,10 +141,13 @@ class FocalRetinaNet(nn.Module):
         """Every anchor's class logits (N, R, K), and its label (N, R) as training would assign it.
 
         Args:
-            batched_inputs: as in training, with "instances".
+            batched_inputs: as in training.
+
+        Raises:
+            ValueError: an image without "instances".
         """
+        instances = self._instances(batched_inputs)
         logits, _, anchors = self._predictions(self._preprocess(batched_inputs))
-        instances = [x["instances"].to(self.device) for x in batched_inputs]
         assigned = [self.criterion.assign(torch.cat(anchors), x.gt_boxes.tensor, x.gt_classes) for x in instances]
         return torch.cat(logits, dim=1), torch.stack([assignment.labels for assignment in assigned])
 
@@ -166,14 +169,17 @@ class FocalRetinaNet(nn.Module):
             images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
 
-    def _losses(
-        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batched_inputs: list[dict[str, Any]]
-    ) -> dict[str, Tensor]:
+    def _instances(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         for x in batched_inputs:
             if "instances" not in x:
                 name = x.get("file_name", "without a name")
                 raise ValueError(f'image {name}: no "instances" to train on')
-        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        return [x["instances"].to(self.device) for x in batched_inputs]
+
+    def _losses(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        instances = self._instances(batched_inputs)
         return self.criterion(
             torch.cat(logits, dim=1),
             torch.cat(deltas, dim=1),

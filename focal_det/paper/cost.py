@@ -33,7 +33,7 @@ def gpu_hours(cfg: CfgNode) -> float | None:
 
 def hours_here(runs: Sequence[Run], finished: Sequence[Run]) -> float | None:
     """Of some trainings on this machine, by the seconds per iteration of finished ones; None if there are none."""
-    times = [run.record["seconds"] / run.iterations for run in finished if run.record.get("seconds")]
+    times = [record.seconds / run.iterations for run in finished if (record := run.record) and record.seconds]
     if not times:
         return None
     return statistics.mean(times) * sum(run.iterations for run in runs) / 3600

@@ -45,12 +45,12 @@ class LossHistogram:
         """Count examples (M,).
 
         Raises:
-            ValueError: one of them is no number.
+            FloatingPointError: one of them is infinite or no number.
         """
         for chunk in x_t.split(_CHUNK):
             chunk = chunk.double().cpu()
-            if chunk.isnan().any():
-                raise ValueError("a class logit is no number: the model has diverged")
+            if not chunk.isfinite().all():
+                raise FloatingPointError("a class logit is infinite or no number: the model has diverged")
             bins = ((chunk + _LIMIT) * (_BINS / (2 * _LIMIT))).long().clamp_(0, _BINS - 1)
             self.counts += torch.bincount(bins, minlength=_BINS).numpy()
             as_positives = torch.zeros(len(chunk), dtype=torch.int64)
@@ -69,11 +69,11 @@ class LossHistogram:
         Within a bin it is a straight line; the loss differs there by half a percent at most for each unit of gamma + 1.
 
         Raises:
-            ValueError: there are no examples, or none with a loss.
+            ValueError: no example has a loss above zero.
         """
         sums = self.sums[self.gammas.index(gamma)]
         if not sums.sum() > 0:
-            raise ValueError("no examples with a loss")
+            raise ValueError(f"with gamma {gamma:g} no example of {self.total} has a loss above zero")
         filled = np.flatnonzero(self.counts)[::-1]  # easiest first
         examples = np.concatenate([[0.0], np.cumsum(self.counts[filled]) / self.total])
         losses = np.concatenate([[0.0], np.cumsum(sums[filled]) / sums.sum()])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 
-def hardware() -> str:
-    """The GPUs, or the processor and its cores that this process may use."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+def hardware(num_gpus: int) -> str:
+    """So many GPUs by their name, or without any the processor and its cores that this process may use."""
+    # not by PyTorch, which would take memory of the first GPU for as long as this process lives
+    names = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    if num_gpus and names and torch.cuda.is_available():
+        return f"{num_gpus} x {names[0]}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{processor()}, {cores} cores, {torch.get_num_threads()} threads"
 
@@ -26,15 +29,25 @@ def processor() -> str:
 
 
 def versions() -> str:
-    """Of Python and PyTorch."""
-    return f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+    """Of Python, PyTorch and Detectron2."""
+    try:
+        detectron2 = version("detectron2")
+    except PackageNotFoundError:  # a checkout on the path
+        detectron2 = "unknown"
+    return f"Python {platform.python_version()}, PyTorch {torch.__version__}, Detectron2 {detectron2}"
 
 
 def commit(folder: Path) -> str:
     """The git commit of a checkout, marked if tracked files differ from it; "unknown" outside of git."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    return _output_of("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*") or (
+        "unknown"
+    )
+
+
+def _output_of(*command: str) -> str:
+    """What a command prints, "" if there is none or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

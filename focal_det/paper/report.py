@@ -14,9 +14,10 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from .figures import new_axes, save_figures
+from .results import Record, Status
 from .runs import Plan, Run
 from .star_grid import draw_star_grid
-from .sweep import Status, is_finished, outcome, status_of
+from .sweep import outcome
 from .tables import Row
 
 _DIVERGED_AP = 0.0
@@ -34,7 +35,7 @@ def measured(row_runs: Mapping[int, Run], column: str) -> Measured | None:
     """None if no seed is finished, or none has that column. A training that diverged counts as 0 AP."""
     figures = []
     for run in row_runs.values():
-        if status_of(run) is Status.DIVERGED and column.startswith("AP"):
+        if run.status is Status.DIVERGED and column.startswith("AP"):
             figures.append(_DIVERGED_AP)
         elif column in (found := run.metrics()):
             figures.append(found[column])
@@ -44,8 +45,13 @@ def measured(row_runs: Mapping[int, Run], column: str) -> Measured | None:
     return Measured(tuple(figures), statistics.mean(figures), spread)
 
 
+def report_files(plan: Plan) -> list[Path]:
+    """The files of a table."""
+    return [plan.options.out / f"{plan.table.name}.{suffix}" for suffix in ("md", "csv", "png", "svg")]
+
+
 def write_report(plan: Plan, command: str) -> list[Path]:
-    """Write <out>/<table>.md, .csv, .png and .svg, each at once or not at all, and return them.
+    """Write `report_files`, each at once or not at all, and return them.
 
     Args:
         command: that the figures were obtained by.
@@ -61,14 +67,16 @@ def write_report(plan: Plan, command: str) -> list[Path]:
             (Path(partial) / name).write_text(text, encoding="utf-8")
             os.replace(Path(partial) / name, folder / name)
     plot = _plot_grid(plan) if plan.table.name == "figure7" else _plot_rows(plan)
-    return [*(folder / name for name in texts), *save_figures({plan.table.name: plot}, folder)]
+    save_figures({plan.table.name: plot}, folder)
+    return report_files(plan)
 
 
 def _markdown(plan: Plan, command: str) -> str:
     table, options = plan.table, plan.options
-    records = [run.record for run in plan.runs if is_finished(run)]
+    records = [record for run in plan.runs if run.is_finished and (record := run.record)]
+    in_miniature = "" if options.scale == "full" else f", in the scale {options.scale}"
     lines = [
-        f"# {table.source}: {table.title}",
+        f"# {table.source}: {table.title}{in_miniature}",
         "",
         f"- Scale: {options.scale}. Published: COCO {table.split}. Measured: {_tested_on(plan)}.",
         f"- Command: `{command}`",
@@ -76,43 +84,57 @@ def _markdown(plan: Plan, command: str) -> str:
         *([f"- Data: `{' '.join(options.data_flags)}`"] if options.data_flags else []),
         f"- Hardware: {_distinct(records, 'hardware')}",
         f"- Commit: {_distinct(records, 'commit')}. Versions: {_distinct(records, 'versions')}",
-        f"- Seeds: {', '.join(map(str, _seeds(plan)))}; the spread is their sample standard deviation",
+        f"- Seeds: {', '.join(map(str, _seeds(plan)))}; the spread is their sample standard deviation, and one that "
+        "diverged counts as 0 AP",
         "",
-        "| row | published " + " / ".join(table.columns) + " | AP measured | difference | each seed | AP50 | AP75 | "
-        "s per iteration | state |",
-        "|---" * 9 + "|",
+        "| row | trained | published " + " / ".join(table.columns) + " | AP measured | difference | each seed | AP50 | "
+        "AP75 | s per iteration | state |",
+        "|---" * 10 + "|",
     ]
     for name, runs in plan.rows.items():
         row = table.rows[name]
-        lines.append("| " + " | ".join(_cells(row, table.columns, runs)) + " |")
+        cells = [name, _trained(runs), *_cells(row, plan, runs), _state(runs).replace("|", "\\|")]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: Row, columns: Sequence[str], runs: Mapping[int, Run]) -> list[str]:
-    published = " / ".join(_number(c, row.published[c]) for c in columns if c in row.published) or row.said or "—"
+def _cells(row: Row, plan: Plan, runs: Mapping[int, Run]) -> list[str]:
+    published = (
+        " / ".join(_number(c, row.published[c]) for c in plan.table.columns if c in row.published) or row.said or "—"
+    )
     ap = measured(runs, "AP")
-    difference = f"{ap.mean - row.published['AP']:+.1f}" if ap and "AP" in row.published else "—"
+    # with a key of its own changed by hand, a row is no longer what the published figure is of
+    is_own = not set(row.overrides[plan.options.scale]) & set(plan.options.overrides[::2])
+    difference = f"{ap.mean - row.published['AP']:+.1f}" if ap and is_own and "AP" in row.published else "—"
     others = [measured(runs, column) for column in ("AP50", "AP75")]
     seconds = measured(runs, "s_per_iteration")
     return [
-        row.name,
         published,
         _with_spread(ap),
         difference,
         ", ".join(f"{value:.1f}" for value in ap.each) if ap else "—",
         *(f"{other.mean:.1f}" if other else "—" for other in others),
         f"{seconds.mean:.3f}" if seconds else "—",
-        _state(runs),
     ]
+
+
+def _trained(runs: Mapping[int, Run]) -> str:
+    """What was trained, which in a miniature is not what the row's name says."""
+    for run in runs.values():
+        config = run.config
+        depth, groups = config["MODEL.RESNETS.DEPTH"], config["MODEL.RESNETS.NUM_GROUPS"]
+        name = f"R-{depth}" if groups == 1 else f"X-{depth}-{groups}x{config['MODEL.RESNETS.WIDTH_PER_GROUP']}d"
+        return f"{name}, {config['INPUT.MIN_SIZE_TEST']} px, {config['SOLVER.MAX_ITER']} it"
+    return "—"
 
 
 def _state(runs: Mapping[int, Run]) -> str:
     if not runs:
         return "not run"
-    unfinished = {seed: run for seed, run in runs.items() if status_of(run) is not Status.DONE}
+    unfinished = {seed: run for seed, run in runs.items() if run.status is not Status.DONE}
     if not unfinished:
         return "done"
-    return "; ".join(f"seed {seed}: {outcome(run, status_of(run))}" for seed, run in unfinished.items())
+    return "; ".join(f"seed {seed}: {outcome(run, run.status)}" for seed, run in unfinished.items())
 
 
 def _csv(plan: Plan) -> str:
@@ -134,8 +156,8 @@ def _csv(plan: Plan) -> str:
     for name, runs in plan.rows.items():
         row = plan.table.rows[name]
         for seed, run in runs.items():
-            found, record = run.metrics(), run.record
-            status = status_of(run)
+            record, status = run.record, run.status
+            found = dict.fromkeys(columns, _DIVERGED_AP) if status is Status.DIVERGED else run.metrics()
             writer.writerow(
                 [
                     name,
@@ -144,8 +166,8 @@ def _csv(plan: Plan) -> str:
                     *(round(found[c], 3) if c in found else "" for c in columns),
                     round(found["s_per_iteration"], 4) if "s_per_iteration" in found else "",
                     status.value if status else "not run",
-                    record.get("hardware", ""),
-                    record.get("commit", ""),
+                    record.hardware if record else "",
+                    record.commit if record else "",
                 ]
             )
     return text.getvalue()
@@ -185,7 +207,7 @@ def _plot_rows(plan: Plan) -> Figure:
     axes.set_xlim(left=0)
     axes.set_title(f"{plan.table.source}: {plan.table.title}", fontsize="medium", loc="left")
     if at or dots:
-        axes.legend(frameon=False, fontsize="small")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
@@ -204,8 +226,8 @@ def _with_spread(found: Measured | None) -> str:
     return f"{found.mean:.1f}" + (f" ± {found.spread:.1f}" if found.spread is not None else "")
 
 
-def _distinct(records: Sequence[Mapping[str, str]], key: str) -> str:
-    return "; ".join(dict.fromkeys(record[key] for record in records if record.get(key))) or "—"
+def _distinct(records: Sequence[Record], key: str) -> str:
+    return "; ".join(dict.fromkeys(getattr(record, key) for record in records)) or "—"
 
 
 def _number(column: str, value: float) -> str:

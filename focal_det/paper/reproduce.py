@@ -12,9 +12,10 @@ import torch
 from ..data.catalog import dataset_problems, is_writable
 from ..errors import InputError, TrainingError, some
 from .cost import gpu_hours, hours_here
-from .report import write_report
+from .report import report_files, write_report
+from .results import Status
 from .runs import Plan, Run, changed_keys, with_runs_of_before
-from .sweep import Status, is_finished, outcome, run_all, status_of
+from .sweep import outcome, run_all
 
 
 def check_plan(plan: Plan) -> None:
@@ -24,48 +25,60 @@ def check_plan(plan: Plan) -> None:
         InputError: missing data sets, a folder that cannot be written, runs that were begun with another
             configuration.
     """
-    problems = data_problems(plan)
-    if not is_writable(plan.options.out):
-        problems.append(f"--out {plan.options.out} is no folder that can be written; name another")
-    for run in (*plan.backbones.values(), *plan.runs):
+    problems = plan_problems(plan)
+    if problems:
+        raise InputError(problems)
+
+
+def plan_problems(plan: Plan) -> list[str]:
+    """What speaks against running the plan."""
+    runs = (*plan.backbones.values(), *plan.runs)
+    out = plan.options.out
+    blocked = [path for path in (out, *(run.folder for run in runs)) if not is_writable(path)]
+    blocked += [path for path in report_files(plan) if path.is_dir()]
+    if blocked:
+        return [f"--out {out}: {blocked[0]} cannot be written there; name another"]
+    problems = _data_problems(plan)
+    for run in runs:
         changes = changed_keys(run)
         if changes:
             problems.append(
                 f"{run.folder} was begun with another configuration ({some('', changes)}); name another --out, or move "
                 "that folder away"
             )
-    if problems:
-        raise InputError(problems)
+    return problems
 
 
-def data_problems(plan: Plan) -> list[str]:
-    """What is missing of the rows' data sets, each once; nothing where the user gives files."""
-    if plan.options.data_flags:
-        return []
-    names = [name for cfg in plan.configs.values() for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+def _data_problems(plan: Plan) -> list[str]:
+    """What is missing of the data sets, each once; the user's own files are not among them."""
+    configs = [run.config for run in plan.backbones.values()]
+    configs += [] if plan.options.data_flags else [run.config for run in plan.runs]
+    names = [name for config in configs for key in ("DATASETS.TRAIN", "DATASETS.TEST") for name in config[key]]
     return dataset_problems(dict.fromkeys(names))
 
 
 def describe(plan: Plan) -> str:
     """The commands of what is not finished, and what they will cost."""
     lines = []
+    files = {run: file for file, run in plan.backbones.items()}
     for run in (*plan.backbones.values(), *plan.runs):
-        status = status_of(run)
-        lines.append(f"# {run.name}: {outcome(run, status)}")
-        if not is_finished(run):
-            lines.append(shlex.join(["python", *run.command[1:]]))
+        lines.append(f"# {run.name}: {outcome(run, run.status)}")
+        if not run.is_finished:
+            lines.append(shlex.join(run.command))
+        if run in files:
+            lines.append(f"# and its backbone goes to {files[run]}")
     return "\n".join([*lines, "", _estimate(plan)])
 
 
 def _estimate(plan: Plan) -> str:
-    missing = [run for run in (*plan.backbones.values(), *plan.runs) if not is_finished(run)]
+    missing = [run for run in (*plan.backbones.values(), *plan.runs) if not run.is_finished]
     if not missing:
         return "Estimate: nothing left to run."
-    here = hours_here(missing, [run for run in plan.runs if is_finished(run)])
+    here = hours_here(missing, [run for run in plan.runs if run.status is Status.DONE])
     if here is not None:
         return f"Estimate: {len(missing)} trainings, {here:.1f} hours here, by the finished ones' time."
     by_folder = {run.folder: plan.configs[name] for name, runs in plan.rows.items() for run in runs.values()}
-    hours = [gpu_hours(by_folder[run.folder]) for run in plan.runs if not is_finished(run)]
+    hours = [gpu_hours(by_folder[run.folder]) for run in plan.runs if not run.is_finished]
     if plan.backbones or any(hour is None for hour in hours):
         iterations = sum(run.iterations for run in missing)
         return f"Estimate: {len(missing)} trainings, {iterations} iterations; their time is known after the first."
@@ -86,20 +99,19 @@ def run_plan(plan: Plan, command: str) -> tuple[list[Path], bool]:
         The files of the table, and whether a signal stopped it.
 
     Raises:
-        InputError: see `check_plan`.
         TrainingError: the training of a backbone failed, so no row can start.
         OSError: the table or a record cannot be written.
     """
-    check_plan(plan)
 
     def write() -> None:
         write_report(with_runs_of_before(plan), command)
 
-    stopped = run_all(list(plan.backbones.values()), write)
+    num_gpus = plan.options.num_gpus
+    stopped = run_all(list(plan.backbones.values()), num_gpus=num_gpus, after_each=write, wait=True)
     if not stopped:
         for file, run in plan.backbones.items():
             _keep_backbone(run, file)
-        stopped = run_all(plan.runs, write)
+        stopped = run_all(plan.runs, num_gpus=num_gpus, after_each=write)
     return write_report(with_runs_of_before(plan), command), stopped
 
 
@@ -107,9 +119,9 @@ def _keep_backbone(run: Run, file: Path) -> None:
     """Write the backbone of a finished training to a file of its own, without the head, unless it is there."""
     if file.is_file():
         return
-    if status_of(run) is not Status.DONE:
-        raise TrainingError(f"{run.name}: {outcome(run, status_of(run))}; no row can start without it")
+    if run.status is not Status.DONE:
+        raise TrainingError(f"{run.name}: {outcome(run, run.status)}; no row can start without it")
     weights: Mapping[str, torch.Tensor] = torch.load(run.folder / "model_final.pth", map_location="cpu")["model"]
-    partial = file.with_suffix(".part")
+    partial = file.with_suffix(f".{os.getpid()}.part")
     torch.save({"model": {k: v for k, v in weights.items() if k.startswith("backbone.")}}, partial)
     os.replace(partial, file)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +15,13 @@ from detectron2.config import CfgNode
 
 from ..engine.config_file import load_config
 from ..errors import InputError
+from .results import Record, Status, has_trained, read_metrics, read_record
 from .tables import ROOT, Row, Table, backbone_config, configs_of, load_tables
 
-RECORD = "reproduce.json"
-
 _DATA = "--train-json and the like"
+
+# Overrides by hand that the training of a backbone takes over: what it is made of, and what it runs on.
+_OF_BACKBONES = ("MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.FPN.", "MODEL.DEVICE", "DATALOADER.", "SOLVER.AMP.")
 
 # What the plan itself sets.
 _RESERVED = {"OUTPUT_DIR": "--out", "SEED": "--seeds"}
@@ -35,7 +35,7 @@ class Options:
     seeds: each a training of every row.
     out: the folder of everything.
     num_gpus: processes of a training.
-    data_flags: of train_net.py, for the user's own COCO files.
+    data_flags: FLAG PATH ... of train_net.py, for the user's own COCO files.
     overrides: KEY VALUE ... by hand, on top of every row's.
     """
 
@@ -70,50 +70,28 @@ class Run:
         return [sys.executable, str(_shortest(ROOT / "train_net.py")), *self.words]
 
     @property
-    def record(self) -> dict[str, Any]:
-        """What is known of it: status, seconds, hardware, commit, error; empty before its first start.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        path = self.folder / RECORD
-        if not path.is_file():
-            return {}
-        try:
-            record = json.loads(path.read_text())
-            if not isinstance(record, dict):
-                raise ValueError("no mapping")
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}); remove it to have the run looked at anew") from error
-        return record
+    def record(self) -> Record | None:
+        """See `read_record`."""
+        return read_record(self.folder)
 
     def metrics(self) -> dict[str, float]:
-        """Of the finished training: AP, AP50, ... in points, and "s_per_iteration"; empty before the end."""
-        found: dict[str, float] = {}
-        seconds: dict[str, float] = {}
-        for line in metric_lines(self.folder):
-            if "time" in line:
-                seconds["s_per_iteration"] = line["time"]
-            if line.get("iteration", -1) >= self.iterations - 1:  # with two test sets the key begins with the set
-                found |= {key.rsplit("bbox/", 1)[1]: value for key, value in line.items() if "bbox/AP" in key}
-        if "AP" not in found:
-            return {}
-        return {name: 0.0 if math.isnan(value) else value for name, value in found.items()} | seconds
+        """See `read_metrics`."""
+        return read_metrics(self.folder, iterations=self.iterations, test_sets=self.config["DATASETS.TEST"])
 
-    def iteration(self) -> int:
-        """How far it has come, by its metrics."""
-        return max((int(line.get("iteration", -1)) + 1 for line in metric_lines(self.folder)), default=0)
+    @property
+    def status(self) -> Status | None:
+        """What became of it; None before its first start. It is done if its metrics say so, however it ended."""
+        if self.metrics():
+            return Status.DONE
+        record = self.record
+        if record is None:
+            return None
+        return Status.UNFINISHED if record.status is Status.DONE else record.status
 
-
-def metric_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a training's metrics.json; one that a kill cut short is passed over."""
-    path = folder / "metrics.json"
-    if path.is_file():
-        for text in path.read_text().splitlines():
-            try:
-                yield json.loads(text)
-            except ValueError:
-                continue
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has its result."""
+        return self.status in (Status.DONE, Status.DIVERGED)
 
 
 @dataclass(frozen=True)
@@ -140,6 +118,10 @@ def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
     Raises:
         InputError: an override that does not work, or that the plan sets itself.
     """
+    if not (ROOT / "train_net.py").is_file():
+        raise InputError(f"{ROOT} has no train_net.py: the tables need the project's checkout, not a wheel of it")
+    if len(options.overrides) % 2:
+        raise InputError(f"overrides are pairs KEY VALUE; {options.overrides[-1]!r} is left over")
     for key in options.overrides[::2]:
         if key in _RESERVED:
             raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
@@ -148,7 +130,7 @@ def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
     configs = {row.name: row_config(row, options.scale, options.overrides) for row in rows}
     for row in rows:
         cfg = configs[row.name]
-        owner = _owner(row, cfg, options)
+        owner = _owner(row, options.scale)
         by_row[row.name] = {seed: _run(owner, seed, cfg, options) for seed in options.seeds}
         file = _backbone_file(cfg, options)
         if file is not None:
@@ -162,14 +144,15 @@ def with_runs_of_before(plan: Plan) -> Plan:
     rows: dict[str, Mapping[int, Run]] = {}
     for row in plan.table.rows.values():
         rows[row.name] = dict(plan.rows.get(row.name, {}))
-        if _identity(row, plan.options.scale, plan.options.overrides) is None:
+        try:
+            cfg = row_config(row, plan.options.scale, plan.options.overrides)
+        except InputError:  # the overrides are for other rows
             continue
-        cfg = row_config(row, plan.options.scale, plan.options.overrides)
-        owner = _owner(row, cfg, plan.options)
+        owner = _owner(row, plan.options.scale)
         found = (plan.options.out / "runs" / owner.table / owner.name).glob("seed*")
         seeds = {int(path.name[4:]) for path in found if path.name[4:].isdecimal()} - rows[row.name].keys()
         before = {seed: _run(owner, seed, cfg, plan.options) for seed in seeds}
-        before = {seed: run for seed, run in before.items() if run.record and not changed_keys(run)}
+        before = {seed: run for seed, run in before.items() if has_trained(run.folder) and not changed_keys(run)}
         rows[row.name] = dict(sorted({**rows[row.name], **before}.items()))
     runs = {run.folder: run for row_runs in rows.values() for run in row_runs.values()}
     return replace(plan, rows=rows, runs=tuple(runs.values()))
@@ -182,35 +165,40 @@ def row_config(row: Row, scale: str, overrides: Sequence[str] = ()) -> CfgNode:
         InputError: one that does not work.
     """
     files = [ROOT / file for file in configs_of(load_tables()[row.table], scale)]
-    cfg = load_config(files, [*row.words(scale), *overrides])
+    try:
+        cfg = load_config(files, [*row.words(scale), *overrides])
+    except InputError as error:
+        raise InputError([f"{row.path}: {problem}" for problem in error.problems]) from error
     cfg.OUTPUT_DIR = ""
     return cfg
 
 
 def changed_keys(run: Run) -> list[str]:
-    """Keys that a run was begun with another value of than it is planned with now, in words."""
-    before = run.record.get("config", {})
+    """What a run was begun with that differs from what is planned now, in words; nothing for one without a result."""
+    if not has_trained(run.folder):
+        return []
+    record = run.record
+    if record is None:
+        return [f"there is no record of it in {run.folder}"]
+    before = record.config
     return [
         f"{key} {before[key]} -> {value}" for key, value in run.config.items() if key in before and before[key] != value
     ]
 
 
-def _owner(row: Row, cfg: CfgNode, options: Options) -> Row:
-    """The first row of all tables that has the same configuration: its name is the training's."""
+@functools.cache
+def _owner(row: Row, scale: str) -> Row:
+    """The first row of all tables that has the same configuration at a scale: its name is the training's."""
     for table in load_tables().values():
         for other in table.rows.values():
-            if other == row or _identity(other, options.scale, options.overrides) == cfg.dump():
+            if other == row or _identity(other, scale) == _identity(row, scale):
                 return other
     raise AssertionError(row.path)
 
 
 @functools.cache
-def _identity(row: Row, scale: str, overrides: tuple[str, ...]) -> str | None:
-    """What two rows of one configuration have in common; None where the overrides do not fit the row."""
-    try:
-        return str(row_config(row, scale, overrides).dump())
-    except InputError:
-        return None
+def _identity(row: Row, scale: str) -> str:
+    return str(row_config(row, scale).dump())
 
 
 def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
@@ -223,7 +211,8 @@ def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
     words += [*options.data_flags, *owner.words(options.scale), *options.overrides]
     words += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
     words += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    config = {_DATA: " ".join(options.data_flags), **dict(_leaves(cfg))}
+    paths = [str(Path(word).absolute()) for word in options.data_flags[1::2]]
+    config = {_DATA: " ".join(paths), **dict(_leaves(cfg))}
     return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, config)
 
 
@@ -239,17 +228,15 @@ def _backbone_run(cfg: CfgNode, file: Path, options: Options) -> Run:
     config = backbone_config(options.scale)
     assert config is not None
     folder = file.with_suffix("")
-    shape = [
-        "MODEL.RESNETS.DEPTH",
-        str(cfg.MODEL.RESNETS.DEPTH),
-        "MODEL.FPN.OUT_CHANNELS",
-        str(cfg.MODEL.FPN.OUT_CHANNELS),
-    ]
+    own = ["MODEL.RESNETS.DEPTH", str(cfg.MODEL.RESNETS.DEPTH)]
+    own += ["MODEL.FPN.OUT_CHANNELS", str(cfg.MODEL.FPN.OUT_CHANNELS)]
+    for key, value in zip(options.overrides[::2], options.overrides[1::2], strict=True):
+        own += [key, value] if key.startswith(_OF_BACKBONES) else []
     words = ["--config-file", str(_shortest(ROOT / config)), "--resume", "auto"]
     words += ["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else []
-    words += [*shape, "OUTPUT_DIR", str(folder)]
-    own = load_config(ROOT / config, [*shape, "OUTPUT_DIR", ""])
-    return Run(f"backbone {file.stem}", folder, tuple(words), own.SOLVER.MAX_ITER, dict(_leaves(own)))
+    words += [*own, "OUTPUT_DIR", str(folder)]
+    resolved = load_config(ROOT / config, [*own, "OUTPUT_DIR", ""])
+    return Run(f"backbone {file.stem}", folder, tuple(words), resolved.SOLVER.MAX_ITER, dict(_leaves(resolved)))
 
 
 def _shortest(path: Path) -> Path:

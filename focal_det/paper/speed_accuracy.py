@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -17,10 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data.catalog import class_names
+from ..data.shapes import draw_picture
 from ..engine.config_file import load_config
 from .figures import new_axes
 from .report import measured
-from .runs import Options, Run, plan_table, row_config
+from .runs import Options, Run, plan_table, row_config, with_runs_of_before
 from .tables import Row, compared_detectors, load_tables
 
 TABLE = "table1e"
@@ -31,12 +33,14 @@ _LONGER_TO_SHORTER = 4 / 3  # COCO's pictures are mostly 640 x 480
 class Timing(NamedTuple):
     """One model on this machine.
 
+    depth: of the ResNet.
     ms: median of a picture of `height` x `width`, from the input to the detections.
-    ap: of the finished trainings, else None.
+    ap: mean over the finished trainings, else None.
     trained: whether their weights were timed; without them nothing is detected, which spares the suppression.
     """
 
     row: Row
+    depth: int
     height: int
     width: int
     ms: float
@@ -53,7 +57,7 @@ def time_models(options: Options, *, repeats: int) -> Iterator[Timing]:
     """
     table = load_tables()[TABLE]
     rows = list(table.rows.values())
-    plan = plan_table(table, rows, options)
+    plan = with_runs_of_before(plan_table(table, rows, options))
     for row in rows:
         runs = plan.rows[row.name]
         ap = measured(runs, "AP")
@@ -61,7 +65,8 @@ def time_models(options: Options, *, repeats: int) -> Iterator[Timing]:
         height = int(cfg.INPUT.MIN_SIZE_TEST)
         width = min(round(height * _LONGER_TO_SHORTER), int(cfg.INPUT.MAX_SIZE_TEST))
         ms = _milliseconds(cfg, (height, width), repeats)
-        yield Timing(row, height, width, ms, ap.mean if ap else None, trained=bool(cfg.MODEL.WEIGHTS))
+        depth = int(cfg.MODEL.RESNETS.DEPTH)
+        yield Timing(row, depth, height, width, ms, ap.mean if ap else None, trained=bool(cfg.MODEL.WEIGHTS))
 
 
 def _trained_config(runs: Iterable[Run]) -> CfgNode | None:
@@ -84,8 +89,8 @@ def _milliseconds(cfg: CfgNode, size: tuple[int, int], repeats: int) -> float:
     model = build_model(cfg).eval()
     if cfg.MODEL.WEIGHTS:
         DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    drawn, _, _ = draw_picture("val", 0, max(size))  # with objects to find, for a model that has learned them
+    picture = torch.from_numpy(cv2.resize(drawn, size[::-1])).permute(2, 0, 1)
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -119,7 +124,7 @@ def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> 
         axes.plot(*zip(*points, strict=True), "o-", color=color, label=f"RetinaNet-{depth}, published (M40, test-dev)")
         here = [(t.ms, t.ap if t.ap is not None else t.row.published["AP"]) for t in own if _is_drawn(t, scale)]
         if here:
-            label = f"R-{depth} of {scale}, timed here"
+            label = f"R-{own[0].depth} ({scale}), timed here"
             axes.plot(*zip(*here, strict=True), ":", color=color, label=label)
         for timing in own:
             if _is_drawn(timing, scale):

@@ -28,7 +28,7 @@ def draw_star_grid(ap: Mapping[tuple[float, float], float], title: str) -> Figur
     figure.suptitle(title, fontsize="medium")
     if not ap:
         return figure
-    scale = Normalize(min(ap.values()), max(ap.values()))
+    scale = Normalize(0, max(ap.values()) or 1)
     x_t = torch.linspace(-5, 5, 401, dtype=torch.float64)
     for (gamma, beta), value in sorted(ap.items(), key=lambda item: item[1]):
         loss, _ = loss_and_slope(partial(focal_loss_star, gamma=gamma, beta=beta), x_t, POSITIVE)

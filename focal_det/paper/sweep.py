@@ -2,82 +2,62 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from enum import Enum
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from tqdm import tqdm
 
 from ..engine.lock import FolderLock
-from ..errors import InputError
+from ..errors import EXIT_STOPPED, InputError
 from .machine import commit, hardware, versions
-from .runs import RECORD, Run
+from .results import Record, Status, iterations_done, write_record
+from .runs import Run
 from .tables import ROOT
 
 LOG = "reproduce.log"
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_SECONDS = 0.5
-_EXIT_STOPPED = 75
 
 
-class Status(str, Enum):
-    """What became of a run."""
-
-    DONE = "done"
-    DIVERGED = "diverged"  # a result as well: it is not run again
-    FAILED = "failed"
-    UNFINISHED = "unfinished"
-    ELSEWHERE = "in use by another process"
-
-
-def status_of(run: Run) -> Status | None:
-    """What became of a run; None if it was never started. It is done if its metrics say so, however it ended."""
-    if run.metrics():
-        return Status.DONE
-    status = run.record.get("status")
-    return Status(status) if status else None
-
-
-def is_finished(run: Run) -> bool:
-    """Whether it has its result."""
-    return status_of(run) in (Status.DONE, Status.DIVERGED)
-
-
-def run_all(runs: Sequence[Run], after_each: Callable[[], None]) -> bool:
+def run_all(runs: Sequence[Run], *, num_gpus: int, after_each: Callable[[], None], wait: bool = False) -> bool:
     """Run what is not finished, and go on after one that failed.
 
     Args:
+        num_gpus: of each training, for its record.
         after_each: is called whenever a run has ended.
+        wait: for a run that another process is at; else it is left to it.
 
     Returns:
-        Whether a signal stopped it. The training in progress has then saved, and the same call goes on with it.
+        Whether a signal stopped it. The same call then goes on.
 
     Raises:
         OSError: a record cannot be written.
     """
-    to_run = [run for run in runs if not is_finished(run)]
+    to_run = [run for run in runs if not run.is_finished]
     if len(to_run) < len(runs):
-        print(f"{len(runs) - len(to_run)} of {len(runs)} trainings are finished already")
+        print(f"{len(runs) - len(to_run)} of {len(runs)} trainings are finished already", flush=True)
     total = sum(run.iterations for run in to_run)
     with _passing_signals_on() as passing, tqdm(total=total, unit="it", disable=None, smoothing=0.05) as bar:
         for number, run in enumerate(to_run, start=1):
             place = f"[{number}/{len(to_run)}] {run.name}"
             bar.set_description(place)
-            tqdm.write(f"{place}: {run.folder}")
 
             def show(done: int, start: int = int(bar.n)) -> None:
                 bar.update(start + done - bar.n)
 
-            status = _run_one(run, passing, show)
+            tqdm.write(f"{place}: {run.folder}")
+            status = _run_alone(run, num_gpus, passing, show)
+            while wait and status is Status.ELSEWHERE and not passing.received:
+                time.sleep(_POLL_SECONDS)
+                status = _run_alone(run, num_gpus, passing, show)
             show(run.iterations)
             tqdm.write(f"{place}: {outcome(run, status)}")
             after_each()
@@ -90,12 +70,12 @@ def outcome(run: Run, status: Status | None) -> str:
     """A run's state in words, with its AP or its error."""
     if status is None:
         return "not run"
+    record = run.record
     if status is Status.DONE:
-        return f"AP {run.metrics()['AP']:.1f} after {run.record.get('seconds', 0) / 60:.1f} min"
-    error = run.record.get("error", "")
-    return f"{status.value}{f': {error}' if error else ''}" + (
-        f"; see {run.folder / LOG}" if status is Status.FAILED else ""
-    )
+        minutes = f" after {record.seconds / 60:.1f} min" if record and record.seconds else ""
+        return f"AP {run.metrics()['AP']:.1f}{minutes}"
+    error = f": {record.error}" if record and record.error and status is not Status.ELSEWHERE else ""
+    return f"{status.value}{error}" + (f"; see {run.folder / LOG}" if status is Status.FAILED else "")
 
 
 class _Passing:
@@ -113,9 +93,10 @@ class _Passing:
 
 @contextmanager
 def _passing_signals_on() -> Iterator[_Passing]:
-    """While this holds, a wish to stop goes to the training, which saves and ends."""
+    """While this holds, a wish to stop goes to the training, which saves and ends. What nohup ignores stays ignored."""
     passing = _Passing()
-    before = {number: signal.signal(number, passing) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, passing) for number in heeded}
     try:
         yield passing
     finally:
@@ -123,50 +104,75 @@ def _passing_signals_on() -> Iterator[_Passing]:
             signal.signal(number, handler)
 
 
-def _run_one(run: Run, passing: _Passing, report: Callable[[int], object]) -> Status:
-    try:
-        with FolderLock(str(run.folder)):
-            pass  # the training takes it itself; this only asks
-    except InputError:
-        return Status.ELSEWHERE
-    record = run.record | {
-        "command": shlex.join(run.command),
-        "commit": commit(ROOT),
-        "hardware": hardware(),
-        "versions": versions(),
-        "status": Status.UNFINISHED.value,
-        "error": "",
-        "config": dict(run.config),
-    }
-    _write(run, record)
+def _run_alone(run: Run, num_gpus: int, passing: _Passing, show: Callable[[int], object]) -> Status:
+    """Run it unless another process is at it or has finished it; several may work at one plan."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(FolderLock(str(run.folder), ".reproduce.lock"))
+        except InputError:
+            return Status.ELSEWHERE
+        status = run.status
+        if status in (Status.DONE, Status.DIVERGED):
+            return status
+        return _run(run, num_gpus, passing, show)
+
+
+def _run(run: Run, num_gpus: int, passing: _Passing, show: Callable[[int], object]) -> Status:
+    before = run.record
+    record = Record(
+        command=shlex.join(run.command),
+        commit=commit(ROOT),
+        hardware=hardware(0 if run.config["MODEL.DEVICE"] == "cpu" else num_gpus),
+        versions=versions(),
+        config=dict(run.config),
+        seconds=before.seconds if before else 0.0,
+    )
+    write_record(run.folder, record)
+    _set_torn_checkpoints_aside(run.folder)
     started = time.monotonic()
     with (run.folder / LOG).open("ab") as log:
         log_start = log.tell()
         # In a session of its own, so that Ctrl-C reaches its main process alone, and once.
-        passing.child = subprocess.Popen(run.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    if passing.received:  # before there was a child to pass it on to
-        passing.child.send_signal(signal.SIGTERM)
-    while passing.child.poll() is None:
-        time.sleep(_POLL_SECONDS)
-        report(min(run.iteration(), run.iterations))
-    code = passing.child.returncode
-    passing.child = None
-    status, error = _judge(run, code, _tail(run.folder / LOG, log_start), stopped=bool(passing.received))
-    seconds = record.get("seconds", 0) + time.monotonic() - started
-    _write(run, record | {"status": status.value, "error": error, "seconds": round(seconds, 1)})
+        child = subprocess.Popen(run.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    passing.child = child
+    try:
+        if passing.received:  # before there was a child to pass it on to
+            child.send_signal(signal.SIGTERM)
+        while child.poll() is None:
+            time.sleep(_POLL_SECONDS)
+            show(min(iterations_done(run.folder), run.iterations))
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+        passing.child = None
+    status, error = _judge(run, child.returncode, _tail(run.folder / LOG, log_start), stopped=bool(passing.received))
+    seconds = round(record.seconds + time.monotonic() - started, 1)
+    write_record(run.folder, replace(record, status=status, error=error, seconds=seconds))
     return status
+
+
+def _set_torn_checkpoints_aside(folder: Path) -> None:
+    """Rename checkpoints of a start that a kill or a full disk ended before its first was whole: none is named."""
+    if not (folder / "last_checkpoint").is_file():
+        for path in folder.glob("*.pth"):
+            path.rename(path.with_suffix(".torn"))
 
 
 def _judge(run: Run, code: int, tail: list[str], *, stopped: bool) -> tuple[Status, str]:
     """A run's status and its error, from its exit code and the last lines of its output."""
     if run.metrics():
         return Status.DONE, ""
-    if stopped or code == _EXIT_STOPPED:
+    if code == EXIT_STOPPED:
         return Status.UNFINISHED, ""
+    if stopped:
+        return Status.UNFINISHED, "stopped before it could save"
     if any("FloatingPointError" in line for line in tail):
-        return Status.DIVERGED, f"the loss was no number after {run.iteration()} iterations"
+        return Status.DIVERGED, f"the loss was no number after {iterations_done(run.folder)} iterations"
     if code < 0:
         return Status.FAILED, f"ended by signal {-code}"
+    if code == 0:
+        return Status.FAILED, "ended without an AP"
     errors = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
     return Status.FAILED, f"exit code {code}, {(errors or tail or ['without a word'])[-1]}"
 
@@ -176,15 +182,3 @@ def _tail(path: Path, start: int) -> list[str]:
     with path.open("rb") as log:
         log.seek(max(start, path.stat().st_size - 10_000))
         return [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-
-
-def _write(run: Run, record: dict[str, object]) -> None:
-    """At once or not at all, so that a kill or a full disk leaves the record of before."""
-    partial = run.folder / f".{RECORD}.{os.getpid()}"
-    try:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(partial, run.folder / RECORD)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(run.folder / RECORD)) from error  # a write names no file
-    finally:
-        partial.unlink(missing_ok=True)

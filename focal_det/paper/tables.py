@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,18 @@ def compared_detectors() -> Mapping[str, Mapping[str, float]]:
     return compared
 
 
-def list_tables() -> str:
-    """Every row of every table with its published figures and what it changes."""
+def default_out(scale: str) -> Path:
+    """Where `focal-det reproduce` puts a scale's results, from where the user stands."""
+    return Path("output/reproduce") / scale
+
+
+def list_tables(tables: Iterable[Table]) -> str:
+    """Every row of the tables with its published figures and what it changes."""
     lines = []
-    for table in load_tables().values():
+    for table in tables:
         lines.append(f"{table.name}  {table.source}: {table.title}; {table.config}; {' / '.join(table.columns)}")
         for row in table.rows.values():
-            published = " / ".join(f"{value:g}" for value in row.published.values()) or row.said or "-"
+            published = " / ".join(f"{value:.1f}" for value in row.published.values()) or row.said or "-"
             lines.append(f"    {row.name:<22}{published:<48}{' '.join(row.words('full'))}")
     return "\n".join(lines)
 

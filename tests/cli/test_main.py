@@ -50,7 +50,7 @@ def test_a_line_that_cannot_be_read_exits_with_2(words, capsys):
 
 def test_the_list_of_rows_needs_no_table(capsys):
     assert main(["reproduce", "--list"]) == 0
-    assert "gamma_2               34 / 52.5 / 36.5" in capsys.readouterr().out
+    assert "gamma_2               34.0 / 52.5 / 36.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_the_papers_envelope():
 
 
 def timing(row, ap=None):
-    return Timing(row, 600, 800, 50.0, ap, trained=ap is not None)
+    return Timing(row, 50, 600, 800, 50.0, ap, trained=ap is not None)
 
 
 def test_what_was_not_measured_is_a_ring_at_its_published_ap():
@@ -88,7 +88,7 @@ def trained(tiny_cfg, tmp_path, monkeypatch):
 
 
 def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
-    assert main(["analyze", "loss-cdf", str(trained), "--gamma", "0", "2", "--out", str(tmp_path / "plots")]) == 0
+    assert main(["analyze", "loss-cdf", str(trained), "--gamma", "0,2", "--out", str(tmp_path / "plots")]) == 0
     out = capsys.readouterr().out
     # 64 px: 8^2 + 4^2 + 2^2 + 1 + 1 locations, 9 anchors, 3 classes, 2 pictures; the ignored have no examples
     found = [int(number.replace(",", "")) for number in out.splitlines()[0].split() if number[0].isdigit()]
@@ -104,7 +104,7 @@ def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--gamma", "-1"], "--gamma: gamma=-1.0 is outside"),
+        (["--gamma=-1"], "--gamma: gamma=-1.0 is outside"),
         (["--pictures", "0"], "--pictures 0 must be at least 1"),
         (["NO.SUCH", "1"], "unknown key NO.SUCH"),
         (["--val-json", "x.json"], "--val-json is given without --val-images"),

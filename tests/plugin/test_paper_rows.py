@@ -53,6 +53,12 @@ PAPERS = {  # section 4 and 4.1
     "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
     "SOLVER.MOMENTUM": 0.9,
     "SOLVER.WEIGHT_DECAY": 1e-4,
+    "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",  # with P6 from C5
+    "INPUT.RANDOM_FLIP": "horizontal",
+    # the project's defaults where the paper is silent
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.11,
+    "MODEL.FOCAL_DET.NORMALIZER": "global",
+    "MODEL.FOCAL_DET.MATCH_BEST_ANCHOR": True,
 }
 ANCHORS = {"MODEL.FOCAL_DET.SCALES_PER_OCTAVE": 3, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]]}
 PRIOR = {"MODEL.RETINANET.PRIOR_PROB": 0.01}
@@ -115,6 +121,8 @@ def expected_rows():
         "MODEL.RESNETS.DEPTH": 101,
         "MODEL.RESNETS.NUM_GROUPS": 32,
         "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
         "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl",
     }
     yield "table2/X_101_32x8d", ABLATION | resnext | final | test_dev | focal(2, 0.25)
@@ -128,7 +136,7 @@ def expected_rows():
         ABLATION | {LOSS + "NAME": "CrossEntropyLoss", "MODEL.RETINANET.PRIOR_PROB": 0.5},
     )
     yield "section5_1/fl_alpha_.5", ABLATION | focal(2, 0.5)
-    yield "section5_1/hinge", ABLATION | {LOSS + "NAME": "HingeLoss"}
+    yield "section5_1/hinge", ABLATION | {LOSS + "NAME": "HingeLoss", LOSS + "MARGIN": 0.5}
     for gamma in ("0.5", "1", "2", "4", "8"):
         for beta in (-1, 0, 1, 2):
             yield f"figure7/gamma_{gamma}_beta_{beta}", ABLATION | star(float(gamma), beta)
@@ -196,6 +204,7 @@ def test_a_row_starts_and_trains(tmp_path, monkeypatch, row):
     torch.manual_seed(0)
     monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: {}))
     trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
     before = trainer.model.head.cls_score.bias.detach().clone()
     trainer.train()
     assert trainer.iter == 2

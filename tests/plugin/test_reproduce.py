@@ -17,8 +17,9 @@ from focal_det.cli.main import main
 from focal_det.engine.lock import FolderLock
 from focal_det.errors import InputError, TrainingError
 from focal_det.paper.reproduce import check_plan, describe, run_plan
+from focal_det.paper.results import Status, read_metrics, read_record
 from focal_det.paper.runs import Options, Run, plan_table
-from focal_det.paper.sweep import Status, status_of
+from focal_det.paper.sweep import run_all
 from focal_det.paper.tables import load_tables
 
 ROOT = Path(__file__).parents[2]
@@ -48,16 +49,22 @@ with open(os.path.join(folder, "metrics.json"), "a") as f:
 
 
 @pytest.fixture
-def plan_of(tmp_path, monkeypatch):
-    """Plans rows of a table whose trainings are the stand-in."""
+def stand_in(tmp_path, monkeypatch):
+    """Every training is the stand-in."""
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     monkeypatch.setattr(Run, "command", property(lambda run: [sys.executable, str(script), *run.words]))
 
-    def make(table="table3", rows=("ce", "fl"), seeds=(1,), overrides=TINY):
+
+@pytest.fixture
+def plan_of(tmp_path, monkeypatch, stand_in):
+    """Plans rows of a table whose trainings are the stand-in."""
+
+    def make(table="table3", rows=("ce", "fl"), seeds=(1,), overrides=TINY, data_flags=()):
         chosen = load_tables()[table]
-        options = Options(scale="mini", seeds=seeds, out=tmp_path / "out", overrides=tuple(overrides))
+        out = tmp_path / "out"
+        options = Options(scale="mini", seeds=seeds, out=out, overrides=tuple(overrides), data_flags=data_flags)
         return plan_table(chosen, [chosen.rows[row] for row in rows], options)
 
     return make
@@ -116,12 +123,16 @@ def test_the_table_keeps_what_was_run_before(plan_of):
     }
 
 
+def test_a_row_whose_own_key_is_changed_by_hand_is_not_compared_with_the_papers(plan_of):
+    files, _ = run_plan(plan_of(overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.ALPHA", "0.6"], rows=("ce",)), "command")
+    assert (cells(files[0])[0]["AP measured"], cells(files[0])[0]["difference"]) == ("32.0", "—")
+
+
 def test_an_override_that_fits_only_the_rows_asked_for_is_no_error(plan_of):
     plan = plan_of("table1d", ("ohem_128_.5",), overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.BATCH_SIZE", "64"])
     files, _ = run_plan(plan, "command")
-    # with one batch size for all, three rows are one training
-    assert [row["row"] for row in cells(files[0])] == ["ohem_128_.5", "ohem_256_.5", "ohem_512_.5"]
-    with pytest.raises(InputError, match=r"LOSS\.BATCH_SIZE is 64, but the loss is FocalLoss"):
+    assert [row["row"] for row in cells(files[0])] == ["ohem_128_.5"]
+    with pytest.raises(InputError, match=r"table1d/fl: command line: .*BATCH_SIZE is 64, but the loss is Focal"):
         plan_of("table1d", ("fl",), overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.BATCH_SIZE", "64"])
 
 
@@ -146,7 +157,7 @@ def test_it_keeps_going_after_a_row_that_failed(plan_of, monkeypatch, behaviour,
     monkeypatch.setenv("BEHAVIOUR", behaviour)
     files, stopped = run_plan(plan, "command")
     assert not stopped
-    assert [status_of(run) for run in plan.runs] == [status, status]
+    assert [run.status for run in plan.runs] == [status, status]
     assert all(error in row["state"] for row in cells(files[0]))
     monkeypatch.delenv("BEHAVIOUR")
     run_plan(plan, "again")
@@ -156,7 +167,7 @@ def test_it_keeps_going_after_a_row_that_failed(plan_of, monkeypatch, behaviour,
 
 def test_a_row_that_another_process_trains_is_left_to_it(plan_of):
     plan = plan_of()
-    with FolderLock(str(plan.runs[0].folder)):
+    with FolderLock(str(plan.runs[0].folder), ".reproduce.lock"):
         files, _ = run_plan(plan, "command")
     assert [starts(run) for run in plan.runs] == [0, 1]
     assert [row["state"] for row in all_cells(files[0])[:2]] == ["seed 1: not run", "done"]
@@ -168,6 +179,20 @@ def test_a_row_begun_with_another_configuration_is_not_taken_for_this_one(plan_o
     with pytest.raises(InputError) as caught:
         check_plan(other)
     assert "was begun with another configuration (SOLVER.BASE_LR 0.03 -> 0.01); name another --out" in str(caught.value)
+
+
+def test_other_data_are_not_taken_for_the_same_row(plan_of, tmp_path):
+    run_plan(plan_of(), "command")
+    with pytest.raises(
+        InputError, match=r"begun with another configuration \(--train-json and the like  -> .*mine\.json"
+    ):
+        check_plan(plan_of(data_flags=("--train-json", str(tmp_path / "mine.json"))))
+
+
+def test_a_start_that_trained_nothing_binds_to_nothing(plan_of, monkeypatch):
+    monkeypatch.setenv("BEHAVIOUR", "bad input")
+    run_plan(plan_of(), "command")
+    check_plan(plan_of(overrides=[*TINY, "SOLVER.BASE_LR", "0.01"]))
 
 
 def test_missing_data_sets_are_named_once_and_nothing_is_written(tmp_path, monkeypatch, capsys):
@@ -182,9 +207,87 @@ def test_missing_data_sets_are_named_once_and_nothing_is_written(tmp_path, monke
 def test_a_damaged_record_is_named(plan_of):
     plan = plan_of()
     run_plan(plan, "command")
-    (plan.runs[0].folder / "reproduce.json").write_text("{")
-    with pytest.raises(InputError, match=r"reproduce\.json is damaged"):
+    record = plan.runs[0].folder / "reproduce.json"
+    sound = json.loads(record.read_text())
+    damages = ["{", "[]", json.dumps(sound | {"status": "weird"}), json.dumps(sound | {"seconds": "x"})]
+    for damage in [*damages, json.dumps(sound | {"config": None}), json.dumps(sound | {"hardware": []})]:
+        record.write_text(damage)
+        with pytest.raises(InputError, match=r"reproduce\.json is damaged"):
+            check_plan(plan)
+    record.unlink()
+    with pytest.raises(InputError, match="there is no record of it"):
         check_plan(plan)
+
+
+def test_metrics_that_are_cut_short_or_no_numbers_are_passed_over(tmp_path):
+    lines = ["5", "null", "[]", '{"iteration": "x"}', '{"iteration": 2, "bbox/AP": "x", "bbox/AP50": Infinity}', "{"]
+    (tmp_path / "metrics.json").write_bytes("\n".join(lines).encode() + b"\n\xff\n")
+    assert read_metrics(tmp_path, iterations=3, test_sets=["a"]) == {}
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write('{"iteration": 2, "bbox/AP": 20.0, "bbox/APl": NaN, "bbox/APs": 10.0, "time": 0.5}\n')
+    # no object is that large, so there is nothing to say about APl
+    assert read_metrics(tmp_path, iterations=3, test_sets=["a"]) == {"AP": 20.0, "APs": 10.0, "s_per_iteration": 0.5}
+    assert read_metrics(tmp_path, iterations=4, test_sets=["a"]) == {}
+
+
+def test_without_a_detection_all_is_0_and_of_two_test_sets_the_first_counts(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 2, "a/bbox/AP": NaN, "a/bbox/APs": NaN, "b/bbox/AP": 50.0}')
+    assert read_metrics(tmp_path, iterations=3, test_sets=["a", "b"]) == {"AP": 0.0, "APs": 0.0}
+    assert read_metrics(tmp_path, iterations=3, test_sets=["b", "a"]) == {"AP": 50.0}
+
+
+def test_a_record_of_done_without_metrics_is_not_done(plan_of):
+    plan = plan_of()
+    run_plan(plan, "command")
+    (plan.runs[0].folder / "metrics.json").unlink()
+    assert [run.status for run in plan.runs] == [Status.UNFINISHED, Status.DONE]
+
+
+def test_a_checkpoint_that_was_never_whole_is_set_aside(plan_of):
+    plan = plan_of(rows=("ce",))
+    folder = plan.runs[0].folder
+    folder.mkdir(parents=True)
+    (folder / "model_0000001.pth").write_bytes(b"half")
+    record = {"command": "", "commit": "", "hardware": "", "versions": "", "config": {}, "status": "unfinished"}
+    (folder / "reproduce.json").write_text(json.dumps(record))
+    run_plan(plan, "command")
+    assert (folder / "model_0000001.torn").read_bytes() == b"half"
+    assert not list(folder.glob("*.pth"))
+    assert plan.runs[0].status is Status.DONE
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
+def test_what_nohup_ignores_stays_ignored(plan_of, ignored):
+    before = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        seen = []
+        plan = plan_of(rows=("ce",))
+        run_all(plan.runs, num_gpus=1, after_each=lambda: seen.append(signal.getsignal(ignored)))
+    finally:
+        signal.signal(ignored, before)
+    assert seen == [signal.SIG_IGN]
+
+
+def test_two_at_once_share_the_rows(tmp_path, stand_in):
+    env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
+    program = f"""
+import sys
+from focal_det.paper.runs import Run
+Run.command = property(lambda run: [sys.executable, {str(tmp_path / "training.py")!r}, *run.words])
+from focal_det.paper.reproduce import run_plan
+from focal_det.paper.runs import Options, plan_table
+from focal_det.paper.sweep import run_all
+from focal_det.paper.tables import load_tables
+from pathlib import Path
+table = load_tables()["table3"]
+options = Options("mini", (1, 2), Path({str(tmp_path / "out")!r}), overrides=tuple({TINY!r}))
+run_plan(plan_table(table, list(table.rows.values()), options), "command")
+"""
+    both = [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=env) for _ in range(2)]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    started = sorted((tmp_path / "out" / "runs").rglob("started"))
+    assert [len(path.read_text()) for path in started] == [1] * 8
+    assert all(read_record(path.parent).status is Status.DONE for path in started)
 
 
 def test_what_the_plan_sets_itself_is_refused(plan_of):
@@ -237,6 +340,22 @@ def reproduce(*words, tmp_path):
     command = [sys.executable, "-c", "import sys; from focal_det.cli.main import main; sys.exit(main())"]
     command += ["reproduce", "table3", "--rows", "ce,fl", "--scale", "mini", "--out", str(tmp_path / "out"), *words]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_training_that_died_in_its_final_evaluation_is_evaluated_and_done(tmp_path, train_net, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    words = ["--config-file", "configs/paper/table3.yaml", "--config-file", "configs/paper/miniature.yaml"]
+    words += ["--resume", "auto", "OUTPUT_DIR", tmp_path / "run", *TINY, "MODEL.WEIGHTS", ""]
+    assert train_net(*words).returncode == 0
+    metrics = tmp_path / "run" / "metrics.json"
+    ap = read_metrics(tmp_path / "run", iterations=3, test_sets=["shapes_val_4_64px"])
+    lines = [line for line in metrics.read_text().splitlines() if "bbox/AP" not in line]
+    metrics.write_text("".join(line + "\n" for line in lines))
+    assert read_metrics(tmp_path / "run", iterations=3, test_sets=["shapes_val_4_64px"]) == {}
+    assert train_net(*words).returncode == 0
+    again = read_metrics(tmp_path / "run", iterations=3, test_sets=["shapes_val_4_64px"])
+    assert again["AP"] == pytest.approx(ap["AP"])
+    assert again.keys() >= ap.keys() - {"s_per_iteration"}
 
 
 def test_stopped_in_the_middle_of_a_row_it_goes_on_there(tmp_path, wait_for):

@@ -1,0 +1,134 @@
+"""What a training has left in its folder: its metrics, and this command's own record of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+_RECORD = "reproduce.json"
+_METRICS = "metrics.json"
+_TAIL = 20_000  # bytes of metrics.json that hold its last lines
+
+
+class Status(str, Enum):
+    """What became of a training."""
+
+    DONE = "done"
+    DIVERGED = "diverged"  # a result as well: it is not run again
+    FAILED = "failed"
+    UNFINISHED = "unfinished"
+    ELSEWHERE = "in use by another process"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a training beside its metrics.
+
+    seconds: over all its starts.
+    error: of the last start, in words.
+    config: by dotted key, of the row.
+    """
+
+    command: str
+    commit: str
+    hardware: str
+    versions: str
+    config: dict[str, Any] = field(repr=False)
+    status: Status = Status.UNFINISHED
+    seconds: float = 0.0
+    error: str = ""
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a training; None before its first start.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / _RECORD
+    if not path.exists():
+        return None
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        record = Record(**entries | {"status": Status(entries["status"])})
+        texts = (record.command, record.commit, record.hardware, record.versions, record.error)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(record.config, dict):
+            raise ValueError("a value of the wrong kind")
+        if not (isinstance(record.seconds, (int, float)) and math.isfinite(record.seconds)):
+            raise ValueError(f"seconds is {record.seconds!r}")
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); move the folder away to train it anew") from error
+    return record
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """At once or not at all, so that a kill or a full disk leaves the record of before.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    partial = folder / f".{_RECORD}.{os.getpid()}"
+    try:
+        partial.write_text(json.dumps(asdict(record), indent=1) + "\n")
+        os.replace(partial, folder / _RECORD)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder / _RECORD)) from error  # a write names no file
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a start has left metrics or a checkpoint."""
+    return (folder / _METRICS).is_file() or any(folder.glob("*.pth"))
+
+
+def read_metrics(folder: Path, *, iterations: int, test_sets: Sequence[str]) -> dict[str, float]:
+    """Of a finished training AP, AP50, ... in points, and "s_per_iteration"; empty before its end.
+
+    With several test sets those of the first. A column that COCO's evaluation cannot compute is left out; without any
+    detection all are 0.
+    """
+    prefixes = ("bbox/", f"{test_sets[0]}/bbox/") if test_sets else ("bbox/",)
+    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for line in _lines(folder):
+        if "time" in line:
+            seconds["s_per_iteration"] = line["time"]
+        if line.get("iteration", -1) >= iterations - 1:
+            for prefix in prefixes:
+                found |= {key.removeprefix(prefix): v for key, v in line.items() if key.startswith(prefix + "AP")}
+    if "AP" not in found:
+        return {}
+    if math.isnan(found["AP"]):
+        return dict.fromkeys(found, 0.0) | seconds
+    return {name: value for name, value in found.items() if not math.isnan(value)} | seconds
+
+
+def iterations_done(folder: Path) -> int:
+    """How far a training has come, by the end of its metrics."""
+    return max((int(line["iteration"]) + 1 for line in _lines(folder, tail=_TAIL) if "iteration" in line), default=0)
+
+
+def _lines(folder: Path, tail: int | None = None) -> Iterator[dict[str, float]]:
+    """The numbers in the lines of a training's metrics; what a kill has cut short is passed over."""
+    path = folder / _METRICS
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        if tail is not None:
+            file.seek(max(0, path.stat().st_size - tail))
+        for text in file.read().decode(errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                yield {k: v for k, v in line.items() if isinstance(v, (int, float)) and not math.isinf(v)}
