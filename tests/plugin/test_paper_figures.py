@@ -126,4 +126,7 @@ def test_a_model_without_this_projects_criterion_is_refused(trained, tiny_cfg, t
 
 def test_a_checkpoint_without_a_configuration_asks_for_one(tmp_path, capsys):
     assert main(["analyze", "loss-cdf", str(tmp_path / "model.pth")]) == 2
+    assert f"MODEL {tmp_path}/model.pth is no file" in capsys.readouterr().err
+    (tmp_path / "model.pth").write_bytes(b"")
+    assert main(["analyze", "loss-cdf", str(tmp_path / "model.pth")]) == 2
     assert "config.yaml is not there; name the model's configuration with --config-file" in capsys.readouterr().err
