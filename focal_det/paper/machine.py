@@ -18,7 +18,7 @@ def hardware(num_gpus: int) -> str:
     if num_gpus and names and torch.cuda.is_available():
         return f"{num_gpus} x {names[0]}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor()}, {cores} cores, {torch.get_num_threads()} threads"
+    return f"{processor()}, {_counted(cores or 1, 'core')}, {_counted(torch.get_num_threads(), 'thread')}"
 
 
 def processor() -> str:
@@ -42,6 +42,10 @@ def commit(folder: Path) -> str:
     return _output_of("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*") or (
         "unknown"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _output_of(*command: str) -> str:

@@ -120,12 +120,13 @@ def _cells(row: Row, plan: Plan, runs: Mapping[int, Run]) -> list[str]:
 
 def _trained(runs: Mapping[int, Run]) -> str:
     """What was trained, which in a miniature is not what the row's name says."""
-    for run in runs.values():
-        config = run.config
-        depth, groups = config["MODEL.RESNETS.DEPTH"], config["MODEL.RESNETS.NUM_GROUPS"]
-        name = f"R-{depth}" if groups == 1 else f"X-{depth}-{groups}x{config['MODEL.RESNETS.WIDTH_PER_GROUP']}d"
-        return f"{name}, {config['INPUT.MIN_SIZE_TEST']} px, {config['SOLVER.MAX_ITER']} it"
-    return "—"
+    run = next(iter(runs.values()), None)
+    if run is None:
+        return "—"
+    config = run.config
+    depth, groups = config["MODEL.RESNETS.DEPTH"], config["MODEL.RESNETS.NUM_GROUPS"]
+    name = f"R-{depth}" if groups == 1 else f"X-{depth}-{groups}x{config['MODEL.RESNETS.WIDTH_PER_GROUP']}d"
+    return f"{name}, {config['INPUT.MIN_SIZE_TEST']} px, {config['SOLVER.MAX_ITER']} it"
 
 
 def _state(runs: Mapping[int, Run]) -> str:

@@ -118,6 +118,7 @@ def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> 
     """
     figure, axes = new_axes("ms per image", "AP", size=(7, 5))
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     published = {timing.row: (timing.row.published["ms"], timing.row.published["AP"]) for timing in timings}
     for color, (depth, own) in zip(("C0", "C3"), _by_depth(timings).items(), strict=True):
         points = [published[timing.row] for timing in own]
@@ -153,7 +154,8 @@ def _draw_compared(axes: Axes) -> None:
     for name, figures in compared_detectors().items():
         if "ms" in figures:
             axes.plot(figures["ms"], figures["AP"], "D", color="0.4", markersize=4)
-            axes.annotate(name, (figures["ms"], figures["AP"]), (4, -9), textcoords="offset points", fontsize="x-small")
+            place = {"xytext": (0, -11), "textcoords": "offset points", "ha": "center", "fontsize": "x-small"}
+            axes.annotate(name, (figures["ms"], figures["AP"]), **place)
 
 
 def timings_as_csv(timings: Sequence[Timing]) -> str:
