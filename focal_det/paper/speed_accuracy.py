@@ -154,8 +154,7 @@ def _draw_compared(axes: Axes) -> None:
     for name, figures in compared_detectors().items():
         if "ms" in figures:
             axes.plot(figures["ms"], figures["AP"], "D", color="0.4", markersize=4)
-            place = {"xytext": (0, -11), "textcoords": "offset points", "ha": "center", "fontsize": "x-small"}
-            axes.annotate(name, (figures["ms"], figures["AP"]), **place)
+            axes.annotate(name, (figures["ms"], figures["AP"]), (5, -2), textcoords="offset points", fontsize=6)
 
 
 def timings_as_csv(timings: Sequence[Timing]) -> str:
