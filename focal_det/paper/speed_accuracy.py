@@ -154,7 +154,8 @@ def _draw_compared(axes: Axes) -> None:
     for name, figures in compared_detectors().items():
         if "ms" in figures:
             axes.plot(figures["ms"], figures["AP"], "D", color="0.4", markersize=4)
-            axes.annotate(name, (figures["ms"], figures["AP"]), (5, -2), textcoords="offset points", fontsize=6)
+            at = figures["ms"], figures["AP"]
+            axes.annotate(name, at, (0, 5), textcoords="offset points", ha="center", fontsize=5.5)
 
 
 def timings_as_csv(timings: Sequence[Timing]) -> str:
