@@ -58,7 +58,7 @@ def _loss_cdf(args: argparse.Namespace) -> int:
     from ..data.catalog import register_datasets
     from ..losses.focal import check_gamma
     from ..paper.figures import save_figures
-    from ..paper.loss_cdf import draw_loss_cdf, loss_cdf, shares, shares_as_csv
+    from ..paper.loss_cdf import HARDEST, draw_loss_cdf, loss_cdf, shares, shares_as_csv
     from ..paper.model_stream import stream_logits_and_labels
     from .prepare import write
 
@@ -87,9 +87,11 @@ def _loss_cdf(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(f"{args.model}: {error}") from error
     print(f"{positives.total:,} positive and {negatives.total:,} negative examples")
-    print("share of the loss that the hardest carry:")
-    for kind, gamma, fraction, share in found:
-        print(f"  {kind}, gamma {gamma:g}: hardest {fraction:.1%} carry {share:.1%}")
+    for kind in kinds:
+        print(f"\nshare of the loss that the hardest {kind} ones carry\n{'gamma':>10}", end="")
+        print("".join(f"{fraction:>9.1%}" for fraction in HARDEST))
+        for gamma in args.gamma:
+            print(f"{gamma:>10g}" + "".join(f"{s:>9.1%}" for k, g, _, s in found if (k, g) == (kind, gamma)))
     files = save_figures(draw_loss_cdf(kinds), args.out)
     table = args.out / "figure4_loss_cdf.csv"
     table.write_text(shares_as_csv(kinds))

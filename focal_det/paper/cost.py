@@ -16,6 +16,8 @@ _RESNEXT = 0.638 / 0.286
 _SIDES = (640, 672, 704, 736, 768, 800)
 _GPUS = 8
 
+_MINIATURE_SECONDS = 0.4  # per iteration, evaluation included
+
 
 def gpu_hours(cfg: CfgNode) -> float | None:
     """Of a training on V100, by Detectron2's published times and the number of pixels; None for another depth.
@@ -29,6 +31,11 @@ def gpu_hours(cfg: CfgNode) -> float | None:
         seconds *= _RESNEXT
     pixels = _mean_square(cfg.INPUT.MIN_SIZE_TRAIN) / _mean_square(_SIDES)
     return float(seconds * pixels * cfg.SOLVER.IMS_PER_BATCH / 16 * cfg.SOLVER.MAX_ITER * _GPUS / 3600)
+
+
+def hours_in_miniature(runs: Sequence[Run]) -> float:
+    """Of some trainings of a miniature on one core of an AMD EPYC with bfloat16 instructions, as measured."""
+    return _MINIATURE_SECONDS * sum(run.iterations for run in runs) / 3600
 
 
 def hours_here(runs: Sequence[Run], finished: Sequence[Run]) -> float | None:

@@ -79,7 +79,7 @@ def _markdown(plan: Plan, command: str) -> str:
         f"# {table.source}: {table.title}{in_miniature}",
         "",
         f"- Scale: {options.scale}. Published: COCO {table.split}. Measured: {_tested_on(plan)}.",
-        f"- Command: `{command}`",
+        f"- Last command: `{command}`",
         f"- Overrides by hand: {'`' + ' '.join(options.overrides) + '`' if options.overrides else 'none'}",
         *([f"- Data: `{' '.join(options.data_flags)}`"] if options.data_flags else []),
         f"- Hardware: {_distinct(records, 'hardware')}",
@@ -87,14 +87,16 @@ def _markdown(plan: Plan, command: str) -> str:
         f"- Seeds: {', '.join(map(str, _seeds(plan)))}; the spread is their sample standard deviation, and one that "
         "diverged counts as 0 AP",
         "",
-        "| row | trained | published " + " / ".join(table.columns) + " | AP measured | difference | each seed | AP50 | "
-        "AP75 | s per iteration | state |",
-        "|---" * 10 + "|",
+        f"| row | sets | trained | published {' / '.join(table.columns)} | AP measured | {_difference_title(plan)} | "
+        "each seed | AP50 | AP75 | s per iteration | state |",
+        "|---" * 11 + "|",
     ]
     for name, runs in plan.rows.items():
         row = table.rows[name]
-        cells = [name, _trained(runs), *_cells(row, plan, runs), _state(runs).replace("|", "\\|")]
-        lines.append("| " + " | ".join(cells) + " |")
+        own = row.overrides[options.scale].items()
+        sets = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in own) or "—"
+        cells = [name, sets, _trained(runs), *_cells(row, plan, runs), _state(runs)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -103,19 +105,41 @@ def _cells(row: Row, plan: Plan, runs: Mapping[int, Run]) -> list[str]:
         " / ".join(_number(c, row.published[c]) for c in plan.table.columns if c in row.published) or row.said or "—"
     )
     ap = measured(runs, "AP")
-    # with a key of its own changed by hand, a row is no longer what the published figure is of
-    is_own = not set(row.overrides[plan.options.scale]) & set(plan.options.overrides[::2])
-    difference = f"{ap.mean - row.published['AP']:+.1f}" if ap and is_own and "AP" in row.published else "—"
     others = [measured(runs, column) for column in ("AP50", "AP75")]
     seconds = measured(runs, "s_per_iteration")
     return [
         published,
         _with_spread(ap),
-        difference,
+        _difference(row, plan, ap),
         ", ".join(f"{value:.1f}" for value in ap.each) if ap else "—",
         *(f"{other.mean:.1f}" if other else "—" for other in others),
         f"{seconds.mean:.3f}" if seconds else "—",
     ]
+
+
+def _is_comparable(plan: Plan) -> bool:
+    """Whether an AP measured can be held against the published: on COCO, by the paper's detector."""
+    return plan.options.scale == "full" and not plan.options.data_flags
+
+
+def _difference_title(plan: Plan) -> str:
+    return "difference" if _is_comparable(plan) else f"against {next(iter(plan.rows))}: published, measured"
+
+
+def _difference(row: Row, plan: Plan, ap: Measured | None) -> str:
+    """From the published AP; where that is of other data, both AP's difference from the first row's."""
+    # with a key of its own changed by hand, a row is no longer what the published figure is of
+    is_own = not set(row.overrides[plan.options.scale]) & set(plan.options.overrides[::2])
+    if ap is None or not is_own or "AP" not in row.published:
+        return "—"
+    if _is_comparable(plan):
+        return f"{ap.mean - row.published['AP']:+.1f}"
+    name, runs = next(iter(plan.rows.items()))
+    first = plan.table.rows[name]
+    first_ap = measured(runs, "AP")
+    if first_ap is None or "AP" not in first.published or name == row.name:
+        return "—"
+    return f"{row.published['AP'] - first.published['AP']:+.1f}, {ap.mean - first_ap.mean:+.1f}"
 
 
 def _trained(runs: Mapping[int, Run]) -> str:
@@ -206,7 +230,8 @@ def _plot_rows(plan: Plan) -> Figure:
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_title(f"{plan.table.source}: {plan.table.title}", fontsize="medium", loc="left")
+    scale = "" if plan.options.scale == "full" else f"; measured in the scale {plan.options.scale}"
+    axes.set_title(f"{plan.table.source}: {plan.table.title}{scale}", fontsize="small", loc="left")
     if at or dots:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure

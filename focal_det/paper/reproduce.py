@@ -11,7 +11,7 @@ import torch
 
 from ..data.catalog import dataset_problems, is_writable
 from ..errors import InputError, TrainingError, some
-from .cost import gpu_hours, hours_here
+from .cost import gpu_hours, hours_here, hours_in_miniature
 from .report import report_files, write_report
 from .results import Status
 from .runs import Plan, Run, changed_keys, with_runs_of_before
@@ -61,9 +61,11 @@ def describe(plan: Plan) -> str:
     """The commands of what is not finished, and what they will cost."""
     lines = []
     files = {run: file for file, run in plan.backbones.items()}
+    rows = {run: name for name, runs in plan.rows.items() for run in runs.values()}
     for run in (*plan.backbones.values(), *plan.runs):
-        lines.append(f"# {run.name}: {outcome(run, run.status)}")
-        if not run.is_finished:
+        state = "begun with another configuration" if changed_keys(run) else outcome(run, run.status)
+        lines.append(f"# {rows[run] + ': ' if run in rows else ''}{run.name}: {state}")
+        if not run.is_finished or changed_keys(run):
             lines.append(shlex.join(run.command))
         if run in files:
             lines.append(f"# and its backbone goes to {files[run]}")
@@ -71,7 +73,7 @@ def describe(plan: Plan) -> str:
 
 
 def _estimate(plan: Plan) -> str:
-    missing = [run for run in (*plan.backbones.values(), *plan.runs) if not run.is_finished]
+    missing = [run for run in (*plan.backbones.values(), *plan.runs) if not run.is_finished or changed_keys(run)]
     if not missing:
         return "Estimate: nothing left to run."
     here = hours_here(missing, [run for run in plan.runs if run.status is Status.DONE])
@@ -80,12 +82,15 @@ def _estimate(plan: Plan) -> str:
     by_folder = {run.folder: plan.configs[name] for name, runs in plan.rows.items() for run in runs.values()}
     hours = [gpu_hours(by_folder[run.folder]) for run in plan.runs if not run.is_finished]
     if plan.backbones or any(hour is None for hour in hours):
-        iterations = sum(run.iterations for run in missing)
-        return f"Estimate: {len(missing)} trainings, {iterations} iterations; their time is known after the first."
+        return (
+            f"Estimate: {len(missing)} trainings, {hours_in_miniature(missing):.1f} hours on one core of an AMD EPYC; "
+            "by the finished ones' time after the first."
+        )
     total = sum(hour for hour in hours if hour is not None)
+    num_gpus = plan.options.num_gpus
     return (
-        f"Estimate: {len(missing)} trainings, {total:.0f} GPU-hours on V100 ({total / 8:.1f} hours on 8), by the times "
-        "that Detectron2 publishes for its RetinaNet; evaluation and OHEM's selection come on top."
+        f"Estimate: {len(missing)} trainings, {total:.0f} GPU-hours on V100 ({total / num_gpus:.1f} hours on {num_gpus})"
+        ", by the times that Detectron2 publishes for its RetinaNet; evaluation and OHEM's selection come on top."
     )
 
 

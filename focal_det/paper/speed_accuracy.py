@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ..data.catalog import class_names
 from ..data.shapes import draw_picture
@@ -119,6 +120,7 @@ def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> 
     figure, axes = new_axes("ms per image", "AP", size=(7, 5))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     published = {timing.row: (timing.row.published["ms"], timing.row.published["AP"]) for timing in timings}
     for color, (depth, own) in zip(("C0", "C3"), _by_depth(timings).items(), strict=True):
         points = [published[timing.row] for timing in own]
@@ -133,7 +135,10 @@ def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> 
                 axes.plot(timing.ms, ap, "s", color=color, fillstyle="none" if timing.ap is None else "full")
     axes.plot(*zip(*envelope(published.values()), strict=True), color="0.6", linewidth=5, alpha=0.4, label="envelope")
     _draw_compared(axes)
-    axes.set_title(f"timed on {machine}; ring: AP published, not measured", fontsize="small", loc="left")
+    title = f"timed on {machine}; ring: AP published, not measured"
+    if not any(_is_drawn(timing, scale) for timing in timings):
+        title = f"no row of {TABLE} is trained in the scale {scale}, so none is drawn"
+    axes.set_title(title, fontsize="small", loc="left")
     axes.legend(frameon=False, fontsize="small")
     return figure
 

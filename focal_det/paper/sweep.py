@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -53,7 +54,7 @@ def run_all(runs: Sequence[Run], *, num_gpus: int, after_each: Callable[[], None
             def show(done: int, start: int = int(bar.n)) -> None:
                 bar.update(start + done - bar.n)
 
-            tqdm.write(f"{place}: {run.folder}")
+            tqdm.write(f"{place}: {run.folder}, where log.txt says how far it is")
             status = _run_alone(run, num_gpus, passing, show)
             while wait and status is Status.ELSEWHERE and not passing.received:
                 time.sleep(_POLL_SECONDS)
@@ -87,6 +88,7 @@ class _Passing:
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         self.received = number
+        print(f"{signal.Signals(number).name}: the training saves and ends, a moment", file=sys.stderr, flush=True)
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
 

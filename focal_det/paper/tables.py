@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,7 @@ def list_tables(tables: Iterable[Table]) -> str:
         lines.append(f"{table.name}  {table.source}: {table.title}; {table.config}; {' / '.join(table.columns)}")
         for row in table.rows.values():
             published = " / ".join(f"{value:.1f}" for value in row.published.values()) or row.said or "-"
-            lines.append(f"    {row.name:<22}{published:<48}{' '.join(row.words('full'))}")
+            lines.append(f"    {row.name:<22}{published:<48}{shlex.join(row.words('full'))}")
     return "\n".join(lines)
 
 

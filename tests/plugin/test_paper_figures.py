@@ -94,7 +94,7 @@ def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
     found = [int(number.replace(",", "")) for number in out.splitlines()[0].split() if number[0].isdigit()]
     assert 0 < found[0] < 100
     assert 0.9 * 86 * 9 * 3 * 2 < sum(found) <= 86 * 9 * 3 * 2
-    assert "negative, gamma 2: hardest 1.0% carry" in out
+    assert "share of the loss that the hardest negative ones carry\n     gamma     0.1%     1.0%     5.0%" in out
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     assert names == {f"figure4_loss_cdf_{kind}.{e}" for kind in ("positive", "negative") for e in ("png", "svg")} | {
         "figure4_loss_cdf.csv"

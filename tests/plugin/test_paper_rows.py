@@ -187,19 +187,26 @@ def distinct_rows():
     return list(seen.values())
 
 
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Names of two generated sets that no other test registers, since a name is registered once with its folder."""
+    names = ("shapes_train_3_64px", "shapes_val_3_64px")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(tmp_path_factory.mktemp("datasets")))
+        prepare_shapes(names)
+        register_datasets(names, ())
+    return names
+
+
 @pytest.mark.parametrize("row", distinct_rows(), ids=lambda row: row.path)
-def test_a_row_starts_and_trains(tmp_path, monkeypatch, row):
+def test_a_row_starts_and_trains(sets, tmp_path, monkeypatch, row):
     # its own configuration but for the data, their size, and the weights, which would have to be downloaded
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
-    sets = ("shapes_train_4_64px", "shapes_val_4_64px")
     words = ["DATASETS.TRAIN", sets[0], "DATASETS.TEST", sets[1], "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
     words += ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
     words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"]
     cfg = row_config(row, "full", words)
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     assert config_problems(cfg, num_processes=1, training=True) == []
-    prepare_shapes(sets)
-    register_datasets(sets, ())
     cfg.freeze()
     torch.manual_seed(0)
     monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: {}))
