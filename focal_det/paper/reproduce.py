@@ -89,8 +89,8 @@ def _estimate(plan: Plan) -> str:
     total = sum(hour for hour in hours if hour is not None)
     num_gpus = plan.options.num_gpus
     return (
-        f"Estimate: {len(missing)} trainings, {total:.0f} GPU-hours on V100 ({total / num_gpus:.1f} hours on {num_gpus})"
-        ", by the times that Detectron2 publishes for its RetinaNet; evaluation and OHEM's selection come on top."
+        f"Estimate: {len(missing)} trainings, {total:.0f} GPU-hours on V100, {total / num_gpus:.1f} hours on {num_gpus}, "
+        "by the times that Detectron2 publishes for its RetinaNet; evaluation and OHEM's selection come on top."
     )
 
 

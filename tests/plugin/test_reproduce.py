@@ -311,7 +311,7 @@ def test_a_dry_run_prints_the_commands_and_the_cost(capsys, tmp_path):
     out, err = capsys.readouterr()
     assert "train_net.py --config-file " in out
     assert "--num-gpus 8 MODEL.RETINANET.FOCAL_LOSS_GAMMA 2.0 MODEL.RETINANET.FOCAL_LOSS_ALPHA 0.25 SEED 1" in out
-    assert "1 trainings, 28 GPU-hours on V100 (3.5 hours on 8)" in out
+    assert "1 trainings, 28 GPU-hours on V100, 3.5 hours on 8," in out
     assert "COCO's files are missing" in err
     assert not (tmp_path / "out").exists()
 
