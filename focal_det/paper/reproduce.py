@@ -87,9 +87,9 @@ def _estimate(plan: Plan) -> str:
             "by the finished ones' time after the first."
         )
     total = sum(hour for hour in hours if hour is not None)
-    num_gpus = plan.options.num_gpus
+    gpus = plan.options.num_gpus
     return (
-        f"Estimate: {len(missing)} trainings, {total:.0f} GPU-hours on V100, {total / num_gpus:.1f} hours on {num_gpus}, "
+        f"Estimate: {len(missing)} trainings, {total:.0f} GPU-hours on V100, {total / gpus:.1f} hours on {gpus}, "
         "by the times that Detectron2 publishes for its RetinaNet; evaluation and OHEM's selection come on top."
     )
 
