@@ -116,8 +116,7 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
             for path in paths
             if not os.path.exists(path)
         ]
-    missing = missing_files(coco)
-    return problems + ([missing] if missing else [])
+    return problems + missing_files(coco)
 
 
 def is_writable(folder: Path) -> bool:

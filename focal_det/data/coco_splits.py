@@ -38,31 +38,23 @@ def registered_sets(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(registered for name in names for registered in SPLITS.get(name, (name,)))
 
 
-def missing_files(paths: Iterable[str]) -> str | None:
-    """One message on those of COCO's files and folders that are not there: where each belongs and comes from.
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Which of COCO's files and folders are not there: where each belongs and comes from, and what else could serve.
 
     Args:
         paths: of Detectron2's registered COCO sets.
-
-    Returns:
-        None if nothing is missing.
     """
     missing = [path for path in dict.fromkeys(paths) if not os.path.exists(path)]
-    if not missing:
-        return None
-    lines = []
+    problems = []
     for path in missing:
         archive = _ARCHIVES.get(Path(path).name)
-        lines.append(f"    {os.path.abspath(path)}" + (f"  from {archive}" if archive else ""))
-    hint = ""
+        problems.append(f"{os.path.abspath(path)} is missing" + (f"; it comes from {archive}" if archive else ""))
+    if missing:
+        problems.append("put COCO's files there, or set DETECTRON2_DATASETS to the folder that holds coco/")
     if any("2014" in Path(path).name for path in missing):
-        hint = (
-            "\n  coco_2017_train and coco_2017_val hold the same pictures as trainval35k and minival: with the files "
-            "of the 2017 release add DATASETS.TRAIN coco_2017_train DATASETS.TEST coco_2017_val (and test-dev's "
-            "submission: DATASETS.TEST \"('coco_2017_val', 'test-dev')\")"
+        problems.append(
+            "or use the 2017 release, whose coco_2017_train and coco_2017_val hold the same pictures as trainval35k and "
+            "minival: DATASETS.TRAIN coco_2017_train DATASETS.TEST coco_2017_val (and for test-dev's submission "
+            "DATASETS.TEST \"('coco_2017_val', 'test-dev')\")"
         )
-    return (
-        "COCO's files are missing; put them there, or set DETECTRON2_DATASETS to the folder that holds coco/:\n"
-        + "\n".join(lines)
-        + hint
-    )
+    return problems

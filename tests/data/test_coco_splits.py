@@ -12,13 +12,14 @@ def test_missing_files_are_named_with_their_source_and_present_ones_are_not(tmp_
     there = tmp_path / "train2014"
     there.mkdir()
     paths = [str(there), str(tmp_path / "instances_minival2014.json"), str(tmp_path / "instances_minival2014.json")]
-    message = missing_files(paths)
-    assert str(there) not in message
-    assert message.count(f"{tmp_path}/instances_minival2014.json  from https://dl.fbaipublicfiles.com/detectron/") == 1
-    assert "DETECTRON2_DATASETS" in message
-    assert "coco_2017_train and coco_2017_val hold the same pictures" in message
-    assert missing_files([str(there)]) is None
+    file, place, other = missing_files(paths)
+    source = "https://dl.fbaipublicfiles.com/detectron/coco/coco_annotations_minival.tgz"
+    assert file == f"{tmp_path}/instances_minival2014.json is missing; it comes from {source}"
+    assert "DETECTRON2_DATASETS" in place
+    assert "coco_2017_train and coco_2017_val hold the same pictures" in other
+    assert missing_files([str(there)]) == []
 
 
 def test_the_2017_files_are_not_offered_for_themselves(tmp_path):
-    assert "hold the same pictures" not in missing_files([str(tmp_path / "val2017")])
+    file, place = missing_files([str(tmp_path / "val2017")])
+    assert "the same pictures" not in file + place

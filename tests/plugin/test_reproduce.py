@@ -206,9 +206,10 @@ def test_a_start_that_trained_nothing_binds_to_nothing(plan_of, monkeypatch):
 def test_missing_data_sets_are_named_once_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     assert main(["reproduce", "table1a", "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert err.count("instances_minival2014.json  from https://") == 1
-    assert err.count("train2014  from http://") == 1
+    assert err.count("instances_minival2014.json is missing; it comes from https://") == 1
+    assert err.count("train2014 is missing; it comes from http://") == 1
     assert "coco_2017_train and coco_2017_val hold the same pictures" in err
+    assert all(line.startswith("error: ") for line in err.splitlines())
     assert not (tmp_path / "out").exists()
 
 
@@ -312,7 +313,7 @@ def test_a_dry_run_prints_the_commands_and_the_cost(capsys, tmp_path):
     assert "train_net.py --config-file " in out
     assert "--num-gpus 8 MODEL.RETINANET.FOCAL_LOSS_GAMMA 2.0 MODEL.RETINANET.FOCAL_LOSS_ALPHA 0.25 SEED 1" in out
     assert "1 trainings, 28 GPU-hours on V100, 3.5 hours on 8," in out
-    assert "COCO's files are missing" in err
+    assert "put COCO's files there" in err
     assert not (tmp_path / "out").exists()
 
 

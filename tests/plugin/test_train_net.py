@@ -93,7 +93,7 @@ def errors_of(capsys, *words):
         (["--val-json", "x.json", "--val-images", "."], "x.json: no such annotation file"),
         (["DATASETS.TRAIN", "coco_2017_tarin"], 'did you mean "coco_2017_train"?'),
         (["DATASETS.TRAIN", "shapes_train_many_128px"], "are named shapes_<train|val>_<pictures>_<side>px"),
-        (["DATASETS.TEST", "coco_2017_val"], "instances_val2017.json  from http:"),
+        (["DATASETS.TEST", "coco_2017_val"], "instances_val2017.json is missing; it comes from http:"),
         (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST is (); it must be at least one data set"),
         (["MODEL.FPN.OUT_CHANNELS", "48"], "num_channels (48) must be divisible by num_groups (32)"),
         (["MODEL.RETINANET.IN_FEATURES", "['p3', 'p9']"], "the configuration does not make a model: "),
