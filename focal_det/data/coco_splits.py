@@ -53,8 +53,8 @@ def missing_files(paths: Iterable[str]) -> list[str]:
         problems.append("put COCO's files there, or set DETECTRON2_DATASETS to the folder that holds coco/")
     if any("2014" in Path(path).name for path in missing):
         problems.append(
-            "or use the 2017 release, whose coco_2017_train and coco_2017_val hold the same pictures as trainval35k and "
-            "minival: DATASETS.TRAIN coco_2017_train DATASETS.TEST coco_2017_val (and for test-dev's submission "
+            "or use the 2017 release, whose coco_2017_train and coco_2017_val hold the same pictures as trainval35k "
+            "and minival: DATASETS.TRAIN coco_2017_train DATASETS.TEST coco_2017_val (and for test-dev's submission "
             "DATASETS.TEST \"('coco_2017_val', 'test-dev')\")"
         )
     return problems
