@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EXIT_DONE, InputError
-from .common import folder_name, make_folder
+from .common import add_out, make_folder
 
 _EPILOG = """examples:
   a run of one's own     focal-det analyze loss-cdf output/quickstart/model_final.pth
@@ -40,9 +40,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     cdf.add_argument(
         "--gamma", type=_gammas, default=(0.0, 0.5, 1.0, 2.0), metavar="G,...", help="each >= 0 (default: 0,0.5,1,2)"
     )
-    cdf.add_argument(
-        "--out", type=folder_name, default=Path("output/plots"), metavar="DIR", help="default: output/plots"
-    )
+    add_out(cdf)
     cdf.set_defaults(run=_loss_cdf)
 
 
@@ -102,13 +100,13 @@ def _loss_cdf(args: argparse.Namespace) -> int:
 
 def _checked(args: argparse.Namespace) -> Any:
     """The plan of an evaluation of the model, which is what an analysis needs too."""
+    from ..engine.config_file import key_value_pairs
     from .arguments import parse_arguments
     from .prepare import check
 
     if not Path(args.model).is_file():
         raise InputError(f"MODEL {args.model} is no file; name a checkpoint, such as output/quickstart/model_final.pth")
-    if len(args.overrides) % 2:
-        raise InputError(f"overrides are pairs KEY VALUE; {args.overrides[-1]!r} is left over")
+    list(key_value_pairs(args.overrides))  # before words that the user never typed come behind them
     beside = Path(args.model).parent / "config.yaml"
     files = args.config_file or [str(beside)]
     if not args.config_file and not beside.is_file():

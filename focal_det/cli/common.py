@@ -1,5 +1,6 @@
 """What the command lines share."""
 
+import argparse
 import os
 import warnings
 from pathlib import Path
@@ -20,6 +21,12 @@ def folder_name(text: str) -> Path:
 
 
 folder_name.__name__ = "folder"  # what argparse calls one that it cannot read
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add --out, the folder of figures."""
+    default = Path("output/plots")
+    parser.add_argument("--out", type=folder_name, default=default, metavar="DIR", help=f"default: {default}")
 
 
 def make_folder(folder: Path) -> None:

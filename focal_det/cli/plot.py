@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from ..errors import EXIT_DONE, InputError
 from ..paper.tables import SCALES, default_out
-from .common import folder_name, make_folder
+from .common import add_out, folder_name, make_folder
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,9 +50,7 @@ def _add_losses(figures: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="of the FL* of figures 5 and 6 (default: 2,1 4,0)",
     )
     losses.add_argument("--alpha", type=float, metavar="A", help="weight of positives, in (0, 1) (default: no weights)")
-    losses.add_argument(
-        "--out", type=folder_name, default=Path("output/plots"), metavar="DIR", help="default: output/plots"
-    )
+    add_out(losses)
     losses.set_defaults(run=_plot_losses)
 
 
@@ -95,9 +92,7 @@ def _add_speed_accuracy(figures: argparse._SubParsersAction[argparse.ArgumentPar
         "--runs", type=folder_name, metavar="DIR", help="--out of reproduce (default: output/reproduce/<scale>)"
     )
     speed.add_argument("--repeats", type=int, default=5, metavar="N", help="pictures timed of each model (default: 5)")
-    speed.add_argument(
-        "--out", type=folder_name, default=Path("output/plots"), metavar="DIR", help="default: output/plots"
-    )
+    add_out(speed)
     speed.set_defaults(run=_plot_speed_accuracy)
 
 

@@ -14,7 +14,7 @@ from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..data.catalog import JsonDataset, class_names, dataset_problems, prepare_shapes, write_checked_copy
 from ..data.coco_json import CocoFile, read_coco
 from ..engine.checks import class_problems, config_problems
-from ..engine.config_file import UNSET_NUM_CLASSES, load_config
+from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config
 from ..engine.devices import choose_device
 from ..engine.job import Job
 from ..engine.model_checks import model_problems, weights_problems
@@ -174,8 +174,9 @@ def _settle_classes(cfg: CfgNode, names: tuple[str, ...], json_classes: dict[str
 def _settle_schedule(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     """Scale the schedule to the batch if asked; warn if the batch was changed without it."""
     own_keys = set(args.overrides[::2])
-    pairs = zip(args.overrides[::2], args.overrides[1::2], strict=True)
-    of_file = [word for key, value in pairs if key != "SOLVER.IMS_PER_BATCH" for word in (key, value)]
+    of_file = [
+        word for key, value in key_value_pairs(args.overrides) if key != "SOLVER.IMS_PER_BATCH" for word in (key, value)
+    ]
     written_for = load_config(args.config_file, of_file).SOLVER.IMS_PER_BATCH
     if args.scale_lr:
         change = scale_schedule(cfg, written_for, own_keys)

@@ -40,12 +40,12 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
     """
     cfg = get_cfg()
     add_focal_det_config(cfg)
-    known = dict(_leaves(cfg))
+    known = dict(leaves(cfg))
     cfg.MODEL.RETINANET.NUM_CLASSES = UNSET_NUM_CLASSES
 
     files = [config_files] if isinstance(config_files, (str, Path)) else config_files
-    layers = [(path, list(_leaves(keys, known))) for file in files if file for path, keys in read_layers(file)]
-    layers.append((COMMAND_LINE, list(_pairs(overrides))))
+    layers = [(path, list(leaves(keys, known))) for file in files if file for path, keys in read_layers(file)]
+    layers.append((COMMAND_LINE, list(key_value_pairs(overrides))))
 
     problems, settings = [], []
     for layer, (place, pairs) in enumerate(layers):
@@ -62,17 +62,22 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
     return cfg
 
 
-def _leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of every leaf; a mapping that a known key holds as its value is a leaf too."""
     for key, value in node.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, dict) and dotted not in (known or {}):
-            yield from _leaves(value, known, dotted + ".")
+            yield from leaves(value, known, dotted + ".")
         else:
             yield dotted, value
 
 
-def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def key_value_pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """KEY and VALUE of KEY VALUE KEY VALUE ...
+
+    Raises:
+        InputError: one is left over.
+    """
     if len(overrides) % 2:
         raise InputError(
             f"{COMMAND_LINE}: overrides are pairs KEY VALUE; {overrides[-1]!r} is left over in {' '.join(overrides)!r}"

@@ -13,10 +13,11 @@ import torch
 
 def hardware(num_gpus: int) -> str:
     """So many GPUs by their name, or without any the processor and its cores that this process may use."""
-    # not by PyTorch, which would take memory of the first GPU for as long as this process lives
-    names = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
-    if num_gpus and names and torch.cuda.is_available():
-        return f"{num_gpus} x {names[0]}"
+    if num_gpus and torch.cuda.is_available():
+        # not by PyTorch, which would take memory of the first GPU for as long as this process lives
+        names = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+        if names:
+            return f"{num_gpus} x {names[0]}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{processor()}, {_counted(cores or 1, 'core')}, {_counted(torch.get_num_threads(), 'thread')}"
 

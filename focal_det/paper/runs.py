@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from ..engine.config_file import load_config
+from ..engine.config_file import key_value_pairs, leaves, load_config
 from ..errors import InputError
 from .results import Record, Status, has_trained, read_metrics, read_record
 from .tables import ROOT, Row, Table, backbone_config, configs_of, load_tables
@@ -120,9 +120,7 @@ def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
     """
     if not (ROOT / "train_net.py").is_file():
         raise InputError(f"{ROOT} has no train_net.py: the tables need the project's checkout, not a wheel of it")
-    if len(options.overrides) % 2:
-        raise InputError(f"overrides are pairs KEY VALUE; {options.overrides[-1]!r} is left over")
-    for key in options.overrides[::2]:
+    for key, _ in key_value_pairs(options.overrides):
         if key in _RESERVED:
             raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
     by_row: dict[str, dict[int, Run]] = {}
@@ -145,7 +143,7 @@ def with_runs_of_before(plan: Plan) -> Plan:
     for row in plan.table.rows.values():
         rows[row.name] = dict(plan.rows.get(row.name, {}))
         try:
-            cfg = row_config(row, plan.options.scale, plan.options.overrides)
+            cfg = plan.configs.get(row.name) or row_config(row, plan.options.scale, plan.options.overrides)
         except InputError:  # the overrides are for other rows
             continue
         owner = _owner(row, plan.options.scale)
@@ -212,7 +210,7 @@ def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
     words += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
     words += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     paths = [str(Path(word).absolute()) for word in options.data_flags[1::2]]
-    config = {_DATA: " ".join(paths), **dict(_leaves(cfg))}
+    config = {_DATA: " ".join(paths), **_by_key(cfg)}
     return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, config)
 
 
@@ -230,13 +228,13 @@ def _backbone_run(cfg: CfgNode, file: Path, options: Options) -> Run:
     folder = file.with_suffix("")
     own = ["MODEL.RESNETS.DEPTH", str(cfg.MODEL.RESNETS.DEPTH)]
     own += ["MODEL.FPN.OUT_CHANNELS", str(cfg.MODEL.FPN.OUT_CHANNELS)]
-    for key, value in zip(options.overrides[::2], options.overrides[1::2], strict=True):
+    for key, value in key_value_pairs(options.overrides):
         own += [key, value] if key.startswith(_OF_BACKBONES) else []
     words = ["--config-file", str(_shortest(ROOT / config)), "--resume", "auto"]
     words += ["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else []
     words += [*own, "OUTPUT_DIR", str(folder)]
     resolved = load_config(ROOT / config, [*own, "OUTPUT_DIR", ""])
-    return Run(f"backbone {file.stem}", folder, tuple(words), resolved.SOLVER.MAX_ITER, dict(_leaves(resolved)))
+    return Run(f"backbone {file.stem}", folder, tuple(words), resolved.SOLVER.MAX_ITER, _by_key(resolved))
 
 
 def _shortest(path: Path) -> Path:
@@ -244,12 +242,6 @@ def _shortest(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _leaves(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
-    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
-
-    yield from walk(yaml.safe_load(cfg.dump()), "")
+def _by_key(cfg: CfgNode) -> dict[str, Any]:
+    """A configuration's values by dotted key, as plain data."""
+    return dict(leaves(yaml.safe_load(cfg.dump())))
