@@ -61,7 +61,9 @@ def test_the_walk_sees_relative_imports():
 
 @pytest.mark.parametrize("name", MATHEMATICS)
 def test_mathematics_imports_torch_alone(name):
-    roots = {module.split(".")[0] for module in imports(name)}
+    roots = {module.split(".")[0] for module in imports(name)} - (
+        {"triton"} if name.endswith("triton_kernels") else set()
+    )
     assert roots <= {"torch", "torchvision", "focal_det", *sys.stdlib_module_names}
     ours = [module for module in imports(name) if module.startswith("focal_det")]
     assert all(module in (*MATHEMATICS, "focal_det.losses") for module in ours)
@@ -74,7 +76,7 @@ def test_dependencies_point_one_way(name):
 
 
 LEAVES = [
-    "losses.elementwise",
+    "losses.formula",
     "losses.box",
     *(f"modeling.{n}" for n in ("anchors", "assignment", "box_coding", "normalizer")),
 ]

@@ -7,9 +7,11 @@ import os
 import torch
 from detectron2.config import CfgNode
 
+from ..losses.triton_loss import triton_missing
+
 
 def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
-    """Set MODEL.DEVICE, and SOLVER.AMP.ENABLED for bfloat16, to what this machine has.
+    """Set MODEL.DEVICE, SOLVER.AMP.ENABLED for bfloat16, and MODEL.FOCAL_DET.SPEED.TRITON to what this machine has.
 
     Args:
         num_gpus: processes on this machine; on a machine without a GPU they share its processor cores.
@@ -28,6 +30,10 @@ def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16" and not has_bfloat16(cfg.MODEL.DEVICE):
         cfg.SOLVER.AMP.ENABLED = False
         warnings.append("no bfloat16 instructions here: training in float32, which is slower and no less exact")
+    missing = triton_missing(torch.device(cfg.MODEL.DEVICE)) if cfg.MODEL.FOCAL_DET.SPEED.TRITON else None
+    if missing:
+        cfg.MODEL.FOCAL_DET.SPEED.TRITON = False
+        warnings.append(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
     if cfg.MODEL.DEVICE.startswith("cuda"):
         if num_gpus > gpus:
             return warnings, [f"--num-gpus is {num_gpus}, but {gpus} are visible; ask for at most {gpus}"]

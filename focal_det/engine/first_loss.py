@@ -38,9 +38,10 @@ class CheckFirstLoss(HookBase):
 
         def compare(_: nn.Module, args: tuple[Any, ...], losses: dict[str, Tensor]) -> None:
             handle.remove()
-            logits, *rest = args
+            levels, *rest = args
+            prior = logit_of(self.prior_prob)
             with torch.no_grad():
-                of_prior = untouched(torch.full_like(logits, logit_of(self.prior_prob)), *rest)["loss_cls"].item()
+                of_prior = untouched([torch.full_like(level, prior) for level in levels], *rest)["loss_cls"].item()
             first = losses["loss_cls"].item()
             self.trainer.storage.put_scalars(start_cls=first, start_cls_of_prior=of_prior, smoothing_hint=False)
             assert untouched.num_assigned is not None

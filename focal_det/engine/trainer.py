@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -22,6 +24,9 @@ from .draw import draw_detections
 from .first_loss import CheckFirstLoss
 from .hooks import DrawDetections, LogAssignment, StopOnSignal
 from .submission import SubmissionEvaluator
+
+# Iterations between two lines of the log, Detectron2's default.
+WRITE_PERIOD = 20
 
 
 class Trainer(DefaultTrainer):
@@ -44,7 +49,8 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         on_cpu = next(model.parameters()).device.type == "cpu"
         model = create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {}))
-        self._trainer = step_of(cfg)(model, data_loader, optimizer)
+        # Reading a loss makes the host wait for the GPU, so there they are read as seldom as they are written.
+        self._trainer = step_of(cfg)(model, data_loader, optimizer, gather_metric_period=1 if on_cpu else WRITE_PERIOD)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -72,6 +78,20 @@ class Trainer(DefaultTrainer):
         is_fresh = all(torch.equal(before[name], value) for name, value in head.state_dict().items())
         if isinstance(model, FocalRetinaNet) and is_fresh:
             self.register_hooks([CheckFirstLoss(model.criterion, self.cfg.MODEL.RETINANET.PRIOR_PROB)])
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """Detectron2's; for a GPU with pictures in pinned memory, from which it copies by itself."""
+        return build_detection_train_loader(cfg, pin_memory=cfg.MODEL.DEVICE.startswith("cuda"))
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's, with one kernel for the update of all parameters if MODEL.FOCAL_DET.SPEED.FUSED_SGD."""
+        optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)
+        if cfg.MODEL.FOCAL_DET.SPEED.FUSED_SGD:
+            for group in optimizer.param_groups:
+                group.update(fused=True, foreach=False)
+        return optimizer
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

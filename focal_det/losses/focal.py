@@ -1,14 +1,14 @@
 """Focal loss (section 3.2, equations 4 and 5; derivative in the appendix).
 
-In the terms of `elementwise`, with p = sigmoid(z) and q = 1 - p = sigmoid(-z):
+In the terms of `elementwise`, with p = sigmoid(z), q = 1 - p = sigmoid(-z) and s = -log(p) = softplus(-z):
 
-    FL      = -alpha_t * q^gamma * log(p)
-    dFL/dz  = -alpha_t * q^gamma * (q - gamma * p * log(p))
+    FL      =  alpha_t * q^gamma * s
+    dFL/dz  = -alpha_t * q^gamma * (q + gamma * p * s)
 
-The last factor is a sum of two terms that are never negative, so nothing cancels. q is taken as -expm1(log p), as exact
-as log p. Its power magnifies its roundings gamma times; exp(gamma * log q) would magnify them gamma * |log q| times.
-No power of zero is differentiated, so value and gradient are finite at every finite logit, also for 0 < gamma < 1
-where autograd's derivative of (1 - p)^gamma is infinite once p rounds to 1.
+The last factor is a sum of two terms that are never negative. The power of q magnifies its roundings gamma times;
+exp(gamma * log q) would magnify them gamma * |log q| times. p is taken as 1 - q: where that cancels, q is near 1 and
+outweighs it. No power of zero is differentiated, so value and gradient are finite at every finite logit, also for
+0 < gamma < 1 where autograd's derivative of (1 - p)^gamma is infinite once p rounds to 1.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cross_entropy import cross_entropy_terms
-from .elementwise import Terms, alpha_weight, check_alpha, check_number, elementwise_loss
+from .cross_entropy import SOFTPLUS_THRESHOLD, cross_entropy_formula
+from .elementwise import elementwise_loss
+from .formula import Formula, alpha_weights, check_number
 
 # Far beyond any use; float32 would not hold what is much larger.
 MAX_GAMMA = 1e6
@@ -44,12 +45,16 @@ def focal_loss(
     Raises:
         ValueError: alpha outside (0, 1), gamma outside [0, 1e6].
     """
-    check_alpha(alpha)
+    return elementwise_loss(logits, labels, focal_formula(alpha, gamma), reduction=reduction)
+
+
+def focal_formula(alpha: float | None, gamma: float) -> Formula:
+    """The loss of those constants; raises what `focal_loss` does."""
+    weights = alpha_weights(alpha)
     check_gamma(gamma)
-    terms: Terms = functools.partial(cross_entropy_terms, alpha=alpha)  # for gamma = 0 without 0 * inf
-    if gamma > 0:
-        terms = functools.partial(_focal_terms, alpha=alpha, gamma=float(gamma))
-    return elementwise_loss(logits, labels, terms, reduction=reduction)
+    if gamma == 0:
+        return cross_entropy_formula(alpha)  # without 0 * inf
+    return Formula(functools.partial(_terms, weights=weights, gamma=float(gamma)), "focal", weights, float(gamma))
 
 
 def check_gamma(gamma: float) -> None:
@@ -59,16 +64,16 @@ def check_gamma(gamma: float) -> None:
         raise ValueError(f"gamma={gamma} is outside [0, {MAX_GAMMA:g}]")
 
 
-def _focal_terms(
-    x: Tensor, sign: int, needs_grad: bool, *, alpha: float | None, gamma: float
+def _terms(
+    x: Tensor, sign: int, needs_grad: bool, *, weights: tuple[float, float], gamma: float
 ) -> tuple[Tensor, Tensor | None]:
     """FL and dFL/dx of binary problems with y = sign."""
-    z = x if sign > 0 else -x
-    log_p = F.logsigmoid(z)
-    q = log_p.expm1().neg_()
-    modulating = (q**gamma).mul_(-alpha_weight(alpha, sign))  # -alpha_t * q^gamma
-    losses = modulating * log_p
+    u = -x if sign > 0 else x  # -z
+    s = F.softplus(u, threshold=SOFTPLUS_THRESHOLD)
+    q = torch.sigmoid(u)
+    modulating = (q**gamma).mul_(weights[0] if sign > 0 else weights[1])  # alpha_t * q^gamma
+    losses = modulating * s
     if not needs_grad:
         return losses, None
-    slope = torch.sigmoid(z).mul_(log_p).mul_(-gamma).add_(q).mul_(modulating)
-    return losses, slope if sign > 0 else slope.neg_()
+    slope = torch.addcmul(q, 1 - q, s, value=gamma).mul_(modulating)  # -dFL/dz
+    return losses, slope.neg_() if sign > 0 else slope

@@ -15,8 +15,9 @@ import functools
 import torch
 from torch import Tensor
 
-from .elementwise import check_number, elementwise_loss
+from .elementwise import elementwise_loss
 from .focal import MAX_GAMMA
+from .formula import Formula, check_number
 
 
 def focal_loss_star(logits: Tensor, labels: Tensor, *, gamma: float, beta: float, reduction: str = "sum") -> Tensor:
@@ -30,9 +31,14 @@ def focal_loss_star(logits: Tensor, labels: Tensor, *, gamma: float, beta: float
     Raises:
         ValueError: gamma or beta out of its range.
     """
+    return elementwise_loss(logits, labels, focal_star_formula(gamma, beta), reduction=reduction)
+
+
+def focal_star_formula(gamma: float, beta: float) -> Formula:
+    """The loss of those constants; raises what `focal_loss_star` does."""
     check_star_constants(gamma, beta)
-    terms = functools.partial(_star_terms, gamma=float(gamma), beta=float(beta))
-    return elementwise_loss(logits, labels, terms, reduction=reduction)
+    terms = functools.partial(_terms, gamma=float(gamma), beta=float(beta))
+    return Formula(terms, "focal_star", gamma=float(gamma), shift=float(beta))
 
 
 def check_star_constants(gamma: float, beta: float) -> None:
@@ -45,7 +51,7 @@ def check_star_constants(gamma: float, beta: float) -> None:
         raise ValueError(f"beta={beta} is outside [{-MAX_GAMMA:g}, {MAX_GAMMA:g}]")
 
 
-def _star_terms(x: Tensor, sign: int, needs_grad: bool, *, gamma: float, beta: float) -> tuple[Tensor, Tensor | None]:
+def _terms(x: Tensor, sign: int, needs_grad: bool, *, gamma: float, beta: float) -> tuple[Tensor, Tensor | None]:
     """FL* and dFL*/dx of binary problems with y = sign."""
     # In float64, since exp would magnify the rounding of u by |u|.
     u = (x.double() * (sign * gamma)).add_(beta)

@@ -15,7 +15,8 @@ import functools
 import torch
 from torch import Tensor
 
-from .elementwise import check_number, elementwise_loss
+from .elementwise import elementwise_loss
+from .formula import Formula, check_number
 
 
 def hinge_loss(logits: Tensor, labels: Tensor, *, margin: float, reduction: str = "sum") -> Tensor:
@@ -28,8 +29,13 @@ def hinge_loss(logits: Tensor, labels: Tensor, *, margin: float, reduction: str 
     Raises:
         ValueError: margin outside (0, 1].
     """
+    return elementwise_loss(logits, labels, hinge_formula(margin), reduction=reduction)
+
+
+def hinge_formula(margin: float) -> Formula:
+    """The loss of that margin; raises what `hinge_loss` does."""
     check_margin(margin)
-    return elementwise_loss(logits, labels, functools.partial(_hinge_terms, margin=margin), reduction=reduction)
+    return Formula(functools.partial(_terms, margin=float(margin)), "hinge", shift=float(margin))
 
 
 def check_margin(margin: float) -> None:
@@ -39,7 +45,7 @@ def check_margin(margin: float) -> None:
         raise ValueError(f"margin={margin} is outside (0, 1]")
 
 
-def _hinge_terms(x: Tensor, sign: int, needs_grad: bool, *, margin: float) -> tuple[Tensor, Tensor | None]:
+def _terms(x: Tensor, sign: int, needs_grad: bool, *, margin: float) -> tuple[Tensor, Tensor | None]:
     """The hinge and its derivative by x of binary problems with y = sign."""
     # In float64, since the difference below cancels near the margin.
     z = x.double() if sign > 0 else -x.double()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
-from .elementwise import IGNORED, check_number
+from .formula import IGNORED, check_number
 
 # Ranks that are suppressed at a time, and survivors that they are compared with at a time.
 _CHUNK = 2048

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .elementwise import IGNORED, check_alpha, check_inputs
+from .elementwise import check_inputs
 from .focal import check_gamma
 from .focal_star import check_star_constants
+from .formula import IGNORED, alpha_weights
 from .hinge import check_margin
 
 
@@ -21,12 +22,11 @@ def focal_loss_reference(
 ) -> Tensor:
     """Equation 5: -alpha_t (1 - p_t)^gamma log(p_t); with gamma = 0 the cross-entropy of section 3.1."""
     check_inputs(logits, labels, reduction)
-    check_alpha(alpha)
+    weights = alpha_weights(alpha)
     check_gamma(gamma)
     p_t = torch.sigmoid(_x_t(logits, labels))
     losses = (1 - p_t) ** gamma * -torch.log(p_t)
-    if alpha is not None:
-        losses = losses * torch.where(_is_own_class(logits, labels), alpha, 1 - alpha)
+    losses = torch.where(_is_own_class(logits, labels), losses * weights[0], losses * weights[1])
     return _reduced(losses, labels, reduction)
 
 

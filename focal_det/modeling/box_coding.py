@@ -9,6 +9,7 @@ each times its weight. Shapes: boxes, anchors and deltas (..., 4); boxes and anc
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float]) ->
     centres, anchor_centres = boxes[..., :2] + 0.5 * sides, anchors[..., :2] + 0.5 * anchor_sides
     shifts = (centres - anchor_centres) / anchor_sides
     scales = torch.log(sides / anchor_sides)
-    return torch.cat((shifts, scales), dim=-1) * boxes.new_tensor(weights)
+    return torch.cat((shifts, scales), dim=-1) * _on_device(tuple(weights), boxes.dtype, boxes.device)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float]) -> Tensor:
@@ -34,9 +35,16 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float]) -
 
     Computed in float32 for half-precision deltas.
     """
-    deltas = deltas.to(anchors.dtype) / anchors.new_tensor(weights)
+    deltas = deltas.to(anchors.dtype) / _on_device(tuple(weights), anchors.dtype, anchors.device)
     anchor_sides = anchors[..., 2:] - anchors[..., :2]
     anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
     centres = deltas[..., :2] * anchor_sides + anchor_centres
     half_sides = 0.5 * (torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_sides)
     return torch.cat((centres - half_sides, centres + half_sides), dim=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _on_device(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weights as a tensor, made once: a GPU would wait for each copy from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor(weights, dtype=dtype, device=device)

@@ -1,10 +1,11 @@
 """From predictions and ground truth to the two losses (sections 3 and 4.1).
 
 Shapes
-    logits:  (N, R, K)  class logits, R anchors over all levels
-    deltas:  (N, R, 4)  predicted box deltas
-    anchors: (R, 4)     XYXY, the same for every image of the batch
-    gt_boxes, gt_classes: of each image (G_i, 4) XYXY and (G_i,) int64
+    levels:     (N, ..., K) each  class logits of one level; together R anchors, in the order of `anchors`
+    deltas:     (N, R, 4)         predicted box deltas
+    anchors:    (R, 4)            XYXY, the same for every image of the batch
+    gt_boxes:   (N, G, 4)         XYXY, each image's objects filled up with empty boxes
+    gt_classes: (N, G)            int64
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class DenseCriterion(nn.Module):
 
     Args:
         num_classes: K.
-        class_loss: (logits (R, K), labels (R,)) to the summed loss of one image.
-        select: (logits (R, K), labels (R,), anchors (R, 4)) to the labels of one image with the anchors ignored
-            that are not to be trained on; None trains on all. The normaliser counts the assigned ones before it.
+        class_loss: (logits (R, K), labels (R,)) to the summed loss of one image. If it has a method
+            `batch_loss`, (levels, labels (N, R), divisors (N,)) to the normalised loss of the batch, that is used,
+            and no copy of the logits is made. If it has a method `select`, (logits (R, K), labels (R,), anchors) to
+            the labels of one image with the anchors ignored that are not to be trained on, the losses are of the
+            others; the normaliser counts the assigned ones before it.
         normalizer: divisors of the summed losses.
         iou_thresholds: (background, object), see `assign_anchors`.
         match_best_anchor: see `assign_anchors`.
@@ -48,12 +51,10 @@ class DenseCriterion(nn.Module):
         match_best_anchor: bool,
         smooth_l1_beta: float,
         box_weights: Sequence[float],
-        select: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.class_loss = class_loss
-        self.select = select
         self.normalizer = normalizer
         self.iou_thresholds = iou_thresholds
         self.match_best_anchor = match_best_anchor
@@ -62,36 +63,23 @@ class DenseCriterion(nn.Module):
         self.num_assigned: Tensor | None = None
 
     def forward(
-        self,
-        logits: Tensor,
-        deltas: Tensor,
-        anchors: Tensor,
-        gt_boxes: Sequence[Tensor],
-        gt_classes: Sequence[Tensor],
+        self, levels: Sequence[Tensor], deltas: Tensor, anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor
     ) -> dict[str, Tensor]:
         """The losses of a batch by name, "loss_cls" and "loss_box_reg", scalars in float32."""
-        assignments = [self.assign(anchors, *objects) for objects in zip(gt_boxes, gt_classes, strict=True)]
-        labels = torch.stack([assignment.labels for assignment in assignments])  # (N, R)
+        labels, matched = self.assign(anchors, gt_boxes, gt_classes)  # (N, R) each
         self.num_assigned = self._is_assigned(labels).sum(dim=1)
         divisors = self.normalizer(self.num_assigned)  # (N,)
-        if self.select is not None:
-            labels = torch.stack([self.select(*image, anchors) for image in zip(logits, labels, strict=True)])
-
-        class_losses = torch.stack([self.class_loss(*image) for image in zip(logits, labels, strict=True)])  # (N,)
-        # Only assigned anchors have a target; one gather of them for the whole batch is one wait for the device.
-        first_object = torch.tensor([0, *map(len, gt_boxes)]).cumsum(0)[:-1].to(labels.device)  # (N,)
-        matched = torch.stack([a.matched for a in assignments]) + first_object[:, None]  # (N, R)
-        image, anchor = self._is_assigned(labels).nonzero(as_tuple=True)  # (P,) each
-        matched_boxes = torch.cat(list(gt_boxes))[matched[image, anchor]]  # (P, 4)
-        targets = encode_boxes(matched_boxes, anchors[anchor], weights=self.box_weights)
-        box_losses = smooth_l1_loss(deltas[image, anchor], targets, beta=self.smooth_l1_beta, reduction="none")
+        select = getattr(self.class_loss, "select", None)
+        if select is not None:
+            images = zip(_of_images(levels), labels, strict=True)
+            labels = torch.stack([select(*image, anchors) for image in images])
         return {
-            "loss_cls": (class_losses / divisors).sum(),
-            "loss_box_reg": (box_losses.sum(dim=1) / divisors[image]).sum(),
+            "loss_cls": self._class_loss(levels, labels, divisors),
+            "loss_box_reg": self._box_loss(deltas, anchors, labels, gt_boxes, matched, divisors),
         }
 
     def assign(self, anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> Assignment:
-        """Labels and matched objects of one image's anchors, by this criterion's thresholds."""
+        """Labels and matched objects of every image's anchors, by this criterion's thresholds."""
         background_iou, object_iou = self.iou_thresholds
         return assign_anchors(
             anchors,
@@ -103,5 +91,52 @@ class DenseCriterion(nn.Module):
             match_best_anchor=self.match_best_anchor,
         )
 
+    def _class_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor) -> Tensor:
+        if hasattr(self.class_loss, "batch_loss"):
+            loss: Tensor = self.class_loss.batch_loss(levels, labels, divisors)
+            return loss
+        images = zip(_of_images(levels), labels, strict=True)
+        return (torch.stack([self.class_loss(*image) for image in images]) / divisors).sum()
+
+    def _box_loss(
+        self,
+        deltas: Tensor,
+        anchors: Tensor,
+        labels: Tensor,
+        gt_boxes: Tensor,
+        matched: Tensor,
+        divisors: Tensor,
+    ) -> Tensor:
+        """Of the assigned anchors, which alone have a target.
+
+        The CPU picks them out. A GPU would have to wait for their number, so there all anchors are encoded, which is
+        little beside the class loss, and those without a target masked.
+        """
+        is_assigned = self._is_assigned(labels)  # (N, R)
+        if labels.device.type == "cpu":
+            image, anchor = is_assigned.nonzero(as_tuple=True)  # (P,) each
+            targets = self._encode(gt_boxes[image, matched[image, anchor]], anchors[anchor])  # (P, 4)
+            losses = smooth_l1_loss(deltas[image, anchor], targets, beta=self.smooth_l1_beta, reduction="none")
+            return (losses.sum(dim=1) / divisors[image]).sum()
+        return self._masked_box_loss(deltas, anchors, is_assigned, gt_boxes, matched, divisors)
+
+    def _masked_box_loss(
+        self, deltas: Tensor, anchors: Tensor, is_assigned: Tensor, gt_boxes: Tensor, matched: Tensor, divisors: Tensor
+    ) -> Tensor:
+        boxes = gt_boxes.gather(1, matched.unsqueeze(-1).expand(-1, -1, 4))  # (N, R, 4)
+        # where(), not a product: whatever an anchor without a target predicts has no loss and no gradient
+        targets = torch.where(is_assigned.unsqueeze(-1), self._encode(boxes, anchors), 0)
+        pred = torch.where(is_assigned.unsqueeze(-1), deltas, 0)
+        losses = smooth_l1_loss(pred, targets, beta=self.smooth_l1_beta, reduction="none")
+        return (losses.sum(dim=(1, 2)) / divisors).sum()
+
+    def _encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        return encode_boxes(boxes, anchors, weights=self.box_weights)
+
     def _is_assigned(self, labels: Tensor) -> Tensor:
         return (labels >= 0) & (labels < self.num_classes)
+
+
+def _of_images(levels: Sequence[Tensor]) -> list[Tensor]:
+    """Of each image its logits over all levels, (R, K)."""
+    return list(torch.cat([level.flatten(1, -2) for level in levels], dim=1))

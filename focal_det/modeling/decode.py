@@ -1,6 +1,6 @@
 """From head outputs to detections (section 4.1, "Inference").
 
-Shapes, for one image: logits (R_l, K) and deltas (R_l, 4) of each level l; anchors (R_l, 4) XYXY.
+Shapes: logits (N, R_l, K) and deltas (N, R_l, 4) of each level l; anchors (R_l, 4) XYXY of each level.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from .box_coding import decode_boxes
+
+# Candidates of an image that suppression looks at first, to each detection wanted. Their survivors are the first
+# survivors of all, so the rest is looked at only where these do not give enough.
+_FIRST_LOOK = 4
 
 
 class Detections(NamedTuple):
@@ -32,22 +36,22 @@ def decode_detections(
     logits: Sequence[Tensor],
     deltas: Sequence[Tensor],
     anchors: Sequence[Tensor],
-    image_size: tuple[int, int],
+    image_sizes: Sequence[tuple[int, int]],
     *,
     score_thresh: float,
     topk_per_level: int,
     nms_thresh: float,
     max_detections: int,
     box_weights: Sequence[float],
-) -> Detections:
-    """Threshold, keep the best of each level, decode, suppress per class, cap, clip.
+) -> list[Detections]:
+    """Threshold, keep the best of each level, decode, suppress per class, cap, clip; each step for the whole batch.
 
     Args:
-        image_size: (height, width) in pixels of the network's input, to which boxes are clipped.
+        image_sizes: of each image (height, width) in pixels of the network's input, to which boxes are clipped.
         score_thresh: a detection's score is above this, in [0, 1); the paper's is .05.
-        topk_per_level: at most so many candidates per level are decoded; the paper's is 1,000.
+        topk_per_level: at most so many candidates per level and image are decoded; the paper's is 1,000.
         nms_thresh: of two boxes of a class whose IoU is above this, the lower-scoring goes; the paper's is .5.
-        max_detections: at most so many are returned; COCO counts 100.
+        max_detections: at most so many are returned per image; COCO counts 100.
 
     Raises:
         ValueError: a score threshold out of its range.
@@ -57,25 +61,94 @@ def decode_detections(
     # The sigmoid rises with its logit, so comparing logits spares a sigmoid of all R * K of them.
     logit_thresh = math.log(score_thresh / (1 - score_thresh)) if score_thresh > 0 else -math.inf
 
-    kept_logits, kept_deltas, kept_anchors, kept_classes = [], [], [], []
-    for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
-        num_classes = level_logits.shape[-1]
-        flat = level_logits.flatten()
-        index = (flat > logit_thresh).nonzero().squeeze(1)
-        values = flat[index]
-        if len(values) > topk_per_level:
-            values, best = values.topk(topk_per_level)
-            index = index[best]
-        row = index // num_classes
-        kept_logits.append(values)
-        kept_classes.append(index % num_classes)
-        kept_deltas.append(level_deltas[row])
-        kept_anchors.append(level_anchors[row])
+    on_cpu = logits[0].device.type == "cpu"
+    candidates = _above_first if on_cpu else _best_first
+    levels = [
+        _gather(
+            *candidates(level.flatten(1), logit_thresh, topk_per_level), level.shape[-1], level_deltas, level_anchors
+        )
+        for level, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True)
+    ]
+    found = _Found(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
+    found = _Found(*(part[found.logits > logit_thresh] for part in found))
+    boxes = decode_boxes(found.deltas, found.anchors, weights=box_weights)  # (M, 4)
+    scores = found.logits.to(boxes.dtype).sigmoid()  # (M,)
+    suppress = _suppress_one_by_one if on_cpu else _suppress_together
+    kept = suppress(boxes, scores, found.classes, found.image, len(image_sizes), nms_thresh, max_detections)
+    return [
+        Detections(_clipped(boxes[of_image], size), scores[of_image], found.classes[of_image])
+        for of_image, size in zip(kept, image_sizes, strict=True)
+    ]
 
-    boxes = decode_boxes(torch.cat(kept_deltas), torch.cat(kept_anchors), weights=box_weights)
-    scores = torch.cat(kept_logits).to(boxes.dtype).sigmoid()
-    classes = torch.cat(kept_classes)
-    keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
+
+class _Found(NamedTuple):
+    """Candidates of a batch: image, classes, logits (M,), deltas and anchors (M, 4)."""
+
+    image: Tensor
+    classes: Tensor
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+
+
+def _above_first(flat: Tensor, logit_thresh: float, topk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, index and logit of one level's best, at most `topk` of each image, of logits (N, R_l * K).
+
+    What is below the threshold goes first, since a processor would sort for long.
+    """
+    image, index = (flat > logit_thresh).nonzero(as_tuple=True)
+    values = flat[image, index]
+    if len(values) <= topk:
+        return image, index, values
+    of_images = ((image == i).nonzero().squeeze(1) for i in range(len(flat)))
+    best = torch.cat([rows[values[rows].topk(min(topk, len(rows))).indices] for rows in of_images])
+    return image[best], index[best], values[best]
+
+
+def _best_first(flat: Tensor, logit_thresh: float, topk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for a GPU, which would have to wait for the number above the threshold: those below it stay."""
+    values, index = flat.topk(min(topk, flat.shape[1]), dim=1)
+    image = torch.arange(len(flat), device=flat.device).repeat_interleave(index.shape[1])
+    return image, index.flatten(), values.flatten()
+
+
+def _gather(image: Tensor, index: Tensor, values: Tensor, num_classes: int, deltas: Tensor, anchors: Tensor) -> _Found:
+    anchor = index // num_classes
+    return _Found(image, index % num_classes, values, deltas[image, anchor], anchors[anchor])
+
+
+def _suppress_one_by_one(
+    boxes: Tensor, scores: Tensor, classes: Tensor, image: Tensor, num_images: int, nms_thresh: float, most: int
+) -> list[Tensor]:
+    """Of each image the indices of at most `most` detections, best first."""
+    kept = []
+    for i in range(num_images):
+        ranked = (image == i).nonzero().squeeze(1)
+        ranked = ranked[scores[ranked].argsort(descending=True, stable=True)]
+        for looked_at in (ranked[: _FIRST_LOOK * most], ranked):
+            survivors = looked_at[batched_nms(boxes[looked_at], scores[looked_at], classes[looked_at], nms_thresh)]
+            if len(survivors) >= most:
+                break
+        kept.append(survivors[:most])
+    return kept
+
+
+def _suppress_together(
+    boxes: Tensor, scores: Tensor, classes: Tensor, image: Tensor, num_images: int, nms_thresh: float, most: int
+) -> list[Tensor]:
+    """The same in one suppression of all images and classes, moved apart; it waits for the device twice."""
+    if not len(boxes):
+        return [image] * num_images
+    group = image * (classes.max() + 1) + classes
+    span = boxes.max() - boxes.min() + 1
+    # In float64: in float32 the coordinates of group 1280 would be rounded to an eighth of a pixel.
+    kept = nms(boxes.double() + (group * span.double()).unsqueeze(1), scores.double(), nms_thresh)
+    of_image = image[kept] == torch.arange(num_images, device=image.device).unsqueeze(1)  # (N, kept)
+    kept = kept[image[kept].argsort(stable=True)]
+    return [indices[:most] for indices in kept.split(of_image.sum(dim=1).tolist())]
+
+
+def _clipped(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     height, width = image_size
-    limit = boxes.new_tensor((width, height, width, height))
-    return Detections(boxes[keep].clamp(min=0).minimum(limit), scores[keep], classes[keep])
+    x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
+    return torch.stack((x, y), dim=2).flatten(1)  # XYXY again

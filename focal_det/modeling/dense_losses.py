@@ -2,126 +2,131 @@
 
 Each says in `reads` which configuration keys it reads, in full: a key that is set for another loss is refused. Their
 constructors raise ValueError for a constant out of the range that its function documents.
+
+A class loss takes logits (R, K) and labels (R,) of one image and returns their summed loss, a scalar in float32. If it
+also has a `batch_loss`, that is called instead: see `ElementwiseLoss`. If it has a `select`, see `OHEMLoss`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ..losses import cross_entropy_loss, focal_loss, focal_loss_star, hinge_loss, select_hard_examples
-from ..losses.elementwise import check_alpha
-from ..losses.focal import check_gamma
-from ..losses.focal_star import check_star_constants
-from ..losses.hinge import check_margin
+from ..losses import cross_entropy_loss, select_hard_examples
+from ..losses.batch import batch_loss
+from ..losses.cross_entropy import cross_entropy_formula
+from ..losses.elementwise import elementwise_loss
+from ..losses.focal import focal_formula
+from ..losses.focal_star import focal_star_formula
+from ..losses.formula import Formula
+from ..losses.hinge import hinge_formula
 from ..losses.mining import check_mining
+from ..losses.triton_loss import triton_missing
 
 _LOSS = "MODEL.FOCAL_DET.LOSS."
 
 
-class CrossEntropyLoss(nn.Module):
+class ElementwiseLoss(nn.Module):
+    """A loss of the family, each element of which depends on one logit alone.
+
+    Args:
+        formula: of the loss.
+        triton: on GPUs by the kernels of `triton_loss`, which read the head's outputs in place.
+    """
+
+    def __init__(self, formula: Formula, *, triton: bool = False) -> None:
+        super().__init__()
+        self.formula = formula
+        self.triton = triton
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (R, K) and labels (R,) to a scalar in float32."""
+        return elementwise_loss(logits, labels, self.formula, reduction="sum")
+
+    def batch_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor) -> Tensor:
+        """See `focal_det.losses.batch.batch_loss`."""
+        use_triton = self.triton and triton_missing(labels.device) is None
+        return batch_loss(levels, labels, divisors, self.formula, use_triton=use_triton)
+
+
+class CrossEntropyLoss(ElementwiseLoss):
     """`cross_entropy_loss` without weights: the paper's starting point (section 5.1)."""
 
     reads: ClassVar[tuple[str, ...]] = ()
 
     @configurable
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, triton: bool = False) -> None:
+        super().__init__(cross_entropy_formula(None), triton=triton)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {}
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (R, K) and labels (R,) to a scalar in float32."""
-        return cross_entropy_loss(logits, labels)
+        return {"triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON}
 
 
-class BalancedCrossEntropyLoss(nn.Module):
+class BalancedCrossEntropyLoss(ElementwiseLoss):
     """`cross_entropy_loss` with alpha (section 3.1; Table 1a)."""
 
     reads: ClassVar[tuple[str, ...]] = (_LOSS + "ALPHA",)
 
     @configurable
-    def __init__(self, *, alpha: float) -> None:
-        super().__init__()
-        check_alpha(alpha)
-        self.alpha = alpha
+    def __init__(self, *, alpha: float, triton: bool = False) -> None:
+        super().__init__(cross_entropy_formula(alpha), triton=triton)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"alpha": cfg.MODEL.FOCAL_DET.LOSS.ALPHA}
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (R, K) and labels (R,) to a scalar in float32."""
-        return cross_entropy_loss(logits, labels, alpha=self.alpha)
+        return {"alpha": cfg.MODEL.FOCAL_DET.LOSS.ALPHA, "triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON}
 
 
-class FocalLoss(nn.Module):
+class FocalLoss(ElementwiseLoss):
     """`focal_loss` (section 3.2; Table 1b). MODEL.RETINANET.FOCAL_LOSS_ALPHA < 0 means no alpha, as in Detectron2."""
 
     reads: ClassVar[tuple[str, ...]] = ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA")
 
     @configurable
-    def __init__(self, *, alpha: float | None, gamma: float) -> None:
-        super().__init__()
-        check_alpha(alpha)
-        check_gamma(gamma)
-        self.alpha = alpha
-        self.gamma = gamma
+    def __init__(self, *, alpha: float | None, gamma: float, triton: bool = False) -> None:
+        super().__init__(focal_formula(alpha, gamma), triton=triton)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
-        return {"alpha": None if alpha < 0 else alpha, "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA}
+        return {
+            "alpha": None if alpha < 0 else alpha,
+            "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
+            "triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON,
+        }
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (R, K) and labels (R,) to a scalar in float32."""
-        return focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma)
 
-
-class FocalLossStar(nn.Module):
+class FocalLossStar(ElementwiseLoss):
     """`focal_loss_star` (appendix A; Table 3)."""
 
     reads: ClassVar[tuple[str, ...]] = (_LOSS + "GAMMA", _LOSS + "BETA")
 
     @configurable
-    def __init__(self, *, gamma: float, beta: float) -> None:
-        super().__init__()
-        check_star_constants(gamma, beta)
-        self.gamma = gamma
-        self.beta = beta
+    def __init__(self, *, gamma: float, beta: float, triton: bool = False) -> None:
+        super().__init__(focal_star_formula(gamma, beta), triton=triton)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"gamma": cfg.MODEL.FOCAL_DET.LOSS.GAMMA, "beta": cfg.MODEL.FOCAL_DET.LOSS.BETA}
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (R, K) and labels (R,) to a scalar in float32."""
-        return focal_loss_star(logits, labels, gamma=self.gamma, beta=self.beta)
+        loss = cfg.MODEL.FOCAL_DET.LOSS
+        return {"gamma": loss.GAMMA, "beta": loss.BETA, "triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON}
 
 
-class HingeLoss(nn.Module):
+class HingeLoss(ElementwiseLoss):
     """`hinge_loss` (section 5.1, "Hinge Loss")."""
 
     reads: ClassVar[tuple[str, ...]] = (_LOSS + "MARGIN",)
 
     @configurable
-    def __init__(self, *, margin: float) -> None:
-        super().__init__()
-        check_margin(margin)
-        self.margin = margin
+    def __init__(self, *, margin: float, triton: bool = False) -> None:
+        super().__init__(hinge_formula(margin), triton=triton)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"margin": cfg.MODEL.FOCAL_DET.LOSS.MARGIN}
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (R, K) and labels (R,) to a scalar in float32."""
-        return hinge_loss(logits, labels, margin=self.margin)
+        return {"margin": cfg.MODEL.FOCAL_DET.LOSS.MARGIN, "triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON}
 
 
 class OHEMLoss(nn.Module):

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .anchor_generator import OctaveAnchorGenerator
+from .assignment import pad_objects
+from .compiled import CompiledOrPlain
 from .criterion import DenseCriterion
 from .decode import decode_detections
+from .folded_conv import fold_frozen_norms
 from .normalizer import LossNormalizer
 
 
@@ -31,6 +34,7 @@ class FocalRetinaNet(nn.Module):
         num_classes: K.
         score_thresh, topk_per_level, nms_thresh, max_detections, box_weights: see `decode_detections`.
         pixel_mean, pixel_std: of each channel, in the order of the input's.
+        channels_last, fold_norms, compile_network: see MODEL.FOCAL_DET.SPEED in `focal_det.config`.
     """
 
     @configurable
@@ -50,11 +54,18 @@ class FocalRetinaNet(nn.Module):
         box_weights: Sequence[float],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        channels_last: bool,
+        fold_norms: bool,
+        compile_network: bool,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        if fold_norms:
+            fold_frozen_norms(backbone)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone = backbone.to(memory_format=self.memory_format)
         self.in_features = tuple(in_features)
-        self.head = head
+        self.head = head.to(memory_format=self.memory_format)
+        self.network = CompiledOrPlain(self._network) if compile_network else self._network
         self.anchor_generator = anchor_generator
         self.criterion = criterion
         self.num_classes = num_classes
@@ -84,11 +95,9 @@ class FocalRetinaNet(nn.Module):
                 f"MODEL.RETINANET.IOU_LABELS is {retinanet.IOU_LABELS}; FocalRetinaNet labels the bands [0, -1, 1]"
             )
         background_iou, object_iou = retinanet.IOU_THRESHOLDS
-        class_loss = DENSE_LOSS_REGISTRY.get(extra.LOSS.NAME)(cfg)
         criterion = DenseCriterion(
             num_classes=retinanet.NUM_CLASSES,
-            class_loss=class_loss,
-            select=getattr(class_loss, "select", None),
+            class_loss=DENSE_LOSS_REGISTRY.get(extra.LOSS.NAME)(cfg),
             normalizer=LossNormalizer(extra.NORMALIZER),
             iou_thresholds=(background_iou, object_iou),
             match_best_anchor=extra.MATCH_BEST_ANCHOR,
@@ -109,6 +118,9 @@ class FocalRetinaNet(nn.Module):
             "box_weights": retinanet.BBOX_REG_WEIGHTS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "channels_last": extra.SPEED.CHANNELS_LAST,
+            "fold_norms": extra.SPEED.FOLD_NORMS,
+            "compile_network": extra.SPEED.COMPILE,
         }
 
     @property
@@ -132,10 +144,10 @@ class FocalRetinaNet(nn.Module):
             ValueError: an image without "instances" in training.
         """
         images = self._preprocess(batched_inputs)
-        logits, deltas, anchors = self._predictions(images)
+        levels, deltas, anchors = self._predictions(images)
         if self.training:
-            return self._losses(logits, deltas, anchors, batched_inputs)
-        return self._detections(logits, deltas, anchors, images.image_sizes, batched_inputs)
+            return self._losses(levels, deltas, anchors, batched_inputs)
+        return self._detections(levels, deltas, anchors, images.image_sizes, batched_inputs)
 
     def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Every anchor's class logits (N, R, K), and its label (N, R) as training would assign it.
@@ -146,74 +158,85 @@ class FocalRetinaNet(nn.Module):
         Raises:
             ValueError: an image without "instances".
         """
-        instances = self._instances(batched_inputs)
-        logits, _, anchors = self._predictions(self._preprocess(batched_inputs))
-        assigned = [self.criterion.assign(torch.cat(anchors), x.gt_boxes.tensor, x.gt_classes) for x in instances]
-        return torch.cat(logits, dim=1), torch.stack([assignment.labels for assignment in assigned])
+        levels, _, anchors = self._predictions(self._preprocess(batched_inputs))
+        labels, _ = self.criterion.assign(torch.cat(anchors), *self._objects(batched_inputs))
+        return torch.cat([level.flatten(1, -2) for level in levels], dim=1), labels
 
     def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of each level logits (N, R_l, K), deltas (N, R_l, 4) and anchors (R_l, 4)."""
-        features = self.backbone(images.tensor)
-        levels = [features[name] for name in self.in_features]
-        logits, deltas = self.head(levels)
+        """Of each level logits (N, H, W, A, K), deltas (N, H, W, A, 4) and anchors (H*W*A, 4)."""
+        logits, deltas = self.network(images.tensor)
         return (
-            [_anchors_last(level, self.num_classes) for level in logits],
-            [_anchors_last(level, 4) for level in deltas],
-            [boxes.tensor for boxes in self.anchor_generator(levels)],
+            [_classes_last(level, self.num_classes) for level in logits],
+            [_classes_last(level, 4) for level in deltas],
+            [boxes.tensor for boxes in self.anchor_generator(logits)],
         )
+
+    def _network(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Images (N, 3, H, W) to what the head returns."""
+        features = self.backbone(images)
+        logits, deltas = self.head([features[name] for name in self.in_features])
+        return logits, deltas
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        return ImageList.from_tensors(
+        batch = ImageList.from_tensors(
             images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
+        batch.tensor = batch.tensor.contiguous(memory_format=self.memory_format)
+        return batch
 
-    def _instances(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
+    def _objects(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Boxes (N, G, 4) and classes (N, G) of the images' objects, on the device: see `pad_objects`."""
         for x in batched_inputs:
             if "instances" not in x:
                 name = x.get("file_name", "without a name")
                 raise ValueError(f'image {name}: no "instances" to train on')
-        return [x["instances"].to(self.device) for x in batched_inputs]
+        instances = [x["instances"] for x in batched_inputs]
+        boxes, classes = pad_objects([x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances])
+        return _to_device(boxes, self.device), _to_device(classes, self.device)
 
     def _losses(
-        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batched_inputs: list[dict[str, Any]]
+        self, levels: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        instances = self._instances(batched_inputs)
-        return self.criterion(
-            torch.cat(logits, dim=1),
-            torch.cat(deltas, dim=1),
-            torch.cat(anchors),
-            [x.gt_boxes.tensor for x in instances],
-            [x.gt_classes for x in instances],
-        )
+        all_deltas = torch.cat([level.flatten(1, -2) for level in deltas], dim=1)  # (N, R, 4)
+        return self.criterion(levels, all_deltas, torch.cat(anchors), *self._objects(batched_inputs))
 
     def _detections(
         self,
-        logits: list[Tensor],
+        levels: list[Tensor],
         deltas: list[Tensor],
         anchors: list[Tensor],
         image_sizes: list[tuple[int, int]],
         batched_inputs: list[dict[str, Any]],
     ) -> list[dict[str, Instances]]:
+        found = decode_detections(
+            [level.flatten(1, -2) for level in levels],
+            [level.flatten(1, -2) for level in deltas],
+            anchors,
+            image_sizes,
+            **self.decoding,
+        )
         results = []
-        for i, (image_size, x) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
-            found = decode_detections(
-                [level[i] for level in logits],
-                [level[i] for level in deltas],
-                anchors,
-                image_size,
-                **self.decoding,
-            )
+        for detections, image_size, x in zip(found, image_sizes, batched_inputs, strict=True):
             instances = Instances(
-                image_size, pred_boxes=Boxes(found.boxes), scores=found.scores, pred_classes=found.classes
+                image_size,
+                pred_boxes=Boxes(detections.boxes),
+                scores=detections.scores,
+                pred_classes=detections.classes,
             )
             height, width = x.get("height", image_size[0]), x.get("width", image_size[1])
             results.append({"instances": detector_postprocess(instances, height, width)})
         return results
 
 
-def _anchors_last(level: Tensor, channels: int) -> Tensor:
-    """(N, A*c, H, W) to (N, H*W*A, c): row-major over locations, anchors last."""
-    n, _, height, width = level.shape
-    return level.view(n, -1, channels, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, channels)
+def _classes_last(level: Tensor, channels: int) -> Tensor:
+    """(N, A*c, H, W) to its view (N, H, W, A, c); flattening (H, W, A) copies nothing if it was channels_last."""
+    return level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2)
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for a GPU, which only copies from pinned memory by itself."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

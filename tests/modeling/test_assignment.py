@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from focal_det.modeling.assignment import assign_anchors, pairwise_iou
+from focal_det.modeling.assignment import Assignment, assign_anchors, pad_objects, pairwise_iou
 
 SETTINGS = {"num_classes": 3, "background_iou": 0.4, "object_iou": 0.5, "match_best_anchor": True}
 
@@ -12,6 +12,12 @@ SETTINGS = {"num_classes": 3, "background_iou": 0.4, "object_iou": 0.5, "match_b
 def boxes(n, side=100.0):
     corners = torch.rand(n, 2) * side
     return torch.cat([corners, corners + torch.rand(n, 2) * side / 2 + 1], dim=1)
+
+
+def assign(anchors, gt_boxes, gt_classes, **changes):
+    """Of one image."""
+    outcome = assign_anchors(anchors, *pad_objects([gt_boxes], [gt_classes]), **{**SETTINGS, **changes})
+    return Assignment(*(part[0] for part in outcome))
 
 
 def reference(anchors, gt_boxes, gt_classes, match_best_anchor):
@@ -45,21 +51,21 @@ def test_three_bands_by_hand():
     # one object 0..10; anchors share of it 1, .45 and .1: object, ignored, background
     gt = torch.tensor([[0.0, 0, 10, 10]])
     anchors = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 4.5], [0.0, 0, 10, 1]])
-    assert assign_anchors(anchors, gt, torch.tensor([2]), **SETTINGS).labels.tolist() == [2, -1, 3]
+    assert assign(anchors, gt, torch.tensor([2])).labels.tolist() == [2, -1, 3]
 
 
 def test_thresholds_belong_to_the_upper_band():
     # shares of exactly .5 and .4, which float32 divides exactly: 50 / 100 and 40 / 100
     gt = torch.tensor([[0.0, 0, 10, 10], [50.0, 50, 60, 60]])
     anchors = torch.tensor([[0.0, 0, 10, 5], [0.0, 0, 10, 4], [0.0, 0, 10, 10], [50.0, 50, 60, 60]])
-    assert assign_anchors(anchors, gt, torch.tensor([1, 2]), **SETTINGS).labels.tolist() == [1, -1, 1, 2]
+    assert assign(anchors, gt, torch.tensor([1, 2])).labels.tolist() == [1, -1, 1, 2]
 
 
 def test_best_anchor_is_assigned_below_the_threshold_only_if_asked():
     gt = torch.tensor([[0.0, 0, 10, 10]])
     anchors = torch.tensor([[0.0, 0, 10, 3], [0.0, 0, 10, 2]])
-    with_best = assign_anchors(anchors, gt, torch.tensor([1]), **SETTINGS)
-    without = assign_anchors(anchors, gt, torch.tensor([1]), **{**SETTINGS, "match_best_anchor": False})
+    with_best = assign(anchors, gt, torch.tensor([1]))
+    without = assign(anchors, gt, torch.tensor([1]), match_best_anchor=False)
     assert with_best.labels.tolist() == [1, 3]
     assert without.labels.tolist() == [3, 3]
 
@@ -67,16 +73,16 @@ def test_best_anchor_is_assigned_below_the_threshold_only_if_asked():
 def test_ties_for_the_best_anchor_are_all_assigned():
     gt = torch.tensor([[2.0, 0, 4, 2]])
     anchors = torch.tensor([[0.0, 0, 3, 2], [3.0, 0, 6, 2], [50.0, 50, 60, 60]])  # the first two mirror each other
-    assert assign_anchors(anchors, gt, torch.tensor([0]), **SETTINGS).labels.tolist() == [0, 0, 3]
+    assert assign(anchors, gt, torch.tensor([0])).labels.tolist() == [0, 0, 3]
 
 
 def test_an_object_that_no_anchor_touches_takes_none():
     gt = torch.tensor([[500.0, 500, 510, 510]])
-    assert assign_anchors(boxes(9), gt, torch.tensor([0]), **SETTINGS).labels.tolist() == [3] * 9
+    assert assign(boxes(9), gt, torch.tensor([0])).labels.tolist() == [3] * 9
 
 
 def test_no_objects_is_all_background():
-    labels, matched = assign_anchors(boxes(5), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), **SETTINGS)
+    labels, matched = assign(boxes(5), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     assert labels.tolist() == [3] * 5
     assert matched.tolist() == [0] * 5
 
@@ -87,22 +93,32 @@ def test_equals_the_rules_one_pair_at_a_time(seed, match_best_anchor):
     torch.manual_seed(seed)
     anchors, gt = boxes(60), boxes(7)
     classes = torch.randint(3, (7,))
-    ours = assign_anchors(anchors, gt, classes, **{**SETTINGS, "match_best_anchor": match_best_anchor})
+    ours = assign(anchors, gt, classes, match_best_anchor=match_best_anchor)
     assert ours.labels.tolist() == reference(anchors, gt, classes, match_best_anchor)
+
+
+def test_a_batch_gives_what_its_images_give():
+    anchors = boxes(60)
+    gt_boxes, gt_classes = zip(*[(boxes(n), torch.randint(3, (n,))) for n in (7, 0, 2)], strict=True)
+    together = assign_anchors(anchors, *pad_objects(gt_boxes, gt_classes), **SETTINGS)
+    for i in range(3):
+        one = assign(anchors, gt_boxes[i], gt_classes[i])
+        assert together.labels[i].equal(one.labels)
+        assert together.matched[i].equal(one.matched)
 
 
 def test_more_objects_than_one_matrix_holds(monkeypatch):
     anchors, gt, classes = boxes(200), boxes(50), torch.randint(3, (50,))
     gt[30] = gt[3]  # equal objects in different chunks: the first keeps its anchors
-    whole = assign_anchors(anchors, gt, classes, **SETTINGS)
+    whole = assign(anchors, gt, classes)
     monkeypatch.setattr("focal_det.modeling.assignment._MAX_PAIRS", 200 * 7)  # 8 chunks
-    chunked = assign_anchors(anchors, gt, classes, **SETTINGS)
+    chunked = assign(anchors, gt, classes)
     assert chunked.labels.equal(whole.labels)
     assert chunked.matched.equal(whole.matched)
 
 
 @pytest.mark.parametrize("thresholds", [(0.6, 0.5), (0.0, 0.5)])
 def test_thresholds_out_of_order_are_named(thresholds):
-    options = {**SETTINGS, "background_iou": thresholds[0], "object_iou": thresholds[1]}
+    options = {"background_iou": thresholds[0], "object_iou": thresholds[1]}
     with pytest.raises(ValueError, match=f"background={thresholds[0]}, object={thresholds[1]}"):
-        assign_anchors(boxes(2), boxes(1), torch.tensor([0]), **options)
+        assign(boxes(2), boxes(1), torch.tensor([0]), **options)

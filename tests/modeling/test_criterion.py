@@ -4,19 +4,40 @@ import pytest
 import torch
 
 from focal_det.losses import focal_loss, smooth_l1_loss
+from focal_det.losses.batch import batch_loss
+from focal_det.losses.focal import focal_formula
+from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.box_coding import encode_boxes
 from focal_det.modeling.criterion import DenseCriterion
 from focal_det.modeling.normalizer import LossNormalizer
 
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [40.0, 0, 50, 10], [60.0, 0, 70, 10], [0.0, 0, 10, 6]])
-NO_BOXES, NO_CLASSES = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+NO_OBJECTS = pad_objects([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2)
 
 
-def criterion(normalizer="global", select=None):
+class PlainLoss(torch.nn.Module):
+    """A class loss that knows of one image only, and perhaps selects."""
+
+    def __init__(self, select=None):
+        super().__init__()
+        if select is not None:
+            self.select = select
+
+    def forward(self, logits, labels):
+        return focal_loss(logits, labels)
+
+
+class BatchLoss(PlainLoss):
+    """The same for a whole batch."""
+
+    def batch_loss(self, levels, labels, divisors):
+        return batch_loss(levels, labels, divisors, focal_formula(0.25, 2.0))
+
+
+def criterion(normalizer="global", class_loss=None):
     return DenseCriterion(
-        select=select,
         num_classes=2,
-        class_loss=focal_loss,
+        class_loss=class_loss or PlainLoss(),
         normalizer=LossNormalizer(normalizer),
         iou_thresholds=(0.4, 0.5),
         match_best_anchor=True,
@@ -29,17 +50,22 @@ def predictions(n):
     return torch.randn(n, 5, 2, requires_grad=True), torch.randn(n, 5, 4, requires_grad=True)
 
 
+def one_level(n):
+    logits, deltas = predictions(n)
+    return [logits], deltas
+
+
 # Image 0: anchor 0 and 4 (IoU .6) on an object of class 1. Image 1: three objects, one anchor each.
-GT_BOXES = [ANCHORS[:1], ANCHORS[1:4]]
-GT_CLASSES = [torch.tensor([1]), torch.tensor([0, 1, 0])]
+OBJECTS = pad_objects([ANCHORS[:1], ANCHORS[1:4]], [torch.tensor([1]), torch.tensor([0, 1, 0])])
 LABELS = [torch.tensor([1, 2, 2, 2, 1]), torch.tensor([2, 0, 1, 0, 2])]
 
 
+@pytest.mark.parametrize("class_loss", [PlainLoss(), BatchLoss()])
 @pytest.mark.parametrize(("mode", "divisors"), [("global", [5, 5]), ("image", [2 * 2, 3 * 2]), ("ema", [90.5, 90.5])])
-def test_sums_over_anchors_divided_as_the_mode_says(mode, divisors):
+def test_sums_over_anchors_divided_as_the_mode_says(mode, divisors, class_loss):
     # 2 + 3 assigned anchors; "image" also takes the mean of 2 images; "ema" is .9 * 100 + .1 * 5 = 90.5
     logits, deltas = predictions(2)
-    losses = criterion(mode)(logits, deltas, ANCHORS, GT_BOXES, GT_CLASSES)
+    losses = criterion(mode, class_loss)([logits], deltas, ANCHORS, *OBJECTS)
     expected_cls = sum(focal_loss(logits[i], LABELS[i]) / divisors[i] for i in range(2))
     box_sums = [
         smooth_l1_loss(
@@ -54,7 +80,7 @@ def test_sums_over_anchors_divided_as_the_mode_says(mode, divisors):
 @pytest.mark.parametrize("mode", ["global", "image", "ema"])
 def test_a_batch_without_objects(mode):
     logits, deltas = predictions(2)
-    losses = criterion(mode)(logits, deltas, ANCHORS, [NO_BOXES] * 2, [NO_CLASSES] * 2)
+    losses = criterion(mode)([logits], deltas, ANCHORS, *NO_OBJECTS)
     assert losses["loss_cls"] > 0
     assert losses["loss_box_reg"] == 0
     sum(losses.values()).backward()
@@ -64,7 +90,7 @@ def test_a_batch_without_objects(mode):
 
 def test_the_number_of_assigned_anchors_is_kept_for_logging():
     module = criterion()
-    module(*predictions(2), ANCHORS, GT_BOXES, GT_CLASSES)
+    module(*one_level(2), ANCHORS, *OBJECTS)
     assert module.num_assigned.tolist() == [2, 3]
 
 
@@ -78,7 +104,7 @@ def test_anchors_that_are_not_selected_have_no_loss_of_either_kind_but_count_in_
         return kept[len(seen) - 1]
 
     logits, deltas = predictions(2)
-    losses = criterion(select=select)(logits, deltas, ANCHORS, GT_BOXES, GT_CLASSES)
+    losses = criterion(class_loss=PlainLoss(select))([logits], deltas, ANCHORS, *OBJECTS)
     assert [labels for _, labels, _ in seen] == [labels.tolist() for labels in LABELS]
     assert all(torch.equal(seen[i][0], logits[i]) and seen[i][2] is ANCHORS for i in range(2))
     torch.testing.assert_close(losses["loss_cls"], focal_loss(logits[0], kept[0]) / 5)
@@ -88,13 +114,27 @@ def test_anchors_that_are_not_selected_have_no_loss_of_either_kind_but_count_in_
     assert deltas.grad[1].eq(0).all()
 
 
+@pytest.mark.parametrize("objects", [OBJECTS, NO_OBJECTS])
+def test_the_masked_box_loss_of_a_gpu_is_the_same(objects):
+    module, (logits, deltas) = criterion("image"), predictions(2)
+    with torch.no_grad():
+        deltas[0, 1] = torch.nan  # of an anchor without a target
+    loss = module([logits], deltas, ANCHORS, *objects)["loss_box_reg"]
+    labels, matched = module.assign(ANCHORS, *objects)
+    divisors = module.normalizer(module.num_assigned)
+    masked = module._masked_box_loss(deltas, ANCHORS, labels < 2, objects[0], matched, divisors)
+    torch.testing.assert_close(masked, loss)
+    grads = [torch.autograd.grad(value, deltas)[0] for value in (loss, masked)]
+    torch.testing.assert_close(*grads)
+
+
 def test_moving_average_is_a_saved_buffer_and_goes_on_after_loading():
     first = criterion("ema")
-    first(*predictions(2), ANCHORS, GT_BOXES, GT_CLASSES)
+    first(*one_level(2), ANCHORS, *OBJECTS)
     assert first.state_dict()["normalizer.ema"].item() == pytest.approx(90.5)
     second = criterion("ema")
     second.load_state_dict(first.state_dict())
-    second(*predictions(1), ANCHORS, [NO_BOXES], [NO_CLASSES])
+    second(*one_level(1), ANCHORS, *(part[:1] for part in NO_OBJECTS))
     assert second.normalizer.ema.item() == pytest.approx(0.9 * 90.5 + 0.1 * 1)  # no anchor counts as one
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
+from focal_det.modeling import decode as decode_module
 from focal_det.modeling.box_coding import decode_boxes
 from focal_det.modeling.decode import decode_detections
 
@@ -28,10 +29,13 @@ def grid(n, side=10.0, gap=20.0):
 
 
 def decode(scores, anchors, image_size=(1000, 10000), deltas=None, **options):
-    """Levels of scores (R, K) as probabilities."""
-    logits = [torch.logit(level) for level in scores]
+    """Of one image, with levels of scores (R, K) as probabilities."""
+    logits = [torch.logit(level)[None] for level in scores]
     deltas = deltas or [torch.zeros(len(level), 4) for level in scores]
-    return decode_detections(logits, deltas, anchors, image_size, **{**OPTIONS, **options})
+    (found,) = decode_detections(
+        logits, [level[None] for level in deltas], anchors, [image_size], **{**OPTIONS, **options}
+    )
+    return found
 
 
 def test_keeps_what_is_above_the_threshold_best_first():
@@ -99,10 +103,59 @@ def test_equals_the_steps_done_plainly():
 
 
 def test_half_precision_logits_give_single_precision_scores():
-    found = decode_detections(
-        [torch.tensor([[3.0]]).half()], [torch.zeros(1, 4).half()], [grid(1)], (50, 50), **OPTIONS
+    (found,) = decode_detections(
+        [torch.tensor([[[3.0]]]).half()], [torch.zeros(1, 1, 4).half()], [grid(1)], [(50, 50)], **OPTIONS
     )
     assert found.scores.dtype == found.boxes.dtype == torch.float32
+
+
+def random_levels(images, classes=4, sizes=(300, 80, 5)):
+    anchors = [torch.rand(size, 4) * 50 + torch.tensor([0.0, 0, 60, 60]) for size in sizes]
+    logits = [torch.randn(images, size, classes) * 2 for size in sizes]
+    return logits, [torch.randn(images, size, 4) * 0.2 for size in sizes], anchors
+
+
+def assert_same(found, expected):
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own.boxes, other.boxes, rtol=0, atol=0)
+        torch.testing.assert_close(own.scores, other.scores, rtol=2e-7, atol=0)  # of sigmoid, by place in the vector
+        assert own.classes.equal(other.classes)
+
+
+@pytest.mark.parametrize("topk_per_level", [20, 1000])
+def test_a_batch_gives_what_its_images_give(topk_per_level):
+    logits, deltas, anchors = random_levels(images=3)
+    for level in logits:
+        level[1] = -9  # an image without a candidate between two with many
+    options = {**OPTIONS, "topk_per_level": topk_per_level}
+    together = decode_detections(logits, deltas, anchors, [(50, 70), (60, 60), (90, 90)], **options)
+    for i, size in enumerate([(50, 70), (60, 60), (90, 90)]):
+        one = [[level[i : i + 1] for level in levels] for levels in (logits, deltas)]
+        assert_same(together[i : i + 1], decode_detections(*one, anchors, [size], **options))
+    assert [len(found.scores) > 0 for found in together] == [True, False, True]
+
+
+@pytest.mark.parametrize("max_detections", [1, 3, 100])
+@pytest.mark.parametrize("topk_per_level", [20, 1000])
+def test_the_steps_of_a_gpu_give_the_same(monkeypatch, topk_per_level, max_detections):
+    logits, deltas, anchors = random_levels(images=3)
+    sizes = [(200, 200)] * 3
+    options = {**OPTIONS, "topk_per_level": topk_per_level, "max_detections": max_detections}
+    expected = decode_detections(logits, deltas, anchors, sizes, **options)
+    monkeypatch.setattr(decode_module, "_above_first", decode_module._best_first)
+    monkeypatch.setattr(decode_module, "_suppress_one_by_one", decode_module._suppress_together)
+    assert_same(decode_detections(logits, deltas, anchors, sizes, **options), expected)
+    empty = [torch.full_like(level, -9) for level in logits]
+    assert [len(found.scores) for found in decode_detections(empty, deltas, anchors, sizes, **options)] == [0, 0, 0]
+
+
+def test_suppression_that_looks_at_the_best_first_finds_what_it_would_of_all(monkeypatch):
+    logits, deltas, anchors = random_levels(images=2, sizes=(900, 300))
+    sizes = [(200, 200)] * 2
+    expected = decode_detections(logits, deltas, anchors, sizes, **OPTIONS)
+    for first_look in (0, 1, 1000):
+        monkeypatch.setattr(decode_module, "_FIRST_LOOK", first_look)
+        assert_same(decode_detections(logits, deltas, anchors, sizes, **OPTIONS), expected)
 
 
 @pytest.mark.parametrize("score_thresh", [-0.1, 1.0])

@@ -76,7 +76,16 @@ CHANGING = [
     ("MODEL.RETINANET.PRIOR_PROB", "0.1", {"loss_cls"}),
     ("MODEL.RETINANET.NUM_CONVS", "2", {"loss_cls", "loss_box_reg"}),
 ]
-OWN_TESTS = {"HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"}  # below, and in test_engine.py
+OWN_TESTS = {
+    *("HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"),  # below, and in test_engine.py
+    *(
+        "SPEED.CHANNELS_LAST",
+        "SPEED.FOLD_NORMS",
+        "SPEED.TRITON",
+        "SPEED.COMPILE",
+        "SPEED.FUSED_SGD",
+    ),  # in test_speed.py
+}
 
 
 @pytest.mark.parametrize(("key", "value", "changed", "both"), [(*row[:3], row[3:]) for row in CHANGING])
@@ -96,8 +105,9 @@ def test_no_key_is_without_a_test():
     cfg = get_cfg()
     add_focal_det_config(cfg)
     tested = {row[0].removeprefix("MODEL.FOCAL_DET.") for row in CHANGING if "FOCAL_DET" in row[0]}
-    keys = {*cfg.MODEL.FOCAL_DET, *(f"LOSS.{key}" for key in cfg.MODEL.FOCAL_DET.LOSS)} - {"LOSS"}
-    assert keys == tested | OWN_TESTS
+    groups = ("LOSS", "SPEED")
+    keys = {f"{group}.{key}" for group in groups for key in cfg.MODEL.FOCAL_DET[group]} | set(cfg.MODEL.FOCAL_DET)
+    assert keys - set(groups) == tested | OWN_TESTS
 
 
 @pytest.mark.parametrize(
@@ -131,31 +141,40 @@ def no_overlap(found):
     return not overlapping.any()
 
 
+# Of each loss the keys it reads, and what they make of it.
 CONSTANTS = {
-    "CrossEntropyLoss": {},
-    "BalancedCrossEntropyLoss": {"ALPHA": ("alpha", 0.3)},
-    "FocalLossStar": {"GAMMA": ("gamma", 4.0), "BETA": ("beta", -0.5)},
-    "HingeLoss": {"MARGIN": ("margin", 0.8)},
-    "OHEMLoss": {"BATCH_SIZE": ("batch_size", 32), "NMS_THRESH": ("nms_threshold", 0.7)},
-    "OHEMOneToThreeLoss": {"BATCH_SIZE": ("batch_size", 32), "NMS_THRESH": ("nms_threshold", 0.7)},
+    "CrossEntropyLoss": ({}, lambda loss: loss.formula[1:] == ("cross_entropy", (1, 1), 0, 0)),
+    "BalancedCrossEntropyLoss": ({"ALPHA": 0.3}, lambda loss: loss.formula[1:] == ("cross_entropy", (0.3, 0.7), 0, 0)),
+    "FocalLossStar": (
+        {"GAMMA": 4.0, "BETA": -0.5},
+        lambda loss: loss.formula[1:] == ("focal_star", (1, 1), 4.0, -0.5),
+    ),
+    "HingeLoss": ({"MARGIN": 0.8}, lambda loss: loss.formula[1:] == ("hinge", (1, 1), 0, 0.8)),
+    "OHEMLoss": (
+        {"BATCH_SIZE": 32, "NMS_THRESH": 0.7},
+        lambda loss: (loss.batch_size, loss.nms_threshold) == (32, 0.7),
+    ),
+    "OHEMOneToThreeLoss": (
+        {"BATCH_SIZE": 32, "NMS_THRESH": 0.7},
+        lambda loss: (loss.batch_size, loss.nms_threshold) == (32, 0.7),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_registered_loss_reads_its_constants_and_only_they_are_saved(tiny_cfg, name):
-    overrides = [word for key, (_, value) in CONSTANTS[name].items() for word in (LOSS + key, str(value))]
+    constants, holds = CONSTANTS[name]
+    overrides = [word for key, value in constants.items() for word in (LOSS + key, str(value))]
     cfg = tiny_cfg(LOSS + "NAME", name, *overrides)
     loss = DENSE_LOSS_REGISTRY.get(name)(cfg)
-    assert {attribute: getattr(loss, attribute) for attribute, _ in CONSTANTS[name].values()} == dict(
-        CONSTANTS[name].values()
-    )
-    assert set(without_unread_keys(cfg).MODEL.FOCAL_DET.LOSS) == {"NAME", *CONSTANTS[name]}
-    assert set(loss.reads) == {LOSS + key for key in CONSTANTS[name]}
+    assert holds(loss)
+    assert set(without_unread_keys(cfg).MODEL.FOCAL_DET.LOSS) == {"NAME", *constants}
+    assert set(loss.reads) == {LOSS + key for key in constants}
 
 
 def test_the_focal_loss_reads_its_constants_where_detectron2_has_them(tiny_cfg):
     loss = FocalLoss(tiny_cfg("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "0.5"))
-    assert (loss.alpha, loss.gamma) == (None, 0.5)
+    assert loss.formula[1:] == ("focal", (1, 1), 0.5, 0)
 
 
 def test_every_registered_loss_is_tested():

@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 
 from focal_det.engine.first_loss import CheckFirstLoss
 from focal_det.engine.trainer import Trainer
+from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.head import logit_of
 
 
@@ -31,7 +32,8 @@ def labels_of(model, instances):
     """(R,) of one image, as the criterion assigns them."""
     levels = list(model.backbone(torch.zeros(1, 3, 96, 128)).values())
     anchors = torch.cat([boxes.tensor for boxes in model.anchor_generator(levels)])
-    return model.criterion.assign(anchors, instances.gt_boxes.tensor, instances.gt_classes).labels
+    objects = pad_objects([instances.gt_boxes.tensor], [instances.gt_classes])
+    return model.criterion.assign(anchors, *objects).labels[0]
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.5])

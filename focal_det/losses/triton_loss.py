@@ -1,0 +1,263 @@
+"""The elementwise losses of a batch on a GPU, over the levels' logits where they lie: one launch each way.
+
+Shapes
+    levels:   of each pyramid level (N, ..., K) logits, such as the (N, H, W, A, K) view of a head's output
+    labels:   (N, R)  int64: 0..K-1 object class, K background, -1 ignored; R anchors over all levels, in their order
+    divisors: (N,)    float32, of each image's loss
+
+The logits are read once in the forward and once more in the backward, which computes the slopes anew: beside the
+logits themselves no tensor of their size is kept, and none is made but their gradient. The kernels walk over a level
+in the order of its memory, be it channels last or first. Nothing waits for the device.
+
+The kernels, and Triton with them, are imported with the first launch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .formula import refuse_second_derivative
+
+KINDS = ("cross_entropy", "focal", "focal_star", "hinge")
+
+# Fixed, so that no shape is tuned for: images of several scales have hundreds of shapes.
+_BLOCK = 1024
+_NUM_WARPS = 4
+_RUN = 64  # anchors of one class side by side where the classes are not; 64 fill a line of the cache
+
+
+def triton_missing(device: torch.device) -> str | None:
+    """Why `triton_batch_loss` cannot run on a device, in a sentence; None if it can.
+
+    It can on an NVIDIA GPU of compute capability 8.0 or newer, and anywhere with TRITON_INTERPRET=1, very slowly.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed."
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda":
+        return f"Triton's kernels run on a GPU, not on {device}."
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is no NVIDIA GPU of compute capability 8.0 or newer."
+    return None
+
+
+def triton_batch_loss(
+    levels: Sequence[Tensor],
+    labels: Tensor,
+    divisors: Tensor,
+    *,
+    kind: str,
+    weights: tuple[float, float],
+    gamma: float,
+    shift: float,
+) -> Tensor:
+    """The sum over images of their loss (section 3; appendix A for FL*; section 5.1 for the hinge) over their divisor.
+
+    Args:
+        levels: (N, ..., K) each, float32, bfloat16 or float16, all the same; of any strides. Computed in float32.
+        labels: (N, R); as their values stay on the device, one outside -1..K counts as background.
+        divisors: (N,); they get no gradient.
+        kind: "cross_entropy", "focal", "focal_star" or "hinge".
+        weights: of positives and of negatives, such as (alpha, 1 - alpha).
+        gamma: of "focal" and "focal_star", in the range that `focal_loss` and `focal_loss_star` document.
+        shift: beta of "focal_star", margin of "hinge", in the range documented there.
+
+    Returns:
+        A float32 scalar. The same input gives the same bits. The gradient of a level has its dtype, rounded once, and
+        its strides; that of an ignored anchor is 0, whatever its logits are.
+
+    Raises:
+        ValueError: unknown kind, shapes that do not fit, an image of a level that spans 2^31 elements or more.
+        TypeError: tensors of the wrong dtype.
+        RuntimeError: from a backward with create_graph=True, as of every loss of the family.
+    """
+    _check(levels, labels, divisors, kind)
+    if not labels.numel():
+        return torch.stack([level.sum(dtype=torch.float32) for level in levels]).sum()
+    # A logit that is several elements (stride 0) would get several gradients; no head makes such.
+    levels = [level.contiguous() if 0 in level.stride() else level for level in levels]
+    loss: Tensor = _BatchLoss.apply(labels.contiguous(), divisors.contiguous(), kind, weights, gamma, shift, *levels)
+    return loss
+
+
+def _check(levels: Sequence[Tensor], labels: Tensor, divisors: Tensor, kind: str) -> None:
+    """Raise what `triton_batch_loss` documents of its input, but for the span."""
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")
+    shapes = [tuple(level.shape) for level in levels]
+    if not shapes or any(len(shape) < 2 or shape[-1] < 1 for shape in shapes):
+        raise ValueError(f"levels must be one or more (N, ..., K) with K >= 1 classes, not {shapes}")
+    num_images, num_classes = shapes[0][0], shapes[0][-1]
+    num_anchors = sum(math.prod(shape[1:-1]) for shape in shapes)
+    fit = all((shape[0], shape[-1]) == (num_images, num_classes) for shape in shapes)
+    if not fit or labels.shape != (num_images, num_anchors) or divisors.shape != (num_images,):
+        raise ValueError(
+            f"levels {shapes}, labels {tuple(labels.shape)} and divisors {tuple(divisors.shape)} must be "
+            "(N, ..., K) each, (N, R) and (N,)"
+        )
+    dtypes = {level.dtype for level in levels}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
+        raise TypeError(f"levels must all be float32, bfloat16 or float16, not {', '.join(sorted(map(str, dtypes)))}")
+    if labels.dtype != torch.int64 or divisors.dtype != torch.float32:
+        raise TypeError(f"labels must be int64 and divisors float32, not {labels.dtype} and {divisors.dtype}")
+
+
+class _BatchLoss(torch.autograd.Function):
+    """The two launches; kept between them are logits, labels and divisors."""
+
+    @staticmethod
+    def forward(ctx, labels, divisors, kind, weights, gamma, shift, *levels):  # type: ignore[no-untyped-def]
+        layout = _layout(tuple((level.shape, level.stride()) for level in levels))
+        constants = _constants(kind, weights, gamma, shift)
+        ctx.save_for_backward(labels, divisors, *levels)
+        ctx.layout, ctx.constants = layout, constants
+        partials = torch.empty(len(divisors), layout.num_blocks, dtype=torch.float32, device=labels.device)
+        _launch("loss_kernel", (levels,), (labels, divisors, partials), layout, constants)
+        return partials.sum()
+
+    @staticmethod
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        refuse_second_derivative()
+        labels, divisors, *levels = ctx.saved_tensors
+        grads = [
+            torch.empty_strided(level.shape, level.stride(), dtype=level.dtype, device=level.device) for level in levels
+        ]
+        _launch("gradient_kernel", (levels, grads), (labels, divisors, grad_output), ctx.layout, ctx.constants)
+        return None, None, None, None, None, None, *grads
+
+
+class _Layout(NamedTuple):
+    """How the kernels walk over the levels; all but `num_blocks` are arguments of theirs.
+
+    Attributes:
+        num_blocks: of one image.
+        numbers: of all levels each, packed: the first block, the anchors, the first anchor, the strides of an image
+            and of a class, and of each dimension of anchors, the fastest first, its size and its strides in the
+            level and in the labels.
+        options: what the kernels are compiled for.
+    """
+
+    num_blocks: int
+    numbers: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class _Constants(NamedTuple):
+    """The loss as the kernels have it, with scale (gamma or margin) and shift (beta or the margin's logit) as pairs."""
+
+    kind: str
+    weights: tuple[float, float]
+    scale: tuple[float, float] = (0.0, 0.0)
+    shift: tuple[float, float] = (0.0, 0.0)
+
+
+def _launch(
+    kernel: str, levels: tuple[Sequence[Tensor], ...], tensors: Sequence[Tensor], layout: _Layout, constants: _Constants
+) -> None:
+    """Launch a kernel of `triton_kernels` over the levels' logits, and gradients if there are."""
+    from . import triton_kernels
+
+    labels = tensors[0]
+    kind, weights, scale, shift = constants
+    with torch.cuda.device_of(labels):
+        getattr(triton_kernels, kernel)[(layout.num_blocks, len(labels))](
+            *map(tuple, levels), layout.numbers, *tensors, labels.shape[1], weights, scale, shift,
+            kind=kind, block_size=_BLOCK, **layout.options, num_warps=_NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def _constants(kind: str, weights: tuple[float, float], gamma: float, shift: float) -> _Constants:
+    weights = (float(weights[0]), float(weights[1]))
+    if kind == "cross_entropy" or (kind == "focal" and gamma == 0):
+        return _Constants("cross_entropy", weights)
+    if kind == "focal":
+        return _Constants("focal_squared" if gamma == 2 else "focal", weights, scale=_split(gamma))
+    if kind == "focal_star":
+        return _Constants(kind, weights, scale=_split(gamma), shift=_split(shift))
+    logit = math.log(shift) - math.log1p(-shift) if shift < 1 else 1e30
+    return _Constants(kind, weights, scale=_split(shift), shift=_split(logit))
+
+
+def _split(value: float) -> tuple[float, float]:
+    """A number as the sum of two in float32."""
+    high = torch.tensor(value, dtype=torch.float32).item()
+    return high, value - high
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(levels: tuple[tuple[torch.Size, tuple[int, ...]], ...]) -> _Layout:
+    """The layout of levels given by their shapes and strides."""
+    num_classes = levels[0][0][-1]
+    # Whatever the walk, the result is right; it is fast if neighbours in it are neighbours in memory.
+    shape, stride = max(levels, key=lambda level: math.prod(level[0]))
+    anchor_strides = [step for size, step in zip(shape[1:-1], stride[1:-1], strict=True) if size > 1]
+    run = 1 if num_classes == 1 or stride[-1] <= min(anchor_strides, default=stride[-1]) else _RUN
+
+    starts, first_anchors, counts = [0], [0], []
+    for shape, stride in levels:
+        _check_span(shape, stride)
+        counts.append(math.prod(shape[1:-1]))
+        first_anchors.append(first_anchors[-1] + counts[-1])
+        starts.append(starts[-1] + math.ceil(math.ceil(counts[-1] / run) * run * num_classes / _BLOCK))
+
+    dims = [_anchor_dims(shape[1:-1], stride[1:-1]) for shape, stride in levels]
+    most = max(1, *map(len, dims))
+    padded = [level + [(1, 0, 0)] * (most - len(level)) for level in dims]
+    is_dense = run == 1 and all(
+        level_dims in ([(count, num_classes, 1)], [])
+        and (stride[-1] == 1 or num_classes == 1)
+        and (stride[0] == count * num_classes or shape[0] == 1)
+        for (shape, stride), count, level_dims in zip(levels, counts, dims, strict=True)
+    )
+    numbers = (
+        starts[:-1],
+        counts,
+        first_anchors[:-1],
+        [stride[0] for _, stride in levels],
+        [stride[-1] for _, stride in levels],
+        [list(zip(*of_levels, strict=True)) for of_levels in zip(*padded, strict=True)],
+    )
+    return _Layout(starts[-1], _packed(numbers), {"num_classes": num_classes, "run": run, "is_dense": is_dense})
+
+
+def _check_span(shape: torch.Size, stride: tuple[int, ...]) -> None:
+    """Raise ValueError unless the kernels' 32 bits hold every offset in an image."""
+    span = 1 + sum((size - 1) * step for size, step in zip(shape[1:], stride[1:], strict=True))
+    if span >= 2**31 - _BLOCK * _RUN:
+        raise ValueError(f"an image of the level {tuple(shape)} spans {span} elements, too many for 32 bits")
+
+
+def _anchor_dims(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Size and strides, in the level and in the labels, of the dimensions of anchors; the fastest in memory first.
+
+    Neighbours that make one long dimension are joined: all of them in channels last, height and width otherwise.
+    """
+    in_labels = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    dims = sorted(zip(strides, in_labels, sizes, strict=True))
+    joined: list[tuple[int, int, int]] = []
+    for step, label_step, size in dims:
+        if size == 1:
+            continue
+        if joined and (step, label_step) == (joined[-1][0] * joined[-1][1], joined[-1][0] * joined[-1][2]):
+            joined[-1] = (joined[-1][0] * size, *joined[-1][1:])
+        else:
+            joined.append((size, step, label_step))
+    return joined
+
+
+def _packed(numbers: Any) -> Any:
+    """Nested lists as tuples, each number n as 2 n + 3.
+
+    Triton compiles anew for an integer in a tuple that is 1 or becomes a multiple of 16, thus for most new shapes; what
+    is odd and above 1 is neither.
+    """
+    return 2 * numbers + 3 if isinstance(numbers, int) else tuple(map(_packed, numbers))

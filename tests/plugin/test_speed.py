@@ -1,0 +1,171 @@
+"""What makes it faster leaves the results as they are, does what it says, and gives way where it cannot work."""
+
+import functools
+import logging
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
+from focal_det.engine.devices import choose_device
+from focal_det.engine.trainer import Trainer
+from focal_det.losses.formula import Formula
+from focal_det.modeling import dense_losses
+from focal_det.modeling.compiled import CompiledOrPlain
+from focal_det.modeling.folded_conv import FoldedConv2d
+
+SPEED = "MODEL.FOCAL_DET.SPEED."
+PLAIN = [SPEED + "CHANNELS_LAST", "False", SPEED + "FOLD_NORMS", "False"]
+# Frozen norms of random weights pass the picture's scale on, so it is made small.
+FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", "2", "MODEL.PIXEL_STD", "[500., 500., 500.]"]
+
+
+def seeded_model(cfg):
+    """Every normalisation does something: with statistics and weights away from 0 and 1."""
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if ".norm." in name and buffer.is_floating_point():
+                buffer.add_(torch.rand(buffer.shape, generator=generator) * 0.5)
+        model.head.cls_score.bias.fill_(-2.0)
+    return model
+
+
+def outcome(model, batch):
+    """Losses, gradients by name, and detections."""
+    losses = model.train()(batch)
+    sum(losses.values()).backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        return losses, grads, model.eval()(batch)
+
+
+@pytest.mark.parametrize("lever", ["CHANNELS_LAST", "FOLD_NORMS", "COMPILE"])
+def test_a_lever_changes_nothing_but_rounding(tiny_cfg, batch_of, monkeypatch, lever):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # saves the minutes
+    batch = batch_of((3, 0))
+    plain = seeded_model(tiny_cfg(*FROZEN, *PLAIN))
+    faster = seeded_model(tiny_cfg(*FROZEN, *PLAIN, SPEED + lever, "True"))
+    assert list(plain.state_dict()) == list(faster.state_dict())
+    (losses, grads, found), (faster_losses, faster_grads, faster_found) = (
+        outcome(model, batch) for model in (plain, faster)
+    )
+    assert getattr(faster.network, "compiled", True) is not None
+    for name, loss in losses.items():
+        torch.testing.assert_close(faster_losses[name], loss, rtol=1e-5, atol=0)
+    for name, grad in grads.items():
+        scale = grad.abs().max().item()
+        torch.testing.assert_close(faster_grads[name], grad, rtol=1e-3, atol=1e-4 * scale, msg=name)
+    for one, other in zip(found, faster_found, strict=True):
+        assert len(one["instances"]) == len(other["instances"]) > 5
+        torch.testing.assert_close(one["instances"].scores, other["instances"].scores, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_reaches_the_head(tiny_cfg):
+    for value, expected in (("True", True), ("False", False)):
+        model = build_model(tiny_cfg(SPEED + "CHANNELS_LAST", value))
+        seen = []
+        model.head.register_forward_hook(lambda _, args, out, seen=seen: seen.extend([*args[0], *out[0], *out[1]]))
+        with torch.no_grad():
+            model.eval()([{"image": torch.zeros(3, 256, 256, dtype=torch.uint8)}])
+        large = [maps for maps in seen if maps.shape[-1] > 1]  # of a 1x1 map both are the same
+        assert len(large) >= 12
+        assert all(maps.is_contiguous(memory_format=torch.channels_last) is expected for maps in large)
+
+
+def test_frozen_norms_are_folded_and_no_others(tiny_cfg):
+    def folded(*options):
+        return [name for name, m in build_model(tiny_cfg(*options)).named_modules() if isinstance(m, FoldedConv2d)]
+
+    assert len(folded(*FROZEN)) == 20  # of ResNet-18: the stem, 16 in its blocks, 3 shortcuts
+    assert folded("MODEL.RESNETS.NORM", "GN") == []
+    assert folded(*FROZEN, SPEED + "FOLD_NORMS", "False") == []
+    half_frozen = folded("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "2")
+    assert len(half_frozen) == 5
+    assert all("stem" in name or "res2" in name for name in half_frozen)
+
+
+@pytest.mark.parametrize("changed", ["weight", "norm.running_var", "norm.bias"])
+def test_what_is_kept_for_evaluation_follows_every_change(tiny_cfg, changed):
+    model = build_model(tiny_cfg(*FROZEN)).eval()
+    conv = next(m for m in model.modules() if isinstance(m, FoldedConv2d))
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        before = conv(x)
+        assert conv(x).equal(before)
+        state = {name: value + 0.5 if name == changed else value for name, value in conv.state_dict().items()}
+        conv.load_state_dict(state)
+        after = conv(x)
+        plain = nn.functional.conv2d(x, conv.weight, None, *conv.geometry)
+        torch.testing.assert_close(after, conv.norm(plain), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after, before)
+
+
+def test_a_model_loaded_in_inference_mode_detects(tiny_cfg, batch_of):
+    with torch.inference_mode():
+        model = build_model(tiny_cfg(*FROZEN)).eval()
+        assert len(model(batch_of((0,)))) == 1
+
+
+def test_where_nothing_compiles_it_says_so_once_and_goes_on(monkeypatch, caplog):
+    def fails(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fails))
+    double = CompiledOrPlain(lambda x: x * 2)
+    with caplog.at_level(logging.WARNING):
+        assert [double(torch.tensor([x])).item() for x in (1.0, 2.0)] == [2.0, 4.0]
+    (record,) = caplog.records
+    assert "SPEED.COMPILE is on, but torch.compile fails here" in record.message
+    assert "no compiler" in record.message
+
+
+def test_a_mistake_in_the_function_is_no_reason_to_go_on_without(tiny_cfg):
+    def wrong(x):
+        return x @ torch.zeros(7, 7)
+
+    with pytest.raises(RuntimeError):
+        CompiledOrPlain(wrong)(torch.zeros(3))
+
+
+def test_the_fused_update_is_the_same(tiny_cfg):
+    updated = []
+    for value in ("False", "True"):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 8, 3)
+        optimizer = Trainer.build_optimizer(tiny_cfg(SPEED + "FUSED_SGD", value), model)
+        assert all(group["fused"] is (True if value == "True" else None) for group in optimizer.param_groups)
+        for step in range(3):
+            optimizer.zero_grad()
+            model(torch.full((1, 3, 9, 9), float(step))).square().sum().backward()
+            optimizer.step()
+        updated.append(model.weight.detach().clone())
+    torch.testing.assert_close(*updated)
+
+
+def test_without_a_gpu_the_kernels_are_left_off_and_the_run_is_told(tiny_cfg):
+    cfg = tiny_cfg(SPEED + "TRITON", "True").clone()
+    cfg.defrost()
+    warnings, problems = choose_device(cfg, 1)
+    assert problems == []
+    assert cfg.MODEL.FOCAL_DET.SPEED.TRITON is False
+    assert [warning for warning in warnings if "SPEED.TRITON" in warning]
+
+
+@pytest.mark.parametrize("name", ["FocalLoss", "CrossEntropyLoss", "BalancedCrossEntropyLoss", "FocalLossStar"])
+def test_the_kernels_are_used_where_they_can_be(tiny_cfg, batch_of, monkeypatch, name):
+    seen = []
+
+    def kernels(levels, labels, divisors, formula, *, use_triton):
+        seen.append((use_triton, formula))
+        return sum(level.sum() for level in levels) * 0
+
+    monkeypatch.setattr(dense_losses, "batch_loss", kernels)
+    for missing, value, expected in ((None, "True", True), (None, "False", False), ("no GPU", "True", False)):
+        monkeypatch.setattr(dense_losses, "triton_missing", lambda device, missing=missing: missing)
+        build_model(tiny_cfg("MODEL.FOCAL_DET.LOSS.NAME", name, SPEED + "TRITON", value))(batch_of((1,)))
+        assert seen[-1][0] is expected
+        assert isinstance(seen[-1][1], Formula)
