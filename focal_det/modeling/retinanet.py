@@ -65,7 +65,7 @@ class FocalRetinaNet(nn.Module):
         self.backbone = backbone.to(memory_format=self.memory_format)
         self.in_features = tuple(in_features)
         self.head = head.to(memory_format=self.memory_format)
-        self.network = CompiledOrPlain(self._network) if compile_network else self._network
+        self.compiled = CompiledOrPlain(self._network) if compile_network else None
         self.anchor_generator = anchor_generator
         self.criterion = criterion
         self.num_classes = num_classes
@@ -164,7 +164,7 @@ class FocalRetinaNet(nn.Module):
 
     def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Of each level logits (N, H, W, A, K), deltas (N, H, W, A, 4) and anchors (H*W*A, 4)."""
-        logits, deltas = self.network(images.tensor)
+        logits, deltas = (self.compiled or self._network)(images.tensor)
         return (
             [_classes_last(level, self.num_classes) for level in logits],
             [_classes_last(level, 4) for level in deltas],

@@ -1,0 +1,67 @@
+"""Time and memory of a function, on the processor or a GPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = Callable[[], Any]
+
+
+def seconds(run: Run, device: torch.device) -> float:
+    """Of one call, until the device is done with it."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def in_turns(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
+    """Median and spread of each, the competitors taking turns so that a slow minute of the machine slows all of them.
+
+    The first turn warms up; its time is given apart, since it compiles what is compiled.
+    """
+    turns = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(repeats + 1)]
+    result = {}
+    for name in runs:
+        times = [turn[name] for turn in turns[1:]]
+        result[name] = {"s": statistics.median(times), "min": min(times), "max": max(times), "first": turns[0][name]}
+    return result
+
+
+def extra_megabytes(run: Run, device: torch.device) -> float | None:
+    """Highest memory during a call beyond what was in use before it; None where the system does not tell."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1e6
+
+
+def peak_gigabytes(device: torch.device) -> float:
+    """Highest memory of this process, or of the GPU by it."""
+    return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else _status("VmHWM") / 1e9
+
+
+def _status(field: str) -> int:
+    """Bytes, from Linux's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

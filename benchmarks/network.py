@@ -1,0 +1,114 @@
+"""One detector's training step or inference: a process of its own, so that its peak memory is its own.
+
+    python benchmarks/network.py --detector NAME --mode train|infer [--images 2] [--size 800 1216] ...
+
+Prints one JSON object: seconds of each step, the peak memory, and what the correctness gate compares. `speed.py`
+runs it for every detector and puts them side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+from measure import peak_gigabytes, seconds
+from peers import LEVERS_OFF, detectron2_model, focal_det_model, for_torchvision, pictures, torchvision_model
+from torch import nn
+
+SPEED = "MODEL.FOCAL_DET.SPEED."
+# Name to what is built, and whether under bfloat16 autocast.
+DETECTORS: dict[str, tuple[Callable[[torch.device, int], nn.Module], bool]] = {
+    "Detectron2": (detectron2_model, False),
+    "Detectron2 tuned, float32": (lambda d, k: detectron2_model(d, k).to(memory_format=torch.channels_last), False),
+    "Detectron2 tuned, bfloat16": (lambda d, k: detectron2_model(d, k).to(memory_format=torch.channels_last), True),
+    "torchvision": (torchvision_model, False),
+    "focal_det, float32": (focal_det_model, False),
+    "focal_det, bfloat16": (focal_det_model, True),
+    # the levers one by one, from none on
+    "no lever": (lambda d, k: focal_det_model(d, k, *LEVERS_OFF), False),
+    "+ channels last": (lambda d, k: focal_det_model(d, k, SPEED + "FOLD_NORMS", "False"), False),
+    "+ folded norms": (focal_det_model, False),
+    "+ fused SGD": (focal_det_model, False),
+    "+ torch.compile": (lambda d, k: focal_det_model(d, k, SPEED + "COMPILE", "True"), False),
+    "+ bfloat16": (focal_det_model, True),
+}
+
+
+def train(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torch.device, repeats: int) -> dict:
+    """Forward, backward and update; the losses are those of the first step."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, fused=True if name == "+ fused SGD" else None)
+    inputs = for_torchvision(batch, device) if name == "torchvision" else (batch,)
+    losses: list[dict[str, float]] = []
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with _autocast(name, device):
+            found = model(*inputs)
+        sum(found.values()).backward()
+        optimizer.step()
+        losses.append({key: value.item() for key, value in found.items()})
+
+    with EventStorage():
+        times = [seconds(step, device) for _ in range(repeats + 1)]
+    return {"first_s": times[0], "s": times[1:], "gate": losses[0]}
+
+
+@torch.no_grad()
+def infer(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torch.device, repeats: int) -> dict:
+    """Detection; the gate is the detections of the last call."""
+    model.eval()
+    _spread_scores(model)
+    inputs = for_torchvision(batch, device)[:1] if name == "torchvision" else (batch,)
+    results: list[Any] = []
+
+    def call() -> None:
+        with _autocast(name, device):
+            results[:] = model(*inputs)
+
+    times = [seconds(call, device) for _ in range(repeats + 1)]
+    if name == "torchvision":
+        return {"first_s": times[0], "s": times[1:], "gate": None}
+    found = [result["instances"] for result in results]
+    gate = [{"boxes": x.pred_boxes.tensor.tolist(), "scores": x.scores.tolist()} for x in found]
+    return {"first_s": times[0], "s": times[1:], "gate": gate}
+
+
+def _spread_scores(model: nn.Module) -> None:
+    """Untrained, all scores are near .01; spread so far that some thousand of the logits pass the threshold of .05."""
+    head = model.head
+    scores = head.cls_score if hasattr(head, "cls_score") else head.classification_head.cls_logits
+    scores.weight.mul_(3.6)
+
+
+def _autocast(name: str, device: torch.device) -> contextlib.AbstractContextManager:
+    _, is_bfloat16 = DETECTORS[name]
+    return torch.autocast(device.type, dtype=torch.bfloat16) if is_bfloat16 else contextlib.nullcontext()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--detector", required=True, choices=DETECTORS)
+    parser.add_argument("--mode", required=True, choices=["train", "infer"])
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--size", type=int, nargs=2, default=[800, 1216])
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+
+    device = torch.device(args.device)
+    build, _ = DETECTORS[args.detector]
+    batch = pictures(args.images, tuple(args.size), args.classes)
+    run = train if args.mode == "train" else infer
+    result = run(build(device, args.classes), args.detector, batch, device, args.repeats)
+    print(json.dumps(result | {"peak_gb": peak_gigabytes(device)}))
+
+
+if __name__ == "__main__":
+    main()

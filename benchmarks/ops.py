@@ -1,0 +1,283 @@
+"""The parts beside the convolutions, from the head's outputs on: losses, assignment, post-processing.
+
+    python benchmarks/ops.py [--images 2] [--size 800 1216] [--classes 80] [--repeats 5] [--trained LOGITS]
+
+Every competitor gets the same values in the layout that its own head returns, and takes turns with the others in one
+process. Beside each time stands the memory beyond the inputs' and how far the result is from a reference: the plain
+formula in float64 for losses, Detectron2's labels and detections for the rest. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes, ImageList
+from detectron2.utils.events import EventStorage
+from measure import extra_megabytes, in_turns
+from peers import detectron2_model, focal_det_model, pictures, torchvision_model
+from torch import Tensor
+
+from focal_det.losses import focal_loss_reference
+from focal_det.losses.batch import batch_loss
+from focal_det.losses.focal import focal_formula
+from focal_det.modeling.assignment import pad_objects
+from focal_det.modeling.decode import decode_detections
+
+STRIDES = (8, 16, 32, 64, 128)
+ANCHORS = 9  # per location
+
+
+class Scene:
+    """Pictures' objects, the head's outputs for them in every layout, and the detectors whose parts are timed."""
+
+    def __init__(self, images: int, size: tuple[int, int], num_classes: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.device, self.num_classes, self.image_sizes = device, num_classes, [size] * images
+        self.ours = focal_det_model(device, num_classes)
+        self.detectron2 = detectron2_model(device, num_classes)
+        self.torchvision = torchvision_model(device, num_classes)
+        instances = [x["instances"] for x in pictures(images, size, num_classes)]
+        self.instances = [x.to(device) for x in instances]
+        self.objects = pad_objects([x.gt_boxes.tensor for x in self.instances], [x.gt_classes for x in self.instances])
+        self.features = [torch.zeros(images, 1, -(-size[0] // s), -(-size[1] // s), device=device) for s in STRIDES]
+        self.anchors = self.detectron2.anchor_generator(self.features)
+        # Around the prior, as early in training.
+        self.logits = [self._outputs(f, num_classes) - 4.6 for f in self.features]
+        self.deltas = [self._outputs(f, 4) * 0.1 for f in self.features]
+
+    def _outputs(self, feature: Tensor, channels: int) -> Tensor:
+        """(N, A*c, H, W) of one level."""
+        return torch.randn(len(feature), ANCHORS * channels, *feature.shape[-2:], device=self.device)
+
+    def nchw(self) -> tuple[list[Tensor], list[Tensor]]:
+        """As Detectron2's head returns them; leaves that take a gradient."""
+        return [[x.clone().requires_grad_() for x in levels] for levels in (self.logits, self.deltas)]  # type: ignore
+
+    def channels_last(self) -> tuple[list[Tensor], list[Tensor]]:
+        """As our head returns them."""
+        return [  # type: ignore[return-value]
+            [x.clone(memory_format=torch.channels_last).requires_grad_() for x in levels]
+            for levels in (self.logits, self.deltas)
+        ]
+
+    def rows(self, levels: list[Tensor], channels: int) -> list[Tensor]:
+        """(N, H, W, A, c) views of channels_last outputs."""
+        return [level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2) for level in levels]
+
+
+def losses(scene: Scene, repeats: int) -> dict[str, Any]:
+    """Class and box loss with the labels given, forward and backward."""
+    labels, matched = scene.ours.criterion.assign(Boxes.cat(scene.anchors).tensor, *scene.objects)
+    their_labels, their_boxes = scene.detectron2.label_anchors(scene.anchors, scene.instances)
+    their_matches = [_torchvision_matches(x, y, scene.num_classes) for x, y in zip(labels, matched, strict=True)]
+    targets = [{"boxes": x.gt_boxes.tensor, "labels": x.gt_classes} for x in scene.instances]
+    anchors = Boxes.cat(scene.anchors).tensor
+    nchw, last = scene.nchw(), scene.channels_last()
+    divisor = (labels < scene.num_classes).logical_and(labels >= 0).sum().clamp(min=1).float()
+    divisors = divisor.expand(len(labels))
+    compiled = torch.compile(dense_focal_loss)
+
+    def ours() -> None:
+        deltas = torch.cat([level.flatten(1, -2) for level in scene.rows(last[1], 4)], dim=1)
+        loss = batch_loss(scene.rows(last[0], scene.num_classes), labels, divisors, focal_formula(0.25, 2.0))
+        (loss + scene.ours.criterion._box_loss(deltas, anchors, labels, scene.objects[0], matched, divisors)).backward()
+
+    def detectron2() -> None:
+        logits, deltas = scene.detectron2._transpose_dense_predictions(list(nchw), [scene.num_classes, 4])
+        found = scene.detectron2.losses(scene.anchors, logits, their_labels, deltas, their_boxes)
+        sum(found.values()).backward()
+
+    def torchvision() -> None:
+        outputs = {
+            "cls_logits": torch.cat(_transposed(nchw[0], scene.num_classes), dim=1),
+            "bbox_regression": torch.cat(_transposed(nchw[1], 4), dim=1),
+        }
+        found = scene.torchvision.head.compute_loss(targets, outputs, [anchors] * len(labels), their_matches)
+        sum(found.values()).backward()
+
+    def dense_compiled() -> None:
+        deltas = torch.cat([level.flatten(1, -2) for level in scene.rows(last[1], 4)], dim=1)
+        logits = torch.cat([level.flatten(1, -2) for level in scene.rows(last[0], scene.num_classes)], dim=1)
+        box_loss = scene.ours.criterion._box_loss(deltas, anchors, labels, scene.objects[0], matched, divisors)
+        (compiled(logits, labels) / divisor + box_loss).backward()
+
+    runs = {
+        "focal_det": ours,
+        "Detectron2": detectron2,
+        "torchvision": torchvision,
+        "dense masks, torch.compile": dense_compiled,
+    }
+    with EventStorage():
+        result = in_turns({name: _from_zero(run, nchw, last) for name, run in runs.items()}, scene.device, repeats)
+        exact = _exact_gradient(scene, labels) / divisor
+        for name, run in runs.items():
+            _from_zero(run, nchw, last)
+            result[name]["extra_mb"] = extra_megabytes(_from_zero(run, nchw, last), scene.device)
+            leaves = nchw if name in ("Detectron2", "torchvision") else last
+            result[name]["error"] = _gradient_error(leaves[0], exact, scene)
+    return {"unit": "largest error of the gradient by the logits, in the largest gradient", "competitors": result}
+
+
+def _from_zero(run: Callable[[], None], *leaves: tuple[list[Tensor], list[Tensor]]) -> Callable[[], None]:
+    """Without the gradients of the call before."""
+
+    def fresh() -> None:
+        for pair in leaves:
+            for level in (*pair[0], *pair[1]):
+                level.grad = None
+        run()
+
+    return fresh
+
+
+def dense_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """What one would write for torch.compile to fuse: masks instead of gathers, autograd's gradient."""
+    is_own = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
+    z = torch.where(is_own, logits, -logits)
+    loss = torch.where(is_own, 0.25, 0.75) * torch.sigmoid(-z) ** 2 * -F.logsigmoid(z)
+    return torch.where(labels.unsqueeze(-1) >= 0, loss, 0.0).sum()
+
+
+def _exact_gradient(scene: Scene, labels: Tensor) -> Tensor:
+    """(N, R, K) float64 of the summed class loss."""
+    logits = torch.cat(_transposed(scene.logits, scene.num_classes), dim=1)
+    grads = []
+    for image_logits, image_labels in zip(logits, labels, strict=True):
+        leaf = image_logits.double().requires_grad_()
+        grads.append(torch.autograd.grad(focal_loss_reference(leaf, image_labels), leaf)[0])
+    return torch.stack(grads)
+
+
+def _gradient_error(leaves: list[Tensor], exact: Tensor, scene: Scene) -> float:
+    """Scaled to the exact one's sum first: each detector has a normaliser of its own."""
+    grads = torch.cat(_transposed([level.grad for level in leaves], scene.num_classes), dim=1).double()
+    errors = []
+    for grad, truth in zip(grads, exact, strict=True):
+        factor = truth.abs().sum() / grad.abs().sum()
+        errors.append(((grad * factor - truth).abs().max() / truth.abs().max()).item())
+    return max(errors)
+
+
+def _transposed(levels: list[Tensor], channels: int) -> list[Tensor]:
+    return [
+        level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2).reshape(len(level), -1, channels) for level in levels
+    ]
+
+
+def _torchvision_matches(labels: Tensor, matched: Tensor, num_classes: int) -> Tensor:
+    """Index of the object, -1 for background, -2 for ignored."""
+    is_object = (labels >= 0) & (labels < num_classes)
+    return torch.where(is_object, matched, torch.where(labels < 0, -2, -1))
+
+
+def assignment(scene: Scene, repeats: int) -> dict[str, Any]:
+    """Labels of every anchor."""
+    anchors = Boxes.cat(scene.anchors).tensor
+    boxes = [x.gt_boxes.tensor for x in scene.instances]
+    found: dict[str, Any] = {}
+
+    def ours() -> None:
+        found["focal_det"] = list(scene.ours.criterion.assign(anchors, *scene.objects).labels)
+
+    def detectron2() -> None:
+        found["Detectron2"] = scene.detectron2.label_anchors(scene.anchors, scene.instances)[0]
+
+    def torchvision() -> None:
+        from torchvision.ops import box_iou
+
+        matches = [scene.torchvision.proposal_matcher(box_iou(gt, anchors)) for gt in boxes]
+        found["torchvision"] = [
+            torch.where(m >= 0, x.gt_classes[m.clamp(min=0)], torch.where(m == -2, -1, scene.num_classes))
+            for m, x in zip(matches, scene.instances, strict=True)
+        ]
+
+    runs = {"focal_det": ours, "Detectron2": detectron2, "torchvision": torchvision}
+    result = in_turns(runs, scene.device, repeats)
+    for name, run in runs.items():
+        result[name]["extra_mb"] = extra_megabytes(run, scene.device)
+        result[name]["error"] = sum(int((x != y).sum()) for x, y in zip(found[name], found["Detectron2"], strict=True))
+    return {"unit": "labels that differ from Detectron2's", "competitors": result}
+
+
+def post_processing(scene: Scene, trained: Path, repeats: int) -> dict[str, Any]:
+    """From the head's outputs to detections, of logits and deltas that a trained model gave for real pictures."""
+    outputs = torch.load(trained, map_location=scene.device)
+    logits = [level[: len(scene.image_sizes)] for level in outputs["logits"]]
+    deltas = [level[: len(scene.image_sizes)] for level in outputs["deltas"]]
+    last = [[x.contiguous(memory_format=torch.channels_last) for x in levels] for levels in (logits, deltas)]
+    anchors = scene.detectron2.anchor_generator(logits)
+    images = ImageList(torch.zeros(len(scene.image_sizes), 3, 1, 1, device=scene.device), scene.image_sizes)
+    all_anchors = Boxes.cat(anchors).tensor
+    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def ours() -> None:
+        views = [[x.flatten(1, -2) for x in scene.rows(last[0], scene.num_classes)]]
+        views.append([x.flatten(1, -2) for x in scene.rows(last[1], 4)])
+        levels = [x.tensor for x in anchors]
+        found["focal_det"] = decode_detections(*views, levels, scene.image_sizes, **scene.ours.decoding)  # type: ignore
+
+    def detectron2() -> None:
+        results = scene.detectron2.forward_inference(images, logits, [[x.clone() for x in logits], deltas])
+        found["Detectron2"] = [(x.pred_boxes.tensor, x.scores, x.pred_classes) for x in results]
+
+    def torchvision() -> None:
+        outputs = {
+            "cls_logits": _transposed(logits, scene.num_classes),
+            "bbox_regression": _transposed(deltas, 4),
+        }
+        split = [[x.tensor for x in anchors] for _ in images.image_sizes]
+        results = scene.torchvision.postprocess_detections(outputs, split, images.image_sizes)
+        found["torchvision"] = [(x["boxes"], x["scores"], x["labels"]) for x in results]
+
+    runs = {"focal_det": ours, "Detectron2": detectron2, "torchvision": torchvision}
+    scene.torchvision.detections_per_img = 100
+    with torch.no_grad():
+        result = in_turns(runs, scene.device, repeats)
+        for name, run in runs.items():
+            result[name]["extra_mb"] = extra_megabytes(run, scene.device)
+            result[name]["error"] = unmatched(found[name], found["Detectron2"])
+    survivors = sum(int((level > -2.944).sum()) for level in logits) / len(images)
+    return {
+        "unit": "detections without a partner in Detectron2's within 0.1 px and 1e-4 of the score",
+        "survivors_per_image": survivors,
+        "anchors": len(all_anchors),
+        "competitors": result,
+    }
+
+
+def unmatched(found: list[Any], expected: list[Any]) -> int:
+    """How many detections of either side have no partner on the other."""
+    count = 0
+    for (boxes, scores, classes), (other_boxes, other_scores, other_classes) in zip(found, expected, strict=True):
+        near = (boxes[:, None] - other_boxes).abs().amax(dim=2) < 0.1
+        near &= (scores[:, None] - other_scores).abs() < 1e-4
+        near &= classes[:, None] == other_classes
+        count += int((~near.any(dim=1)).sum()) + int((~near.any(dim=0)).sum())
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--size", type=int, nargs=2, default=[800, 1216])
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--trained", type=Path, help="outputs written by trained_outputs.py, for post-processing")
+    args = parser.parse_args()
+
+    scene = Scene(args.images, tuple(args.size), args.classes, torch.device(args.device))
+    result = {"class and box loss": losses(scene, args.repeats), "assignment": assignment(scene, args.repeats)}
+    if args.trained:
+        result["post-processing"] = post_processing(scene, args.trained, args.repeats)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The table and the pictures of what `speed.py` measured.
+
+python benchmarks/report.py FIGURES.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+OURS = "focal_det"
+
+
+def write_report(figures: dict[str, Any], base: Path | None) -> None:
+    """Print the table; with a base path also write it as .md, the bars as .png and the growth as -growth.png."""
+    lines = [*_ops_lines(figures), *_network_lines(figures), *_ablation_lines(figures)]
+    print("\n".join(lines))
+    if base is None:
+        return
+    base.parent.mkdir(parents=True, exist_ok=True)
+    base.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    _draw_bars(figures, base.with_suffix(".png"))
+    if "growth" in figures:
+        _draw_growth(figures["growth"], base.with_name(base.name + "-growth.png"))
+
+
+def _ops_lines(figures: dict[str, Any]) -> list[str]:
+    lines = []
+    for part, result in figures.get("ops", {}).items():
+        ours = result["competitors"][OURS]["s"]
+        lines += [f"**{part}** (last column: {result['unit']})", ""]
+        lines += ["| | ms, median (min-max) | ratio | extra MB | gate |", "|---|--:|--:|--:|--:|"]
+        for name, found in result["competitors"].items():
+            spread = f"{found['s'] * 1e3:.1f} ({found['min'] * 1e3:.1f}-{found['max'] * 1e3:.1f})"
+            extra = "" if found["extra_mb"] is None else f"{found['extra_mb']:.0f}"
+            lines.append(f"| {name} | {spread} | {found['s'] / ours:.1f} | {extra} | {found['error']:.2g} |")
+        lines.append("")
+    return lines
+
+
+def _network_lines(figures: dict[str, Any]) -> list[str]:
+    lines = []
+    for tier in ("step", "inference"):
+        if tier not in figures:
+            continue
+        found = figures[tier]
+        theirs = found["Detectron2"]
+        lines += [f"**{tier}** (ratio: Detectron2's time to this)", ""]
+        lines += ["| | s, median (min-max) | ratio | peak GB | of Detectron2's | gate |", "|---|--:|--:|--:|--:|--:|"]
+        for name, one in found.items():
+            seconds = median(one["s"])
+            spread = f"{seconds:.2f} ({min(one['s']):.2f}-{max(one['s']):.2f})"
+            memory = f"{one['peak_gb']:.2f} | {one['peak_gb'] / theirs['peak_gb']:.2f}"
+            ratio = median(theirs["s"]) / seconds
+            lines.append(f"| {name} | {spread} | {ratio:.2f} | {memory} | {_gate(tier, one, theirs)} |")
+        lines.append("")
+    return lines
+
+
+def _gate(tier: str, one: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Against Detectron2 with the same weights: the losses' relative difference, or detections near one of its own."""
+    if one["gate"] is None or (tier == "step" and set(one["gate"]) != set(theirs["gate"])):
+        return "other weights"
+    if tier == "step":
+        return f"{max(abs(one['gate'][key] / theirs['gate'][key] - 1) for key in theirs['gate']):.1e}"
+    near = total = 0
+    for ours, others in zip(one["gate"], theirs["gate"], strict=True):
+        total += len(ours["boxes"])
+        for box, score in zip(ours["boxes"], ours["scores"], strict=True):
+            near += any(
+                abs(score - other_score) < 0.02 and max(abs(a - b) for a, b in zip(box, other, strict=True)) < 3
+                for other, other_score in zip(others["boxes"], others["scores"], strict=True)
+            )
+    return f"{near} of {total}"
+
+
+def _ablation_lines(figures: dict[str, Any]) -> list[str]:
+    if "ablation" not in figures:
+        return []
+    lines = ["**levers** (ratio: without any to this)", ""]
+    lines += ["| | step s | ratio | peak GB | inference s | ratio |", "|---|--:|--:|--:|--:|--:|"]
+    train, infer = figures["ablation"]["train"], figures["ablation"]["infer"]
+    for name in train:
+        step, call = (median(tier[name]["s"]) for tier in (train, infer))
+        ratios = [median(tier["no lever"]["s"]) / median(tier[name]["s"]) for tier in (train, infer)]
+        lines.append(
+            f"| {name} | {step:.2f} | {ratios[0]:.2f} | {train[name]['peak_gb']:.2f} | {call:.2f} | {ratios[1]:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _draw_bars(figures: dict[str, Any], path: Path) -> None:
+    """Of every part the times, in that of ours."""
+    groups = {
+        part: {name: x["s"] for name, x in r["competitors"].items()} for part, r in figures.get("ops", {}).items()
+    }
+    for tier in ("step", "inference"):
+        if tier in figures:
+            groups[tier] = {name: median(one["s"]) for name, one in figures[tier].items()}
+    if not groups:
+        return
+    fig, axes = plt.subplots(len(groups), 1, figsize=(7, 1.2 + 1.7 * len(groups)), squeeze=False)
+    for axis, (part, times) in zip(axes[:, 0], groups.items(), strict=True):
+        names = list(times)[::-1]
+        colors = ["tab:orange" if name.startswith(OURS) else "tab:blue" for name in names]
+        axis.barh(names, [times[name] for name in names], color=colors)
+        for i, name in enumerate(names):
+            axis.text(times[name], i, f" {times[name]:.2g} s", va="center", fontsize=8)
+        axis.set_title(part, fontsize=9, loc="left")
+        axis.set_xlim(0, 1.15 * max(times.values()))
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+
+
+def _draw_growth(growth: dict[str, list[list[float]]], path: Path) -> None:
+    fig, axes = plt.subplots(1, len(growth), figsize=(3.3 * len(growth), 3))
+    for axis, (name, points) in zip(axes, growth.items(), strict=True):
+        sizes, times = zip(*points, strict=True)
+        axis.loglog(sizes, [t * 1e3 for t in times], "o-", color="tab:orange")
+        axis.loglog(sizes, [times[-1] * 1e3 * n / sizes[-1] for n in sizes], ":", color="gray", label="linear")
+        axis.set_title(name, fontsize=8)
+        axis.set_ylabel("ms", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=7, frameon=False)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    write_report(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[1]).with_suffix(""))

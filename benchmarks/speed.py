@@ -1,0 +1,100 @@
+"""focal_det beside Detectron2, torchvision and torch.compile: parts, training step, inference, growth.
+
+    python benchmarks/speed.py [--quick] [--device cpu] [--json FILE] [--tiers ops step inference ablation growth]
+
+Each detector's step is a process of its own, one after the other, all on this machine in this run; ratios are theirs to
+ours. `--quick` takes small pictures and one repeat, to see that everything works; its ratios are not those of the full
+size. The post-processing is timed on what a trained detector gives, that of output/quickstart (`make demo`); without it
+the part is left out, and this is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from figures import write_figures
+from report import write_report
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+TIERS = ("ops", "step", "inference", "ablation", "growth")
+COMPARED = (
+    "Detectron2",
+    "Detectron2 tuned, float32",
+    "Detectron2 tuned, bfloat16",
+    "torchvision",
+    "focal_det, float32",
+    "focal_det, bfloat16",
+)
+LEVERS = ("no lever", "+ channels last", "+ folded norms", "+ fused SGD", "+ torch.compile", "+ bfloat16")
+
+
+def run(script: str, *options: object) -> dict[str, Any]:
+    """The JSON that a benchmark of this folder prints last."""
+    command = [sys.executable, str(HERE / script), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def network(mode: str, detectors: tuple[str, ...], scale: list[object]) -> dict[str, Any]:
+    found = {}
+    for name in detectors:
+        found[name] = run("network.py", "--detector", name, "--mode", mode, *scale)
+        print(f"  {mode:9} {name:28} {min(found[name]['s']):8.3f} s", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--images", type=int, help="of a training step; default 2, with --quick 1")
+    parser.add_argument("--trained", type=Path, default=ROOT / "output" / "quickstart")
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
+    parser.add_argument("--json", type=Path, help="the figures; a table and a chart are written beside it")
+    args = parser.parse_args()
+
+    images = args.images or (1 if args.quick else 2)
+    size = (256, 320) if args.quick else (800, 1216)
+    scale: list[object] = ["--size", *size, "--device", args.device, "--repeats", 1 if args.quick else 3]
+    figures: dict[str, Any] = {"size": size, "images": images}
+    if "ops" in args.tiers:
+        figures["ops"] = run("ops.py", "--images", images, *scale, *trained_outputs(args.trained, images, size))
+    if "step" in args.tiers:
+        figures["step"] = network("train", COMPARED, ["--images", images, *scale])
+    if "inference" in args.tiers:
+        figures["inference"] = network("infer", COMPARED, ["--images", 1, *scale])
+    if "ablation" in args.tiers and not args.quick:
+        figures["ablation"] = {
+            mode: network(mode, LEVERS, ["--images", images if mode == "train" else 1, *scale])
+            for mode in ("train", "infer")
+        }
+    if "growth" in args.tiers and not args.quick:
+        figures["growth"] = run("growth.py", "--device", args.device)
+    write_report(figures, args.json.with_suffix("") if args.json else None)
+    if args.json:
+        write_figures(args.json, **figures)
+
+
+def trained_outputs(folder: Path, images: int, size: tuple[int, int]) -> list[object]:
+    """The option of `ops.py` for the outputs of a trained detector."""
+    if not (folder / "model_final.pth").is_file():
+        print(f"post-processing is left out: {folder} has no model_final.pth; `make demo` trains one")
+        return []
+    out = Path(tempfile.mkdtemp()) / "outputs.pth"
+    command = ["--run", folder, "--out", out, "--images", images, "--size", *size]
+    subprocess.run([sys.executable, str(HERE / "trained_outputs.py"), *map(str, command)], cwd=ROOT, check=True)
+    return ["--trained", out]
+
+
+if __name__ == "__main__":
+    main()
