@@ -13,7 +13,7 @@ help:
 	@echo "make demo    train the quickstart on generated shapes, evaluate, draw detections (some minutes)"
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   time the class loss against the plain formula"
+	@echo "make bench   time parts, steps and inference beside Detectron2 and torchvision (QUICK=1: small, 2 minutes)"
 	@echo "make clean   remove caches; what was trained and generated stays"
 
 setup:
@@ -33,7 +33,8 @@ lint: setup
 	$(PY) -m mypy
 
 bench: setup
-	$(PY) benchmarks/class_loss.py
+	$(PY) benchmarks/speed.py $(if $(QUICK),--quick) --json output/speed.json
+	@echo "The table and the charts: output/speed.md, output/speed.png"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
