@@ -16,8 +16,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     node = cfg.MODEL.FOCAL_DET = type(cfg)()
 
     # Number format of SOLVER.AMP.ENABLED: "float16" with a scaled loss, on GPUs, as Detectron2 has it; "bfloat16",
-    # also on processors with instructions for it (others fall back to float32 and say so). Losses, decoding and
-    # evaluation are in float32 either way.
+    # also on processors with instructions for it (others fall back to float32 and say so). Losses, and evaluation, are
+    # in float32 either way.
     cfg.SOLVER.AMP.DTYPE = "float16"
 
     # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
@@ -78,6 +78,10 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # On GPUs: the class loss by Triton kernels over the head's outputs in place, for the losses of the paper's family
     # (not OHEM). Off by default: the kernels are tested in Triton's interpreter, and were not yet run on a GPU.
     speed.TRITON = False
+
+    # Detect and evaluate with the network in bfloat16, on processors and GPUs with instructions for it (others stay in
+    # float32 and say so); from the head's outputs on in float32. Training has SOLVER.AMP.
+    speed.BFLOAT16_INFERENCE = False
 
     # The optimizer's update of all parameters in one kernel, PyTorch's fused SGD.
     speed.FUSED_SGD = False

@@ -11,7 +11,7 @@ from ..losses.triton_loss import triton_missing
 
 
 def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
-    """Set MODEL.DEVICE, SOLVER.AMP.ENABLED for bfloat16, and MODEL.FOCAL_DET.SPEED.TRITON to what this machine has.
+    """Set MODEL.DEVICE, and what is in bfloat16 or by Triton's kernels, to what this machine has.
 
     Args:
         num_gpus: processes on this machine; on a machine without a GPU they share its processor cores.
@@ -30,9 +30,13 @@ def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16" and not has_bfloat16(cfg.MODEL.DEVICE):
         cfg.SOLVER.AMP.ENABLED = False
         warnings.append("no bfloat16 instructions here: training in float32, which is slower and no less exact")
-    missing = triton_missing(torch.device(cfg.MODEL.DEVICE)) if cfg.MODEL.FOCAL_DET.SPEED.TRITON else None
+    speed = cfg.MODEL.FOCAL_DET.SPEED
+    if speed.BFLOAT16_INFERENCE and not has_bfloat16(cfg.MODEL.DEVICE):
+        speed.BFLOAT16_INFERENCE = False
+        warnings.append("no bfloat16 instructions here: detecting in float32, which is slower and no less exact")
+    missing = triton_missing(torch.device(cfg.MODEL.DEVICE)) if speed.TRITON else None
     if missing:
-        cfg.MODEL.FOCAL_DET.SPEED.TRITON = False
+        speed.TRITON = False
         warnings.append(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
     if cfg.MODEL.DEVICE.startswith("cuda"):
         if num_gpus > gpus:

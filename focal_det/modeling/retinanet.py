@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class FocalRetinaNet(nn.Module):
         num_classes: K.
         score_thresh, topk_per_level, nms_thresh, max_detections, box_weights: see `decode_detections`.
         pixel_mean, pixel_std: of each channel, in the order of the input's.
-        channels_last, fold_norms, compile_network: see MODEL.FOCAL_DET.SPEED in `focal_det.config`.
+        channels_last, fold_norms, compile_network, bfloat16_inference: see MODEL.FOCAL_DET.SPEED in
+            `focal_det.config`.
     """
 
     @configurable
@@ -57,6 +59,7 @@ class FocalRetinaNet(nn.Module):
         channels_last: bool,
         fold_norms: bool,
         compile_network: bool,
+        bfloat16_inference: bool,
     ) -> None:
         super().__init__()
         if fold_norms:
@@ -69,6 +72,7 @@ class FocalRetinaNet(nn.Module):
         self.anchor_generator = anchor_generator
         self.criterion = criterion
         self.num_classes = num_classes
+        self.bfloat16_inference = bfloat16_inference
         self.decoding: dict[str, Any] = {
             "score_thresh": score_thresh,
             "topk_per_level": topk_per_level,
@@ -121,6 +125,7 @@ class FocalRetinaNet(nn.Module):
             "channels_last": extra.SPEED.CHANNELS_LAST,
             "fold_norms": extra.SPEED.FOLD_NORMS,
             "compile_network": extra.SPEED.COMPILE,
+            "bfloat16_inference": extra.SPEED.BFLOAT16_INFERENCE,
         }
 
     @property
@@ -144,9 +149,10 @@ class FocalRetinaNet(nn.Module):
             ValueError: an image without "instances" in training.
         """
         images = self._preprocess(batched_inputs)
-        levels, deltas, anchors = self._predictions(images)
         if self.training:
-            return self._losses(levels, deltas, anchors, batched_inputs)
+            return self._losses(*self._predictions(images), batched_inputs)
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16_inference else nullcontext():
+            levels, deltas, anchors = self._predictions(images)
         return self._detections(levels, deltas, anchors, images.image_sizes, batched_inputs)
 
     def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,7 @@ OWN_TESTS = {
         "SPEED.TRITON",
         "SPEED.COMPILE",
         "SPEED.FUSED_SGD",
+        "SPEED.BFLOAT16_INFERENCE",
     ),  # in test_speed.py
 }
 

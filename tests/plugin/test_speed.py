@@ -8,6 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
+from focal_det.engine import devices
 from focal_det.engine.devices import choose_device
 from focal_det.engine.trainer import Trainer
 from focal_det.losses.formula import Formula
@@ -129,6 +130,29 @@ def test_a_mistake_in_the_function_is_no_reason_to_go_on_without(tiny_cfg):
 
     with pytest.raises(RuntimeError):
         CompiledOrPlain(wrong)(torch.zeros(3))
+
+
+def test_detection_in_bfloat16_leaves_training_as_it_is(tiny_cfg, batch_of):
+    model = seeded_model(tiny_cfg(*FROZEN, SPEED + "BFLOAT16_INFERENCE", "True"))
+    plain = seeded_model(tiny_cfg(*FROZEN))
+    seen = []
+    model.head.register_forward_hook(lambda _, args, out: seen.append(out[0][0].dtype))
+    losses, _, found = outcome(model, batch_of((3, 0)))
+    expected_losses, _, expected = outcome(plain, batch_of((3, 0)))
+    assert seen == [torch.float32, torch.bfloat16]
+    assert losses == expected_losses
+    for one, other in zip(found, expected, strict=True):
+        assert one["instances"].scores.dtype == torch.float32
+        torch.testing.assert_close(one["instances"].scores[:5], other["instances"].scores[:5], rtol=0.05, atol=0.01)
+
+
+def test_without_bfloat16_it_detects_in_float32_and_says_so(tiny_cfg, monkeypatch):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
+    cfg = tiny_cfg(SPEED + "BFLOAT16_INFERENCE", "True").clone()
+    cfg.defrost()
+    warnings, _ = choose_device(cfg, 1)
+    assert cfg.MODEL.FOCAL_DET.SPEED.BFLOAT16_INFERENCE is False
+    assert [warning for warning in warnings if "detecting in float32" in warning]
 
 
 def test_the_fused_update_is_the_same(tiny_cfg):
