@@ -43,7 +43,7 @@ def train(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torc
     """Forward, backward and update; the losses are those of the first step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, fused=True if name == "+ fused SGD" else None)
-    inputs = for_torchvision(batch, device) if name == "torchvision" else (batch,)
+    inputs = for_torchvision(model, batch, device) if name == "torchvision" else (batch,)
     losses: list[dict[str, float]] = []
 
     def step() -> None:
@@ -64,7 +64,7 @@ def infer(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torc
     """Detection; the gate is the detections of the last call."""
     model.eval()
     _spread_scores(model)
-    inputs = for_torchvision(batch, device)[:1] if name == "torchvision" else (batch,)
+    inputs = for_torchvision(model, batch, device)[:1] if name == "torchvision" else (batch,)
     results: list[Any] = []
 
     def call() -> None:

@@ -224,6 +224,8 @@ def post_processing(scene: Scene, trained: Path, repeats: int) -> dict[str, Any]
 
     def detectron2() -> None:
         results = scene.detectron2.forward_inference(images, logits, [[x.clone() for x in logits], deltas])
+        for x in results:  # the others clip, too
+            x.pred_boxes.clip(x.image_size)
         found["Detectron2"] = [(x.pred_boxes.tensor, x.scores, x.pred_classes) for x in results]
 
     def torchvision() -> None:

@@ -53,9 +53,7 @@ def torchvision_model(device: torch.device, num_classes: int) -> nn.Module:
     for name, module in backbone.named_modules():
         if name.endswith("bn3"):
             module.weight.fill_(0.2)
-    return RetinaNet(backbone, num_classes, min_size=1, max_size=10000, image_mean=[0.0] * 3, image_std=[1.0] * 3).to(
-        device
-    )
+    return RetinaNet(backbone, num_classes).to(device)
 
 
 def pictures(count: int, size: tuple[int, int], num_classes: int, objects: int = 10) -> list[dict[str, Any]]:
@@ -74,8 +72,12 @@ def pictures(count: int, size: tuple[int, int], num_classes: int, objects: int =
     return batch
 
 
-def for_torchvision(batch: list[dict[str, Any]], device: torch.device) -> tuple[list[torch.Tensor], list[dict]]:
-    """The same pictures and objects as torchvision's detectors take them."""
+def for_torchvision(
+    model: nn.Module, batch: list[dict[str, Any]], device: torch.device
+) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """The same pictures and objects as torchvision's detectors take them; the model is told to leave their size."""
+    size = batch[0]["image"].shape[1:]
+    model.transform.min_size, model.transform.max_size = (min(size),), max(size)
     images = [x["image"].to(device).float() / 255 for x in batch]
     targets = [
         {"boxes": x["instances"].gt_boxes.tensor.to(device), "labels": x["instances"].gt_classes.to(device)}
