@@ -117,8 +117,8 @@ def losses(scene: Scene, repeats: int) -> dict[str, Any]:
         result = in_turns({name: _from_zero(run, nchw, last) for name, run in runs.items()}, scene.device, repeats)
         exact = _exact_gradient(scene, labels) / divisor
         for name, run in runs.items():
-            _from_zero(run, nchw, last)
-            result[name]["extra_mb"] = extra_megabytes(_from_zero(run, nchw, last), scene.device)
+            _clear(nchw, last)
+            result[name]["extra_mb"] = extra_megabytes(run, scene.device)
             leaves = nchw if name in ("Detectron2", "torchvision") else last
             result[name]["error"] = _gradient_error(leaves[0], exact, scene)
     return {"unit": "largest error of the gradient by the logits, in the largest gradient", "competitors": result}
@@ -128,12 +128,16 @@ def _from_zero(run: Callable[[], None], *leaves: tuple[list[Tensor], list[Tensor
     """Without the gradients of the call before."""
 
     def fresh() -> None:
-        for pair in leaves:
-            for level in (*pair[0], *pair[1]):
-                level.grad = None
+        _clear(*leaves)
         run()
 
     return fresh
+
+
+def _clear(*leaves: tuple[list[Tensor], list[Tensor]]) -> None:
+    for pair in leaves:
+        for level in (*pair[0], *pair[1]):
+            level.grad = None
 
 
 def dense_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
