@@ -21,28 +21,31 @@ from peers import LEVERS_OFF, detectron2_model, focal_det_model, for_torchvision
 from torch import nn
 
 SPEED = "MODEL.FOCAL_DET.SPEED."
-# Name to what is built, and whether under bfloat16 autocast.
+BFLOAT16 = (SPEED + "BFLOAT16_INFERENCE", "True")
+# Name to what is built, and whether training is under bfloat16 autocast; our own inference has a key for it.
 DETECTORS: dict[str, tuple[Callable[[torch.device, int], nn.Module], bool]] = {
     "Detectron2": (detectron2_model, False),
     "Detectron2 tuned, float32": (lambda d, k: detectron2_model(d, k).to(memory_format=torch.channels_last), False),
     "Detectron2 tuned, bfloat16": (lambda d, k: detectron2_model(d, k).to(memory_format=torch.channels_last), True),
     "torchvision": (torchvision_model, False),
     "focal_det, float32": (focal_det_model, False),
-    "focal_det, bfloat16": (focal_det_model, True),
-    # the levers one by one, from none on
-    "no lever": (lambda d, k: focal_det_model(d, k, *LEVERS_OFF), False),
-    "+ channels last": (lambda d, k: focal_det_model(d, k, SPEED + "FOLD_NORMS", "False"), False),
-    "+ folded norms": (focal_det_model, False),
-    "+ fused SGD": (focal_det_model, False),
-    "+ torch.compile": (lambda d, k: focal_det_model(d, k, SPEED + "COMPILE", "True"), False),
-    "+ bfloat16": (focal_det_model, True),
+    "focal_det, bfloat16": (lambda d, k: focal_det_model(d, k, *BFLOAT16), True),
+    # the levers
+    "none": (lambda d, k: focal_det_model(d, k, *LEVERS_OFF), False),
+    "channels last": (lambda d, k: focal_det_model(d, k, SPEED + "FOLD_NORMS", "False"), False),
+    "folded norms": (lambda d, k: focal_det_model(d, k, SPEED + "CHANNELS_LAST", "False"), False),
+    "both (the default)": (focal_det_model, False),
+    "both, fused SGD": (focal_det_model, False),
+    "both, torch.compile": (lambda d, k: focal_det_model(d, k, SPEED + "COMPILE", "True"), False),
+    "both, bfloat16": (lambda d, k: focal_det_model(d, k, *BFLOAT16), True),
+    "both, Triton": (lambda d, k: focal_det_model(d, k, SPEED + "TRITON", "True"), False),
 }
 
 
 def train(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torch.device, repeats: int) -> dict:
     """Forward, backward and update; the losses are those of the first step."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, fused=True if name == "+ fused SGD" else None)
+    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, fused=True if name == "both, fused SGD" else None)
     inputs = for_torchvision(model, batch, device) if name == "torchvision" else (batch,)
     losses: list[dict[str, float]] = []
 
@@ -68,14 +71,17 @@ def infer(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torc
     results: list[Any] = []
 
     def call() -> None:
-        with _autocast(name, device):
+        with _autocast(name, device) if name.startswith("Detectron2") else contextlib.nullcontext():
             results[:] = model(*inputs)
 
     times = [seconds(call, device) for _ in range(repeats + 1)]
     if name == "torchvision":
         return {"first_s": times[0], "s": times[1:], "gate": None}
     found = [result["instances"] for result in results]
-    gate = [{"boxes": x.pred_boxes.tensor.tolist(), "scores": x.scores.tolist()} for x in found]
+    gate = [
+        {"boxes": x.pred_boxes.tensor.tolist(), "scores": x.scores.tolist(), "classes": x.pred_classes.tolist()}
+        for x in found
+    ]
     return {"first_s": times[0], "s": times[1:], "gate": gate}
 
 

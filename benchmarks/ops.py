@@ -1,6 +1,6 @@
 """The parts beside the convolutions, from the head's outputs on: losses, assignment, post-processing.
 
-    python benchmarks/ops.py [--images 2] [--size 800 1216] [--classes 80] [--repeats 5] [--trained LOGITS]
+    python benchmarks/ops.py [--images 2] [--size 800 1216] [--classes 80] [--dtype bfloat16] [--trained FILE]
 
 Every competitor gets the same values in the layout that its own head returns, and takes turns with the others in one
 process. Beside each time stands the memory beyond the inputs' and how far the result is from a reference: the plain
@@ -26,6 +26,7 @@ from torch import Tensor
 from focal_det.losses import focal_loss_reference
 from focal_det.losses.batch import batch_loss
 from focal_det.losses.focal import focal_formula
+from focal_det.losses.triton_loss import triton_missing
 from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.decode import decode_detections
 
@@ -47,6 +48,7 @@ class Scene:
         self.objects = pad_objects([x.gt_boxes.tensor for x in self.instances], [x.gt_classes for x in self.instances])
         self.features = [torch.zeros(images, 1, -(-size[0] // s), -(-size[1] // s), device=device) for s in STRIDES]
         self.anchors = self.detectron2.anchor_generator(self.features)
+        self.labels, self.matched = self.ours.criterion.assign(Boxes.cat(self.anchors).tensor, *self.objects)
         # Around the prior, as early in training.
         self.logits = [self._outputs(f, num_classes) - 4.6 for f in self.features]
         self.deltas = [self._outputs(f, 4) * 0.1 for f in self.features]
@@ -55,38 +57,70 @@ class Scene:
         """(N, A*c, H, W) of one level."""
         return torch.randn(len(feature), ANCHORS * channels, *feature.shape[-2:], device=self.device)
 
-    def nchw(self) -> tuple[list[Tensor], list[Tensor]]:
+    def nchw(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         """As Detectron2's head returns them; leaves that take a gradient."""
-        return [[x.clone().requires_grad_() for x in levels] for levels in (self.logits, self.deltas)]  # type: ignore
+        logits, deltas = ([x.to(dtype, copy=True).requires_grad_() for x in y] for y in (self.logits, self.deltas))
+        return logits, deltas
 
-    def channels_last(self) -> tuple[list[Tensor], list[Tensor]]:
+    def channels_last(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         """As our head returns them."""
-        return [  # type: ignore[return-value]
-            [x.clone(memory_format=torch.channels_last).requires_grad_() for x in levels]
-            for levels in (self.logits, self.deltas)
-        ]
+        layout = {"dtype": dtype, "memory_format": torch.channels_last, "copy": True}
+        logits, deltas = ([x.to(**layout).requires_grad_() for x in y] for y in (self.logits, self.deltas))
+        return logits, deltas
 
     def rows(self, levels: list[Tensor], channels: int) -> list[Tensor]:
         """(N, H, W, A, c) views of channels_last outputs."""
         return [level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2) for level in levels]
 
 
-def losses(scene: Scene, repeats: int) -> dict[str, Any]:
+def losses(scene: Scene, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
     """Class and box loss with the labels given, forward and backward."""
-    labels, matched = scene.ours.criterion.assign(Boxes.cat(scene.anchors).tensor, *scene.objects)
+    runs, normalizers, nchw, last = _loss_runs(scene, dtype)
+    with EventStorage():
+        result = in_turns({name: _from_zero(run, nchw, last) for name, run in runs.items()}, scene.device, repeats)
+        exact = _exact_gradient(scene, scene.labels)
+        box_gradients: Tensor | None = None
+        for name, run in runs.items():
+            _clear(nchw, last)
+            result[name]["extra_mb"] = extra_megabytes(run, scene.device)
+            logits, deltas = nchw if name in ("Detectron2", "torchvision") else last
+            divisors = normalizers[name]().view(-1, 1, 1)
+            # compared as sums, without each detector's own normaliser
+            class_error = _largest_error(_gradients(logits, scene.num_classes) * divisors, exact)
+            box_gradient = _gradients(deltas, 4) * divisors
+            box_gradients = box_gradient if box_gradients is None else box_gradients
+            result[name]["error"] = max(class_error, _largest_error(box_gradient, box_gradients))
+    gate = 2.0**-7 if dtype == torch.bfloat16 else 2e-6
+    check({name: one["error"] for name, one in result.items()}, gate, "losses")
+    return {"unit": "largest error of a gradient, in the largest gradient", "competitors": result}
+
+
+Runs = dict[str, Callable[[], None]]
+Leaves = tuple[list[Tensor], list[Tensor]]
+
+
+def _loss_runs(scene: Scene, dtype: torch.dtype) -> tuple[Runs, dict[str, Callable[[], Tensor]], Leaves, Leaves]:
+    """Each competitor, the divisors (N,) of its normaliser, and the two layouts of the head's outputs."""
+    labels, matched, anchors = scene.labels, scene.matched, Boxes.cat(scene.anchors).tensor
     their_labels, their_boxes = scene.detectron2.label_anchors(scene.anchors, scene.instances)
     their_matches = [_torchvision_matches(x, y, scene.num_classes) for x, y in zip(labels, matched, strict=True)]
     targets = [{"boxes": x.gt_boxes.tensor, "labels": x.gt_classes} for x in scene.instances]
-    anchors = Boxes.cat(scene.anchors).tensor
-    nchw, last = scene.nchw(), scene.channels_last()
-    divisor = (labels < scene.num_classes).logical_and(labels >= 0).sum().clamp(min=1).float()
-    divisors = divisor.expand(len(labels))
+    nchw, last = scene.nchw(dtype), scene.channels_last(dtype)
+    is_object = (labels >= 0) & (labels < scene.num_classes)
+    divisors = is_object.sum().clamp(min=1).float().expand(len(labels))
     compiled = torch.compile(dense_focal_loss)
 
-    def ours() -> None:
+    def box_loss() -> Tensor:
         deltas = torch.cat([level.flatten(1, -2) for level in scene.rows(last[1], 4)], dim=1)
-        loss = batch_loss(scene.rows(last[0], scene.num_classes), labels, divisors, focal_formula(0.25, 2.0))
-        (loss + scene.ours.criterion._box_loss(deltas, anchors, labels, scene.objects[0], matched, divisors)).backward()
+        return scene.ours.criterion._box_loss(deltas, anchors, labels, scene.objects[0], matched, divisors)
+
+    def ours(use_triton: bool = False) -> None:
+        levels = scene.rows(last[0], scene.num_classes)
+        class_loss = batch_loss(levels, labels, divisors, focal_formula(0.25, 2.0), use_triton=use_triton)
+        (class_loss + box_loss()).backward()
+
+    def dense_compiled() -> None:
+        (compiled(scene.rows(last[0], scene.num_classes), labels) / divisors[0] + box_loss()).backward()
 
     def detectron2() -> None:
         logits, deltas = scene.detectron2._transpose_dense_predictions(list(nchw), [scene.num_classes, 4])
@@ -101,27 +135,23 @@ def losses(scene: Scene, repeats: int) -> dict[str, Any]:
         found = scene.torchvision.head.compute_loss(targets, outputs, [anchors] * len(labels), their_matches)
         sum(found.values()).backward()
 
-    def dense_compiled() -> None:
-        deltas = torch.cat([level.flatten(1, -2) for level in scene.rows(last[1], 4)], dim=1)
-        logits = torch.cat([level.flatten(1, -2) for level in scene.rows(last[0], scene.num_classes)], dim=1)
-        box_loss = scene.ours.criterion._box_loss(deltas, anchors, labels, scene.objects[0], matched, divisors)
-        (compiled(logits, labels) / divisor + box_loss).backward()
-
-    runs = {
-        "focal_det": ours,
-        "Detectron2": detectron2,
-        "torchvision": torchvision,
-        "dense masks, torch.compile": dense_compiled,
+    runs: Runs = {"focal_det": ours, "Detectron2": detectron2, "torchvision": torchvision}
+    runs["dense masks, torch.compile"] = dense_compiled
+    normalizers = {
+        **dict.fromkeys(("focal_det", "dense masks, torch.compile", "focal_det, Triton"), lambda: divisors),
+        "Detectron2": lambda: divisors / divisors * scene.detectron2.loss_normalizer,
+        "torchvision": lambda: is_object.sum(dim=1).clamp(min=1) * len(labels),
     }
-    with EventStorage():
-        result = in_turns({name: _from_zero(run, nchw, last) for name, run in runs.items()}, scene.device, repeats)
-        exact = _exact_gradient(scene, labels) / divisor
-        for name, run in runs.items():
-            _clear(nchw, last)
-            result[name]["extra_mb"] = extra_megabytes(run, scene.device)
-            leaves = nchw if name in ("Detectron2", "torchvision") else last
-            result[name]["error"] = _gradient_error(leaves[0], exact, scene)
-    return {"unit": "largest error of the gradient by the logits, in the largest gradient", "competitors": result}
+    if triton_missing(scene.device) is None:
+        runs["focal_det, Triton"] = lambda: ours(use_triton=True)
+    return runs, normalizers, nchw, last
+
+
+def check(errors: dict[str, float], allowed: float, what: str) -> None:
+    """Stop the benchmark where a competitor computes something else."""
+    wrong = {name: error for name, error in errors.items() if not error <= allowed}
+    if wrong:
+        raise SystemExit(f"{what}: {wrong}, but at most {allowed} is allowed: these times compare different things")
 
 
 def _from_zero(run: Callable[[], None], *leaves: tuple[list[Tensor], list[Tensor]]) -> Callable[[], None]:
@@ -140,12 +170,16 @@ def _clear(*leaves: tuple[list[Tensor], list[Tensor]]) -> None:
             level.grad = None
 
 
-def dense_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def dense_focal_loss(levels: list[Tensor], labels: Tensor) -> Tensor:
     """What one would write for torch.compile to fuse: masks instead of gathers, autograd's gradient."""
-    is_own = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
-    z = torch.where(is_own, logits, -logits)
-    loss = torch.where(is_own, 0.25, 0.75) * torch.sigmoid(-z) ** 2 * -F.logsigmoid(z)
-    return torch.where(labels.unsqueeze(-1) >= 0, loss, 0.0).sum()
+    total = torch.zeros((), device=labels.device)
+    for level, of_level in zip(levels, labels.split([x[0, ..., 0].numel() for x in levels], dim=1), strict=True):
+        own = of_level.view(level.shape[:-1]).unsqueeze(-1)  # (N, H, W, A, 1)
+        is_own = own == torch.arange(level.shape[-1], device=level.device)
+        z = torch.where(is_own, level.float(), -level.float())
+        loss = torch.where(is_own, 0.25, 0.75) * torch.sigmoid(-z) ** 2 * -F.logsigmoid(z)
+        total = total + torch.where(own >= 0, loss, 0.0).sum()
+    return total
 
 
 def _exact_gradient(scene: Scene, labels: Tensor) -> Tensor:
@@ -158,14 +192,13 @@ def _exact_gradient(scene: Scene, labels: Tensor) -> Tensor:
     return torch.stack(grads)
 
 
-def _gradient_error(leaves: list[Tensor], exact: Tensor, scene: Scene) -> float:
-    """Scaled to the exact one's sum first: each detector has a normaliser of its own."""
-    grads = torch.cat(_transposed([level.grad for level in leaves], scene.num_classes), dim=1).double()
-    errors = []
-    for grad, truth in zip(grads, exact, strict=True):
-        factor = truth.abs().sum() / grad.abs().sum()
-        errors.append(((grad * factor - truth).abs().max() / truth.abs().max()).item())
-    return max(errors)
+def _gradients(leaves: list[Tensor], channels: int) -> Tensor:
+    """(N, R, c) float64."""
+    return torch.cat(_transposed([level.grad for level in leaves], channels), dim=1).double()
+
+
+def _largest_error(found: Tensor, exact: Tensor) -> float:
+    return ((found - exact).abs().max() / exact.abs().max()).item()
 
 
 def _transposed(levels: list[Tensor], channels: int) -> list[Tensor]:
@@ -183,11 +216,14 @@ def _torchvision_matches(labels: Tensor, matched: Tensor, num_classes: int) -> T
 def assignment(scene: Scene, repeats: int) -> dict[str, Any]:
     """Labels of every anchor."""
     anchors = Boxes.cat(scene.anchors).tensor
-    boxes = [x.gt_boxes.tensor for x in scene.instances]
+    boxes, classes = [x.gt_boxes.tensor for x in scene.instances], [x.gt_classes for x in scene.instances]
     found: dict[str, Any] = {}
 
     def ours() -> None:
-        found["focal_det"] = list(scene.ours.criterion.assign(anchors, *scene.objects).labels)
+        gt_boxes, gt_classes = pad_objects(boxes, classes)
+        labels, matched = scene.ours.criterion.assign(anchors, gt_boxes, gt_classes)
+        gt_boxes.gather(1, matched.unsqueeze(-1).expand(-1, -1, 4))  # the others give every anchor its box
+        found["focal_det"] = list(labels)
 
     def detectron2() -> None:
         found["Detectron2"] = scene.detectron2.label_anchors(scene.anchors, scene.instances)[0]
@@ -196,6 +232,8 @@ def assignment(scene: Scene, repeats: int) -> dict[str, Any]:
         from torchvision.ops import box_iou
 
         matches = [scene.torchvision.proposal_matcher(box_iou(gt, anchors)) for gt in boxes]
+        for m, gt in zip(matches, boxes, strict=True):
+            gt[m.clamp(min=0)]
         found["torchvision"] = [
             torch.where(m >= 0, x.gt_classes[m.clamp(min=0)], torch.where(m == -2, -1, scene.num_classes))
             for m, x in zip(matches, scene.instances, strict=True)
@@ -206,6 +244,7 @@ def assignment(scene: Scene, repeats: int) -> dict[str, Any]:
     for name, run in runs.items():
         result[name]["extra_mb"] = extra_megabytes(run, scene.device)
         result[name]["error"] = sum(int((x != y).sum()) for x, y in zip(found[name], found["Detectron2"], strict=True))
+    check({name: one["error"] for name, one in result.items()}, 0, "labels")
     return {"unit": "labels that differ from Detectron2's", "competitors": result}
 
 
@@ -227,7 +266,7 @@ def post_processing(scene: Scene, trained: Path, repeats: int) -> dict[str, Any]
         found["focal_det"] = decode_detections(*views, levels, scene.image_sizes, **scene.ours.decoding)  # type: ignore
 
     def detectron2() -> None:
-        results = scene.detectron2.forward_inference(images, logits, [[x.clone() for x in logits], deltas])
+        results = scene.detectron2.forward_inference(images, logits, [logits, deltas])
         for x in results:  # the others clip, too
             x.pred_boxes.clip(x.image_size)
         found["Detectron2"] = [(x.pred_boxes.tensor, x.scores, x.pred_classes) for x in results]
@@ -242,12 +281,12 @@ def post_processing(scene: Scene, trained: Path, repeats: int) -> dict[str, Any]
         found["torchvision"] = [(x["boxes"], x["scores"], x["labels"]) for x in results]
 
     runs = {"focal_det": ours, "Detectron2": detectron2, "torchvision": torchvision}
-    scene.torchvision.detections_per_img = 100
     with torch.no_grad():
         result = in_turns(runs, scene.device, repeats)
         for name, run in runs.items():
             result[name]["extra_mb"] = extra_megabytes(run, scene.device)
             result[name]["error"] = unmatched(found[name], found["Detectron2"])
+    check({name: one["error"] for name, one in result.items()}, 2 * len(images), "detections")
     survivors = sum(int((level > -2.944).sum()) for level in logits) / len(images)
     return {
         "unit": "detections without a partner in Detectron2's within 0.1 px and 1e-4 of the score",
@@ -275,11 +314,13 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the head's outputs")
     parser.add_argument("--trained", type=Path, help="outputs written by trained_outputs.py, for post-processing")
     args = parser.parse_args()
 
     scene = Scene(args.images, tuple(args.size), args.classes, torch.device(args.device))
-    result = {"class and box loss": losses(scene, args.repeats), "assignment": assignment(scene, args.repeats)}
+    dtype = getattr(torch, args.dtype)
+    result = {"class and box loss": losses(scene, args.repeats, dtype), "assignment": assignment(scene, args.repeats)}
     if args.trained:
         result["post-processing"] = post_processing(scene, args.trained, args.repeats)
     print(json.dumps(result))

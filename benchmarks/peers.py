@@ -30,7 +30,8 @@ def detectron2_model(device: torch.device, num_classes: int) -> nn.Module:
     own = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator"]
     sizes_option = ["MODEL.ANCHOR_GENERATOR.SIZES", str(sizes)]
     model = build_model(load_config(CONFIG, [*_options(device, num_classes), *own, *sizes_option]))
-    model.load_state_dict(focal_det_model(device, num_classes).state_dict(), strict=False)
+    loaded = model.load_state_dict(focal_det_model(device, num_classes).state_dict(), strict=False)
+    assert (loaded.missing_keys, loaded.unexpected_keys) == ([], ["criterion.normalizer.ema"])
     return model
 
 
@@ -53,7 +54,7 @@ def torchvision_model(device: torch.device, num_classes: int) -> nn.Module:
     for name, module in backbone.named_modules():
         if name.endswith("bn3"):
             module.weight.fill_(0.2)
-    return RetinaNet(backbone, num_classes).to(device)
+    return RetinaNet(backbone, num_classes, detections_per_img=100).to(device)
 
 
 def pictures(count: int, size: tuple[int, int], num_classes: int, objects: int = 10) -> list[dict[str, Any]]:

@@ -71,15 +71,23 @@ def _gate(tier: str, one: dict[str, Any], theirs: dict[str, Any]) -> str:
         return "other weights"
     if tier == "step":
         return f"{max(abs(one['gate'][key] / theirs['gate'][key] - 1) for key in theirs['gate']):.1e}"
-    near = total = 0
-    for ours, others in zip(one["gate"], theirs["gate"], strict=True):
-        total += len(ours["boxes"])
-        for box, score in zip(ours["boxes"], ours["scores"], strict=True):
-            near += any(
-                abs(score - other_score) < 0.02 and max(abs(a - b) for a, b in zip(box, other, strict=True)) < 3
-                for other, other_score in zip(others["boxes"], others["scores"], strict=True)
-            )
+    near = sum(_near(a, b) + _near(b, a) for a, b in zip(one["gate"], theirs["gate"], strict=True))
+    total = sum(len(found["boxes"]) for found in (*one["gate"], *theirs["gate"]))
     return f"{near} of {total}"
+
+
+def _near(found: dict[str, Any], others: dict[str, Any]) -> int:
+    """How many detections of one have a partner of the same class in the other, within 3 px and .02 of the score."""
+    rows = [list(zip(x["boxes"], x["scores"], x["classes"], strict=True)) for x in (found, others)]
+    return sum(
+        any(
+            label == other_label
+            and abs(score - other_score) < 0.02
+            and max(abs(a - b) for a, b in zip(box, other_box, strict=True)) < 3
+            for other_box, other_score, other_label in rows[1]
+        )
+        for box, score, label in rows[0]
+    )
 
 
 def _ablation_lines(figures: dict[str, Any]) -> list[str]:
@@ -89,12 +97,14 @@ def _ablation_lines(figures: dict[str, Any]) -> list[str]:
     lines += ["| | step s | ratio | peak GB | inference s | ratio |", "|---|--:|--:|--:|--:|--:|"]
     train, infer = figures["ablation"]["train"], figures["ablation"]["infer"]
     for name in train:
-        step, call = (median(tier[name]["s"]) for tier in (train, infer))
-        ratios = [median(tier["no lever"]["s"]) / median(tier[name]["s"]) for tier in (train, infer)]
-        lines.append(
-            f"| {name} | {step:.2f} | {ratios[0]:.2f} | {train[name]['peak_gb']:.2f} | {call:.2f} | {ratios[1]:.2f} |"
-        )
+        cells = [f"{median(train[name]['s']):.2f}", f"{_ratio(train, name):.2f}", f"{train[name]['peak_gb']:.2f}"]
+        cells += [f"{median(infer[name]['s']):.2f}", f"{_ratio(infer, name):.2f}"] if name in infer else ["", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _ratio(tier: dict[str, Any], name: str) -> float:
+    return median(tier["none"]["s"]) / median(tier[name]["s"])
 
 
 def _draw_bars(figures: dict[str, Any], path: Path) -> None:

@@ -32,7 +32,15 @@ COMPARED = (
     "focal_det, float32",
     "focal_det, bfloat16",
 )
-LEVERS = ("no lever", "+ channels last", "+ folded norms", "+ fused SGD", "+ torch.compile", "+ bfloat16")
+LEVERS = (
+    "none",
+    "channels last",
+    "folded norms",
+    "both (the default)",
+    "both, fused SGD",
+    "both, torch.compile",
+    "both, bfloat16",
+)
 
 
 def run(script: str, *options: object) -> dict[str, Any]:
@@ -74,9 +82,11 @@ def main() -> None:
     if "inference" in args.tiers:
         figures["inference"] = network("infer", COMPARED, ["--images", 1, *scale])
     if "ablation" in args.tiers and not args.quick:
+        levers = (*LEVERS, "both, Triton") if args.device == "cuda" else LEVERS
+        of_inference = tuple(name for name in levers if not name.endswith(("SGD", "Triton")))
         figures["ablation"] = {
-            mode: network(mode, LEVERS, ["--images", images if mode == "train" else 1, *scale])
-            for mode in ("train", "infer")
+            "train": network("train", levers, ["--images", images, *scale]),
+            "infer": network("infer", of_inference, ["--images", 1, *scale]),
         }
     if "growth" in args.tiers and not args.quick:
         figures["growth"] = run("growth.py", "--device", args.device)

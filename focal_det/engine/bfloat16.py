@@ -12,10 +12,8 @@ from detectron2.engine import SimpleTrainer
 class BFloat16Trainer(SimpleTrainer):
     """`SimpleTrainer` with the forward pass under autocast; bfloat16 has float32's range, so no loss is scaled."""
 
-    def __init__(
-        self, model: torch.nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer, **options: Any
-    ) -> None:
-        super().__init__(model, data_loader, optimizer, **options)
+    def __init__(self, model: torch.nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(model, data_loader, optimizer)
         for name, module in model.named_modules():
             if name.endswith("top_block") and next(module.parameters()).device.type == "cpu":
                 _compute_in_float32(module)

@@ -13,6 +13,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..modeling.criterion import DenseCriterion
+from .deferred_metrics import DeferredMetrics
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -57,6 +58,9 @@ class StopOnSignal(HookBase):
             stop = next((name for name in comm.all_gather(self.received) if name), None)
         if stop is None or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
+        step = getattr(self.trainer, "_trainer", None)
+        if isinstance(step, DeferredMetrics):
+            step.flush_metrics()  # nothing that diverged is saved
         self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
         logging.getLogger(__name__).warning(
             f"{stop}: stopped after iteration {self.trainer.iter}, all saved. Run again with --resume to go on."

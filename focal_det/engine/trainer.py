@@ -20,6 +20,7 @@ from detectron2.utils import comm
 
 from ..modeling.retinanet import FocalRetinaNet
 from .bfloat16 import BFloat16Trainer
+from .deferred_metrics import DeferredMetrics
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
 from .hooks import DrawDetections, LogAssignment, StopOnSignal
@@ -49,8 +50,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         on_cpu = next(model.parameters()).device.type == "cpu"
         model = create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {}))
-        # Reading a loss makes the host wait for the GPU, so there they are read as seldom as they are written.
-        self._trainer = step_of(cfg)(model, data_loader, optimizer, gather_metric_period=1 if on_cpu else WRITE_PERIOD)
+        self._trainer = make_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -74,7 +74,10 @@ class Trainer(DefaultTrainer):
         model = _unwrapped(self.model)
         head = model.head if isinstance(model, FocalRetinaNet) else torch.nn.Module()
         before = copy.deepcopy(head.state_dict())
+        ways = [{key: group[key] for key in ("fused", "foreach")} for group in self.optimizer.param_groups]
         super().resume_or_load(resume)
+        for group, way in zip(self.optimizer.param_groups, ways, strict=True):
+            group.update(way)  # this run's, not the saved one's
         is_fresh = all(torch.equal(before[name], value) for name, value in head.state_dict().items())
         if isinstance(model, FocalRetinaNet) and is_fresh:
             self.register_hooks([CheckFirstLoss(model.criterion, self.cfg.MODEL.RETINANET.PRIOR_PROB)])
@@ -128,6 +131,22 @@ def step_of(cfg: CfgNode) -> type[SimpleTrainer]:
     if not cfg.SOLVER.AMP.ENABLED:
         return SimpleTrainer
     return BFloat16Trainer if cfg.SOLVER.AMP.DTYPE == "bfloat16" else AMPTrainer
+
+
+def make_step(
+    cfg: CfgNode, model: torch.nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """What does the training steps; on a GPU without waiting for their losses."""
+    step = step_of(cfg)
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return step(model, data_loader, optimizer)
+
+    def is_due(iteration: int) -> bool:  # before they are logged, and before a checkpoint could save what diverged
+        done = iteration + 1
+        return any(done % period == 0 for period in (WRITE_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER))
+
+    deferred = type(f"Deferred{step.__name__}", (DeferredMetrics, step), {})
+    return deferred(model, data_loader, optimizer, is_due=is_due)
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,4 +1,5 @@
-"""The class loss of a batch over the head's outputs as they are: no one-hot, no copy of the logits, no gather.
+"""The class loss of a batch over the head's outputs as they are: no one-hot, no gather, and no copy of logits that
+were channels_last (of others, of one image and level at a time).
 
 Shapes
     levels:   (N, ..., K) each   logits of one pyramid level; together R anchors, in order
@@ -28,12 +29,22 @@ _BLOCK_ELEMENTS = 1 << 18
 
 
 def batch_loss(
-    levels: Sequence[Tensor], labels: Tensor, divisors: Tensor, formula: Formula, *, use_triton: bool = False
+    levels: Sequence[Tensor],
+    labels: Tensor,
+    divisors: Tensor,
+    formula: Formula,
+    *,
+    use_triton: bool = False,
+    hand_over: bool = True,
 ) -> Tensor:
     """Sum over images of the image's summed loss divided by its divisor.
 
     Args:
+        labels: not looked at whether they are in -1..K; others count as background.
         use_triton: by the kernels of `triton_loss`, for logits on a GPU; float64 has none.
+        hand_over: on the CPU, if nothing scales the loss, the levels get the very gradient that was kept, without a
+            copy. Only for levels that are results of operators, such as the head's: a leaf keeps what it gets, and a
+            second backward would meet what has become of it.
 
     Returns:
         A scalar in float32 (float64 for float64 logits), with a gradient by every level in the level's dtype. For
@@ -46,7 +57,7 @@ def batch_loss(
     if use_triton and levels[0].dtype != torch.float64:
         _, kind, weights, gamma, shift = formula
         return triton_batch_loss(levels, labels, divisors, kind=kind, weights=weights, gamma=gamma, shift=shift)
-    loss: Tensor = _BatchLoss.apply(labels, divisors, formula.terms, wants_grad(levels), *levels)
+    loss: Tensor = _BatchLoss.apply(labels, divisors, formula.terms, wants_grad(levels), hand_over, *levels)
     return loss
 
 
@@ -54,58 +65,75 @@ class _BatchLoss(torch.autograd.Function):
     """The loss, with the gradient written in the same pass over the logits: the one thing kept for the backward."""
 
     @staticmethod
-    def forward(ctx, labels, divisors, terms, needs_grad, *levels):  # type: ignore[no-untyped-def]
+    def forward(ctx, labels, divisors, terms, needs_grad, hand_over, *levels):  # type: ignore[no-untyped-def]
         ctx.dtype = levels[0].dtype
         dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+        on_cpu = labels.device.type == "cpu"
         # Rounded at once where no loss scale can follow that lifts what would round to zero.
-        kept_as = ctx.dtype if levels[0].device.type == "cpu" and ctx.dtype != torch.float16 else dtype
+        kept_as = ctx.dtype if on_cpu and ctx.dtype != torch.float16 else dtype
         grads = [torch.empty(level.shape, dtype=kept_as, device=level.device) for level in levels] if needs_grad else []
 
-        scales = divisors.to(dtype).reciprocal()
-        sums = torch.zeros_like(scales)
-        for i, image_labels in enumerate(labels):
-            for block in _blocks([level[i] for level in levels], image_labels, [grad[i] for grad in grads]):
-                losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, terms, needs_grad, block.special)
-                sums[i] += losses.sum()
-                if grad is not None:
-                    torch.mul(grad, scales[i], out=block.grad)
+        total = torch.zeros((), dtype=dtype, device=labels.device)
+        blocks = _cached_blocks if on_cpu else _large_blocks
+        for block in blocks(levels, labels, divisors.to(dtype).reciprocal(), grads):
+            losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, terms, needs_grad, block.special)
+            total += (losses.sum(dim=1, keepdim=True) * block.scale).sum()
+            if grad is not None:
+                torch.mul(grad, block.scale, out=block.grad)
 
+        ctx.hand_over = hand_over and on_cpu
         ctx.save_for_backward(*grads)
-        return (sums * scales).sum()
+        return total
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         refuse_second_derivative()
-        grads = ctx.saved_tensors
-        if grad_output.device.type != "cpu" or grad_output.item() != 1:
-            grads = tuple(grad * grad_output for grad in grads)
-        return None, None, None, None, *(grad.to(ctx.dtype) for grad in grads)
+        if ctx.hand_over and grad_output.item() == 1:
+            grads = tuple(grad.to(ctx.dtype) for grad in ctx.saved_tensors)
+        else:
+            grads = tuple((grad * grad_output).to(ctx.dtype) for grad in ctx.saved_tensors)
+        return None, None, None, None, None, *grads
 
 
 class _Block(NamedTuple):
-    """Rows that are handled at a time: logits (M, K), labels (M,), where the gradient goes (M, K), if anywhere, and
-    which rows are not background (S,); None for "look at every label"."""
+    """Rows that are handled at a time.
+
+    logits: (M, K). labels: (M,). scale: of losses and gradient, () or (M, 1). grad: where it goes, (M, K), if anywhere.
+    special: which rows are not background, (S,); None for "look at every label".
+    """
 
     logits: Tensor
     labels: Tensor
+    scale: Tensor
     grad: Tensor | None
     special: Tensor | None
 
 
-def _blocks(levels: Sequence[Tensor], labels: Tensor, grads: Sequence[Tensor]) -> Iterator[_Block]:
-    """Of one image: levels (..., K), labels (R,), and gradients as the levels, or none."""
-    rows = [level.reshape(-1, level.shape[-1]) for level in levels]
-    grad_rows = [grad.view(-1, grad.shape[-1]) for grad in grads]
-    labels_of_levels = labels.split(list(map(len, rows)))
-    for level, level_labels, grad in zip(rows, labels_of_levels, grad_rows or repeat(None), strict=False):
-        if labels.device.type != "cpu":  # large launches, and no waiting for the number of special rows
-            yield _Block(level, level_labels, grad, None)
-            continue
-        size = max(1, _BLOCK_ELEMENTS // level.shape[-1])
-        grad_parts = repeat(None) if grad is None else grad.split(size)
-        parts = zip(level.split(size), level_labels.split(size), grad_parts, strict=False)
-        for part, special in zip(parts, _special_rows(level_labels, level.shape[-1], size), strict=True):
-            yield _Block(*part, special)
+def _large_blocks(
+    levels: Sequence[Tensor], labels: Tensor, scales: Tensor, grads: Sequence[Tensor]
+) -> Iterator[_Block]:
+    """A level at a time, for a GPU: few launches, and no waiting for the number of special rows."""
+    sizes = [level[0].numel() // level.shape[-1] for level in levels]
+    for level, level_labels, grad in zip(levels, labels.split(sizes, dim=1), grads or repeat(None), strict=False):
+        rows = level.reshape(-1, level.shape[-1])  # (N * R_l, K)
+        scale = scales.unsqueeze(1).expand_as(level_labels).reshape(-1, 1)
+        yield _Block(rows, level_labels.reshape(-1), scale, None if grad is None else grad.view(rows.shape), None)
+
+
+def _cached_blocks(
+    levels: Sequence[Tensor], labels: Tensor, scales: Tensor, grads: Sequence[Tensor]
+) -> Iterator[_Block]:
+    """Some thousand rows of an image at a time, for a processor's caches."""
+    for i, image_labels in enumerate(labels):
+        rows = [level[i].reshape(-1, level.shape[-1]) for level in levels]
+        grad_rows = [grad[i].view(-1, grad.shape[-1]) for grad in grads]
+        labels_of_levels = image_labels.split(list(map(len, rows)))
+        for level, level_labels, grad in zip(rows, labels_of_levels, grad_rows or repeat(None), strict=False):
+            size = max(1, _BLOCK_ELEMENTS // level.shape[-1])
+            grad_parts = repeat(None) if grad is None else grad.split(size)
+            parts = zip(level.split(size), level_labels.split(size), repeat(scales[i]), grad_parts, strict=False)
+            for part, special in zip(parts, _special_rows(level_labels, level.shape[-1], size), strict=True):
+                yield _Block(*part, special)
 
 
 def _special_rows(labels: Tensor, num_classes: int, size: int) -> list[Tensor]:

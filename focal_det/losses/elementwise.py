@@ -48,7 +48,7 @@ def elementwise_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduct
     count = logits.numel() if reduction == "mean" and logits.numel() else 1
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     divisor = torch.full((1,), count, dtype=dtype, device=logits.device)
-    return batch_loss([rows.unsqueeze(0)], row_labels.unsqueeze(0), divisor, formula)
+    return batch_loss([rows.unsqueeze(0)], row_labels.unsqueeze(0), divisor, formula, hand_over=False)
 
 
 def check_inputs(logits: Tensor, labels: Tensor, reduction: str) -> None:

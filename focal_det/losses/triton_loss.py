@@ -34,19 +34,20 @@ _NUM_WARPS = 4
 _RUN = 64  # anchors of one class side by side where the classes are not; 64 fill a line of the cache
 
 
+@functools.lru_cache(maxsize=16)
 def triton_missing(device: torch.device) -> str | None:
-    """Why `triton_batch_loss` cannot run on a device, in a sentence; None if it can.
+    """Why `triton_batch_loss` cannot run on a device, to be said once; None if it can.
 
     It can on an NVIDIA GPU of compute capability 8.0 or newer, and anywhere with TRITON_INTERPRET=1, very slowly.
     """
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed."
+        return "Triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if device.type != "cuda":
-        return f"Triton's kernels run on a GPU, not on {device}."
+        return f"Triton's kernels run on a GPU, not on {device}"
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is no NVIDIA GPU of compute capability 8.0 or newer."
+        return f"{torch.cuda.get_device_name(device)} is no NVIDIA GPU of compute capability 8.0 or newer"
     return None
 
 
@@ -85,7 +86,9 @@ def triton_batch_loss(
         return torch.stack([level.sum(dtype=torch.float32) for level in levels]).sum()
     # A logit that is several elements (stride 0) would get several gradients; no head makes such.
     levels = [level.contiguous() if 0 in level.stride() else level for level in levels]
-    loss: Tensor = _BatchLoss.apply(labels.contiguous(), divisors.contiguous(), kind, weights, gamma, shift, *levels)
+    loss: Tensor = _TritonBatchLoss.apply(
+        labels.contiguous(), divisors.contiguous(), kind, weights, gamma, shift, *levels
+    )
     return loss
 
 
@@ -111,7 +114,7 @@ def _check(levels: Sequence[Tensor], labels: Tensor, divisors: Tensor, kind: str
         raise TypeError(f"labels must be int64 and divisors float32, not {labels.dtype} and {divisors.dtype}")
 
 
-class _BatchLoss(torch.autograd.Function):
+class _TritonBatchLoss(torch.autograd.Function):
     """The two launches; kept between them are logits, labels and divisors."""
 
     @staticmethod

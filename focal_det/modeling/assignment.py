@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-# Pairs (object, anchor) handled at a time. A pair takes ~24 bytes while its IoU is computed, so this bounds the
-# memory at ~100 MB for any number of objects and images.
-_MAX_PAIRS = 1 << 22
+# Pairs (object, anchor) handled at a time. A pair takes ~16 bytes while its IoU is computed, so this bounds the memory
+# for any number of objects and images: at 64 MB on a processor, whose caches are small, and at 512 MB on a GPU, where
+# few launches count.
+_MAX_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 25}
 
 
 class Assignment(NamedTuple):
@@ -76,11 +77,25 @@ def assign_anchors(
         raise ValueError(
             f"IoU thresholds background={background_iou}, object={object_iou}: 0 < background <= object is needed"
         )
+    if anchors.device.type == "cpu":  # each image by itself, without the boxes it was filled up with
+        images = [_match(anchors, boxes[None, : _last_object(boxes)], match_best_anchor) for boxes in gt_boxes]
+        best_iou, matched, is_best_anchor = (torch.cat(parts) for parts in zip(*images, strict=True))
+    else:
+        best_iou, matched, is_best_anchor = _match(anchors, gt_boxes, match_best_anchor)
+    labels = gt_classes.gather(1, matched)
+    is_object = (best_iou >= object_iou) | is_best_anchor
+    labels = torch.where(is_object | (best_iou < background_iou), labels, -1)
+    labels = torch.where(is_object | (best_iou >= background_iou), labels, num_classes)
+    return Assignment(labels, matched)
+
+
+def _match(anchors: Tensor, gt_boxes: Tensor, match_best_anchor: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every anchor its highest IoU, with which object, and whether it is an object's best anchor, (N, R) each."""
     shape, device = (len(gt_boxes), len(anchors)), anchors.device
     best_iou = torch.zeros(shape, dtype=anchors.dtype, device=device)
     matched = torch.zeros(shape, dtype=torch.int64, device=device)
     is_best_anchor = torch.zeros(shape, dtype=torch.bool, device=device)
-    chunk = max(1, _MAX_PAIRS // max(1, best_iou.numel()))
+    chunk = max(1, _MAX_PAIRS["cpu" if device.type == "cpu" else "cuda"] // max(1, best_iou.numel()))
     for start in range(0, gt_boxes.shape[1] if best_iou.numel() else 0, chunk):
         iou = pairwise_iou(gt_boxes[:, start : start + chunk], anchors)  # (N, g, R)
         chunk_iou, chunk_matched = iou.max(dim=1)
@@ -91,12 +106,13 @@ def assign_anchors(
             best_per_object = iou.amax(dim=2, keepdim=True)  # (N, g, 1)
             # An object that no anchor touches has every anchor "best" at IoU 0: it gets none, as an empty box.
             is_best_anchor |= ((iou == best_per_object) & (best_per_object > 0)).any(dim=1)
+    return best_iou, matched, is_best_anchor
 
-    labels = gt_classes.gather(1, matched)
-    is_object = (best_iou >= object_iou) | is_best_anchor
-    labels = torch.where(is_object | (best_iou < background_iou), labels, -1)
-    labels = torch.where(is_object | (best_iou >= background_iou), labels, num_classes)
-    return Assignment(labels, matched)
+
+def _last_object(boxes: Tensor) -> int:
+    """How many boxes (G, 4) there are up to the last that is not empty."""
+    places = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).nonzero()
+    return int(places[-1]) + 1 if len(places) else 0
 
 
 def pad_objects(gt_boxes: Sequence[Tensor], gt_classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,23 +7,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed
 
 
 class CompiledOrPlain:
-    """Calls a function compiled; if compiling fails it says so once and calls it as it is from then on."""
+    """Calls a function compiled; if compiling fails it says so once and calls it as it is from then on.
+
+    A copy compiles anew: compiled code belongs to the model that it was made of.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.plain = function
         self.compiled: Callable[..., Any] | None = torch.compile(function)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"plain": self.plain}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["plain"])  # type: ignore[misc]
+
     def __call__(self, *args: Any) -> Any:
         if self.compiled is not None:
             try:
                 return self.compiled(*args)
-            except TorchDynamoException as error:
+            except BackendCompilerFailed as error:  # a mistake in the function itself is another error
                 self.compiled = None
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = " ".join(str(error).split())[:200]
                 logging.getLogger(__name__).warning(
                     f"MODEL.FOCAL_DET.SPEED.COMPILE is on, but torch.compile fails here ({reason}): going on without"
                 )

@@ -10,7 +10,8 @@ Shapes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,9 @@ class DenseCriterion(nn.Module):
         num_classes: K.
         class_loss: (logits (R, K), labels (R,)) to the summed loss of one image. If it has a method
             `batch_loss`, (levels, labels (N, R), divisors (N,)) to the normalised loss of the batch, that is used,
-            and no copy of the logits is made. If it has a method `select`, (logits (R, K), labels (R,), anchors) to
-            the labels of one image with the anchors ignored that are not to be trained on, the losses are of the
-            others; the normaliser counts the assigned ones before it.
+            and no copy of the logits is made; not if a subclass has a forward of its own. Else, if it has a method
+            `select`, (logits (R, K), labels (R,), anchors) to the labels of one image with the anchors ignored that
+            are not to be trained on, the losses are of the others; the normaliser counts the assigned ones before it.
         normalizer: divisors of the summed losses.
         iou_thresholds: (background, object), see `assign_anchors`.
         match_best_anchor: see `assign_anchors`.
@@ -45,7 +46,7 @@ class DenseCriterion(nn.Module):
         self,
         *,
         num_classes: int,
-        class_loss: Callable[[Tensor, Tensor], Tensor],
+        class_loss: Any,
         normalizer: LossNormalizer,
         iou_thresholds: tuple[float, float],
         match_best_anchor: bool,
@@ -69,12 +70,17 @@ class DenseCriterion(nn.Module):
         labels, matched = self.assign(anchors, gt_boxes, gt_classes)  # (N, R) each
         self.num_assigned = self._is_assigned(labels).sum(dim=1)
         divisors = self.normalizer(self.num_assigned)  # (N,)
-        select = getattr(self.class_loss, "select", None)
-        if select is not None:
-            images = zip(_of_images(levels), labels, strict=True)
-            labels = torch.stack([select(*image, anchors) for image in images])
+        if _has_batch_loss(self.class_loss):
+            class_loss = self.class_loss.batch_loss(levels, labels, divisors)
+        else:
+            images = torch.cat([level.flatten(1, -2) for level in levels], dim=1)  # (N, R, K)
+            select = getattr(self.class_loss, "select", None)
+            if select is not None:
+                labels = torch.stack([select(*image, anchors) for image in zip(images, labels, strict=True)])
+            losses = [self.class_loss(*image) for image in zip(images, labels, strict=True)]
+            class_loss = (torch.stack(losses) / divisors).sum()
         return {
-            "loss_cls": self._class_loss(levels, labels, divisors),
+            "loss_cls": class_loss,
             "loss_box_reg": self._box_loss(deltas, anchors, labels, gt_boxes, matched, divisors),
         }
 
@@ -90,13 +96,6 @@ class DenseCriterion(nn.Module):
             object_iou=object_iou,
             match_best_anchor=self.match_best_anchor,
         )
-
-    def _class_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor) -> Tensor:
-        if hasattr(self.class_loss, "batch_loss"):
-            loss: Tensor = self.class_loss.batch_loss(levels, labels, divisors)
-            return loss
-        images = zip(_of_images(levels), labels, strict=True)
-        return (torch.stack([self.class_loss(*image) for image in images]) / divisors).sum()
 
     def _box_loss(
         self,
@@ -137,6 +136,8 @@ class DenseCriterion(nn.Module):
         return (labels >= 0) & (labels < self.num_classes)
 
 
-def _of_images(levels: Sequence[Tensor]) -> list[Tensor]:
-    """Of each image its logits over all levels, (R, K)."""
-    return list(torch.cat([level.flatten(1, -2) for level in levels], dim=1))
+def _has_batch_loss(class_loss: Any) -> bool:
+    """Whether there is a `batch_loss`, and no subclass has put another `forward` beside it."""
+    classes = type(class_loss).__mro__
+    batch, single = (next((c for c in classes if name in vars(c)), None) for name in ("batch_loss", "forward"))
+    return batch is not None and (single is None or issubclass(batch, single))

@@ -19,6 +19,12 @@ from .box_coding import decode_boxes
 # survivors of all, so the rest is looked at only where these do not give enough.
 _FIRST_LOOK = 4
 
+# Boxes of a batch that are compared with one another on a GPU; of many more each image's are compared by themselves.
+_MOST_TOGETHER = 20_000
+
+# Pixels beyond which a box is as good as at this distance.
+_FAR = 10**6
+
 
 class Detections(NamedTuple):
     """D detections of one image, best first.
@@ -70,7 +76,8 @@ def decode_detections(
         for level, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True)
     ]
     found = _Found(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
-    found = _Found(*(part[found.logits > logit_thresh] for part in found))
+    above = (found.logits.float() > logit_thresh).nonzero().squeeze(1)
+    found = _Found(*(part[above] for part in found))
     boxes = decode_boxes(found.deltas, found.anchors, weights=box_weights)  # (M, 4)
     scores = found.logits.to(boxes.dtype).sigmoid()  # (M,)
     suppress = _suppress_one_by_one if on_cpu else _suppress_together
@@ -96,7 +103,9 @@ def _above_first(flat: Tensor, logit_thresh: float, topk: int) -> tuple[Tensor, 
 
     What is below the threshold goes first, since a processor would sort for long.
     """
-    image, index = (flat > logit_thresh).nonzero(as_tuple=True)
+    # Comparing half precision rounds the threshold; what lies within that rounding is decided later.
+    rounding = torch.finfo(flat.dtype).eps * abs(logit_thresh) if flat.dtype.itemsize < 4 else 0.0
+    image, index = (flat > logit_thresh - rounding).nonzero(as_tuple=True)
     values = flat[image, index]
     if len(values) <= topk:
         return image, index, values
@@ -137,12 +146,14 @@ def _suppress_together(
     boxes: Tensor, scores: Tensor, classes: Tensor, image: Tensor, num_images: int, nms_thresh: float, most: int
 ) -> list[Tensor]:
     """The same in one suppression of all images and classes, moved apart; it waits for the device twice."""
+    if len(boxes) > _MOST_TOGETHER:
+        return _suppress_one_by_one(boxes, scores, classes, image, num_images, nms_thresh, most)
     if not len(boxes):
         return [image] * num_images
+    # In float64 even group 1280 leaves a coordinate its millionths; no box, however wild, reaches into another group.
     group = image * (classes.max() + 1) + classes
-    span = boxes.max() - boxes.min() + 1
-    # In float64: in float32 the coordinates of group 1280 would be rounded to an eighth of a pixel.
-    kept = nms(boxes.double() + (group * span.double()).unsqueeze(1), scores.double(), nms_thresh)
+    places = boxes.double().nan_to_num(0.0).clamp(-_FAR, _FAR) + (group * (2 * _FAR + 1)).unsqueeze(1)
+    kept = nms(places, scores.double(), nms_thresh)
     of_image = image[kept] == torch.arange(num_images, device=image.device).unsqueeze(1)  # (N, kept)
     kept = kept[image[kept].argsort(stable=True)]
     return [indices[:most] for indices in kept.split(of_image.sum(dim=1).tolist())]

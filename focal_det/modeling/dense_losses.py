@@ -9,6 +9,8 @@ also has a `batch_loss`, that is called instead: see `ElementwiseLoss`. If it ha
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -49,8 +51,16 @@ class ElementwiseLoss(nn.Module):
 
     def batch_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor) -> Tensor:
         """See `focal_det.losses.batch.batch_loss`."""
-        use_triton = self.triton and triton_missing(labels.device) is None
+        missing = triton_missing(labels.device) if self.triton else None
+        if missing:
+            _say_once(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
+        use_triton = self.triton and missing is None
         return batch_loss(levels, labels, divisors, self.formula, use_triton=use_triton)
+
+
+@functools.lru_cache(maxsize=16)
+def _say_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
 
 
 class CrossEntropyLoss(ElementwiseLoss):

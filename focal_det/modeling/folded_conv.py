@@ -7,6 +7,8 @@ and saved stay the unfolded ones, under the same names.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -38,13 +40,24 @@ class FoldedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""
-        x = F.conv2d(x, *self._folded(), *self.geometry)
+        if type(self.norm) is FrozenBatchNorm2d:
+            x = F.conv2d(x, *self._folded(), *self.geometry)
+        else:  # somebody has put another norm there
+            x = self.norm(F.conv2d(x, self.weight, None, *self.geometry))
         return x if self.activation is None else self.activation(x)
 
+    def train(self, mode: bool = True) -> FoldedConv2d:
+        """As of every module; what is kept for evaluation is made anew."""
+        self._kept = None
+        return super().train(mode)
+
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias; kept between calls of an evaluation, as long as nothing has written to their sources."""
+        """Weight and bias; kept between calls of an evaluation, as long as nothing has written to their sources.
+
+        What is written through `.data` between two calls without an `eval()` goes unseen, since PyTorch does not count
+        it; Detectron2's evaluation calls `eval()` first.
+        """
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.weight.is_inference():
-            self._kept = None
             return self._fold()
         sources = (self.weight, self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var)
         versions = tuple(number for source in sources for number in (source.data_ptr(), source._version))
@@ -56,3 +69,6 @@ class FoldedConv2d(nn.Module):
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (C',)
         return self.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": None}

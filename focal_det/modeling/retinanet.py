@@ -146,7 +146,7 @@ class FocalRetinaNet(nn.Module):
             `pred_boxes`, `scores`, `pred_classes`, best first.
 
         Raises:
-            ValueError: an image without "instances" in training.
+            ValueError: in training an image without "instances", or a class of theirs outside 0..K-1.
         """
         images = self._preprocess(batched_inputs)
         if self.training:
@@ -162,7 +162,7 @@ class FocalRetinaNet(nn.Module):
             batched_inputs: as in training.
 
         Raises:
-            ValueError: an image without "instances".
+            ValueError: as in training.
         """
         levels, _, anchors = self._predictions(self._preprocess(batched_inputs))
         labels, _ = self.criterion.assign(torch.cat(anchors), *self._objects(batched_inputs))
@@ -198,6 +198,12 @@ class FocalRetinaNet(nn.Module):
             if "instances" not in x:
                 name = x.get("file_name", "without a name")
                 raise ValueError(f'image {name}: no "instances" to train on')
+            classes = x["instances"].gt_classes
+            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+                raise ValueError(
+                    f"image {x.get('file_name', 'without a name')}: gt_classes go from {int(classes.min())} to "
+                    f"{int(classes.max())}, but MODEL.RETINANET.NUM_CLASSES is {self.num_classes}"
+                )
         instances = [x["instances"] for x in batched_inputs]
         boxes, classes = pad_objects([x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances])
         return _to_device(boxes, self.device), _to_device(classes, self.device)

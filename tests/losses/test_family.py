@@ -245,6 +245,15 @@ def test_the_elements_may_be_changed_in_place(member):
     )
 
 
+def test_one_may_go_backward_several_times(member):
+    logits, labels = random_case()
+    loss = member[0](logits, labels)
+    (once,) = torch.autograd.grad(member[1](logits, labels), logits)
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(logits.grad, times * once, rtol=1e-9, atol=1e-12)
+
+
 def test_second_derivative_is_refused_and_the_plain_formula_has_it(member):
     logits, labels = random_case(anchors=4)
     with pytest.raises(RuntimeError, match="no second derivative"):

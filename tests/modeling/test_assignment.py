@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from focal_det.modeling import assignment
 from focal_det.modeling.assignment import Assignment, assign_anchors, pad_objects, pairwise_iou
 
 SETTINGS = {"num_classes": 3, "background_iou": 0.4, "object_iou": 0.5, "match_best_anchor": True}
@@ -111,7 +112,7 @@ def test_more_objects_than_one_matrix_holds(monkeypatch):
     anchors, gt, classes = boxes(200), boxes(50), torch.randint(3, (50,))
     gt[30] = gt[3]  # equal objects in different chunks: the first keeps its anchors
     whole = assign(anchors, gt, classes)
-    monkeypatch.setattr("focal_det.modeling.assignment._MAX_PAIRS", 200 * 7)  # 8 chunks
+    monkeypatch.setitem(assignment._MAX_PAIRS, "cpu", 200 * 7)  # 8 chunks
     chunked = assign(anchors, gt, classes)
     assert chunked.labels.equal(whole.labels)
     assert chunked.matched.equal(whole.matched)

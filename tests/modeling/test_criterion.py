@@ -30,6 +30,9 @@ class PlainLoss(torch.nn.Module):
 class BatchLoss(PlainLoss):
     """The same for a whole batch."""
 
+    def forward(self, logits, labels):
+        return focal_loss(logits, labels)
+
     def batch_loss(self, levels, labels, divisors):
         return batch_loss(levels, labels, divisors, focal_formula(0.25, 2.0))
 
@@ -112,6 +115,18 @@ def test_anchors_that_are_not_selected_have_no_loss_of_either_kind_but_count_in_
     sum(losses.values()).backward()
     assert logits.grad[1].eq(0).all()
     assert deltas.grad[1].eq(0).all()
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_called():
+    class Doubled(BatchLoss):
+        def forward(self, logits, labels):
+            return 2 * super().forward(logits, labels)
+
+    logits, deltas = predictions(2)
+    once, twice = (
+        criterion(class_loss=loss)([logits], deltas, ANCHORS, *OBJECTS)["loss_cls"] for loss in (BatchLoss(), Doubled())
+    )
+    torch.testing.assert_close(twice, 2 * once)
 
 
 @pytest.mark.parametrize("objects", [OBJECTS, NO_OBJECTS])

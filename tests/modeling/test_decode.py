@@ -149,6 +149,21 @@ def test_the_steps_of_a_gpu_give_the_same(monkeypatch, topk_per_level, max_detec
     assert [len(found.scores) for found in decode_detections(empty, deltas, anchors, sizes, **options)] == [0, 0, 0]
 
 
+def test_a_wild_box_of_one_image_leaves_the_others_alone():
+    boxes = torch.tensor([[0.0, 0, 9, 9], [1e18, 0, 2e18, 9], [0.0, 0, torch.nan, 9], [0, 0, 9, 9], [0, 0, 9, 8]])
+    image, classes = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, dtype=torch.int64)
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
+    kept = decode_module._suppress_together(boxes, scores, classes, image, 2, 0.5, 100)
+    assert kept[1].tolist() == [3]
+
+
+def test_half_precision_does_not_move_the_threshold():
+    # logit -2.9375 is a score of .0503; bfloat16 rounds the threshold, -2.9444, to -2.9375
+    logits = torch.tensor([[[-2.9375], [-2.953125]]], dtype=torch.bfloat16)
+    (found,) = decode_detections([logits], [torch.zeros(1, 2, 4)], [grid(2)], [(50, 50)], **OPTIONS)
+    assert found.scores.tolist() == pytest.approx([0.05032], rel=1e-3)
+
+
 def test_suppression_that_looks_at_the_best_first_finds_what_it_would_of_all(monkeypatch):
     logits, deltas, anchors = random_levels(images=2, sizes=(900, 300))
     sizes = [(200, 200)] * 2

@@ -60,6 +60,14 @@ def in_two_processes(folder, cases):
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 
+def test_two_processes_have_the_losses_of_one_by_default_too(tiny_cfg, batch_of, tmp_path):
+    cfg, batch = tiny_cfg(), batch_of((4, 3))
+    ranks = in_two_processes(tmp_path, [(cfg, batch)])
+    torch.manual_seed(0)
+    for name, loss in step(build_model(cfg), batch).items():
+        torch.testing.assert_close(ranks[0][0]["losses"][name], loss, rtol=1e-5, atol=1e-8)
+
+
 def test_two_processes_equal_one(tiny_cfg, batch_of, tmp_path):
     # Channels last, one picture is summed in another order than two, and a ReLU next to zero would tell.
     plain = ("MODEL.FOCAL_DET.SPEED.CHANNELS_LAST", "False")

@@ -85,6 +85,13 @@ def test_images_of_different_sizes_are_padded_and_boxes_come_back_in_their_own(t
         assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
 
+def test_a_class_that_the_model_has_not_names_the_image(tiny_cfg, batch_of):
+    (x,) = batch_of((2,))
+    x["instances"].gt_classes[1] = 3
+    with pytest.raises(ValueError, match=r"image cells\.png: gt_classes go from \d to 3, but .*NUM_CLASSES is 3"):
+        build_model(tiny_cfg())([x | {"file_name": "cells.png"}])
+
+
 def test_training_without_ground_truth_names_the_image(tiny_cfg, batch_of):
     (x,) = batch_of((1,))
     del x["instances"]

@@ -1,14 +1,19 @@
 """What makes it faster leaves the results as they are, does what it says, and gives way where it cannot work."""
 
+import copy
 import functools
 import logging
+import math
 
 import pytest
 import torch
+from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from focal_det.engine import devices
+from focal_det.engine.deferred_metrics import DeferredMetrics
 from focal_det.engine.devices import choose_device
 from focal_det.engine.trainer import Trainer
 from focal_det.losses.formula import Formula
@@ -105,6 +110,26 @@ def test_what_is_kept_for_evaluation_follows_every_change(tiny_cfg, changed):
     assert not torch.allclose(after, before)
 
 
+def test_what_is_kept_is_made_anew_by_eval_and_not_saved(tiny_cfg):
+    conv = next(m for m in build_model(tiny_cfg(*FROZEN)).eval().modules() if isinstance(m, FoldedConv2d))
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        conv(x)
+        conv.weight.data.mul_(3)  # as some moving averages do; PyTorch does not count it
+        after = conv.eval()(x)
+        plain = nn.functional.conv2d(x, conv.weight, None, *conv.geometry)
+        torch.testing.assert_close(after, conv.norm(plain), rtol=1e-4, atol=1e-5)
+    assert conv._kept is not None
+    assert copy.deepcopy(conv)._kept is None
+
+
+def test_another_norm_put_in_its_place_is_used(tiny_cfg):
+    conv = next(m for m in build_model(tiny_cfg(*FROZEN)).modules() if isinstance(m, FoldedConv2d))
+    conv.norm = nn.BatchNorm2d(64)
+    conv.train()(torch.rand(1, 3, 16, 16))
+    assert conv.norm.num_batches_tracked == 1
+
+
 def test_a_model_loaded_in_inference_mode_detects(tiny_cfg, batch_of):
     with torch.inference_mode():
         model = build_model(tiny_cfg(*FROZEN)).eval()
@@ -124,12 +149,22 @@ def test_where_nothing_compiles_it_says_so_once_and_goes_on(monkeypatch, caplog)
     assert "no compiler" in record.message
 
 
-def test_a_mistake_in_the_function_is_no_reason_to_go_on_without(tiny_cfg):
-    def wrong(x):
-        return x @ torch.zeros(7, 7)
+def test_a_mistake_in_the_function_is_no_reason_to_go_on_without(caplog):
+    wrong = CompiledOrPlain(lambda x: x @ torch.zeros(7, 7))
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError):
+        wrong(torch.zeros(3))
+    assert wrong.compiled is not None
+    assert not [record for record in caplog.records if record.name.startswith("focal_det")]
 
-    with pytest.raises(RuntimeError):
-        CompiledOrPlain(wrong)(torch.zeros(3))
+
+def test_a_copy_of_a_compiled_model_uses_its_own_weights(tiny_cfg, batch_of, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = seeded_model(tiny_cfg(*FROZEN, SPEED + "COMPILE", "True")).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.head.cls_score.bias.fill_(-9.0)
+        assert len(model(batch_of((0,)))[0]["instances"]) > 5
+        assert len(other(batch_of((0,)))[0]["instances"]) == 0
 
 
 def test_detection_in_bfloat16_leaves_training_as_it_is(tiny_cfg, batch_of):
@@ -170,6 +205,56 @@ def test_the_fused_update_is_the_same(tiny_cfg):
     torch.testing.assert_close(*updated)
 
 
+@pytest.mark.parametrize(("saved", "wanted"), [("False", "True"), ("True", "False")])
+def test_a_resumed_run_updates_in_its_own_way(tiny_cfg, tmp_path, monkeypatch, saved, wanted):
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(lambda cls, cfg: []))
+
+    def trainer(value):
+        return Trainer(tiny_cfg(SPEED + "FUSED_SGD", value, "OUTPUT_DIR", str(tmp_path)))
+
+    trainer(saved).checkpointer.save("model_0000003", iteration=3)
+    second = trainer(wanted)
+    ways = [(group["fused"], group["foreach"]) for group in second.optimizer.param_groups]
+    second.resume_or_load(resume=True)
+    assert [(group["fused"], group["foreach"]) for group in second.optimizer.param_groups] == ways
+    assert second.start_iter == 1
+
+
+def deferred_step(losses, is_due):
+    class Model(nn.Module):
+        def forward(self, data):
+            return {"loss": self.scale * next(values), "other": self.scale * 0}
+
+    model, values = Model(), iter(losses)
+    model.scale = nn.Parameter(torch.ones(()))
+    step = type("Deferred", (DeferredMetrics, SimpleTrainer), {})
+    return step(model, [None] * 99, torch.optim.SGD(model.parameters(), lr=0), is_due=is_due)
+
+
+def test_losses_read_later_are_written_one_by_one():
+    step = deferred_step([1.0, 2.0, 3.0, 4.0], is_due=lambda iteration: iteration == 2)
+    with EventStorage() as storage:
+        for iteration in range(4):
+            step.iter = iteration
+            step.run_step()
+            assert ("loss" in storage.histories()) == (iteration >= 2)
+        assert [value for value, _ in storage.history("loss").values()] == [1.0, 2.0, 3.0]
+        step.flush_metrics()
+        assert storage.history("loss").latest() == 4.0
+        step.flush_metrics()  # nothing is left
+        assert len(storage.history("loss").values()) == 4
+
+
+def test_a_loss_that_is_no_number_is_named_with_its_iteration():
+    step = deferred_step([1.0, math.nan, 3.0], is_due=lambda iteration: iteration == 2)
+    with EventStorage():
+        for step.iter in range(2):
+            step.run_step()
+        step.iter = 2
+        with pytest.raises(FloatingPointError, match="iteration=1"):
+            step.run_step()
+
+
 def test_without_a_gpu_the_kernels_are_left_off_and_the_run_is_told(tiny_cfg):
     cfg = tiny_cfg(SPEED + "TRITON", "True").clone()
     cfg.defrost()
@@ -179,7 +264,9 @@ def test_without_a_gpu_the_kernels_are_left_off_and_the_run_is_told(tiny_cfg):
     assert [warning for warning in warnings if "SPEED.TRITON" in warning]
 
 
-@pytest.mark.parametrize("name", ["FocalLoss", "CrossEntropyLoss", "BalancedCrossEntropyLoss", "FocalLossStar"])
+@pytest.mark.parametrize(
+    "name", ["FocalLoss", "CrossEntropyLoss", "BalancedCrossEntropyLoss", "FocalLossStar", "HingeLoss"]
+)
 def test_the_kernels_are_used_where_they_can_be(tiny_cfg, batch_of, monkeypatch, name):
     seen = []
 
