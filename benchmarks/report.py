@@ -138,12 +138,22 @@ def _draw_growth(growth: dict[str, list[list[float]]], path: Path) -> None:
         sizes, times = zip(*points, strict=True)
         axis.loglog(sizes, [t * 1e3 for t in times], "o-", color="tab:orange")
         axis.loglog(sizes, [times[-1] * 1e3 * n / sizes[-1] for n in sizes], ":", color="gray", label="linear")
+        axis.set_xticks(sizes, [f"{n:,}" for n in sizes], rotation=30)
+        axis.set_yticks(ticks := _round_ticks(times), [f"{t:g}" for t in ticks])
+        axis.minorticks_off()
         axis.set_title(name, fontsize=8)
         axis.set_ylabel("ms", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=7, frameon=False)
     fig.tight_layout()
     fig.savefig(path, dpi=110)
+
+
+def _round_ticks(seconds: tuple[float, ...]) -> list[float]:
+    """1, 2 and 5 times powers of ten, in ms, as far as the times go and one beyond on either side."""
+    ticks = [digit * 10.0**power for power in range(-2, 5) for digit in (1, 2, 5)]
+    low, high = min(seconds) * 1e3, max(seconds) * 1e3
+    return [tick for tick in ticks if low / 2.5 <= tick <= high * 2.5]
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 # Pairs (object, anchor) handled at a time. A pair takes ~16 bytes while its IoU is computed, so this bounds the memory
-# for any number of objects and images: at 64 MB on a processor, whose caches are small, and at 512 MB on a GPU, where
+# for any number of objects and images: at 16 MB on a processor, whose caches are small, and at 512 MB on a GPU, where
 # few launches count.
-_MAX_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 25}
+_MAX_PAIRS = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
 class Assignment(NamedTuple):
