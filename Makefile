@@ -33,8 +33,8 @@ lint: setup
 	$(PY) -m mypy
 
 bench: setup
-	$(PY) benchmarks/speed.py $(if $(QUICK),--quick) --json output/speed.json
-	@echo "The table and the charts: output/speed.md, output/speed.png"
+	$(PY) benchmarks/speed.py --json output/speed$(if $(QUICK),-quick).json $(if $(QUICK),--quick)
+	@echo "The table and the charts: output/speed$(if $(QUICK),-quick).md, .png, -growth.png (the last not with QUICK)"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

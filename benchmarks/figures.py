@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ def write_figures(path: Path, **figures: Any) -> None:
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "torchvision", "detectron2")},
+        },
     }
     path.write_text(json.dumps(circumstances | figures, indent=1) + "\n")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout on the path
+        return "unknown"

@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py [--repeats 5] [--device cpu]
 
-Prints one JSON object of [size, seconds] pairs; `report.py` draws them.
+Prints one JSON object of [size, seconds] pairs, the least of the repeats; `report.py` draws them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     found = {}
     for name, runs in series.items():
         times = in_turns({str(n): run for n, run in runs.items()}, device, args.repeats)
-        found[name] = [[n, times[str(n)]["s"]] for n in runs]
+        found[name] = [[n, times[str(n)]["min"]] for n in runs]
     print(json.dumps(found))
 
 

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from figures import write_figures
 from report import write_report
+
+from focal_det.paper.machine import processor
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -70,13 +74,20 @@ def main() -> None:
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
     parser.add_argument("--json", type=Path, help="the figures; a table and a chart are written beside it")
     args = parser.parse_args()
+    check(parser, args)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which ends what was started, too
 
     images = args.images or (1 if args.quick else 2)
     size = (256, 320) if args.quick else (800, 1216)
     scale: list[object] = ["--size", *size, "--device", args.device, "--repeats", 1 if args.quick else 3]
-    figures: dict[str, Any] = {"size": size, "images": images}
+    where = (
+        f"{processor()}, {torch.get_num_threads()} threads" if args.device == "cpu" else torch.cuda.get_device_name()
+    )
+    figures: dict[str, Any] = {"size": size, "images": images, "where": where + ", --quick" * args.quick}
     if "ops" in args.tiers:
-        figures["ops"] = run("ops.py", "--images", images, *scale, *trained_outputs(args.trained, images, size))
+        with tempfile.TemporaryDirectory() as scratch:
+            trained = trained_outputs(args.trained, scratch, images, size)
+            figures["ops"] = run("ops.py", "--images", images, *scale, *trained)
     if "step" in args.tiers:
         figures["step"] = network("train", COMPARED, ["--images", images, *scale])
     if "inference" in args.tiers:
@@ -90,17 +101,36 @@ def main() -> None:
         }
     if "growth" in args.tiers and not args.quick:
         figures["growth"] = run("growth.py", "--device", args.device)
-    write_report(figures, args.json.with_suffix("") if args.json else None)
     if args.json:
         write_figures(args.json, **figures)
+    write_report(figures, args.json.with_suffix("") if args.json else None)
 
 
-def trained_outputs(folder: Path, images: int, size: tuple[int, int]) -> list[object]:
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with what is wrong before the minutes of measuring."""
+    if args.images is not None and args.images < 1:
+        parser.error(f"--images is {args.images}; at least 1 is needed")
+    if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
+        parser.error(f"--device is {args.device}; this machine has cpu{' and cuda' * torch.cuda.is_available()}")
+    left_out = [tier for tier in args.tiers if args.quick and tier in ("ablation", "growth")]
+    if left_out:
+        print(f"--quick leaves out {' and '.join(left_out)}")
+    if args.json:
+        if args.json.suffix != ".json":
+            parser.error(f"--json is {args.json}; a name that ends in .json is needed")
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.with_suffix(".md").touch()
+        except OSError as error:
+            parser.error(f"--json is {args.json}: {error}")
+
+
+def trained_outputs(folder: Path, scratch: str, images: int, size: tuple[int, int]) -> list[object]:
     """The option of `ops.py` for the outputs of a trained detector."""
     if not (folder / "model_final.pth").is_file():
         print(f"post-processing is left out: {folder} has no model_final.pth; `make demo` trains one")
         return []
-    out = Path(tempfile.mkdtemp()) / "outputs.pth"
+    out = Path(scratch) / "outputs.pth"
     command = ["--run", folder, "--out", out, "--images", images, "--size", *size]
     subprocess.run([sys.executable, str(HERE / "trained_outputs.py"), *map(str, command)], cwd=ROOT, check=True)
     return ["--trained", out]

@@ -65,10 +65,12 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Detections with a score of at least this are drawn, in [0, 1].
     node.DRAW_SCORE_THRESH = 0.4
 
-    # What makes it faster, each with the same results up to rounding.
+    # What makes it faster, each with the same results up to rounding (BFLOAT16_INFERENCE: of 8 bits).
     speed = node.SPEED = type(cfg)()
 
     # Feature maps and weights with the channels innermost, as convolutions of processors and tensor cores want them.
+    # Not for a detector with GroupNorm on a processor, where PyTorch's is slow on them. A backbone or head of your own
+    # that takes feature maps apart with view() needs reshape().
     speed.CHANNELS_LAST = True
 
     # Fold the backbone's frozen batch normalisation (MODEL.RESNETS.NORM FrozenBN, the default, and the parts that
@@ -86,5 +88,6 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # The optimizer's update of all parameters in one kernel, PyTorch's fused SGD.
     speed.FUSED_SGD = False
 
-    # torch.compile for backbone, pyramid and head. The first steps take minutes, and on the CPU a C++ compiler.
+    # torch.compile for backbone, pyramid and head. The first steps take minutes, those of the second picture size as
+    # well, and on the CPU a C++ compiler.
     speed.COMPILE = False

@@ -43,7 +43,7 @@ class DeferredMetrics:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        names = list(pending[0][2])
-        values = torch.stack([torch.stack([losses[name] for name in names]) for _, _, losses in pending]).cpu()
-        for (iteration, data_time, _), row in zip(pending, values, strict=True):
-            SimpleTrainer.write_metrics(dict(zip(names, row, strict=True)), data_time, iteration)
+        flat = torch.stack([loss.reshape(()) for _, _, losses in pending for loss in losses.values()]).cpu()  # one wait
+        for iteration, data_time, losses in pending:
+            values, flat = flat.split([len(losses), len(flat) - len(losses)])
+            SimpleTrainer.write_metrics(dict(zip(losses, values, strict=True)), data_time, iteration)

@@ -13,6 +13,7 @@ from ..registries import DENSE_LOSS_REGISTRY
 
 _GROUP = "MODEL.FOCAL_DET.LOSS."
 _NAME = _GROUP + "NAME"
+_SPEED = "MODEL.FOCAL_DET.SPEED."
 _OF_DETECTRON2 = ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA")
 
 COMMAND_LINE = "command line"
@@ -52,6 +53,11 @@ def settle_loss_keys(cfg: CfgNode, settings: Sequence[Setting], defaults: dict[s
             "or set MODEL.META_ARCHITECTURE to FocalRetinaNet"
             for key, value, place, _ in settings
             if key.startswith(_GROUP)
+        ] + [
+            f"{place}: {key} is {value}, but MODEL.META_ARCHITECTURE {architecture} does not read it: remove it, "
+            "or set MODEL.META_ARCHITECTURE to FocalRetinaNet"
+            for key, value, place, _ in settings
+            if key.startswith(_SPEED) and value is True and key != _SPEED + "FUSED_SGD"
         ]
     reads = _reads(name)
     if reads is None:
@@ -79,6 +85,8 @@ def without_unread_keys(cfg: CfgNode) -> CfgNode:
     reads = _reads(group.NAME)
     if _is_detectron2s(cfg.MODEL.META_ARCHITECTURE):
         del cfg.MODEL.FOCAL_DET["LOSS"]
+        for leaf in set(cfg.MODEL.FOCAL_DET.SPEED) - {"FUSED_SGD"}:
+            del cfg.MODEL.FOCAL_DET.SPEED[leaf]
     elif reads is not None:
         for leaf in set(group) - {"NAME"}:
             if _GROUP + leaf not in reads:

@@ -74,10 +74,12 @@ class Trainer(DefaultTrainer):
         model = _unwrapped(self.model)
         head = model.head if isinstance(model, FocalRetinaNet) else torch.nn.Module()
         before = copy.deepcopy(head.state_dict())
-        ways = [{key: group[key] for key in ("fused", "foreach")} for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        ways = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in groups]
         super().resume_or_load(resume)
         for group, way in zip(self.optimizer.param_groups, ways, strict=True):
             group.update(way)  # this run's, not the saved one's
+        _lay_out_as_parameters(self.optimizer)
         is_fresh = all(torch.equal(before[name], value) for name, value in head.state_dict().items())
         if isinstance(model, FocalRetinaNet) and is_fresh:
             self.register_hooks([CheckFirstLoss(model.criterion, self.cfg.MODEL.RETINANET.PRIOR_PROB)])
@@ -147,6 +149,17 @@ def make_step(
 
     deferred = type(f"Deferred{step.__name__}", (DeferredMetrics, step), {})
     return deferred(model, data_loader, optimizer, is_due=is_due)
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give what was loaded, such as momentum, its parameter's strides, which the saved run may not have had.
+
+    PyTorch's fused kernels take both in the order of memory.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

@@ -43,8 +43,8 @@ def batch_loss(
         labels: not looked at whether they are in -1..K; others count as background.
         use_triton: by the kernels of `triton_loss`, for logits on a GPU; float64 has none.
         hand_over: on the CPU, if nothing scales the loss, the levels get the very gradient that was kept, without a
-            copy. Only for levels that are results of operators, such as the head's: a leaf keeps what it gets, and a
-            second backward would meet what has become of it.
+            copy. Not for leaves, which keep what they get, nor for views of leaves: a second backward would meet what
+            has become of it.
 
     Returns:
         A scalar in float32 (float64 for float64 logits), with a gradient by every level in the level's dtype. For
@@ -57,6 +57,7 @@ def batch_loss(
     if use_triton and levels[0].dtype != torch.float64:
         _, kind, weights, gamma, shift = formula
         return triton_batch_loss(levels, labels, divisors, kind=kind, weights=weights, gamma=gamma, shift=shift)
+    hand_over = hand_over and not any(level.is_leaf for level in levels)
     loss: Tensor = _BatchLoss.apply(labels, divisors, formula.terms, wants_grad(levels), hand_over, *levels)
     return loss
 

@@ -11,7 +11,9 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 
 class CompiledOrPlain:
-    """Calls a function compiled; if compiling fails it says so once and calls it as it is from then on.
+    """Calls a function compiled; if compiling it fails it says so once and calls it as it is from then on.
+
+    PyTorch compiles the backward pass when it is first needed; if only that fails, so does the training.
 
     A copy compiles anew: compiled code belongs to the model that it was made of.
     """
@@ -30,7 +32,7 @@ class CompiledOrPlain:
         if self.compiled is not None:
             try:
                 return self.compiled(*args)
-            except BackendCompilerFailed as error:  # a mistake in the function itself is another error
+            except (BackendCompilerFailed, OSError) as error:  # a mistake in the function itself is another error
                 self.compiled = None
                 reason = " ".join(str(error).split())[:200]
                 logging.getLogger(__name__).warning(

@@ -29,7 +29,7 @@ class DenseCriterion(nn.Module):
         num_classes: K.
         class_loss: (logits (R, K), labels (R,)) to the summed loss of one image. If it has a method
             `batch_loss`, (levels, labels (N, R), divisors (N,)) to the normalised loss of the batch, that is used,
-            and no copy of the logits is made; not if a subclass has a forward of its own. Else, if it has a method
+            and no copy of the logits is made; not if it has been given hooks or another forward. If it has a method
             `select`, (logits (R, K), labels (R,), anchors) to the labels of one image with the anchors ignored that
             are not to be trained on, the losses are of the others; the normaliser counts the assigned ones before it.
         normalizer: divisors of the summed losses.
@@ -137,7 +137,13 @@ class DenseCriterion(nn.Module):
 
 
 def _has_batch_loss(class_loss: Any) -> bool:
-    """Whether there is a `batch_loss`, and no subclass has put another `forward` beside it."""
+    """Whether there is a `batch_loss`, and nothing that it would pass over.
+
+    That is a `select`, hooks, or a `forward` that was put in place of the one beside it.
+    """
     classes = type(class_loss).__mro__
     batch, single = (next((c for c in classes if name in vars(c)), None) for name in ("batch_loss", "forward"))
-    return batch is not None and (single is None or issubclass(batch, single))
+    if batch is None or hasattr(class_loss, "select") or "forward" in vars(class_loss):
+        return False
+    is_hooked = any(getattr(class_loss, name, None) for name in ("_forward_hooks", "_forward_pre_hooks"))
+    return not is_hooked and (single is None or issubclass(batch, single))

@@ -79,7 +79,8 @@ def decode_detections(
     boxes = decode_boxes(found.deltas, found.anchors, weights=box_weights)  # (M, 4)
     scores = found.logits.to(boxes.dtype).sigmoid()  # (M,)
     suppress = _suppress_one_by_one if on_cpu else _suppress_together
-    kept = suppress(boxes, scores, found.classes, found.image, len(image_sizes), nms_thresh, max_detections)
+    bounded = boxes.nan_to_num(0.0).clamp(-_FAR, _FAR)  # a wild box is to hide no others
+    kept = suppress(bounded, scores, found.classes, found.image, len(image_sizes), nms_thresh, max_detections)
     return [
         Detections(_clipped(boxes[of_image], size), scores[of_image], found.classes[of_image])
         for of_image, size in zip(kept, image_sizes, strict=True)
@@ -106,7 +107,7 @@ def _above_first(level: Tensor, logit_thresh: float, topk: int) -> tuple[Tensor,
     rounding = torch.finfo(level.dtype).eps * abs(logit_thresh) if level.dtype.itemsize < 4 else 0.0
     if not level.numel():
         return _best_first(level, logit_thresh, topk)
-    rows = (level.amax(dim=2) > logit_thresh - rounding).nonzero()  # (S, 2)
+    rows = (~(level.amax(dim=2) <= logit_thresh - rounding)).nonzero()  # (S, 2); NaN hides no other class
     some = level[rows[:, 0], rows[:, 1]]  # (S, K)
     row, class_ = (some > logit_thresh - rounding).nonzero(as_tuple=True)
     image, index, values = rows[row, 0], rows[row, 1] * level.shape[2] + class_, some[row, class_]
@@ -154,9 +155,9 @@ def _suppress_together(
         return _suppress_one_by_one(boxes, scores, classes, image, num_images, nms_thresh, most)
     if not len(boxes):
         return [image] * num_images
-    # In float64 even group 1280 leaves a coordinate its millionths; no box, however wild, reaches into another group.
+    # In float64 even group 1280 leaves a coordinate its millionths; no box reaches into another group.
     group = image * (classes.max() + 1) + classes
-    places = boxes.double().nan_to_num(0.0).clamp(-_FAR, _FAR) + (group * (2 * _FAR + 1)).unsqueeze(1)
+    places = boxes.double() + (group * (2 * _FAR + 1)).unsqueeze(1)
     kept = nms(places, scores.double(), nms_thresh)
     of_image = image[kept] == torch.arange(num_images, device=image.device).unsqueeze(1)  # (N, kept)
     kept = kept[image[kept].argsort(stable=True)]

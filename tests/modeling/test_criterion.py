@@ -117,6 +117,24 @@ def test_anchors_that_are_not_selected_have_no_loss_of_either_kind_but_count_in_
     assert deltas.grad[1].eq(0).all()
 
 
+@pytest.mark.parametrize("way", ["hook", "instance"])
+def test_a_loss_with_hooks_or_another_forward_is_called(way):
+    loss, called = BatchLoss(), []
+    if way == "hook":
+        loss.register_forward_hook(lambda *_: called.append(1))
+    else:
+        loss.forward = lambda logits, labels: called.append(1) or focal_loss(logits, labels)
+    logits, deltas = predictions(2)
+    criterion(class_loss=loss)([logits], deltas, ANCHORS, *OBJECTS)
+    assert called == [1, 1]
+
+
+def test_a_loss_that_selects_is_given_images_though_it_knows_batches():
+    loss = BatchLoss(select=lambda logits, labels, anchors: torch.full_like(labels, -1))
+    logits, deltas = predictions(2)
+    assert criterion(class_loss=loss)([logits], deltas, ANCHORS, *OBJECTS)["loss_cls"] == 0
+
+
 def test_a_subclass_with_a_forward_of_its_own_is_called():
     class Doubled(BatchLoss):
         def forward(self, logits, labels):

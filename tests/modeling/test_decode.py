@@ -149,12 +149,22 @@ def test_the_steps_of_a_gpu_give_the_same(monkeypatch, topk_per_level, max_detec
     assert [len(found.scores) for found in decode_detections(empty, deltas, anchors, sizes, **options)] == [0, 0, 0]
 
 
-def test_a_wild_box_of_one_image_leaves_the_others_alone():
+def test_a_wild_box_of_one_image_leaves_the_others_alone(monkeypatch):
     boxes = torch.tensor([[0.0, 0, 9, 9], [1e18, 0, 2e18, 9], [0.0, 0, torch.nan, 9], [0, 0, 9, 9], [0, 0, 9, 8]])
-    image, classes = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, dtype=torch.int64)
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
-    kept = decode_module._suppress_together(boxes, scores, classes, image, 2, 0.5, 100)
-    assert kept[1].tolist() == [3]
+    logits, deltas = torch.logit(scores).view(1, 5, 1), torch.zeros(1, 5, 4)
+    for suppress in (decode_module._suppress_together, decode_module._suppress_one_by_one):
+        monkeypatch.setattr(decode_module, "_suppress_one_by_one", suppress)
+        both = [torch.cat([logits, logits]), torch.cat([deltas, deltas])]
+        both[0][0, 3:], both[0][1, :3] = -9, -9
+        found = decode_detections(both[:1], both[1:], [boxes], [(50, 50)] * 2, **OPTIONS)
+        assert found[1].scores.tolist() == pytest.approx([0.6])
+
+
+def test_a_logit_that_is_no_number_hides_no_other_class():
+    logits = torch.tensor([[[torch.nan, 2.0], [1.0, -9.0]]])
+    (found,) = decode_detections([logits], [torch.zeros(1, 2, 4)], [grid(2)], [(50, 50)], **OPTIONS)
+    assert found.classes.tolist() == [1, 0]
 
 
 def test_half_precision_does_not_move_the_threshold():

@@ -267,6 +267,13 @@ def test_detectron2s_detector_has_a_loss_of_its_own(tmp_path):
     assert load_config(tmp_path / "c.yaml").MODEL.RETINANET.FOCAL_LOSS_GAMMA == 3.0
 
 
+def test_detectron2s_detector_has_no_levers():
+    overrides = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
+    (problem,) = problems_of("", [*overrides, "MODEL.FOCAL_DET.SPEED.COMPILE", "True"])
+    assert problem.startswith("command line: MODEL.FOCAL_DET.SPEED.COMPILE is True, but MODEL.META_ARCHITECTURE")
+    load_config("", [*overrides, "MODEL.FOCAL_DET.SPEED.FUSED_SGD", "True"])  # the trainer reads this one
+
+
 def test_a_loss_of_ones_own_may_set_any_key(monkeypatch):
     monkeypatch.setitem(DENSE_LOSS_REGISTRY._obj_map, "ZeroLoss", ZeroLoss)
     cfg = load_config("", [*OURS, LOSS + "NAME", "ZeroLoss", LOSS + "BETA", "3", LOSS + "MARGIN", "7"])

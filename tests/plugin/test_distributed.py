@@ -60,18 +60,20 @@ def in_two_processes(folder, cases):
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 
-def test_two_processes_have_the_losses_of_one_by_default_too(tiny_cfg, batch_of, tmp_path):
-    cfg, batch = tiny_cfg(), batch_of((4, 3))
+def test_two_processes_have_the_losses_of_one_channels_last_too(tiny_cfg, batch_of, tmp_path):
+    # Not the gradients: one picture is summed in another order than two, and a ReLU next to zero would tell.
+    frozen = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.PIXEL_STD", "[500., 500., 500.]")
+    cfg, batch = tiny_cfg(*frozen), batch_of((4, 3))
     ranks = in_two_processes(tmp_path, [(cfg, batch)])
     torch.manual_seed(0)
-    for name, loss in step(build_model(cfg), batch).items():
+    model = build_model(cfg)
+    assert model.memory_format is torch.channels_last
+    for name, loss in step(model, batch).items():
         torch.testing.assert_close(ranks[0][0]["losses"][name], loss, rtol=1e-5, atol=1e-8)
 
 
 def test_two_processes_equal_one(tiny_cfg, batch_of, tmp_path):
-    # Channels last, one picture is summed in another order than two, and a ReLU next to zero would tell.
-    plain = ("MODEL.FOCAL_DET.SPEED.CHANNELS_LAST", "False")
-    cases = [(tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", mode, *plain), batch_of(counts)) for mode, counts in CASES]
+    cases = [(tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", mode), batch_of(counts)) for mode, counts in CASES]
     ranks = in_two_processes(tmp_path, cases)
     for place, (cfg, batch) in enumerate(cases):
         torch.manual_seed(0)

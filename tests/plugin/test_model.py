@@ -92,6 +92,13 @@ def test_a_class_that_the_model_has_not_names_the_image(tiny_cfg, batch_of):
         build_model(tiny_cfg())([x | {"file_name": "cells.png"}])
 
 
+def test_a_box_that_is_no_number_names_the_image(tiny_cfg, batch_of):
+    (x,) = batch_of((2,))
+    x["instances"].gt_boxes.tensor[0, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"image cells\.png: gt_boxes are not finite"):
+        build_model(tiny_cfg())([x | {"file_name": "cells.png"}])
+
+
 def test_training_without_ground_truth_names_the_image(tiny_cfg, batch_of):
     (x,) = batch_of((1,))
     del x["instances"]

@@ -15,7 +15,7 @@ from torch import nn
 from focal_det.engine import devices
 from focal_det.engine.deferred_metrics import DeferredMetrics
 from focal_det.engine.devices import choose_device
-from focal_det.engine.trainer import Trainer
+from focal_det.engine.trainer import Trainer, _lay_out_as_parameters
 from focal_det.losses.formula import Formula
 from focal_det.modeling import dense_losses
 from focal_det.modeling.compiled import CompiledOrPlain
@@ -71,8 +71,9 @@ def test_a_lever_changes_nothing_but_rounding(tiny_cfg, batch_of, monkeypatch, l
 
 
 def test_channels_last_reaches_the_head(tiny_cfg):
-    for value, expected in (("True", True), ("False", False)):
-        model = build_model(tiny_cfg(SPEED + "CHANNELS_LAST", value))
+    groups = ("MODEL.RESNETS.NORM", "GN")  # slow channels_last on a processor
+    for options, expected in ((FROZEN, True), ((*FROZEN, SPEED + "CHANNELS_LAST", "False"), False), (groups, False)):
+        model = build_model(tiny_cfg(*options))
         seen = []
         model.head.register_forward_hook(lambda _, args, out, seen=seen: seen.extend([*args[0], *out[0], *out[1]]))
         with torch.no_grad():
@@ -105,7 +106,7 @@ def test_what_is_kept_for_evaluation_follows_every_change(tiny_cfg, changed):
         state = {name: value + 0.5 if name == changed else value for name, value in conv.state_dict().items()}
         conv.load_state_dict(state)
         after = conv(x)
-        plain = nn.functional.conv2d(x, conv.weight, None, *conv.geometry)
+        plain = nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding)
         torch.testing.assert_close(after, conv.norm(plain), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(after, before)
 
@@ -117,7 +118,7 @@ def test_what_is_kept_is_made_anew_by_eval_and_not_saved(tiny_cfg):
         conv(x)
         conv.weight.data.mul_(3)  # as some moving averages do; PyTorch does not count it
         after = conv.eval()(x)
-        plain = nn.functional.conv2d(x, conv.weight, None, *conv.geometry)
+        plain = nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding)
         torch.testing.assert_close(after, conv.norm(plain), rtol=1e-4, atol=1e-5)
     assert conv._kept is not None
     assert copy.deepcopy(conv)._kept is None
@@ -218,6 +219,34 @@ def test_a_resumed_run_updates_in_its_own_way(tiny_cfg, tmp_path, monkeypatch, s
     second.resume_or_load(resume=True)
     assert [(group["fused"], group["foreach"]) for group in second.optimizer.param_groups] == ways
     assert second.start_iter == 1
+
+
+def test_loaded_momentum_is_laid_out_as_its_parameter():
+    # PyTorch's fused kernel takes both in the order of memory
+    updated = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(conv.parameters(), lr=0.1, momentum=0.9, fused=fused)
+        conv.weight.grad, conv.bias.grad = torch.randn_like(conv.weight), torch.randn(8)
+        optimizer.step()
+        saved = optimizer.state_dict()
+        saved["state"][0]["momentum_buffer"] = saved["state"][0]["momentum_buffer"].contiguous()  # of another run
+        optimizer.load_state_dict(saved)
+        _lay_out_as_parameters(optimizer)
+        optimizer.step()
+        updated.append(conv.weight.detach().clone())
+    torch.testing.assert_close(*updated)
+
+
+def test_losses_that_change_their_names_are_written_as_they_are():
+    step = deferred_step([1.0], is_due=lambda iteration: False)
+    with EventStorage() as storage:
+        for step.iter, losses in enumerate(({"a": 1.0, "b": 2.0}, {"a": 3.0}, {"a": 4.0, "c": 5.0})):
+            step._write_metrics({name: torch.full((1,), value) for name, value in losses.items()}, 0.0)
+        step.flush_metrics()
+        assert [value for value, _ in storage.history("total_loss").values()] == [3.0, 3.0, 9.0]
+        assert storage.history("c").latest() == 5.0
 
 
 def deferred_step(losses, is_due):
