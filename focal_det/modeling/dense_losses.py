@@ -3,8 +3,10 @@
 Each says in `reads` which configuration keys it reads, in full: a key that is set for another loss is refused. Their
 constructors raise ValueError for a constant out of the range that its function documents.
 
-A class loss takes logits (R, K) and labels (R,) of one image and returns their summed loss, a scalar in float32. If it
-also has a `batch_loss`, that is called instead: see `ElementwiseLoss`. If it has a `select`, see `OHEMLoss`.
+A class loss takes logits (R, K), under autocast in half precision, and labels (R,) of one image, and returns their
+summed loss, a scalar in float32. For that the logits of all levels are copied into one tensor. If it also has a
+`batch_loss` of its own, that is called instead and nothing is copied: see `ElementwiseLoss`, which makes one of a
+`Formula`. If it has a `select`, see `OHEMLoss`.
 """
 
 from __future__ import annotations

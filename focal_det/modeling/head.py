@@ -105,5 +105,5 @@ def _subnet(channels: int, num_convs: int, norm: str, num_levels: int) -> nn.Seq
             layers.append(CycleBatchNormList(num_levels, bn_class=batch_norm, num_features=channels))
         elif norm:
             layers.append(get_norm(norm, channels))
-        layers.append(nn.ReLU())
+        layers.append(nn.ReLU(inplace=True))  # nobody needs what was before it: no second map is made
     return nn.Sequential(*layers)
