@@ -34,7 +34,6 @@ _NUM_WARPS = 4
 _RUN = 64  # anchors of one class side by side where the classes are not; 64 fill a line of the cache
 
 
-@functools.lru_cache(maxsize=16)
 def triton_missing(device: torch.device) -> str | None:
     """Why `triton_batch_loss` cannot run on a device, to be said once; None if it can.
 

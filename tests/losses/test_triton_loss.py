@@ -414,9 +414,9 @@ def test_why_the_kernels_cannot_run_is_said(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert triton_missing(torch.device("cpu")) is None
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert triton_missing(torch.device("cpu")) == "Triton's kernels run on a GPU, not on cpu."
+    assert triton_missing(torch.device("cpu")) == "Triton's kernels run on a GPU, not on cpu"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert triton_missing(torch.device("cuda")) == "Triton is not installed."
+    assert triton_missing(torch.device("cuda")) == "Triton is not installed"
 
 
 def test_the_module_needs_no_triton_before_the_first_launch():
