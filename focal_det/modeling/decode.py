@@ -114,7 +114,7 @@ def _above_first(level: Tensor, logit_thresh: float, topk: int) -> tuple[Tensor,
     if len(values) <= topk:
         return image, index, values
     of_images = ((image == i).nonzero().squeeze(1) for i in range(len(level)))
-    best = torch.cat([rows[values[rows].topk(min(topk, len(rows))).indices] for rows in of_images])
+    best = torch.cat([places[values[places].topk(min(topk, len(places))).indices] for places in of_images])
     return image[best], index[best], values[best]
 
 
@@ -141,7 +141,7 @@ def _suppress_one_by_one(
         ranked = ranked[scores[ranked].argsort(descending=True, stable=True)]
         for looked_at in (ranked[: _FIRST_LOOK * most], ranked):
             survivors = looked_at[batched_nms(boxes[looked_at], scores[looked_at], classes[looked_at], nms_thresh)]
-            if len(survivors) >= most:
+            if len(survivors) >= most or len(looked_at) == len(ranked):
                 break
         kept.append(survivors[:most])
     return kept

@@ -108,6 +108,16 @@ def test_a_batch_gives_what_its_images_give():
         assert together.matched[i].equal(one.matched)
 
 
+@pytest.mark.parametrize("match_best_anchor", [True, False])
+def test_a_gpu_matches_the_batch_as_a_processor_its_images(match_best_anchor):
+    anchors = boxes(60)
+    gt_boxes, _ = pad_objects([boxes(n) for n in (7, 0, 2)], [torch.zeros(n, dtype=torch.int64) for n in (7, 0, 2)])
+    together = assignment._match(anchors, gt_boxes, match_best_anchor)
+    one_by_one = [assignment._match(anchors, gt_boxes[i : i + 1], match_best_anchor) for i in range(3)]
+    for whole, parts in zip(together, zip(*one_by_one, strict=True), strict=True):
+        assert whole.equal(torch.cat(parts))
+
+
 def test_more_objects_than_one_matrix_holds(monkeypatch):
     anchors, gt, classes = boxes(200), boxes(50), torch.randint(3, (50,))
     gt[30] = gt[3]  # equal objects in different chunks: the first keeps its anchors
