@@ -62,7 +62,7 @@ def main() -> None:
     tiles = len(paths) // args.images
     size = tuple(args.size)
     pictures = [{"image": mosaic(paths[i * tiles : (i + 1) * tiles], size)} for i in range(args.images)]
-    logits, deltas = model._network(model._preprocess(pictures).tensor)
+    logits, deltas = model.network(model._preprocess(pictures).tensor)
     trained = cfg.MODEL.RETINANET.NUM_CLASSES
     logits = [more_classes(level.contiguous(), trained, max(trained, args.classes)) for level in logits]
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -57,8 +57,9 @@ def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: fl
         (height * width * A, 4), on the device of the cells.
     """
     first = offset * stride
-    shift_x = torch.arange(first, width * stride, stride, dtype=cells.dtype, device=cells.device)
-    shift_y = torch.arange(first, height * stride, stride, dtype=cells.dtype, device=cells.device)
+    # In double precision and rounded once, whatever the offset; a count of integers can also be exported.
+    shift_x = (torch.arange(width, dtype=torch.float64, device=cells.device) * stride + first).to(cells.dtype)
+    shift_y = (torch.arange(height, dtype=torch.float64, device=cells.device) * stride + first).to(cells.dtype)
     y, x = torch.meshgrid(shift_y, shift_x, indexing="ij")
     shifts = torch.stack((x, y, x, y), dim=-1)  # (H, W, 4)
     return (shifts[:, :, None, :] + cells).reshape(-1, 4)  # (H*W*A, 4)

@@ -30,12 +30,14 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float]) ->
     return torch.cat((shifts, scales), dim=-1) * _on_device(tuple(weights), boxes.dtype, boxes.device)
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float]) -> Tensor:
+def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float] | Tensor) -> Tensor:
     """Boxes that the deltas make of the anchors; inverse of `encode_boxes` up to the bound on the scales.
 
     Computed in float32 for half-precision deltas.
     """
-    deltas = deltas.to(anchors.dtype) / _on_device(tuple(weights), anchors.dtype, anchors.device)
+    if not isinstance(weights, Tensor):
+        weights = _on_device(tuple(weights), anchors.dtype, anchors.device)
+    deltas = deltas.to(anchors.dtype) / weights
     anchor_sides = anchors[..., 2:] - anchors[..., :2]
     anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
     centres = deltas[..., :2] * anchor_sides + anchor_centres

@@ -22,6 +22,14 @@ def fold_frozen_norms(module: nn.Module) -> None:
             child.__class__ = FoldedConv2d  # all else that it is and has stays, hooks and names too
 
 
+def bake_frozen_norms(module: nn.Module) -> None:
+    """Replace, in place, every `FoldedConv2d` of a module by a plain convolution; for detectors that train no more."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, FoldedConv2d):
+                setattr(parent, name, child.baked())
+
+
 class FoldedConv2d(Conv2d):
     """A Detectron2 `Conv2d` with a frozen norm, as one convolution.
 
@@ -37,6 +45,23 @@ class FoldedConv2d(Conv2d):
             x = F.conv2d(x, *self._folded(), self.stride, self.padding, self.dilation, self.groups)
             return x if self.activation is None else self.activation(x)
         return super().forward(x)  # somebody has put another norm there
+
+    def baked(self) -> Conv2d:
+        """One convolution with the folded weights, its norm forgotten; the activation stays."""
+        conv = Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+        )
+        with torch.no_grad():
+            weight, bias = self._fold()
+        conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        return conv
 
     def train(self, mode: bool = True) -> FoldedConv2d:
         """As of every module; what is kept for evaluation is made anew."""

@@ -71,7 +71,7 @@ class FocalRetinaNet(nn.Module):
         for module in (*backbone.modules(), *head.modules()):
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=self.memory_format)
-        self.compiled = CompiledOrPlain(self._network) if compile_network else None
+        self.compiled = CompiledOrPlain(self.network) if compile_network else None
         self.anchor_generator = anchor_generator
         self.criterion = criterion
         self.num_classes = num_classes
@@ -175,14 +175,14 @@ class FocalRetinaNet(nn.Module):
 
     def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Of each level logits (N, H, W, A, K), deltas (N, H, W, A, 4) and anchors (H*W*A, 4)."""
-        logits, deltas = (self.compiled or self._network)(images.tensor)
+        logits, deltas = (self.compiled or self.network)(images.tensor)
         return (
             [_classes_last(level, self.num_classes) for level in logits],
             [_classes_last(level, 4) for level in deltas],
             [boxes.tensor for boxes in self.anchor_generator(logits)],
         )
 
-    def _network(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def network(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Images (N, 3, H, W) to what the head returns."""
         features = self.backbone(images)
         logits, deltas = self.head([features[name] for name in self.in_features])

@@ -1,0 +1,185 @@
+"""focal-det export: a trained detector as one file that runs without Detectron2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import EXIT_DONE, EXIT_FAULT, InputError
+
+if TYPE_CHECKING:
+    from ..engine.predictor import Predictor
+
+_EPILOG = """examples:
+  a training's best       focal-det export --run output/mine --out mine.onnx --check pictures/val
+  a quarter of the size   focal-det export --run output/mine --out mine.onnx --weights-format int8
+  for PyTorch             focal-det export --run output/mine --out mine.pt2
+  other weights           focal-det export --weights model.pth --config-file mine.yaml --out mine.onnx
+
+The file takes batches of pictures of any size and holds the whole post-processing. Before it gets its name its detections
+are compared with the model's on the pictures of --check; where they differ there is no file.
+
+exit codes: 0 done; 1 the exported model differs from the model; 2 bad input and nothing written
+"""
+
+_SIDES = ((96, 128), (128, 128), (150, 101), (333, 200), (64, 300), (480, 640), (31, 47), (257, 129))
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add "export"."""
+    parser = commands.add_parser(
+        "export",
+        help="write a trained detector as ONNX or as a program of torch.export, checked against the model",
+        description="Write a trained detector as one file, .onnx or .pt2, that runs without Detectron2.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    parser.add_argument("--run", metavar="DIR", dest="run_dir", help="OUTPUT_DIR of a training: its best weights")
+    parser.add_argument("--weights", metavar="FILE", help="a checkpoint instead")
+    parser.add_argument("--config-file", action="append", metavar="FILE", help="of --weights (default: beside it)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="to write: .onnx or .pt2")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
+    parser.add_argument(
+        "--score-thresh", type=float, metavar="T", help="least score that leaves the graph (default: the model's, .05)"
+    )
+    parser.add_argument(
+        "--weights-format",
+        choices=("float32", "int8"),
+        default="float32",
+        help="int8: convolutions' weights rounded to 8 bits per output channel, ONNX only (default: float32)",
+    )
+    parser.add_argument(
+        "--check", metavar="INPUT", help="pictures to compare on: a file or folder (default: generated, of 8 sizes)"
+    )
+    parser.add_argument("--check-pictures", type=int, default=50, metavar="N", help="at most (default 50)")
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    out = _checked_out(args)
+    pictures = _pictures(args)
+    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..export.int8 import round_to_8_bits
+    from ..export.parity import compare
+    from ..inference.exported import ExportedDetector
+
+    predictor = _predictor(args)
+    if args.weights_format == "int8":
+        round_to_8_bits(predictor.model)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) / out.name
+    try:
+        print(f"exporting to {out}: a minute for a large model", flush=True)
+        thresh = _write(predictor, partial, int8=args.weights_format == "int8")
+        parity = compare(
+            predictor,
+            ExportedDetector(partial),
+            pictures,
+            cut=thresh,
+            most=predictor.cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+        if parity.problems:
+            for problem in parity.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            print(f"error: the exported model differs from the model: {out} was not written", file=sys.stderr)
+            return EXIT_FAULT
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+        partial.parent.rmdir()
+    print(f"the same as the model: {parity}")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(predictor.class_names)} classes, scores from {thresh:g}")
+    return EXIT_DONE
+
+
+def _write(predictor: Predictor, path: Path, *, int8: bool) -> float:
+    """Write the file; the score threshold in it."""
+    from ..export.program import export_onnx, export_torch
+    from ..inference.exported import Metadata
+
+    cfg = predictor.cfg
+    metadata = Metadata(
+        class_names=list(predictor.class_names),
+        category_ids=list(predictor.category_ids),
+        channels=cfg.INPUT.FORMAT,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        score_thresh=cfg.MODEL.RETINANET.SCORE_THRESH_TEST,
+    )
+    if path.suffix == ".onnx":
+        export_onnx(predictor.model, metadata, path, int8=int8)
+    else:
+        export_torch(predictor.model, metadata, path)
+    return metadata.score_thresh
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+    """The model in float32 on the processor, which is what a graph holds."""
+    from ..engine.config_file import load_config
+    from ..engine.predictor import Predictor, files_of_run
+
+    if (args.run_dir is None) == (args.weights is None):
+        raise InputError("give one of --run OUTPUT_DIR and --weights FILE")
+    if args.run_dir is not None:
+        config, weights = files_of_run(Path(args.run_dir))
+    else:
+        config, weights = Path(args.weights).parent / "config.yaml", Path(args.weights)
+    files = args.config_file or [config]
+    off = ["MODEL.FOCAL_DET.SPEED.BFLOAT16_INFERENCE", "False", "MODEL.FOCAL_DET.SPEED.COMPILE", "False"]
+    cfg = load_config(files, [*args.overrides, *off])
+    if args.score_thresh is not None:
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.score_thresh
+    if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; FocalRetinaNet is exported, which also loads "
+            "the weights of Detectron2's RetinaNet: add MODEL.META_ARCHITECTURE FocalRetinaNet"
+        )
+    return Predictor(cfg, weights, device="cpu")
+
+
+def _checked_out(args: argparse.Namespace) -> Path:
+    out = Path(args.out)
+    problems = []
+    if out.suffix not in (".onnx", ".pt2"):
+        problems.append(f"--out {out}: must end in .onnx or, for torch.export, .pt2")
+    if args.weights_format == "int8" and out.suffix == ".pt2":
+        problems.append("--weights-format int8 is for .onnx alone")
+    if out.is_dir():
+        problems.append(f"--out {out}: is a folder; name a file")
+    elif out.exists() and not args.overwrite:
+        problems.append(f"--out {out}: is there already; name another, or add --overwrite")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        problems.append(f"--out {out}: {out.parent} is no folder that can be written; make it or name another")
+    if args.score_thresh is not None and not 0 <= args.score_thresh < 1:
+        problems.append(f"--score-thresh {args.score_thresh} must be in [0, 1)")
+    if args.check_pictures < 1:
+        problems.append(f"--check-pictures {args.check_pictures} must be at least 1")
+    if problems:
+        raise InputError(problems)
+    return out
+
+
+def _pictures(args: argparse.Namespace) -> list[np.ndarray[Any, Any]]:
+    """(H, W, 3) uint8 BGR each."""
+    from ..data.shapes import draw_picture
+    from ..inference.pictures import PictureError, read_picture, resize_shortest_edge
+
+    if args.check is None:
+        drawn = [draw_picture("val", i, max(sides))[0] for i, sides in enumerate(_SIDES)]
+        return [resize_shortest_edge(p[:h, :w], min(h, w), max(h, w)) for p, (h, w) in zip(drawn, _SIDES, strict=True)]
+    place = Path(args.check)
+    files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else [place]
+    try:
+        pictures = [read_picture(path) for path in files[: args.check_pictures]]
+    except PictureError as error:
+        raise InputError(f"--check: {error}") from error
+    if not pictures:
+        raise InputError(f"--check {place}: holds no picture")
+    return pictures

@@ -1,0 +1,114 @@
+"""The whole detector as one graph of tensors, from a batch of pictures to detections: what is exported.
+
+Shapes: N pictures, K classes, L levels of R_l anchors, M = L * topk_per_level candidates, D detections a picture.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..modeling.anchors import grid_anchors
+from ..modeling.box_coding import decode_boxes
+from ..modeling.folded_conv import bake_frozen_norms
+
+# (boxes (N, M, 4), scores (N, M), classes (N, M)) to which of them stay (N, M); those of score 0 are no candidates.
+Suppress = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_FAR = 10**6  # pixels; as in decode.py
+
+
+class DetectorGraph(nn.Module):
+    """A `FocalRetinaNet` with its preparation of pictures and its post-processing, for pictures of any size.
+
+    The steps are those of `focal_det.modeling.decode`, with as many candidates for every picture, which a graph needs;
+    those that are too few are filled up with some of score 0.
+
+    Args:
+        model: in evaluation mode, on the CPU; it is copied.
+        suppress: non-maximum suppression.
+    """
+
+    def __init__(self, model: Any, suppress: Suppress) -> None:
+        super().__init__()
+        model = copy.deepcopy(model).eval()
+        bake_frozen_norms(model)
+        self.model = model
+        self.suppress = suppress
+        self.divisor = max(1, model.backbone.size_divisibility)
+        self.num_classes: int = model.num_classes
+        self.strides: Sequence[int] = model.anchor_generator.strides
+        self.offset: float = model.anchor_generator.offset
+        options = model.decoding
+        self.topk: int = options["topk_per_level"]
+        self.box_weights: Tensor
+        self.register_buffer("box_weights", torch.tensor(options["box_weights"]))
+        thresh = options["score_thresh"]
+        self.logit_thresh = math.log(thresh / (1 - thresh)) if thresh > 0 else -math.inf
+        self.max_detections = min(options["max_detections"], self.topk * len(self.strides))
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detect.
+
+        Args:
+            images: (N, 3, H, W) uint8, the channels in the order that the model was trained with; smaller pictures
+                of a batch lie at the upper left.
+            sizes: (N, 2) int64 height and width of each picture.
+
+        Returns:
+            boxes (N, D, 4) float32 XYXY in pixels of the images, scores (N, D) float32, classes (N, D) int64, best
+            first, and counts (N,) int64; behind the first `counts` of a picture stands nothing of meaning.
+        """
+        logits, deltas = self.model.network(self._prepared(images, sizes))
+        levels = [
+            self._candidates(level_logits, level_deltas, cells, stride)
+            for level_logits, level_deltas, cells, stride in zip(
+                logits, deltas, self.model.anchor_generator.cell_anchors, self.strides, strict=True
+            )
+        ]
+        boxes, scores, classes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))  # (N, M, ...)
+        kept = self.suppress(boxes.nan_to_num(0.0).clamp(-_FAR, _FAR), scores, classes)
+        scores, best = torch.where(kept, scores, 0.0).topk(self.max_detections, dim=1)  # (N, D)
+        boxes = boxes.gather(1, best.unsqueeze(2).expand(-1, -1, 4))
+        return _clipped(boxes, sizes), scores, classes.gather(1, best), (scores > 0).sum(dim=1)
+
+    def _prepared(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Normalised, with zeros beside the pictures, and sides that the pyramid's levels divide."""
+        height, width = images.shape[-2:]
+        images = (images.float() - self.model.pixel_mean) / self.model.pixel_std
+        inside_y = torch.arange(height) < sizes[:, :1]  # (N, H)
+        inside_x = torch.arange(width) < sizes[:, 1:]  # (N, W)
+        images = torch.where(inside_y[:, None, :, None] & inside_x[:, None, None, :], images, 0.0)
+        return F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
+
+    def _candidates(self, logits: Tensor, deltas: Tensor, cells: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one level's logits (N, A*K, H, W) and deltas boxes (N, topk, 4), scores and classes (N, topk)."""
+        height, width = logits.shape[-2:]
+        anchors = grid_anchors(cells, height, width, stride, self.offset)  # (R_l, 4)
+        logits = logits.unflatten(1, (-1, self.num_classes)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # (N, R_l, K)
+        deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # (N, R_l, 4)
+        # The best pairs of anchor and class are among the anchors whose best class is best; there are R_l of these,
+        # not R_l * K. Small levels are filled up.
+        best_class = F.pad(logits.amax(dim=2), (0, self.topk), value=-math.inf)
+        filled, anchor = best_class.topk(self.topk, dim=1)  # (N, topk)
+        anchor = anchor.clamp(max=anchors.shape[0] - 1)
+        pairs = logits.gather(1, anchor.unsqueeze(2).expand(-1, -1, self.num_classes))  # (N, topk, K)
+        pairs = torch.where(filled.unsqueeze(2) > -math.inf, pairs, -math.inf)
+        values, pair = pairs.flatten(1).topk(self.topk, dim=1)
+        anchor = anchor.gather(1, pair // self.num_classes)
+        found = deltas.gather(1, anchor.unsqueeze(2).expand(-1, -1, 4))
+        boxes = decode_boxes(found, anchors[anchor], weights=self.box_weights)
+        scores = torch.where(values > self.logit_thresh, values.sigmoid(), 0.0)
+        return boxes, scores, pair % self.num_classes
+
+
+def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
+    height, width = sizes[:, None, :1].to(boxes.dtype), sizes[:, None, 1:].to(boxes.dtype)  # (N, 1, 1)
+    limits = torch.cat((width, height, width, height), dim=2)
+    return torch.minimum(boxes.clamp(min=0), limits)

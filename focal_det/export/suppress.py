@@ -1,0 +1,74 @@
+"""Non-maximum suppression as a part of an exported graph; see `focal_det.export.graph.Suppress`.
+
+Shapes: boxes (N, M, 4) XYXY, scores (N, M), classes (N, M); what comes back is (N, M) bool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+_APART = 2 * 10**6 + 1  # pixels between the boxes of two pictures or classes: more than any box can reach
+
+
+def torch_suppression(iou_threshold: float) -> Any:
+    """By torchvision's operator, which a PyTorch program may hold: one suppression of all pictures and classes."""
+
+    def suppress(boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
+        shape = scores.shape
+        image = torch.arange(shape[0]).unsqueeze(1)
+        group = (image * (classes.max() + 1) + classes).flatten()
+        places = boxes.flatten(0, 1).double() + (group * _APART).unsqueeze(1)  # exact enough in float64
+        candidates = (scores.flatten() > 0).nonzero().squeeze(1)
+        kept = candidates[nms(places[candidates], scores.flatten()[candidates].double(), iou_threshold)]
+        mask = torch.zeros(scores.numel(), dtype=torch.bool)
+        return mask.index_fill(0, kept, True).view(shape)
+
+    return suppress
+
+
+def onnx_suppression(iou_threshold: float, num_classes: int, most: int) -> Any:
+    """By ONNX's operator NonMaxSuppression, which takes classes apart by itself.
+
+    Args:
+        most: detections of a picture; no class needs more.
+    """
+
+    def suppress(boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
+        kept: Tensor = _keep(boxes, scores, classes, iou_threshold, num_classes, most)
+        return kept
+
+    return suppress
+
+
+@torch.library.custom_op("focal_det::keep", mutates_args=())
+def _keep(
+    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, num_classes: int, most: int
+) -> Tensor:
+    return torch_suppression(iou_threshold)(boxes, scores, classes)
+
+
+@_keep.register_fake
+def _(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, num_classes: int, most: int) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+def onnx_translations() -> dict[Any, Any]:
+    """What `torch.onnx.export` is told of the operator above."""
+    from onnxscript import opset20 as op
+
+    def keep(boxes: Any, scores: Any, classes: Any, iou_threshold: float, num_classes: int, most: int) -> Any:
+        # Of each class the scores (N, K, M), 0 where a candidate is of another class.
+        every = op.Unsqueeze(op.Range(0, num_classes, 1), [1])  # (K, 1)
+        is_class = op.Equal(op.Unsqueeze(classes, [1]), every)  # (N, K, M)
+        by_class = op.Where(is_class, op.Unsqueeze(scores, [1]), op.Constant(value_float=0.0))
+        kept = op.NonMaxSuppression(boxes, by_class, most, iou_threshold, 0.0)  # (P, 3): picture, class, candidate
+        places = op.Gather(kept, [0, 2], axis=1)  # (P, 2)
+        mask = op.ConstantOfShape(op.Shape(scores))
+        ones = op.Expand(op.Constant(value_float=1.0), op.Gather(op.Shape(kept), [0]))
+        return op.Cast(op.ScatterND(mask, places, ones), to=9)  # bool
+
+    return {torch.ops.focal_det.keep.default: keep}

@@ -1,0 +1,159 @@
+"""A detector from a file that `focal-det export` wrote: ONNX or PyTorch's exported program. Needs no Detectron2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from .detections import Detections
+from .pictures import resize_shortest_edge, to_batch
+
+METADATA_KEY = "focal_det"
+_VERSION = 1
+
+# images (N, 3, H, W) uint8 and sizes (N, 2) int64 to boxes (N, D, 4), scores (N, D), classes (N, D), counts (N,)
+_Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
+
+
+class Metadata(NamedTuple):
+    """What stands in an exported file beside the graph.
+
+    class_names, category_ids: in the order of the labels; the ids are those of the annotation file.
+    channels: "BGR" or "RGB", the order of the input's.
+    min_size, max_size: the picture is resized until its shorter side is `min_size` and the longer at most `max_size`
+        pixels; 0: not at all.
+    score_thresh: detections below it do not leave the graph.
+    """
+
+    class_names: list[str]
+    category_ids: list[int]
+    channels: str
+    min_size: int
+    max_size: int
+    score_thresh: float
+
+    def to_json(self) -> str:
+        """As text, for the file."""
+        return json.dumps({"version": _VERSION, **self._asdict()})
+
+    @classmethod
+    def from_json(cls, text: str | None, path: Path) -> Metadata:
+        """What `to_json` wrote.
+
+        Raises:
+            InputError: the file says nothing of the kind, or is of a newer version.
+        """
+        try:
+            values = json.loads(text or "")
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: not written by `focal-det export`: it does not say its classes and sizes")
+        if values.pop("version", None) != _VERSION:
+            raise InputError(f"{path}: written by another version of focal_det; export the model again")
+        return cls(**values)
+
+
+class ExportedDetector:
+    """Detects with an exported file; a `Detector`.
+
+    Args:
+        path: .onnx, run by onnxruntime, or .pt2, run by PyTorch.
+        score_thresh: detections of at least this score, in [0, 1]; none: the file's own.
+
+    Raises:
+        InputError: no such file, not one of ours, a threshold below that in the file.
+    """
+
+    def __init__(self, path: str | Path, *, score_thresh: float | None = None) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; name one that `focal-det export` wrote")
+        openers: dict[str, Callable[[Path], tuple[_Run, str | None]]] = {".onnx": _open_onnx, ".pt2": _open_torch}
+        if path.suffix not in openers:
+            raise InputError(f"{path}: an exported model ends in {' or '.join(openers)}")
+        self._run, text = openers[path.suffix](path)
+        self.metadata = Metadata.from_json(text, path)
+        self.class_names, self.category_ids = self.metadata.class_names, self.metadata.category_ids
+        self.score_thresh = self.metadata.score_thresh if score_thresh is None else score_thresh
+        if self.score_thresh < self.metadata.score_thresh:
+            raise InputError(
+                f"score threshold {score_thresh} is below {self.metadata.score_thresh:g}, with which {path} was "
+                "exported: export it again with a lower --score-thresh"
+            )
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
+        """Detect on pictures (H, W, 3) uint8 BGR; boxes are in their pixels."""
+        resized = [self._prepared(picture) for picture in pictures]
+        images, sizes = to_batch(resized, divisor=1)
+        boxes, scores, classes, counts = self._run(images, sizes)
+        return [
+            self._detections(boxes[i, :count], scores[i, :count], classes[i, :count], picture.shape, sizes[i])
+            for i, (count, picture) in enumerate(zip(counts.tolist(), pictures, strict=True))
+        ]
+
+    def _prepared(self, picture: np.ndarray) -> np.ndarray:
+        meta = self.metadata
+        if meta.channels == "RGB":
+            picture = picture[:, :, ::-1]
+        return resize_shortest_edge(picture, meta.min_size, meta.max_size) if meta.min_size else picture
+
+    def _detections(
+        self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, shape: tuple[int, ...], size: np.ndarray
+    ) -> Detections:
+        """Those above the threshold and not empty, in the picture's own pixels."""
+        height, width = shape[:2]
+        scale = np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
+        boxes = np.clip(boxes * scale, 0, np.array([width, height] * 2, dtype=np.float32))
+        keep = (scores >= self.score_thresh) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        return Detections(boxes[keep], scores[keep], classes[keep])
+
+
+def _providers(onnxruntime: Any) -> list[str]:
+    """A GPU's, where onnxruntime was built for one, before the processor's."""
+    available = onnxruntime.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+
+
+def _open_onnx(path: Path) -> tuple[_Run, str | None]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"{path}: onnxruntime is needed ({error}): pip install onnxruntime") from error
+
+    options = onnxruntime.SessionOptions()
+    # Weights in 8 bits are multiplied out once, at the start, instead of at every call.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=_providers(onnxruntime))
+    except Exception as error:  # whatever it may raise on somebody's file
+        raise InputError(f"{path}: onnxruntime cannot read it ({str(error).splitlines()[0]})") from error
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
+        results: Sequence[np.ndarray] = session.run(None, {"images": images, "sizes": sizes})
+        return results
+
+    return run, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+
+
+def _open_torch(path: Path) -> tuple[_Run, str | None]:
+    import torch
+    import torchvision  # noqa: F401 - has the operator of the suppression
+
+    extra = {METADATA_KEY: ""}
+    try:
+        module = torch.export.load(path, extra_files=extra).module()
+    except Exception as error:  # whatever it may raise on somebody's file
+        raise InputError(f"{path}: PyTorch cannot read it ({str(error).splitlines()[0]})") from error
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.no_grad():
+            return [part.numpy() for part in module(torch.from_numpy(images), torch.from_numpy(sizes))]
+
+    return run, extra[METADATA_KEY]
+
