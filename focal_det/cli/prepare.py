@@ -11,7 +11,7 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
-from ..data.catalog import JsonDataset, class_names, dataset_problems, prepare_shapes, write_checked_copy
+from ..data.catalog import JsonDataset, class_names, dataset_problems, known_classes, prepare_shapes, write_checked_copy
 from ..data.coco_json import CocoFile, read_coco
 from ..engine.checks import class_problems, config_problems
 from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config
@@ -20,6 +20,7 @@ from ..engine.job import Job
 from ..engine.model_checks import model_problems, weights_problems
 from ..engine.schedule import scale_schedule
 from ..errors import InputError
+from ..inference.classes import Classes, numbered_classes, write_classes
 
 
 class Plan(NamedTuple):
@@ -35,6 +36,18 @@ def write(plan: Plan) -> None:
     prepare_shapes(plan.dataset_names)
     for dataset, coco_file in plan.json_files.items():
         write_checked_copy(dataset, coco_file)
+    if not plan.job.eval_only:
+        write_classes(Path(plan.job.cfg.OUTPUT_DIR), _classes_of(plan))
+
+
+def _classes_of(plan: Plan) -> Classes:
+    """The labels' names, and their ids in the first training set."""
+    name = plan.job.cfg.DATASETS.TRAIN[0]
+    for dataset, coco_file in plan.json_files.items():
+        if dataset.name == name:
+            return Classes(coco_file.class_names, sorted(category["id"] for category in coco_file.coco["categories"]))
+    known = known_classes(name)
+    return Classes(*known) if known is not None else numbered_classes(plan.job.cfg.MODEL.RETINANET.NUM_CLASSES)
 
 
 def check(args: argparse.Namespace) -> Plan:

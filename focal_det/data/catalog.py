@@ -141,3 +141,17 @@ def class_names(name: str) -> list[str] | None:
         DatasetCatalog.get(name)  # Detectron2 learns the classes of a COCO file by loading it
     names = metadata.get("thing_classes")
     return None if names is None else list(names)
+
+
+def known_classes(name: str) -> tuple[list[str], list[int]] | None:
+    """Class names and category ids, in the labels' order, as far as no file has to be read for them."""
+    if parse_name(name) is not None:
+        return list(CLASSES), list(range(1, len(CLASSES) + 1))
+    if name not in DatasetCatalog.list():
+        return None
+    metadata = MetadataCatalog.get(name)
+    names, labels = metadata.get("thing_classes"), metadata.get("thing_dataset_id_to_contiguous_id")
+    if names is None:
+        return None
+    ids = list(range(1, len(names) + 1)) if labels is None else sorted(labels, key=labels.get)
+    return list(names), ids
