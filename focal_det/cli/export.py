@@ -22,8 +22,8 @@ _EPILOG = """examples:
   for PyTorch             focal-det export --run output/mine --out mine.pt2
   other weights           focal-det export --weights model.pth --config-file mine.yaml --out mine.onnx
 
-The file takes batches of pictures of any size and holds the whole post-processing. Before it gets its name its detections
-are compared with the model's on the pictures of --check; where they differ there is no file.
+The file takes batches of pictures of any size and holds the whole post-processing. Before it gets its name its
+detections are compared with the model's on the pictures of --check; where they differ there is no file.
 
 exit codes: 0 done; 1 the exported model differs from the model; 2 bad input and nothing written
 """

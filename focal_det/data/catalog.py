@@ -20,7 +20,7 @@ from detectron2.data.datasets import register_coco_instances
 from ..errors import InputError
 from .coco_json import CocoFile
 from .coco_splits import SPLITS, missing_files
-from .shapes import CLASSES, make_shapes, parse_name, shapes_files
+from .shapes import CLASSES, datasets_root, make_shapes, parse_name, shapes_files
 
 
 class JsonDataset(NamedTuple):
@@ -35,11 +35,6 @@ class JsonDataset(NamedTuple):
     json_file: str
     image_dir: str
     checked_copy: str
-
-
-def datasets_root() -> Path:
-    """Where data sets live: Detectron2's DETECTRON2_DATASETS, else ./datasets."""
-    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
 
 
 def prepare_shapes(names: Iterable[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
-from ..inference.drawing import beside, draw_boxes, sheet, titled
+from ..inference.drawing import draw_pair, sheet
 from ..inference.pictures import read_picture
 
 _ON_SHEET = 390  # longest side of a picture of the sheet, so that two pairs beside each other are not reduced again
@@ -64,14 +63,9 @@ def _pair(
     max_side: int | None = None,
 ) -> np.ndarray:
     """Ground truth and detections of a picture (H, W, 3) BGR, beside each other."""
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    classes = [a["category_id"] for a in annotations]
-    draw = partial(draw_boxes, picture, num_classes=len(names), max_side=max_side)
-    truth = draw(np.array(boxes), classes, [names[i] for i in classes])
-    classes = found.pred_classes.tolist()
-    texts = [f"{names[i]} {100 * score:.0f}%" for i, score in zip(classes, found.scores.tolist(), strict=True)]
-    guess = draw(found.pred_boxes.tensor.numpy(), classes, texts)
-    return beside(titled(truth, "ground truth"), titled(guess, "detections"))
+    boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations])
+    guess = found.pred_boxes.tensor.numpy(), found.pred_classes.tolist(), found.scores.tolist()
+    return draw_pair(picture, (boxes, [a["category_id"] for a in annotations]), guess, names, max_side=max_side)
 
 
 def _write(path: Path, picture: np.ndarray) -> None:

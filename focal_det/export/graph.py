@@ -91,8 +91,8 @@ class DetectorGraph(nn.Module):
         """Of one level's logits (N, A*K, H, W) and deltas boxes (N, topk, 4), scores and classes (N, topk)."""
         height, width = logits.shape[-2:]
         anchors = grid_anchors(cells, height, width, stride, self.offset)  # (R_l, 4)
-        logits = logits.unflatten(1, (-1, self.num_classes)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # (N, R_l, K)
-        deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # (N, R_l, 4)
+        logits = logits.permute(0, 2, 3, 1).reshape(logits.shape[0], -1, self.num_classes)  # (N, R_l, K)
+        deltas = deltas.permute(0, 2, 3, 1).reshape(deltas.shape[0], -1, 4)  # (N, R_l, 4)
         # The best pairs of anchor and class are among the anchors whose best class is best; there are R_l of these,
         # not R_l * K. Small levels are filled up.
         best_class = F.pad(logits.amax(dim=2), (0, self.topk), value=-math.inf)

@@ -52,9 +52,7 @@ def export_onnx(model: Any, metadata: Metadata, path: Path, *, int8: bool) -> No
     import onnx
 
     options = model.decoding
-    graph = DetectorGraph(
-        model, onnx_suppression(options["nms_thresh"], model.num_classes, options["max_detections"])
-    )
+    graph = DetectorGraph(model, onnx_suppression(options["nms_thresh"], model.num_classes, options["max_detections"]))
     with _quiet():
         made = torch.onnx.export(
             _trace(graph),
@@ -81,7 +79,7 @@ def _trace(graph: DetectorGraph) -> ExportedProgram:
     free = Dim.DYNAMIC
     shapes = ({0: free, 2: free, 3: free}, {0: free})
     # A level of one location is as good as any: without this PyTorch would keep it out, since 1 can broadcast.
-    with _quiet(), torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):
+    with _quiet(), torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(graph.eval(), _example(), dynamic_shapes=shapes)
 
 
@@ -121,5 +119,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-

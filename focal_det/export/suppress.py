@@ -45,9 +45,7 @@ def onnx_suppression(iou_threshold: float, num_classes: int, most: int) -> Any:
 
 
 @torch.library.custom_op("focal_det::keep", mutates_args=())
-def _keep(
-    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, num_classes: int, most: int
-) -> Tensor:
+def _keep(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, num_classes: int, most: int) -> Tensor:
     return torch_suppression(iou_threshold)(boxes, scores, classes)
 
 

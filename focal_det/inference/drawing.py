@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -72,6 +72,31 @@ def titled(picture: np.ndarray, title: str) -> np.ndarray:
 def beside(*pictures: np.ndarray) -> np.ndarray:
     """Pictures from left to right, tops aligned, on white."""
     return _on_white([list(pictures)])
+
+
+def draw_pair(
+    picture: np.ndarray,
+    truth: tuple[np.ndarray, Sequence[int]],
+    found: tuple[np.ndarray, Sequence[int], Sequence[float]],
+    names: Sequence[str],
+    *,
+    max_side: int | None = None,
+) -> np.ndarray:
+    """Ground truth and detections of a picture beside each other.
+
+    Args:
+        picture: (H, W, 3) uint8 BGR.
+        truth: boxes (G, 4) XYXY and labels (G,).
+        found: boxes (D, 4) XYXY, labels (D,) and scores (D,), best first.
+        names: of the labels 0..K-1.
+        max_side: see `draw_boxes`.
+    """
+    draw = partial(draw_boxes, picture, num_classes=len(names), max_side=max_side)
+    boxes, labels = truth
+    left = draw(boxes, labels, [names[i] for i in labels])
+    boxes, labels, scores = found
+    right = draw(boxes, labels, [f"{names[i]} {100 * score:.0f}%" for i, score in zip(labels, scores, strict=True)])
+    return beside(titled(left, "ground truth"), titled(right, "detections"))
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int = 2, max_width: int = 1600) -> np.ndarray:

@@ -147,7 +147,9 @@ def _open_torch(path: Path) -> tuple[_Run, str | None]:
 
     extra = {METADATA_KEY: ""}
     try:
-        module = torch.export.load(path, extra_files=extra).module()
+        # The tracer also notes that a level of a single location is laid out differently in memory, and would refuse
+        # pictures of up to 128 px; the operators do not care.
+        module = torch.export.load(path, extra_files=extra).module(check_guards=False)
     except Exception as error:  # whatever it may raise on somebody's file
         raise InputError(f"{path}: PyTorch cannot read it ({str(error).splitlines()[0]})") from error
 
@@ -156,4 +158,3 @@ def _open_torch(path: Path) -> tuple[_Run, str | None]:
             return [part.numpy() for part in module(torch.from_numpy(images), torch.from_numpy(sizes))]
 
     return run, extra[METADATA_KEY]
-

@@ -1,0 +1,141 @@
+"""focal-det evaluate: COCO's scores of an exported model, without Detectron2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import EXIT_DONE, InputError
+from .common import folder_name, make_folder
+
+if TYPE_CHECKING:
+    from ..evaluation.coco import Evaluation
+
+_DETECTIONS, _SCORES, _SHEET = "detections.json", "scores.json", "detections.png"
+
+_EPILOG = """examples:
+  your own pictures    focal-det evaluate --model mine.onnx --json val.json --images pictures/val
+  the quickstart       focal-det evaluate --model models/quickstart_int8.onnx --shapes shapes_val_200_128px
+
+A checkpoint is evaluated by train_net.py --eval-only.
+"""
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add "evaluate"."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="score an exported model against annotations, without Detectron2",
+        description="Detect with an exported model on the pictures of an annotation file and print COCO's scores; "
+        f"write {_DETECTIONS} (COCO's results format), {_SCORES} and {_SHEET} to --out.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, metavar="FILE", help="that focal-det export wrote: .onnx or .pt2")
+    parser.add_argument("--json", metavar="FILE", help="COCO annotations")
+    parser.add_argument("--images", metavar="DIR", help="folder of their pictures")
+    parser.add_argument("--shapes", metavar="NAME", help="instead: generated shapes, drawn if they are not there yet")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (default 8)")
+    parser.add_argument("--draw", type=int, default=16, metavar="N", help="pictures to draw (default 16)")
+    parser.add_argument(
+        "--draw-score-thresh", type=float, default=0.4, metavar="T", help="least score that is drawn (default 0.4)"
+    )
+    default = Path("output/evaluation")
+    parser.add_argument("--out", type=folder_name, default=default, metavar="DIR", help=f"default: {default}")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from ..data.coco_json import read_coco
+    from ..evaluation.coco import evaluate
+    from ..evaluation.detect import detect_all
+    from ..inference.exported import ExportedDetector
+    from ..inference.pictures import PictureError
+
+    _check_options(args)
+    detector = ExportedDetector(args.model)
+    annotations, images = _data(args)
+    coco_file = read_coco(annotations, images)
+    for note in coco_file.notes:
+        print(note)
+    make_folder(args.out)
+    try:
+        detections = detect_all(detector, coco_file.coco, Path(images), batch_size=args.batch_size)
+    except PictureError as error:
+        raise InputError(str(error)) from error
+    scores = evaluate(coco_file.coco, detections)
+    _write(args.out / _DETECTIONS, json.dumps(detections))
+    _write(args.out / _SCORES, json.dumps(_as_json(scores, args.model, annotations), indent=1))
+    print(_table(scores))
+    for line in scores.explain():
+        print(line)
+    if args.draw:
+        print(f"ground truth beside detections: {_draw(args, coco_file.coco, detections, Path(images))}")
+    print(f"{args.out / _DETECTIONS}, {args.out / _SCORES}")
+    return EXIT_DONE
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    problems = []
+    if (args.json is None) != (args.images is None):
+        problems.append("--json and --images go together: both are needed")
+    if (args.json is None) == (args.shapes is None):
+        problems.append("give one of --json FILE --images DIR and --shapes NAME")
+    if args.batch_size < 1:
+        problems.append(f"--batch-size {args.batch_size} must be at least 1")
+    if args.draw < 0:
+        problems.append(f"--draw {args.draw} must be at least 0")
+    if not 0 <= args.draw_score_thresh <= 1:
+        problems.append(f"--draw-score-thresh {args.draw_score_thresh} must be in [0, 1]")
+    if problems:
+        raise InputError(problems)
+
+
+def _data(args: argparse.Namespace) -> tuple[str, str]:
+    """Annotation file and folder of pictures."""
+    if args.shapes is None:
+        return args.json, args.images
+    from ..data.shapes import datasets_root, make_shapes, shapes_files
+
+    try:
+        make_shapes(args.shapes, datasets_root())
+    except ValueError as error:
+        raise InputError(f"--shapes: {error}") from error
+    annotations, images = shapes_files(args.shapes, datasets_root())
+    return str(annotations), str(images)
+
+
+def _table(scores: Evaluation) -> str:
+    from tabulate import tabulate
+
+    rows = [("all", scores.AP, scores.AP50, scores.AR, scores.objects)]
+    rows += [(c.name, c.AP, c.AP50, c.AR, c.objects) for c in scores.classes]
+    table: str = tabulate(rows, ("class", "AP", "AP50", "recall (AR)", "objects"), floatfmt=".1f")
+    return f"{table}\nAP75 {scores.AP75:.1f}, small {scores.APs:.1f}, medium {scores.APm:.1f}, large {scores.APl:.1f}"
+
+
+def _as_json(scores: Evaluation, model: str, annotations: str) -> dict[str, Any]:
+    figures = {name: getattr(scores, name) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")}
+    classes = [c._asdict() if hasattr(c, "_asdict") else vars(c) for c in scores.classes]
+    return {"model": model, "annotations": annotations, **figures, "classes": classes}
+
+
+def _draw(args: argparse.Namespace, coco: dict[str, Any], detections: list[dict[str, Any]], folder: Path) -> Path:
+    import cv2
+
+    from ..evaluation.drawing import draw_beside
+
+    path: Path = args.out / _SHEET
+    picture = draw_beside(coco, detections, folder, count=args.draw, score_thresh=args.draw_score_thresh)
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f"{path} cannot be written")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text)
+    partial.replace(path)
