@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from .detections import Detections
-from .pictures import resize_shortest_edge, to_batch
+from .pictures import alike_in_size, resize_shortest_edge, to_batch
 
 METADATA_KEY = "focal_det"
 _VERSION = 1
@@ -88,14 +89,17 @@ class ExportedDetector:
             )
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
-        """Detect on pictures (H, W, 3) uint8 BGR; boxes are in their pixels."""
+        """Detect on pictures (H, W, 3) uint8 BGR; boxes are in their pixels. Those of equal size go together."""
         resized = [self._prepared(picture) for picture in pictures]
-        images, sizes = to_batch(resized, divisor=1)
-        boxes, scores, classes, counts = self._run(images, sizes)
-        return [
-            self._detections(boxes[i, :count], scores[i, :count], classes[i, :count], picture.shape, sizes[i])
-            for i, (count, picture) in enumerate(zip(counts.tolist(), pictures, strict=True))
-        ]
+        found: dict[int, Detections] = {}
+        for batch in alike_in_size(resized, len(resized)):
+            images, sizes = to_batch([resized[i] for i in batch], divisor=1)
+            boxes, scores, classes, counts = self._run(images, sizes)
+            for place, i in enumerate(batch):
+                best = slice(int(counts[place]))
+                whole = Detections(boxes[place, best], scores[place, best], classes[place, best])
+                found[i] = self._kept(whole, pictures[i].shape, sizes[place])
+        return [found[i] for i in range(len(pictures))]
 
     def _prepared(self, picture: np.ndarray) -> np.ndarray:
         meta = self.metadata
@@ -103,15 +107,13 @@ class ExportedDetector:
             picture = picture[:, :, ::-1]
         return resize_shortest_edge(picture, meta.min_size, meta.max_size) if meta.min_size else picture
 
-    def _detections(
-        self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, shape: tuple[int, ...], size: np.ndarray
-    ) -> Detections:
+    def _kept(self, found: Detections, shape: tuple[int, ...], size: np.ndarray) -> Detections:
         """Those above the threshold and not empty, in the picture's own pixels."""
         height, width = shape[:2]
         scale = np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
-        boxes = np.clip(boxes * scale, 0, np.array([width, height] * 2, dtype=np.float32))
-        keep = (scores >= self.score_thresh) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return Detections(boxes[keep], scores[keep], classes[keep])
+        boxes = np.clip(found.boxes * scale, 0, np.array([width, height] * 2, dtype=np.float32))
+        keep = (found.scores >= self.score_thresh) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        return Detections(boxes[keep], found.scores[keep], found.classes[keep])
 
 
 def _providers(onnxruntime: Any) -> list[str]:
@@ -146,6 +148,7 @@ def _open_torch(path: Path) -> tuple[_Run, str | None]:
     import torchvision  # noqa: F401 - has the operator of the suppression
 
     extra = {METADATA_KEY: ""}
+    logging.getLogger("torch.export").setLevel(logging.ERROR + 1)  # it logs a stack trace of what it raises
     try:
         # The tracer also notes that a level of a single location is laid out differently in memory, and would refuse
         # pictures of up to 128 px; the operators do not care.

@@ -23,7 +23,7 @@ TINY = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_cfg():
     """Makes the tiny configuration from a base file and overrides."""
 

@@ -1,0 +1,97 @@
+"""focal-det evaluate on the exported model that comes with the project; nothing here needs Detectron2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from focal_det.cli.main import main
+from focal_det.data.shapes import make_shapes, shapes_files
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models" / "quickstart_int8.onnx"
+SET = "shapes_val_12_128px"
+
+WITHOUT_DETECTRON2 = """
+import sys
+sys.modules["detectron2"] = None
+from focal_det.cli.main import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    make_shapes(SET, tmp_path / "datasets")
+    return shapes_files(SET, tmp_path / "datasets")
+
+
+def test_the_model_of_the_project_is_small_and_finds_shapes_without_detectron2(tmp_path, shapes):
+    assert MODEL.stat().st_size <= 15e6
+    words = ["evaluate", "--model", MODEL, "--json", shapes[0], "--images", shapes[1], "--out", tmp_path / "out"]
+    command = [sys.executable, "-c", WITHOUT_DETECTRON2, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["AP50"] > 80  # 96 on 200 pictures
+    assert [c["name"] for c in scores["classes"]] == ["disk", "box", "triangle"]
+    assert "APl is nan: the set has no large objects" in done.stdout
+    detections = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} == set(detections[0])
+    assert cv2.imread(str(tmp_path / "out" / "detections.png")) is not None
+
+
+def test_classes_are_found_by_name_whatever_their_ids(tmp_path, shapes):
+    coco = json.loads(shapes[0].read_text())
+    new_ids = {1: 30, 2: 20, 3: 10}
+    for row in coco["categories"]:
+        row["id"] = new_ids[row["id"]]
+    for row in coco["annotations"]:
+        row["category_id"] = new_ids[row["category_id"]]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(coco))
+    found = []
+    for annotations in (shapes[0], other):
+        out = tmp_path / annotations.stem
+        words = ["evaluate", "--model", MODEL, "--json", annotations, "--images", shapes[1], "--out", out, "--draw", 0]
+        assert main([str(word) for word in words]) == 0
+        found.append(json.loads((out / "scores.json").read_text())["AP"])
+        assert not (out / "detections.png").exists()
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_generated_shapes_are_drawn_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    words = ["evaluate", "--model", str(MODEL), "--shapes", "shapes_val_3_64px", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_bad_input_is_named(tmp_path, shapes, capsys):
+    (tmp_path / "no.onnx").write_text("no model")
+    (tmp_path / "no.pt2").write_text("no model")
+    coco = json.loads(shapes[0].read_text())
+    coco["categories"][0]["name"] = "circle"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(coco))
+    data = ["--json", shapes[0], "--images", shapes[1]]
+    for words, message in [
+        (["--model", MODEL], "give one of --json FILE --images DIR and --shapes NAME"),
+        (["--model", MODEL, "--json", shapes[0]], "--json and --images go together"),
+        (["--model", MODEL, "--shapes", "coco"], "--shapes"),
+        (["--model", MODEL, *data, "--batch-size", 0], "--batch-size 0 must be at least 1"),
+        (["--model", MODEL, *data, "--draw-score-thresh", 2], "--draw-score-thresh 2.0 must be in [0, 1]"),
+        (["--model", tmp_path / "none.onnx", *data], "none.onnx: no such file"),
+        (["--model", shapes[0], *data], "an exported model ends in .onnx or .pt2"),
+        (["--model", tmp_path / "no.onnx", *data], "no.onnx: onnxruntime cannot read it"),
+        (["--model", tmp_path / "no.pt2", *data], "no.pt2: PyTorch cannot read it"),
+        (["--model", MODEL, "--json", other, "--images", shapes[1]], "unlike circle, disk"),
+    ]:
+        out = tmp_path / "out"
+        assert main(["evaluate", *map(str, words), "--out", str(out)]) == 2, words
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert "Traceback" not in captured.err
