@@ -8,8 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
-from . import analyze, evaluate, export, plot, reproduce
+from . import analyze, evaluate, export, plot, predict, reproduce
 from .common import silence_detectron2
+
+
+_COMMANDS = (predict, export, evaluate, reproduce, plot, analyze)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="focal-det", description="Tools around the detector.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    reproduce.add_command(commands)
-    plot.add_command(commands)
-    analyze.add_command(commands)
-    export.add_command(commands)
-    evaluate.add_command(commands)
+    for command in _COMMANDS:
+        command.add_command(commands)
     return parser

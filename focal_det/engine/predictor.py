@@ -36,6 +36,7 @@ class Predictor:
     Args:
         config: YAML file or files, of which the later win, or a configuration of `load_config`, which stays as it is.
         weights: checkpoint; None for the configuration's MODEL.WEIGHTS.
+        overrides: KEY VALUE KEY VALUE ..., on top of the files.
         score_thresh: detections have at least this score, in [0, 1]; None for more than the configuration's
             MODEL.RETINANET.SCORE_THRESH_TEST.
         batch_size: pictures, at most, that go through the network together; only those of equal size after resizing
@@ -56,11 +57,12 @@ class Predictor:
         config: str | Path | Sequence[str | Path] | CfgNode,
         weights: str | Path | None = None,
         *,
+        overrides: Sequence[str] = (),
         score_thresh: float | None = None,
         batch_size: int = 1,
         device: str | None = None,
     ) -> None:
-        cfg = config.clone() if isinstance(config, CfgNode) else load_config(config)
+        cfg = config.clone() if isinstance(config, CfgNode) else load_config(config, overrides)
         cfg.defrost()
         if "FOCAL_DET" not in cfg.MODEL:
             raise InputError("config has no MODEL.FOCAL_DET: give a file, or call focal_det.add_focal_det_config on it")
