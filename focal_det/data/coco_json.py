@@ -51,6 +51,19 @@ def read_coco(json_file: str | os.PathLike[str], image_dir: str | os.PathLike[st
         raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
+    return check_coco(raw, path, image_dir)
+
+
+def check_coco(raw: Any, path: Path, image_dir: str | os.PathLike[str]) -> CocoFile:
+    """What `read_coco` does with a file's contents, whatever they were read from.
+
+    Args:
+        raw: what the file holds, as JSON would give it.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: with every problem found.
+    """
     problems = _shape_problems(raw)
     if problems:
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
