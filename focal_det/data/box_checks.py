@@ -38,13 +38,12 @@ def like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def format_problem(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
     """That the file as a whole has its boxes in another format than COCO's, if it is so."""
     suspected = like_corners(boxes, sizes)
-    if suspected.sum() >= _ENOUGH:
-        if _are_corners(boxes, sizes).mean() >= _CORNERS and suspected.mean() >= _REACH_FAR:
-            return (
-                f"the boxes are two corners [x1, y1, x2, y2] (XYXY stored as XYWH): as [x, y, width, height], "
-                f"{percent(suspected.mean())} of the {len(boxes)} would reach far out of their picture, as corners "
-                "nearly none; store x2 - x1 and y2 - y1 as width and height"
-            )
+    if suspected.sum() >= max(_ENOUGH, _REACH_FAR * len(boxes)) and _are_corners(boxes, sizes).mean() >= _CORNERS:
+        return (
+            f"the boxes are two corners [x1, y1, x2, y2] (XYXY stored as XYWH): as [x, y, width, height], "
+            f"{percent(suspected.mean())} of the {len(boxes)} would reach far out of their picture, as corners "
+            "nearly none; store x2 - x1 and y2 - y1 as width and height"
+        )
     fractions = (boxes <= 1).all(axis=1) & (boxes >= 0).all(axis=1) & (boxes % 1 > 0).any(axis=1)
     if len(boxes) >= _ENOUGH and fractions.all():
         return (
@@ -60,7 +59,8 @@ def percent(share: float) -> str:
 
 
 def _are_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes[:, 2:] <= sizes + _ROUNDING).all(axis=1)
+    found: np.ndarray = np.hstack([boxes[:, 2:] > boxes[:, :2], boxes[:, 2:] <= sizes + _ROUNDING]).all(axis=1)
+    return found
 
 
 def _beyond(boxes: np.ndarray, sizes: np.ndarray, margin: np.ndarray) -> np.ndarray:

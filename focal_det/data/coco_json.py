@@ -70,13 +70,20 @@ def read_coco(
 
 
 def check_coco(
-    raw: Any, path: Path, image_dir: str | os.PathLike[str], *, decode: bool = False, skip_bad_images: int = 0
+    raw: Any,
+    path: Path,
+    image_dir: str | os.PathLike[str],
+    *,
+    pictures: bool = True,
+    decode: bool = False,
+    skip_bad_images: int = 0,
 ) -> CocoFile:
     """What `read_coco` does with a file's contents, whatever they were read from.
 
     Args:
         raw: what the file holds, as JSON would give it.
         path: of the file, for messages.
+        pictures: whether to look at them.
         decode, skip_bad_images: see `read_coco`.
 
     Raises:
@@ -87,7 +94,7 @@ def check_coco(
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
 
     problems = [*id_problems(raw), *number_problems(raw)]
-    report = look_at_pictures(raw["images"], Path(image_dir), decode=decode)
+    report = look_at_pictures(raw["images"] if pictures else [], Path(image_dir), decode=decode)
     if not problems:
         problem = format_problem(*_arrays(raw))
         problems += [problem] if problem else []
@@ -166,7 +173,7 @@ def _complete(raw: dict[str, Any], path: Path, notes: list[str], pictures_left_o
         ]
     outside = reaching_out(boxes, sizes) & ~empty
     if outside.any():
-        first = [annotation_name(raw["annotations"][place], place) for place in np.flatnonzero(outside)]
+        first = [annotation_name(raw["annotations"][place], place) for place in np.flatnonzero(outside).tolist()]
         suspected = like_corners(boxes, sizes) & outside
         notes = [
             *notes,

@@ -54,12 +54,12 @@ def look_at_pictures(images: Sequence[Mapping[str, Any]], folder: Path, *, decod
         folder: that the names are relative to.
         decode: every picture, which also finds damage in the middle of a file and takes some 10 ms a megapixel.
     """
-    slow = len(images) < _SHOW_PROGRESS_FROM
+    few = len(images) < _SHOW_PROGRESS_FROM
     with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, on pictures that it reads; it still refuses those beyond its bound
         looks = pool.map(partial(_look, folder, decode), images)
         words = "decoding pictures" if decode else "opening pictures"
-        bar = tqdm(looks, words, len(images), delay=_SHOW_PROGRESS_AFTER if slow else 0, leave=False)
+        bar = tqdm(looks, words, len(images), delay=_SHOW_PROGRESS_AFTER if few else 0, leave=False, disable=None)
         found = list(bar)
     faults = [PictureFault(place, *look) for place, look in enumerate(found) if isinstance(look, tuple)]
     mirrored = [repr(images[place]["file_name"]) for place, look in enumerate(found) if look == "mirrored"]
@@ -123,8 +123,8 @@ def _size_fault(name: str, said: tuple[int, int], size: tuple[int, int], turn: i
         )
     if said == size[::-1]:
         return (
-            "are annotated with width and height swapped, as if turned by an EXIF rotation that they do not carry: turn "
-            "the pixels back, or correct width, height and boxes",
+            "are annotated with width and height swapped, as if turned by an EXIF rotation that they do not carry: "
+            "turn the pixels back, or correct width, height and boxes",
             f"{name!r} annotated as {_by(said)}, but {_by(size)}",
         )
     return (
