@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from ..data.catalog import JsonDataset, class_names, dataset_problems
 from ..data.coco_json import CocoFile
@@ -56,10 +57,11 @@ def read_sets(
         else:
             try:
                 found = read_named_set(name, pictures=pictures)
-                described = (
-                    DescribedSet(name, True, remark=found) if isinstance(found, str) else _described(name, found)
-                )
-                sets.append(described._replace(class_names=class_names(name)))
+                if isinstance(found, str):
+                    sets.append(DescribedSet(name, True, class_names(name), remark=found))
+                else:
+                    said = MetadataCatalog.get(name).get("thing_classes")  # else Detectron2 takes the file's too
+                    sets.append(_described(name, found)._replace(class_names=list(said or found.class_names)))
             except InputError as error:
                 problems += error.problems
                 sets.append(DescribedSet(name, False))

@@ -59,7 +59,7 @@ def percent(share: float) -> str:
 
 
 def _are_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.hstack([boxes[:, 2:] > boxes[:, :2], boxes[:, 2:] <= sizes + _ROUNDING]).all(axis=1)
+    found: np.ndarray = np.all((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + _ROUNDING), axis=1)
     return found
 
 

@@ -17,8 +17,8 @@ from ..modeling.anchors import cell_anchors
 _MOST = 100_000  # objects that are looked at, evenly through the set
 _FOR_CANDIDATES = 10_000  # and for each of the other anchors
 _WORTH = 0.03  # what other anchors must reach more, of all objects, to be named
-_FEW = 10  # objects of a class; of fewer no share is told
-_UNREACHED = 0.2  # share of the objects from which on it is a warning
+_FEW = 10  # objects; of a class of fewer no share is told, and of a set of fewer no warning given
+_UNREACHED = 0.25  # share of the objects from which on it is a warning
 
 
 class Row(NamedTuple):
@@ -107,7 +107,7 @@ def report_anchors(
 def anchor_warnings(report: AnchorReport) -> list[str]:
     """That many objects have no anchor, and what would give them one."""
     lacking = 1 - report.whole.reached
-    if lacking < _UNREACHED:
+    if lacking < _UNREACHED or report.whole.number < _FEW:
         return []
     better = "".join(f"; {overrides} would leave {1 - share:.0%}" for overrides, share in report.better)
     return [
