@@ -61,7 +61,7 @@ def check(args: argparse.Namespace) -> Plan:
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
     sets, set_problems = read_sets(names, json_files, _JSON_NAMES.values(), pictures=args.preflight_only)
     left_out = sum(file.pictures_left_out for file in json_files.values())
-    if left_out > args.skip_bad_images:
+    if left_out > max(0, args.skip_bad_images):
         set_problems.append(
             f"{left_out} pictures of all sets are bad, more than --skip-bad-images {args.skip_bad_images}"
         )

@@ -98,9 +98,9 @@ def check_coco(
     if not problems:
         problem = format_problem(*_arrays(raw))
         problems += [problem] if problem else []
-    if len(report.faults) > skip_bad_images:
+    if len(report.faults) > max(0, skip_bad_images):
         problems += fault_lines(report.faults, len(raw["images"]), Path(image_dir))
-        if skip_bad_images:
+        if skip_bad_images > 0:
             problems.append(f"{len(report.faults)} pictures are bad, more than --skip-bad-images {skip_bad_images}")
     elif len(report.faults) == len(raw["images"]):
         problems.append(f"--skip-bad-images {skip_bad_images} leaves no picture of {len(raw['images'])}")
