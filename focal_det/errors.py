@@ -30,3 +30,9 @@ def some(what: str, values: Sequence[object]) -> str:
     shown = ", ".join(str(v) for v in values[:_SHOWN])
     more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
     return f"{what} {shown}{more}".strip()
+
+
+def some_lines(values: Sequence[str]) -> list[str]:
+    """The first few, each on a line that belongs to the one before, and how many more there are."""
+    more = [f"  and {len(values) - _SHOWN} more"] if len(values) > _SHOWN else []
+    return [*(f"  {value}" for value in values[:_SHOWN]), *more]

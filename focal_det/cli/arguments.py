@@ -59,6 +59,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     data.add_argument("--train-images", metavar="DIR", help="folder of their pictures")
     data.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
     data.add_argument("--val-images", metavar="DIR", help="folder of their pictures")
+    data.add_argument("--skip-bad-images", type=int, default=0, metavar="N", help="bad pictures to leave out, at most")
     scale = parser.add_argument_group("processes")
     scale.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU (default 1)")
     scale.add_argument("--num-machines", type=int, default=1, help="default 1")

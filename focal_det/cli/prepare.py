@@ -5,22 +5,27 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
-from ..data.catalog import JsonDataset, class_names, dataset_problems, known_classes, prepare_shapes, write_checked_copy
+from ..data.catalog import JsonDataset, known_classes, prepare_shapes, write_checked_copy
 from ..data.coco_json import CocoFile, read_coco
+from ..engine.advice import checkpoint_bytes, disk_advice, schedule_warnings
+from ..engine.anchor_report import anchor_warnings, report_anchors
 from ..engine.checks import class_problems, config_problems
-from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config
+from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config, read_config
 from ..engine.devices import choose_device
 from ..engine.job import Job
-from ..engine.model_checks import model_problems, weights_problems
+from ..engine.model_checks import build_cpu_model, model_problems, weights_problems
 from ..engine.schedule import scale_schedule
 from ..errors import InputError
 from ..inference.classes import Classes, numbered_classes, write_classes
+from .described_sets import DescribedSet, objects_to_train_on, read_sets
+from .summary import summary_lines
 
 
 class Plan(NamedTuple):
@@ -56,34 +61,55 @@ def check(args: argparse.Namespace) -> Plan:
     Raises:
         InputError: every problem found; nothing is written.
     """
-    cfg = load_config(args.config_file, args.overrides)
+    try:
+        cfg, problems = read_config(args.config_file, args.overrides)
+    except InputError as error:  # of the data that flags name something can still be said
+        problems = [*error.problems, *_flag_problems(args), *_read_json_flags(args, load_config(""))[1]]
+        raise InputError(problems) from error
     training = not args.eval_only
-    warnings, problems = choose_device(cfg, args.num_gpus)
-    if training:
-        warnings += _settle_schedule(cfg, args)
-    problems += _machine_problems(args)
+    warnings, device_problems = choose_device(cfg, args.num_gpus)
+    if training and not problems:
+        warnings += [*_settle_schedule(cfg, args), *schedule_warnings(cfg)]
     json_files, json_problems = _read_json_flags(args, cfg)
-    problems += json_problems
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
-    problems += dataset_problems(name for name in names if name not in _JSON_NAMES.values())
-    problems += config_problems(cfg, num_processes=max(1, args.num_gpus * args.num_machines), training=training)
+    sets, set_problems = read_sets(names, json_files, _JSON_NAMES.values(), pictures=args.preflight_only)
+    left_out = sum(file.pictures_left_out for file in json_files.values())
+    if left_out > max(0, args.skip_bad_images):
+        set_problems.append(
+            f"{left_out} pictures of all sets are bad, more than --skip-bad-images {args.skip_bad_images}"
+        )
+    value_problems = problems + config_problems(
+        cfg, num_processes=max(1, args.num_gpus * args.num_machines), training=training
+    )
     checkpoint, resume_problems = _checkpoint_to_resume(cfg, args.resume) if training else (None, [])
-    problems += resume_problems
+    of_classes = _settle_classes(cfg, sets)
+    problems = [
+        *(*value_problems, *device_problems, *_flag_problems(args)),
+        *(*json_problems, *set_problems, *resume_problems, *of_classes),
+    ]
+    if not value_problems:  # else the parts trip over the same
+        problems += model_problems(_with_classes(cfg))
     _raise_if(problems)
 
-    # From here on the configuration is sound by itself, and the files are there.
-    _settle_classes(cfg, names, {d.name: f.class_names for d, f in json_files.items()})
-    _raise_if(model_problems(cfg))
+    # From here on the configuration is sound, and the files are there.
     weights = str(checkpoint or cfg.MODEL.WEIGHTS)
     if args.eval_only or Path(weights).is_file():  # an address is fetched by the run, unless that is all it would do
-        _raise_if(weights_problems(cfg, weights, whole=bool(args.eval_only or checkpoint)))
+        problems = weights_problems(cfg, weights, whole=bool(args.eval_only or checkpoint))
+    model = build_cpu_model(cfg)
+    anchors = report_anchors(cfg, model, *objects_to_train_on(cfg, sets)) if training else None
+    if training:
+        disk_warnings, disk_problems = disk_advice(cfg, checkpoint_bytes(model))
+        warnings, problems = warnings + disk_warnings, problems + disk_problems
+    _raise_if(problems)
 
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr, flush=True)
-    for dataset, coco_file in json_files.items():
-        for note in coco_file.notes:
-            print(note, flush=True)
-        print(f"{dataset.json_file}: {_summary(coco_file)}", flush=True)
+    warnings += anchor_warnings(anchors) if anchors else []
+    notes = [f"warning: {warning}" for warning in warnings]
+    for note in notes:
+        print(note, file=sys.stderr, flush=True)
+    of_data = [note for described in sets for note in described.notes]
+    full = args.preflight_only
+    lines = [*of_data, *summary_lines(cfg, sets, anchors, checkpoint_bytes(model) if training else 0, full=full)]
+    print("\n".join(lines), flush=True)
     cfg.freeze()
     job = Job(
         cfg=cfg,
@@ -91,6 +117,7 @@ def check(args: argparse.Namespace) -> Plan:
         eval_only=args.eval_only,
         resume=checkpoint is not None,
         processes_per_machine=args.num_gpus,
+        notes=(*notes, *of_data),
     )
     return Plan(job, json_files, names)
 
@@ -104,7 +131,7 @@ def _raise_if(problems: list[str]) -> None:
         raise InputError(problems)
 
 
-def _machine_problems(args: argparse.Namespace) -> list[str]:
+def _flag_problems(args: argparse.Namespace) -> list[str]:
     problems = []
     if args.num_machines < 1 or not 0 <= args.machine_rank < max(1, args.num_machines):
         problems.append(
@@ -116,6 +143,8 @@ def _machine_problems(args: argparse.Namespace) -> list[str]:
         )
     if args.eval_only and args.resume:
         problems.append("--eval-only and --resume exclude each other: name the checkpoint with MODEL.WEIGHTS")
+    if args.skip_bad_images < 0:
+        problems.append(f"--skip-bad-images is {args.skip_bad_images}; it must be 0 or more")
     return problems
 
 
@@ -135,7 +164,9 @@ def _read_json_flags(args: argparse.Namespace, cfg: CfgNode) -> tuple[dict[JsonD
         folder = Path(cfg.OUTPUT_DIR) / ("inference/annotations" if args.eval_only else "annotations")
         dataset = JsonDataset(name, json_file, image_dir, str(folder / f"{name}.json"))
         try:
-            files[dataset] = read_coco(json_file, image_dir)
+            files[dataset] = read_coco(
+                json_file, image_dir, decode=args.preflight_only, skip_bad_images=args.skip_bad_images
+            )
             if split == "train" and all(a["iscrowd"] for a in files[dataset].coco["annotations"]):
                 problems.append(f"{json_file}: no box to train on; annotate at least one object that is no crowd")
         except InputError as error:
@@ -173,15 +204,25 @@ def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, 
     return None, []
 
 
-def _settle_classes(cfg: CfgNode, names: tuple[str, ...], json_classes: dict[str, list[str]]) -> None:
-    """Take NUM_CLASSES from the data if it is left out; refuse it if it contradicts them."""
-    classes = {name: json_classes[name] if name in json_classes else class_names(name) for name in names}
+def _settle_classes(cfg: CfgNode, sets: Sequence[DescribedSet]) -> list[str]:
+    """Take NUM_CLASSES from the data if it is left out; what speaks against it otherwise."""
+    classes = {described.name: described.class_names for described in sets}
     if cfg.MODEL.RETINANET.NUM_CLASSES == UNSET_NUM_CLASSES:
         known = next((found for found in classes.values() if found is not None), None)
         if known is None:
-            raise InputError(f"data set {names[0]} does not name its classes; set MODEL.RETINANET.NUM_CLASSES")
+            silent = [described.name for described in sets if described.is_sound]
+            return (
+                [f"data set {silent[0]} does not name its classes; set MODEL.RETINANET.NUM_CLASSES"] if silent else []
+            )
         cfg.MODEL.RETINANET.NUM_CLASSES = len(known)
-    _raise_if(class_problems(cfg.MODEL.RETINANET.NUM_CLASSES, classes))
+    return class_problems(cfg.MODEL.RETINANET.NUM_CLASSES, classes)
+
+
+def _with_classes(cfg: CfgNode) -> CfgNode:
+    """With some number of classes where broken data leave it open: a model can be built of any."""
+    cfg = cfg.clone()
+    cfg.MODEL.RETINANET.NUM_CLASSES = max(1, cfg.MODEL.RETINANET.NUM_CLASSES)
+    return cfg
 
 
 def _settle_schedule(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
@@ -200,14 +241,3 @@ def _settle_schedule(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
             "--scale-lr fits them"
         ]
     return []
-
-
-def _summary(coco_file: CocoFile) -> str:
-    coco = coco_file.coco
-    names = {c["id"]: c["name"] for c in coco["categories"]}
-    counts = dict.fromkeys(names, 0)
-    for annotation in coco["annotations"]:
-        counts[annotation["category_id"]] += 1
-    with_objects = len({a["image_id"] for a in coco["annotations"]})
-    classes = ", ".join(f"{label} = {names[i]} (id {i}): {counts[i]}" for label, i in enumerate(sorted(names)))
-    return f"{len(coco['images'])} pictures, {with_objects} with objects; boxes by class: {classes}"

@@ -47,6 +47,7 @@ def _run(args: argparse.Namespace) -> int:
 
     plan = check(args)
     if args.preflight_only:
+        print("ready: nothing was written")
         return EXIT_DONE
     alone = args.machine_rank == 0 and not args.eval_only
     with FolderLock(plan.job.cfg.OUTPUT_DIR) if alone else nullcontext():

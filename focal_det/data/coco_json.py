@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InputError, some
-from .pictures import picture_problems
+import numpy as np
 
-_MAX_COORDINATE = 1e7  # pixels; beyond it, and for inf and NaN, a box is a mistake
-_ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
+from ..errors import InputError, some, some_lines
+from .box_checks import format_problem, like_corners, percent, reaching_out, without_area
+from .coco_checks import annotation_name, id_problems, number_problems, shape_problems
+from .pictures import PictureFault, fault_lines, look_at_pictures
 
 
 class CocoFile(NamedTuple):
     """A checked annotation file.
 
     coco: what Detectron2 and pycocotools read, with `info`, `area`, `iscrowd` and ids filled in.
-    notes: what was left out, one line each.
+    notes: what was left out, and what may be wrong; a line that belongs to the one before begins with two spaces.
+    boxes_left_out, pictures_left_out: how many.
     """
 
     coco: dict[str, Any]
     notes: list[str]
+    boxes_left_out: int = 0
+    pictures_left_out: int = 0
 
     @property
     def class_names(self) -> list[str]:
@@ -31,14 +34,26 @@ class CocoFile(NamedTuple):
         return [c["name"] for c in sorted(self.coco["categories"], key=lambda c: c["id"])]
 
 
-def read_coco(json_file: str | os.PathLike[str], image_dir: str | os.PathLike[str]) -> CocoFile:
+def read_coco(
+    json_file: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
+    *,
+    decode: bool = False,
+    skip_bad_images: int = 0,
+) -> CocoFile:
     """Read a COCO detection file and check all that training or evaluation would trip over.
 
     Boxes without area inside their picture are left out and noted; only boxes are kept of the annotations.
 
+    Args:
+        decode: every picture, not only those whose file does not end as it should.
+        skip_bad_images: so many pictures that are missing, damaged or of another size are left out, with their
+            annotations, and noted; more are a problem.
+
     Raises:
         InputError: with every problem found: no such file, not JSON, not COCO's lists, repeated or unknown ids,
-            boxes that are not four numbers, pictures that are not in the folder.
+            boxes that are not four numbers or are stored as corners, pictures that are missing, damaged or of
+            another size.
     """
     path = Path(json_file)
     if not path.is_file():
@@ -51,124 +66,89 @@ def read_coco(json_file: str | os.PathLike[str], image_dir: str | os.PathLike[st
         raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
-    problems = _shape_problems(raw)
+    return check_coco(raw, path, image_dir, decode=decode, skip_bad_images=skip_bad_images)
+
+
+def check_coco(
+    raw: Any,
+    path: Path,
+    image_dir: str | os.PathLike[str],
+    *,
+    pictures: bool = True,
+    decode: bool = False,
+    skip_bad_images: int = 0,
+) -> CocoFile:
+    """What `read_coco` does with a file's contents, whatever they were read from.
+
+    Args:
+        raw: what the file holds, as JSON would give it.
+        path: of the file, for messages.
+        pictures: whether to look at them.
+        decode, skip_bad_images: see `read_coco`.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    problems = shape_problems(raw)
     if problems:
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
 
-    problems = [*_id_problems(raw), *_box_problems(raw), *picture_problems(raw["images"], Path(image_dir))]
+    problems = [*id_problems(raw), *number_problems(raw)]
+    report = look_at_pictures(raw["images"] if pictures else [], Path(image_dir), decode=decode)
+    if not problems:
+        problem = format_problem(*_arrays(raw))
+        problems += [problem] if problem else []
+    if len(report.faults) > max(0, skip_bad_images):
+        problems += fault_lines(report.faults, len(raw["images"]), Path(image_dir))
+        if skip_bad_images > 0:
+            problems.append(f"{len(report.faults)} pictures are bad, more than --skip-bad-images {skip_bad_images}")
+    elif len(report.faults) == len(raw["images"]):
+        problems.append(f"--skip-bad-images {skip_bad_images} leaves no picture of {len(raw['images'])}")
     if problems:
         raise InputError([f"{path}: {problem}" for problem in problems])
-    return _complete(raw, path)
+    notes = [f"{path}: {note}" for note in report.notes]
+    if report.faults:
+        notes += _leave_out(raw, report.faults, path, Path(image_dir))
+    return _complete(raw, path, notes, len(report.faults))
 
 
-def _shape_problems(raw: Any) -> list[str]:
-    if not isinstance(raw, dict):
-        return [f'the file holds {_in_json(raw)}; an object with "images", "annotations", "categories" is needed']
-    problems = []
-    needed: dict[str, dict[str, type]] = {
-        "images": {"id": int, "file_name": str, "width": int, "height": int},
-        "annotations": {"image_id": int, "category_id": int, "bbox": list},
-        "categories": {"id": int, "name": str},
-    }
-    for section, fields in needed.items():
-        rows = raw.get(section)
-        if not isinstance(rows, list):
-            problems.append(f'"{section}" is {"missing" if rows is None else "not a list"}')
-            continue
-        if not rows and section != "annotations":
-            problems.append(f'"{section}" is empty')
-        for place, row in enumerate(rows):
-            wrong = _wrong_field(row, fields)
-            if wrong:
-                problems.append(f"{section}[{place}]: {wrong}")
-                break  # a file with one such row mostly has thousands
-    return problems
-
-
-def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
-    if not isinstance(row, dict):
-        return f"is {_in_json(row)}, not an object"
-    for field, kind in fields.items():
-        value = row.get(field)
-        if field not in row:
-            return f'"{field}" is missing'
-        if not isinstance(value, kind) or isinstance(value, bool):
-            return f'"{field}" is {value!r}, not {_KIND_NAMES[kind]}'
-        if field in ("width", "height") and row[field] <= 0:
-            return f'"{field}" is {value}, not a size in pixels'
-    for field in ("iscrowd", "ignore"):
-        if row.get(field) not in (None, 0, 1):
-            return f'"{field}" is {row[field]!r}, not 0 or 1'
-    return None
-
-
-def _in_json(value: Any) -> str:
-    """A value's kind in JSON's own words."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-_KIND_NAMES = {int: "an integer", str: "a text", list: "a list"}
-
-
-def _id_problems(raw: dict[str, Any]) -> list[str]:
-    problems = []
-    for section in ("images", "categories"):
-        counts = Counter(row["id"] for row in raw[section])
-        repeated = sorted(i for i, count in counts.items() if count > 1)
-        if repeated:
-            problems.append(f"{section}: repeated {some('id', repeated)}; each needs its own")
-    image_ids, category_ids = ({row["id"] for row in raw[s]} for s in ("images", "categories"))
-    name_counts = Counter(row["name"] for row in raw["categories"])
-    repeated_names = [name for name, count in name_counts.items() if count > 1]
-    if repeated_names:
-        problems.append(f"categories: repeated {some('name', repeated_names)}; each needs its own")
-    strangers: dict[int, list[str]] = {}
-    orphans = []
-    for place, annotation in enumerate(raw["annotations"]):
-        if annotation["category_id"] not in category_ids:
-            strangers.setdefault(annotation["category_id"], []).append(_annotation_name(annotation, place))
-        if annotation["image_id"] not in image_ids:
-            orphans.append(f"image_id={annotation['image_id']} ({_annotation_name(annotation, place)})")
-    for category_id, names in strangers.items():
-        problems.append(
-            f"category_id={category_id} ({some('', names)}) is not in categories {sorted(category_ids)}; "
-            "add the category or correct the id"
-        )
-    if orphans:
-        problems.append(f"{some('', orphans)} not in images; add the image or remove the annotation")
-    return problems
-
-
-def _box_problems(raw: dict[str, Any]) -> list[str]:
-    wrong = [
-        f"bbox={annotation['bbox']} ({_annotation_name(annotation, place)})"
-        for place, annotation in enumerate(raw["annotations"])
-        if len(annotation["bbox"]) != 4
-        or not all(isinstance(v, (int, float)) and abs(v) < _MAX_COORDINATE for v in annotation["bbox"])
-    ]
-    return [f"{some('', wrong)}: a box is four numbers [x, y, width, height] in pixels"] if wrong else []
-
-
-def _complete(raw: dict[str, Any], path: Path) -> CocoFile:
+def _arrays(raw: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Of all annotations the boxes (N, 4) as they are, and the sizes (N, 2) of their pictures."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in raw["images"]}
+    boxes = [annotation["bbox"] for annotation in raw["annotations"]]
+    of_boxes = [sizes[annotation["image_id"]] for annotation in raw["annotations"]]
+    return np.array(boxes, np.float64).reshape(-1, 4), np.array(of_boxes, np.float64).reshape(-1, 2)
+
+
+def _leave_out(raw: dict[str, Any], faults: list[PictureFault], path: Path, folder: Path) -> list[str]:
+    """Take the pictures and their annotations out of the file's contents; what was taken out, in words."""
+    places = {fault.place for fault in faults}
+    lines = fault_lines(faults, len(raw["images"]), folder)
+    left = {image["id"] for place, image in enumerate(raw["images"]) if place in places}
+    raw["images"] = [image for image in raw["images"] if image["id"] not in left]
+    number = len(raw["annotations"])
+    raw["annotations"] = [a for a in raw["annotations"] if a["image_id"] not in left]
+    lost = number - len(raw["annotations"])
+    return [
+        f"{path}: left out {len(left)} pictures and their {lost} annotations, as --skip-bad-images allows:",
+        *(f"  {line}" for line in lines),
+    ]
+
+
+def _complete(raw: dict[str, Any], path: Path, notes: list[str], pictures_left_out: int) -> CocoFile:
     names = {image["id"]: image["file_name"] for image in raw["images"]}
     given_ids = [a.get("id") for a in raw["annotations"]]
     ids_usable = all(isinstance(i, int) and i > 0 for i in given_ids) and len(set(given_ids)) == len(given_ids)
-    annotations, left_out, outside = [], [], []
-    for place, annotation in enumerate(raw["annotations"]):
-        x, y, width, height = annotation["bbox"]
-        image_width, image_height = sizes[annotation["image_id"]]
-        inside_width = min(x + width, image_width) - max(x, 0)
-        inside_height = min(y + height, image_height) - max(y, 0)
-        if min(width, height, inside_width, inside_height) <= 0:
+    boxes, sizes = _arrays(raw)
+    empty = without_area(boxes, sizes)
+    annotations, left_out = [], []
+    for place, (annotation, is_empty) in enumerate(zip(raw["annotations"], empty.tolist(), strict=True)):
+        if is_empty:
             left_out.append(
-                f"{names[annotation['image_id']]} {_annotation_name(annotation, place)} {annotation['bbox']}"
+                f"{names[annotation['image_id']]} {annotation_name(annotation, place)} {annotation['bbox']}"
             )
             continue
-        if min(x, y, image_width - x - width, image_height - y - height) < -_ROUNDING:
-            outside.append(_annotation_name(annotation, place))
-        area = annotation.get("area")
+        area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
         annotations.append(
             {
                 "id": annotation["id"] if ids_usable else place + 1,  # pycocotools takes id 0 for "unmatched"
@@ -185,15 +165,20 @@ def _complete(raw: dict[str, Any], path: Path) -> CocoFile:
         "annotations": annotations,
         "categories": raw["categories"],
     }
-    notes = [f"{path}: left out {len(left_out)} boxes without area in their picture:"] if left_out else []
-    notes += [f"  {line}" for line in left_out]
-    if outside:
-        notes.append(
-            f"{path}: {len(outside)} of {len(annotations)} boxes reach out of their picture and are clipped "
-            f"({some('', outside)}); COCO's boxes are [x, y, width, height], not two corners"
-        )
-    return CocoFile(coco, notes)
-
-
-def _annotation_name(annotation: dict[str, Any], place: int) -> str:
-    return f"annotation {annotation['id']}" if "id" in annotation else f"annotations[{place}]"
+    if left_out:
+        notes = [
+            *notes,
+            f"{path}: left out {len(left_out)} boxes without area in their picture:",
+            *some_lines(left_out),
+        ]
+    outside = reaching_out(boxes, sizes) & ~empty
+    if outside.any():
+        first = [annotation_name(raw["annotations"][place], place) for place in np.flatnonzero(outside).tolist()]
+        suspected = like_corners(boxes, sizes) & outside
+        notes = [
+            *notes,
+            f"{path}: {len(first)} of {len(annotations)} boxes reach out of their picture and are clipped "
+            f"({some('', first)}); COCO's boxes are [x, y, width, height], not two corners"
+            + (f", as {percent(suspected.sum() / len(annotations))} of them look to be" if suspected.any() else ""),
+        ]
+    return CocoFile(coco, notes, len(left_out), pictures_left_out)

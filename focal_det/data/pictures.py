@@ -1,53 +1,163 @@
-"""Whether the pictures that an annotation file names are there, can be opened, and have the size it says."""
+"""Whether the pictures that an annotation file names are there, whole, and of the size that it says."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import some
 
-_THREADS = 8  # they wait for the disk, mostly
-_SHOW_PROGRESS_FROM = 2000  # pictures; fewer take a second or two
-_ORIENTATION = 0x0112  # EXIF; from 5 on width and height are swapped, and Detectron2 swaps them back
+_THREADS = 8  # they wait for the disk, and decoders run beside one another
+_SHOW_PROGRESS_FROM = 2000  # pictures; a bar comes for fewer too once they take longer than this:
+_SHOW_PROGRESS_AFTER = 2.0  # seconds
+_ORIENTATION = 0x0112  # EXIF's tag, which Detectron2 obeys as viewers do
+_TURNED = (5, 6, 7, 8)  # its values that swap width and height
+_MIRRORED = (2, 3, 4)  # those that turn by 180 degrees or mirror, which the size does not show
+_START_OF_SCAN, _END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
+_END = {"JPEG": _END_OF_JPEG, "MPO": _END_OF_JPEG, "PNG": b"IEND\xaeB`\x82"}  # of a whole file
+_TAIL = 64  # bytes; so many zeros in the place of the end are no picture's data
 
 
-def picture_problems(images: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
-    """One line for each kind of problem. Reads the headers of the files, so not what is damaged behind them.
+class PictureFault(NamedTuple):
+    """What is wrong with one picture.
+
+    place: of the picture among those that were looked at.
+    kind: the rest of the sentence "3 of 9 pictures ...", the same for all pictures of the kind.
+    detail: the name of the picture, and what it is.
+    """
+
+    place: int
+    kind: str
+    detail: str
+
+
+class PictureReport(NamedTuple):
+    """faults: at most one of each picture, in their order; notes: what may be right, in words."""
+
+    faults: list[PictureFault]
+    notes: list[str]
+
+
+def look_at_pictures(images: Sequence[Mapping[str, Any]], folder: Path, *, decode: bool = False) -> PictureReport:
+    """Open every picture, and decode those whose file does not end as it should.
 
     Args:
         images: with "file_name", "width", "height".
         folder: that the names are relative to.
+        decode: every picture, which also finds damage in the middle of a file and takes some 10 ms a megapixel.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        checks = pool.map(partial(_problem, folder), images)
-        bar = tqdm(checks, "opening pictures", len(images), disable=len(images) < _SHOW_PROGRESS_FROM)
-        found = [problem for problem in bar if problem]
+    few = len(images) < _SHOW_PROGRESS_FROM
+    with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on pictures that it reads; it still refuses those beyond its bound
+        looks = pool.map(partial(_look, folder, decode), images)
+        words = "decoding pictures" if decode else "opening pictures"
+        bar = tqdm(looks, words, len(images), delay=_SHOW_PROGRESS_AFTER if few else 0, leave=False, disable=None)
+        found = list(bar)
+    faults = [PictureFault(place, *look) for place, look in enumerate(found) if isinstance(look, tuple)]
+    mirrored = [repr(images[place]["file_name"]) for place, look in enumerate(found) if look == "mirrored"]
+    notes = [
+        f"{len(mirrored)} of {len(images)} pictures are turned by 180 degrees or mirrored by their EXIF tag "
+        f"({some('', mirrored)}), which Detectron2 obeys: their boxes must be those of the turned picture, as viewers "
+        "show it"
+    ]
+    return PictureReport(faults, notes if mirrored else [])
+
+
+def fault_lines(faults: Sequence[PictureFault], number: int, folder: Path) -> list[str]:
+    """One line for each kind of fault, of so many pictures."""
     kinds: dict[str, list[str]] = {}
-    for kind, detail in found:
-        kinds.setdefault(kind, []).append(detail)
+    for fault in faults:
+        kinds.setdefault(fault.kind, []).append(fault.detail)
     return [
-        f"{len(details)} of {len(images)} pictures {kind.format(folder=folder)}: {some('', details)}"
+        f"{len(details)} of {number} pictures {kind.format(folder=folder)}: {some('', details)}"
         for kind, details in kinds.items()
     ]
 
 
-def _problem(folder: Path, image: Mapping[str, Any]) -> tuple[str, str] | None:
-    name, said = image["file_name"], (image["width"], image["height"])
+def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, str] | str | None:
+    """Kind and detail of the picture's fault; "mirrored"; or None."""
+    name, path = image["file_name"], folder / image["file_name"]
     try:
-        with Image.open(folder / name) as picture:
-            turned = picture.getexif().get(_ORIENTATION, 1) >= 5
-            size = picture.size[::-1] if turned else picture.size
+        with path.open("rb") as file, Image.open(file) as picture:
+            turn, size = _orientation(picture), picture.size
+            tail, end = _tail(file), _END.get(str(picture.format))
+            if decode or end is None or end not in tail:
+                picture.load()
+        if end == _END_OF_JPEG and not tail.strip(b"\0") and _has_no_end(path):
+            return _DAMAGED, f"{name!r} (zeros where its end should be)"
     except FileNotFoundError:
-        return "are not in {folder}; give their folder", repr(name)
+        return "are not in {folder}; give their folder, or leave them out with --skip-bad-images", repr(name)
+    except Image.DecompressionBombError:
+        return (
+            f"are larger than the {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels that Pillow, and so "
+            "Detectron2, reads; make them smaller or cut them up",
+            repr(name),
+        )
     except Exception as error:  # whatever a decoder may raise on somebody's file
-        return "cannot be opened; replace them or take them out", f"{name!r} ({type(error).__name__})"
-    if size != said:
-        return "have another size than annotated; correct width and height", f"{name!r} {size}, not {said}"
-    return None
+        return _DAMAGED, f"{name!r} ({_reason(error)})"
+    return _size_fault(name, (image["width"], image["height"]), size, turn) or (
+        "mirrored" if turn in _MIRRORED else None
+    )
+
+
+_DAMAGED = "cannot be opened or are damaged; replace them, or leave them out with --skip-bad-images"
+
+
+def _size_fault(name: str, said: tuple[int, int], size: tuple[int, int], turn: int) -> tuple[str, str] | None:
+    turned = size[::-1] if turn in _TURNED else size
+    if said == turned:
+        return None
+    if turn in _TURNED and said == size:
+        return (
+            "are annotated with their size before their EXIF rotation; Detectron2 and every viewer turn them: rotate "
+            "the pixels and drop the tag, or annotate anew",
+            f"{name!r} annotated as {_by(said)}, turned to {_by(turned)}",
+        )
+    if said == size[::-1]:
+        return (
+            "are annotated with width and height swapped, as if turned by an EXIF rotation that they do not carry: "
+            "turn the pixels back, or correct width, height and boxes",
+            f"{name!r} annotated as {_by(said)}, but {_by(size)}",
+        )
+    return (
+        "have another size than annotated; correct width and height, and the boxes if the pictures were resized",
+        f"{name!r} {_by(turned)}, not {_by(said)}",
+    )
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of a tag that cannot be read, which Detectron2 passes over too
+        return 1
+
+
+def _tail(file: BinaryIO) -> bytes:
+    """The file's last bytes, with the position in it left as it was."""
+    position = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+    tail = file.read()
+    file.seek(position)
+    return tail
+
+
+def _has_no_end(path: Path) -> bool:
+    """Of a JPEG file that ends in zeros, as after a crash: decoders take them for a grey part of the picture."""
+    data = path.read_bytes()
+    return data.rfind(_END_OF_JPEG) < data.rfind(_START_OF_SCAN)
+
+
+def _reason(error: Exception) -> str:
+    return "truncated" if "truncated" in str(error) else type(error).__name__
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -16,6 +16,7 @@ from ..config import add_focal_det_config
 from ..data.coco_splits import registered_sets
 from ..errors import InputError
 from .loss_keys import COMMAND_LINE, Setting, settle_loss_keys
+from .unread_keys import unread_key_problems
 from .yaml_layers import read_layers
 
 # MODEL.RETINANET.NUM_CLASSES while nobody has set it: it is then taken from the data.
@@ -36,7 +37,22 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
 
     Raises:
         InputError: every problem of the file and of the overrides: a missing or malformed file, unknown keys
-            with the nearest known one, values of the wrong type, keys of a loss that is not chosen.
+            with the nearest known one, values of the wrong type, keys of a loss that is not chosen or that the
+            architecture does not read.
+    """
+    cfg, problems = read_config(config_files, overrides)
+    if problems:
+        raise InputError(problems)
+    return cfg
+
+
+def read_config(
+    config_files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
+) -> tuple[CfgNode, list[str]]:
+    """As `load_config`, but what is wrong with keys and values comes beside the configuration that the rest makes.
+
+    Raises:
+        InputError: a file that is missing or malformed, or an override without its value.
     """
     cfg = get_cfg()
     add_focal_det_config(cfg)
@@ -56,10 +72,9 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
             else:
                 settings.append(Setting(key, _coerced(value, known[key]), place, layer))
     problems += settle_loss_keys(cfg, settings, known)
-    if problems:
-        raise InputError(problems)
+    problems += unread_key_problems(cfg.MODEL.META_ARCHITECTURE, settings, known)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = registered_sets(cfg.DATASETS.TRAIN), registered_sets(cfg.DATASETS.TEST)
-    return cfg
+    return cfg, problems
 
 
 def leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,13 +23,14 @@ from .trainer import Trainer
 
 @dataclass(frozen=True)
 class Job:
-    """What to do: a frozen configuration whose data sets have been prepared."""
+    """What to do: a frozen configuration whose data sets have been prepared; `notes` are the warnings about it."""
 
     cfg: CfgNode
     json_datasets: tuple[JsonDataset, ...]
     eval_only: bool
     resume: bool
     processes_per_machine: int
+    notes: tuple[str, ...] = ()
 
 
 def run_job(job: Job, stopped: Any) -> None:
@@ -42,6 +43,8 @@ def run_job(job: Job, stopped: Any) -> None:
     share_cores(cfg, job.processes_per_machine)
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
     set_up_run(cfg, training=not job.eval_only)
+    if job.notes and comm.is_main_process():
+        _log().warning("Said before the start:\n" + "\n".join(job.notes))
     if job.eval_only:
         model = Trainer.build_model(cfg)
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)

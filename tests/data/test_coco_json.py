@@ -135,10 +135,12 @@ def test_boxes_that_reach_out_of_their_picture_are_noted(write):
 def test_pictures_are_opened_and_their_sizes_compared(write):
     path, folder = write(GOOD)
     (folder / "a.png").write_bytes(b"")
-    cv2.imwrite(str(folder / "b.png"), np.zeros((100, 80, 3), np.uint8))
+    cv2.imwrite(str(folder / "b.png"), np.zeros((70, 90, 3), np.uint8))
     found = problems((path, folder))
-    assert "1 of 2 pictures cannot be opened; replace them or take them out: 'a.png' (UnidentifiedImageError)" in found
-    assert "1 of 2 pictures have another size than annotated; correct width and height: 'b.png' (80, 100)" in found
+    assert "1 of 2 pictures cannot be opened or are damaged; replace them" in found
+    assert "'a.png' (UnidentifiedImageError)" in found
+    assert "1 of 2 pictures have another size than annotated; correct width and height" in found
+    assert "'b.png' 90x70, not 100x80" in found
 
 
 def test_a_picture_turned_by_its_exif_tag_has_the_size_that_detectron2_sees(write):

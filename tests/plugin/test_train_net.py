@@ -177,7 +177,8 @@ def test_preflight_says_what_the_data_are_and_writes_nothing(capsys, own_data, t
     words = [*QUICK, *own_data.write(), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
     assert main(words) == 0
     captured = capsys.readouterr()
-    assert "2 pictures, 2 with objects; boxes by class: 0 = cell (id 3): 1, 1 = plate (id 4): 1" in captured.out
+    assert "train on train_json: 2 pictures, 2 with objects, 0 without; 2 objects; 1 boxes left out" in captured.out
+    assert "0 = cell (id 3)            1         1" in captured.out
     assert "a.png annotations[1] [50, 5, 0, 30]" in captured.out
     if not torch.cuda.is_available():
         assert "NO GPU HERE" in captured.err

@@ -1,0 +1,120 @@
+"""What a run is about to do, in words: its data, schedule, disk and anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from detectron2.config import CfgNode
+
+from ..data.statistics import SetStatistics
+from ..engine.advice import checkpoints_to_come, free_bytes, gigabytes
+from ..engine.anchor_report import AnchorReport, Row
+from .described_sets import DescribedSet
+
+_CLASSES_SHOWN = 10  # without --preflight-only, which shows all
+
+
+def summary_lines(
+    cfg: CfgNode, sets: Sequence[DescribedSet], anchors: AnchorReport | None, checkpoint: int, *, full: bool
+) -> list[str]:
+    """The summary, line by line.
+
+    Args:
+        anchors: of a training, where they are known.
+        checkpoint: its size in bytes; 0 if nothing is trained.
+        full: with all classes and how well anchors reach each kind of object.
+    """
+    training = checkpoint > 0
+    lines = [*_data_lines(cfg, sets, training=training), *_class_lines(sets, full=full)]
+    if training:
+        lines += [*_schedule_lines(cfg, sets), *_disk_lines(cfg, checkpoint)]
+    if anchors:
+        lines += _anchor_lines(anchors, full=full)
+    return lines
+
+
+def _data_lines(cfg: CfgNode, sets: Sequence[DescribedSet], *, training: bool) -> Iterator[str]:
+    for described in sets:
+        content = described.content
+        role = "train on" if training and described.name in cfg.DATASETS.TRAIN else "evaluate on"
+        if content is None:
+            yield f"{role} {described.name}: {described.remark}"
+            continue
+        without = content.pictures - content.with_objects
+        told = f"{content.pictures} pictures, {content.with_objects} with objects, {without} without"
+        if without and role == "train on" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            told += ", which are filtered (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
+        told += f"; {len(content.objects.boxes)} objects"
+        told += f", {content.crowds} crowds" if content.crowds else ""
+        told += f"; {described.boxes_left_out} boxes left out" if described.boxes_left_out else ""
+        yield f"{role} {described.name}: {told}"
+
+
+def _class_lines(sets: Sequence[DescribedSet], *, full: bool) -> Iterator[str]:
+    known = {described.name: described.content for described in sets if described.content is not None}
+    if not known:
+        return
+    first = next(iter(known.values()))
+    shown = len(first.class_names) if full else min(len(first.class_names), _CLASSES_SHOWN)
+    counts = [content.instances for content in known.values()]
+    names = [f"{label} = {name} (id {category})" for label, (name, category) in _numbered(first)][:shown]
+    width, widths = max(map(len, ["class", *names])), [max(7, len(name)) for name in known]
+    yield f"{'class':{width}}  " + "  ".join(f"{n:>{w}}" for n, w in zip(known, widths, strict=True))
+    for label, name in enumerate(names):
+        numbers = "  ".join(f"{c[label]:>{w}}" for c, w in zip(counts, widths, strict=True))
+        yield f"{name:{width}}  {numbers}"
+    if shown < len(first.class_names):
+        yield f"and {len(first.class_names) - shown} more classes, which --preflight-only lists"
+
+
+def _numbered(content: SetStatistics) -> Iterator[tuple[int, tuple[str, int]]]:
+    return enumerate(zip(content.class_names, content.category_ids, strict=True))
+
+
+def _schedule_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]:
+    solver = cfg.SOLVER
+    contents = [s.content for s in sets if s.name in cfg.DATASETS.TRAIN]
+    told = f"schedule: {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} pictures"
+    if all(content is not None for content in contents):
+        used = sum(
+            content.with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else content.pictures
+            for content in contents
+            if content is not None
+        )
+        told += f" = {solver.MAX_ITER * solver.IMS_PER_BATCH / max(1, used):.1f} epochs of {used}"
+    of_one = solver.BASE_LR / solver.IMS_PER_BATCH
+    lr = f"lr {solver.BASE_LR:g}, {of_one:.2g} a picture, {solver.WARMUP_ITERS} iterations of warm-up"
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        drops = ", ".join(str(step) for step in solver.STEPS if step < solver.MAX_ITER) or "never"
+        lr += f", times {solver.GAMMA:g} at {drops}"
+    yield f"{told}; {lr}"
+    if cfg.SEED < 0:
+        yield "note: SEED is -1, so the run cannot be repeated exactly; set SEED to a number to be able to"
+
+
+def _disk_lines(cfg: CfgNode, checkpoint: int) -> Iterator[str]:
+    number = checkpoints_to_come(cfg)
+    yield (
+        f"disk: {number} checkpoints of {gigabytes(checkpoint)} to come, {gigabytes(number * checkpoint)} of the "
+        f"{gigabytes(free_bytes(cfg.OUTPUT_DIR))} free at {cfg.OUTPUT_DIR}"
+    )
+
+
+def _anchor_lines(report: AnchorReport, *, full: bool) -> Iterator[str]:
+    whole = report.whole
+    yield (
+        f"anchors: {whole.reached:.1%} of {whole.number} objects have one with IoU >= .5 at {report.shorter} px, "
+        f"{whole.near:.1%} one of .4 to .5, {whole.missed:.1%} none of .4; median side {whole.side:.0f} px"
+    )
+    if not full:
+        return
+    yield f"  {'':14}{'objects':>9}{'>= .5':>9}{'.4 to .5':>10}{'< .4':>8}{'median side':>15}"
+    yield from (_row(row) for row in report.by_size)
+    yield from (_row(row) for row in report.by_shape)
+    yield from (_row(row._replace(name=f"class {row.name}")) for row in report.worst_classes)
+    for overrides, share in report.better:
+        yield f"  {share:.1%} would have one of .5 with: {overrides}"
+
+
+def _row(row: Row) -> str:
+    return f"  {row.name:14}{row.number:9}{row.reached:9.1%}{row.near:10.1%}{row.missed:8.1%}{row.side:12.0f} px"

@@ -1,0 +1,107 @@
+"""What makes a JSON file a COCO detection file: its lists, their fields, and ids that find one another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ..errors import some
+
+_MAX_COORDINATE = 1e7  # pixels; beyond it, and for inf and NaN, a box is a mistake
+
+
+def shape_problems(raw: Any) -> list[str]:
+    """Lists and fields that a detection file needs and this one lacks, or has as another kind of value."""
+    if not isinstance(raw, dict):
+        return [f'the file holds {_in_json(raw)}; an object with "images", "annotations", "categories" is needed']
+    problems = []
+    needed: dict[str, dict[str, type]] = {
+        "images": {"id": int, "file_name": str, "width": int, "height": int},
+        "annotations": {"image_id": int, "category_id": int, "bbox": list},
+        "categories": {"id": int, "name": str},
+    }
+    for section, fields in needed.items():
+        rows = raw.get(section)
+        if not isinstance(rows, list):
+            problems.append(f'"{section}" is {"missing" if rows is None else "not a list"}')
+            continue
+        if not rows and section != "annotations":
+            problems.append(f'"{section}" is empty')
+        for place, row in enumerate(rows):
+            wrong = _wrong_field(row, fields)
+            if wrong:
+                problems.append(f"{section}[{place}]: {wrong}")
+                break  # a file with one such row mostly has thousands
+    return problems
+
+
+def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
+    if not isinstance(row, dict):
+        return f"is {_in_json(row)}, not an object"
+    for field, kind in fields.items():
+        value = row.get(field)
+        if field not in row:
+            return f'"{field}" is missing'
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f'"{field}" is {value!r}, not {_KIND_NAMES[kind]}'
+        if field in ("width", "height") and row[field] <= 0:
+            return f'"{field}" is {value}, not a size in pixels'
+    for field in ("iscrowd", "ignore"):
+        if row.get(field) not in (None, 0, 1):
+            return f'"{field}" is {row[field]!r}, not 0 or 1'
+    return None
+
+
+def _in_json(value: Any) -> str:
+    """A value's kind in JSON's own words."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+_KIND_NAMES = {int: "an integer", str: "a text", list: "a list"}
+
+
+def id_problems(raw: dict[str, Any]) -> list[str]:
+    """Ids and names that are repeated, or that nothing has."""
+    problems = []
+    for section in ("images", "categories"):
+        counts = Counter(row["id"] for row in raw[section])
+        repeated = sorted(i for i, count in counts.items() if count > 1)
+        if repeated:
+            problems.append(f"{section}: repeated {some('id', repeated)}; each needs its own")
+    image_ids, category_ids = ({row["id"] for row in raw[s]} for s in ("images", "categories"))
+    name_counts = Counter(row["name"] for row in raw["categories"])
+    repeated_names = [name for name, count in name_counts.items() if count > 1]
+    if repeated_names:
+        problems.append(f"categories: repeated {some('name', repeated_names)}; each needs its own")
+    strangers: dict[int, list[str]] = {}
+    orphans = []
+    for place, annotation in enumerate(raw["annotations"]):
+        if annotation["category_id"] not in category_ids:
+            strangers.setdefault(annotation["category_id"], []).append(annotation_name(annotation, place))
+        if annotation["image_id"] not in image_ids:
+            orphans.append(f"image_id={annotation['image_id']} ({annotation_name(annotation, place)})")
+    for category_id, names in strangers.items():
+        problems.append(
+            f"category_id={category_id} ({some('', names)}) is not in categories {sorted(category_ids)}; "
+            "add the category or correct the id"
+        )
+    if orphans:
+        problems.append(f"{some('', orphans)} not in images; add the image or remove the annotation")
+    return problems
+
+
+def number_problems(raw: dict[str, Any]) -> list[str]:
+    """Boxes that are not four numbers."""
+    wrong = [
+        f"bbox={annotation['bbox']} ({annotation_name(annotation, place)})"
+        for place, annotation in enumerate(raw["annotations"])
+        if len(annotation["bbox"]) != 4
+        or not all(isinstance(v, (int, float)) and abs(v) < _MAX_COORDINATE for v in annotation["bbox"])
+    ]
+    return [f"{some('', wrong)}: a box is four numbers [x, y, width, height] in pixels"] if wrong else []
+
+
+def annotation_name(annotation: dict[str, Any], place: int) -> str:
+    """By its id, or by its place where it has none."""
+    return f"annotation {annotation['id']}" if "id" in annotation else f"annotations[{place}]"

@@ -1,0 +1,45 @@
+"""What stands behind the name of a data set: the COCO file of a registered one, or of generated shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+
+from ..errors import InputError
+from .catalog import datasets_root
+from .coco_json import CocoFile, check_coco
+from .shapes import parse_name, shapes_files
+
+
+def read_named_set(name: str, *, pictures: bool) -> CocoFile | str:
+    """The set's annotations, checked; or, in words, why there are none to look at.
+
+    Detectron2 reads the file itself, so nothing is completed or left out by this; what is left out of the returned
+    copy, boxes without area, its loader leaves out of training as well.
+
+    Args:
+        name: of a set without `dataset_problems`.
+        pictures: also decode its pictures.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    if parse_name(name) is not None:
+        annotations, folder = shapes_files(name, datasets_root())
+        if not annotations.is_file():
+            return "generated shapes, drawn first"
+    else:
+        metadata = MetadataCatalog.get(name)
+        json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+        if json_file is None or image_root is None:
+            return "not a COCO file, so not described"
+        annotations, folder = Path(json_file), Path(image_root)
+    try:
+        raw = json.loads(annotations.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f'data set "{name}": {annotations} cannot be read ({error})') from error
+    if isinstance(raw, dict) and "annotations" not in raw:
+        return f"{len(raw.get('images', []))} pictures without annotations"  # such as COCO's test-dev
+    return check_coco(raw, annotations, folder, pictures=pictures, decode=pictures)

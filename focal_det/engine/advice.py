@@ -1,0 +1,88 @@
+"""What works and is likely not meant: warnings about schedule, learning rate and disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+
+_PAPERS_LR = 0.01 / 16  # of one picture (section 4.1)
+_MUCH = 4  # times the paper's lr: what fine-tuned weights under frozen normalisation mostly do not stand
+_BYTES = 4  # of a number in a checkpoint
+
+
+def schedule_warnings(cfg: CfgNode) -> list[str]:
+    """Steps that never happen, a warm-up that never ends, a learning rate that is likely to diverge."""
+    solver, warnings = cfg.SOLVER, []
+    longest = solver.MAX_ITER
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.STEPS and longest >= 1:
+        late = [step for step in solver.STEPS if step >= longest]
+        if late:
+            warnings.append(
+                f"SOLVER.STEPS is {tuple(solver.STEPS)}, but SOLVER.MAX_ITER {longest}: the lr never drops at "
+                f"{', '.join(map(str, late))}; set SOLVER.STEPS to fit, such as {_steps(longest)}"
+            )
+        elif max(solver.STEPS) < longest / 2:
+            warnings.append(
+                f"SOLVER.STEPS is {tuple(solver.STEPS)}: the last drop of the lr comes before half of SOLVER.MAX_ITER "
+                f"{longest}; set SOLVER.STEPS to fit, such as {_steps(longest)}"
+            )
+    if 1 <= longest <= solver.WARMUP_ITERS:
+        warnings.append(
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, but SOLVER.MAX_ITER {longest}: the lr never reaches "
+            f"SOLVER.BASE_LR; set SOLVER.WARMUP_ITERS to {longest // 10} or so"
+        )
+    if solver.IMS_PER_BATCH >= 1 and cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        times = solver.BASE_LR / solver.IMS_PER_BATCH / _PAPERS_LR
+        if times > _MUCH:
+            warnings.append(
+                f"SOLVER.BASE_LR is {solver.BASE_LR} for SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: {times:.0f} "
+                "times the paper's lr for each picture, with frozen normalisation in the backbone, which is likely to "
+                f"diverge; the paper's is SOLVER.BASE_LR {_PAPERS_LR * solver.IMS_PER_BATCH:.2g}"
+            )
+    return warnings
+
+
+def _steps(longest: int) -> str:
+    """The paper's, at 2/3 and 8/9 of the schedule, as an override."""
+    return f'"({longest * 2 // 3}, {longest * 8 // 9})"'
+
+
+def checkpoint_bytes(model: torch.nn.Module) -> int:
+    """A checkpoint's size: what the model saves, and the momentum of what is trained."""
+    saved = sum(value.numel() for value in model.state_dict().values())
+    return _BYTES * (saved + sum(p.numel() for p in model.parameters() if p.requires_grad))
+
+
+def checkpoints_to_come(cfg: CfgNode) -> int:
+    """How many more checkpoints the run will leave: one each period and the last, less those that are there."""
+    there = len(list(Path(cfg.OUTPUT_DIR).glob("model_*.pth")))
+    return max(0, cfg.SOLVER.MAX_ITER // max(1, cfg.SOLVER.CHECKPOINT_PERIOD) + 1 - there)
+
+
+def free_bytes(folder: str) -> int:
+    """Of the disk that the folder is on, or would be on."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def disk_advice(cfg: CfgNode, each: int) -> tuple[list[str], list[str]]:
+    """Warnings and problems of the space for the run's checkpoints of so many bytes each."""
+    number, free = checkpoints_to_come(cfg), free_bytes(cfg.OUTPUT_DIR)
+    needed = number * each
+    if needed <= free:
+        return [], []
+    told = (
+        f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, whose disk has {gigabytes(free)} free; {number} checkpoints of "
+        f"{gigabytes(each)} need {gigabytes(needed)}: make room, or raise SOLVER.CHECKPOINT_PERIOD"
+    )
+    return ([], [told]) if free < min(number, 2) * each else ([told], [])
+
+
+def gigabytes(number: int) -> str:
+    """So many bytes, in words."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

@@ -1,0 +1,79 @@
+"""Keys of Detectron2 that belong to other detectors: one that is set for RetinaNet would be passed over in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .loss_keys import COMMAND_LINE, Setting
+
+# The architectures that read none of the keys below, as their `from_config`, Detectron2's mapper and loaders show.
+_ARCHITECTURES = ("FocalRetinaNet", "RetinaNet")
+_GROUPS = (
+    "MODEL.ROI_",  # ROI_HEADS, ROI_BOX_HEAD, ROI_MASK_HEAD, ...
+    "MODEL.RPN.",
+    "MODEL.PROPOSAL_GENERATOR.",
+    "MODEL.SEM_SEG_HEAD.",
+    "MODEL.PANOPTIC_FPN.",
+    "DATASETS.PROPOSAL_FILES_",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_",
+)
+_KEYS = (
+    "MODEL.MASK_ON",
+    "MODEL.KEYPOINT_ON",
+    "MODEL.LOAD_PROPOSALS",
+    "MODEL.ANCHOR_GENERATOR.ANGLES",
+    "INPUT.MASK_FORMAT",
+    "TEST.KEYPOINT_OKS_SIGMAS",
+    "TEST.EXPECTED_RESULTS",
+    "SOLVER.REFERENCE_WORLD_SIZE",
+)
+_MEANT = {
+    "MODEL.ROI_HEADS.NUM_CLASSES": "set MODEL.RETINANET.NUM_CLASSES, or leave it to the data",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "set MODEL.RETINANET.SCORE_THRESH_TEST",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "set MODEL.RETINANET.NMS_THRESH_TEST",
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": "set MODEL.RETINANET.IOU_THRESHOLDS",
+    "MODEL.ROI_HEADS.IN_FEATURES": "set MODEL.RETINANET.IN_FEATURES",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "remove it, every anchor counts",
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": "remove it, every anchor counts",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": "set MODEL.RETINANET.BBOX_REG_WEIGHTS",
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": "set MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
+    "MODEL.ROI_BOX_HEAD.NORM": "set MODEL.RETINANET.NORM",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": "remove it, every anchor counts",
+    "MODEL.RPN.POSITIVE_FRACTION": "remove it, every anchor counts",
+    "MODEL.RPN.IN_FEATURES": "set MODEL.RETINANET.IN_FEATURES",
+    "MODEL.RPN.IOU_THRESHOLDS": "set MODEL.RETINANET.IOU_THRESHOLDS",
+    "MODEL.RPN.BBOX_REG_WEIGHTS": "set MODEL.RETINANET.BBOX_REG_WEIGHTS",
+    "MODEL.RPN.SMOOTH_L1_BETA": "set MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
+    "MODEL.RPN.NMS_THRESH": "set MODEL.RETINANET.NMS_THRESH_TEST",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": "set MODEL.RETINANET.TOPK_CANDIDATES_TEST, which is per level",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "set TEST.DETECTIONS_PER_IMAGE",
+    "MODEL.MASK_ON": "remove it, boxes alone are detected",
+    "MODEL.KEYPOINT_ON": "remove it, boxes alone are detected",
+    "SOLVER.REFERENCE_WORLD_SIZE": "remove it, and add --scale-lr to fit the schedule to another batch",
+}
+
+
+def unread_key_problems(architecture: str, settings: Sequence[Setting], defaults: dict[str, Any]) -> list[str]:
+    """Keys that the architecture does not read.
+
+    A saved configuration has all keys, so at their defaults they may stand in a file; in the command line never.
+
+    Args:
+        settings: in the order in which they were applied.
+        defaults: of all keys.
+    """
+    if architecture not in _ARCHITECTURES:
+        return []
+    return [
+        f"{place}: {key} is {value}, but MODEL.META_ARCHITECTURE {architecture} does not read it: "
+        + _MEANT.get(key, "remove it")
+        for key, value, place, _ in settings
+        if (key.startswith(_GROUPS) or key in _KEYS)
+        and (place == COMMAND_LINE or _plain(value) != _plain(defaults[key]))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples, as YAML gives back what was saved."""
+    return [_plain(element) for element in value] if isinstance(value, (list, tuple)) else value

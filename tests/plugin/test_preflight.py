@@ -1,0 +1,492 @@
+"""Preflight: whatever is planted is named, all in one run; what is clean raises no alarm; nothing is written."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.transforms import ResizeShortestEdge
+from PIL import Image
+
+from focal_det.cli.train import main
+from focal_det.config import add_focal_det_config
+from focal_det.data.coverage import resized
+from focal_det.data.shapes import make_shapes
+from focal_det.data.statistics import Objects
+from focal_det.engine import advice
+from focal_det.engine.anchor_report import anchor_warnings, report_anchors
+from focal_det.engine.config_file import load_config
+from focal_det.engine.job import Job
+from focal_det.engine.loss_keys import without_unread_keys
+from focal_det.engine.model_checks import build_cpu_model
+from focal_det.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+BCCD = ROOT.parent / "shared" / "data" / "bccd"
+QUICK = ["--config-file", str(ROOT / "configs/quickstart.yaml"), "DATALOADER.NUM_WORKERS", "0"]
+OF_THE_MACHINE = ("NO GPU HERE", "no bfloat16 instructions")  # warnings that are no matter of the data
+
+
+def random_coco(folder, *, pictures=30, seed=0, classes=("cell", "plate")):
+    """A clean set of noise, with boxes of all places and shapes inside their pictures."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    coco = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 3 * i + 1, "name": n} for i, n in enumerate(classes)],
+    }
+    for index in range(pictures):
+        width, height = (int(side) for side in rng.integers(60, 120, 2))
+        name = f"{index}.{('png', 'jpg')[index % 2]}"
+        cv2.imwrite(str(folder / name), rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
+        coco["images"].append({"id": index, "file_name": name, "width": width, "height": height})
+        for _ in range(4):
+            w, h = (rng.uniform(0.2, 0.5, 2) * (width, height)).round(1).tolist()
+            x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            category = 3 * int(rng.integers(len(classes))) + 1
+            annotation = {"image_id": index, "category_id": category, "bbox": [x, y, w, h]}
+            coco["annotations"].append({"id": len(coco["annotations"]) + 1, **annotation})
+    return coco
+
+
+def flags_of(train, val):
+    words = []
+    for split, (coco, folder) in (("train", train), ("val", val)):
+        path = folder.parent / f"{split}.json"
+        path.write_text(json.dumps(coco))
+        words += [f"--{split}-json", str(path), f"--{split}-images", str(folder)]
+    return words
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """Two clean sets, (contents, folder) each."""
+    return [(random_coco(tmp_path / name, seed=seed), tmp_path / name) for seed, name in enumerate(("train", "val"))]
+
+
+def warnings_in(captured):
+    return [line for line in captured.err.splitlines() if not any(known in line for known in OF_THE_MACHINE)]
+
+
+# --- clean sets ------------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_set_raises_no_alarm(capsys, clean, tmp_path):
+    words = [*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert warnings_in(captured) == []
+    lines = captured.out.splitlines()
+    assert lines[0] == "train on train_json: 30 pictures, 30 with objects, 0 without; 120 objects"
+    assert lines[1] == "evaluate on val_json: 30 pictures, 30 with objects, 0 without; 120 objects"
+    assert lines[2].split() == ["class", "train_json", "val_json"]
+    counts = [[a["category_id"] for a in coco["annotations"]].count(4) for coco, _ in clean]
+    assert lines[4].split() == ["1", "=", "plate", "(id", "4)", *map(str, counts)]
+    assert lines[5].startswith(
+        "schedule: 1000 iterations of 16 pictures = 533.3 epochs of 30; lr 0.05, 0.0031 a picture"
+    )
+    assert lines[-1] == "ready: nothing was written"
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("quickstart.yaml", []),
+        ("paper/miniature.yaml", []),
+        ("bccd.yaml", []),
+        ("retinanet_R_50_FPN_1x.yaml", []),
+        ("retinanet_X_101_32x8d_FPN_1x.yaml", []),
+        ("paper/table2.yaml", []),
+        ("detectron2_parity.yaml", []),
+    ],
+)
+def test_no_configuration_here_is_warned_of(config, words):
+    cfg = load_config(ROOT / "configs" / config, words)
+    assert advice.schedule_warnings(cfg) == []
+
+
+@pytest.mark.parametrize("rare", ["", "_rare"])
+def test_generated_shapes_raise_no_alarm(capsys, tmp_path, monkeypatch, rare):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    train, val = (f"shapes_{split}_60_192px{rare}" for split in ("train", "val"))
+    words = [*QUICK, "--preflight-only", "DATASETS.TRAIN", train, "DATASETS.TEST", val]
+    words += ["INPUT.MIN_SIZE_TRAIN", "(192,)", "OUTPUT_DIR", str(tmp_path / "output")]
+    assert main(words) == 0
+    assert f"train on {train}: generated shapes, drawn first" in capsys.readouterr().out
+    for name in (train, val):
+        make_shapes(name, tmp_path)
+    capsys.readouterr()
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert warnings_in(captured) == []
+    assert f"train on {train}: 60 pictures, 60 with objects, 0 without" in captured.out
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="BCCD is not here")
+def test_real_pictures_raise_no_alarm(capsys, tmp_path):
+    words = ["--config-file", str(ROOT / "configs/bccd.yaml"), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "o")]
+    for split, name in (("train", "train"), ("val", "test")):
+        words += [f"--{split}-json", str(BCCD / f"instances_{name}.json"), f"--{split}-images", str(BCCD / "images")]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert warnings_in(captured) == []
+    assert "left out 2 boxes without area" in captured.out  # as its README says
+
+
+# --- planted faults --------------------------------------------------------------------------------------------------
+
+
+def first_of(coco, place, **values):
+    coco["annotations"][place].update(values)
+
+
+def cut_off(folder, name):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+
+
+def turned_by_exif(folder, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(folder / name) as picture:
+        copy = picture.copy()
+    copy.save(folder / name, exif=exif)
+
+
+# Each plants a fault into (contents, folder), and says what must be read of it. All of them can stand in one set.
+FAULTS = {
+    "unknown category": (
+        lambda coco, folder: first_of(coco, 0, category_id=7),
+        "category_id=7 (annotation 1) is not in categories [1, 4]",
+    ),
+    "unknown image": (
+        lambda coco, folder: first_of(coco, 1, image_id=999),
+        "image_id=999 (annotation 2) not in images",
+    ),
+    "no box": (lambda coco, folder: first_of(coco, 2, bbox=[1, 2, 3]), "bbox=[1, 2, 3] (annotation 3): a box is four"),
+    "repeated class": (
+        lambda coco, folder: coco["categories"].append({"id": 4, "name": "cell"}),
+        "categories: repeated name cell",
+    ),
+    "repeated id": (lambda coco, folder: None, "categories: repeated id 4"),  # planted by the one before
+    "missing picture": (lambda coco, folder: (folder / "0.png").unlink(), "1 of 30 pictures are not in "),
+    "cut off": (lambda coco, folder: cut_off(folder, "1.jpg"), "'1.jpg' (truncated)"),
+    "empty file": (lambda coco, folder: (folder / "2.png").write_bytes(b""), "'2.png' (UnidentifiedImageError)"),
+    "EXIF": (lambda coco, folder: turned_by_exif(folder, "3.jpg"), "size before their EXIF rotation"),
+    "size": (lambda coco, folder: coco["images"][4].update(width=7), "1 of 30 pictures have another size"),
+}
+# Words of the command line, and what must be read of them. All of them can stand in one line.
+WRONG_WORDS = [
+    (["MODEL.RETINANET.NUM_CLASES", "2"], "unknown key MODEL.RETINANET.NUM_CLASES; did you mean"),
+    (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], "set MODEL.RETINANET.NUM_CLASSES, or leave it to the data"),
+    (["MODEL.RETINANET.NUM_CLASSES", "80"], "has 2 classes (cell, plate), MODEL.RETINANET.NUM_CLASSES is 80"),
+    (["MODEL.WEIGHTS", "nowhere.pth"], "MODEL.WEIGHTS is nowhere.pth: no such file"),
+    (["SOLVER.BASE_LR", "-1.0"], "SOLVER.BASE_LR is -1.0"),
+    (["--num-gpus", "1000"], "--num-gpus is 1000, but"),
+    (["--resume"], "--resume: no last_checkpoint in"),
+    (["--skip-bad-images", "-1"], "--skip-bad-images is -1"),
+]
+
+
+def test_every_planted_fault_is_named_in_one_run(capsys, clean, tmp_path):
+    for plant, _ in FAULTS.values():
+        plant(*clean[0])
+    words = [word for given, _ in WRONG_WORDS for word in given]
+    assert main([*QUICK, *flags_of(*clean), *words, "OUTPUT_DIR", str(tmp_path / "output")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert all(line.startswith("error: ") for line in captured.err.splitlines())
+    expected = [said for _, said in FAULTS.values()] + [said for _, said in WRONG_WORDS]
+    assert [said for said in expected if said not in captured.err] == []
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "repeated id"])
+def test_each_planted_fault_is_named_alone(capsys, clean, tmp_path, fault):
+    plant, said = FAULTS[fault]
+    plant(*clean[0])
+    assert main([*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert any(said in line for line in errors)
+    assert len(errors) <= 2  # the repeated class has two sides
+
+
+def test_corners_are_an_error_and_some_of_them_a_warning(capsys, clean, tmp_path):
+    coco, _ = clean[0]
+    words = ["--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
+    right = [annotation["bbox"] for annotation in coco["annotations"]]
+
+    def plant(share):
+        for annotation, (x, y, w, h) in zip(coco["annotations"], right, strict=True):
+            annotation["bbox"] = [x, y, x + w, y + h] if annotation["id"] % 10 < 10 * share else [x, y, w, h]
+
+    plant(1)
+    assert main([*QUICK, *flags_of(*clean), *words]) == 2
+    assert "the boxes are two corners [x1, y1, x2, y2] (XYXY stored as XYWH)" in capsys.readouterr().err
+    plant(0.4)
+    assert main([*QUICK, *flags_of(*clean), *words]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "reach out of their picture" in line]
+    share = int(line.rsplit(", as ", 1)[1].split("%")[0])
+    assert 15 < share < 40  # of the 40 % that are corners, those whose centre is in the upper left look as before
+
+
+def test_a_file_that_cannot_be_read_leaves_the_data_to_be_checked(capsys, clean):
+    FAULTS["unknown category"][0](*clean[0])
+    assert main(["--config-file", "no.yaml", *flags_of(*clean)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: config file no.yaml: no such file"
+    assert "category_id=7" in second
+
+
+def test_boxes_without_area_are_listed_five_at_a_time(capsys, clean, tmp_path):
+    for place in range(8):
+        first_of(clean[0][0], place, bbox=[1, 1, 0, 9])
+    assert main([*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "o")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("left out 8 boxes without area in their picture:")
+    assert lines[6] == "  and 3 more"
+    assert lines[7] == (
+        "train on train_json: 30 pictures, 28 with objects, 2 without, which are filtered "
+        "(DATALOADER.FILTER_EMPTY_ANNOTATIONS); 112 objects; 8 boxes left out"
+    )
+
+
+# --- leaving bad pictures out ----------------------------------------------------------------------------------------
+
+
+def test_bad_pictures_are_left_out_up_to_the_bound(capsys, clean, tmp_path):
+    for (_, folder), names in zip(clean, (["0.png", "1.jpg"], ["2.png"]), strict=True):
+        for name in names:
+            cut_off(folder, name)
+    words = [*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
+    assert main([*words, "--skip-bad-images", "1"]) == 2
+    assert "2 pictures are bad, more than --skip-bad-images 1" in capsys.readouterr().err
+    assert main([*words, "--skip-bad-images", "2"]) == 2  # two and one: the bound is for all sets together
+    assert "3 pictures of all sets are bad, more than --skip-bad-images 2" in capsys.readouterr().err
+    assert main([*words, "--skip-bad-images", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "left out 2 pictures and their 8 annotations, as --skip-bad-images allows:" in out
+    assert "'0.png' (truncated), '1.jpg' (truncated)" in out
+    assert "train on train_json: 28 pictures, 28 with objects, 0 without; 112 objects" in out
+
+
+def test_a_set_without_a_good_picture_is_refused(capsys, clean, tmp_path):
+    shutil.rmtree(clean[1][1])
+    clean[1][1].mkdir()
+    assert main([*QUICK, *flags_of(*clean), "--skip-bad-images", "30", "OUTPUT_DIR", str(tmp_path / "o")]) == 2
+    assert "--skip-bad-images 30 leaves no picture of 30" in capsys.readouterr().err
+
+
+# --- sets by name ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered(clean):
+    flags_of(*clean)  # writes them
+    names = []
+    for (_, folder), split in zip(clean, ("train", "val"), strict=True):
+        names.append(f"preflight_{split}")
+        register_coco_instances(names[-1], {}, str(folder.parent / f"{split}.json"), str(folder))
+    yield ["DATASETS.TRAIN", names[0], "DATASETS.TEST", names[1]]
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_registered_sets_are_described_and_their_pictures_checked_on_request(capsys, clean, registered, tmp_path):
+    words = [*QUICK, *registered, "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "train on preflight_train: 30 pictures, 30 with objects" in out
+    assert "1 = plate (id 4)" in out
+    cut_off(clean[0][1], "1.jpg")
+    assert main(words) == 2
+    assert "'1.jpg' (truncated)" in capsys.readouterr().err
+
+
+# --- keys that are not read ------------------------------------------------------------------------------------------
+
+
+def error_of(*words):
+    with pytest.raises(InputError) as caught:
+        load_config("", ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", *words])
+    (problem,) = caught.value.problems
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("MODEL.ROI_HEADS.NUM_CLASSES", "80", "set MODEL.RETINANET.NUM_CLASSES"),  # in the command line at the default
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5", "set MODEL.RETINANET.SCORE_THRESH_TEST"),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.3", "set MODEL.RETINANET.NMS_THRESH_TEST"),
+        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "128", "remove it, every anchor counts"),
+        ("MODEL.RPN.POST_NMS_TOPK_TEST", "10", "set TEST.DETECTIONS_PER_IMAGE"),
+        ("MODEL.MASK_ON", "True", "boxes alone are detected"),
+        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "remove it"),
+        ("DATASETS.PROPOSAL_FILES_TRAIN", "a.pkl", "remove it"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", "8", "add --scale-lr"),
+    ],
+)
+def test_a_key_of_another_detector_is_refused_with_what_is_meant(key, value, meant):
+    problem = error_of(key, value)
+    assert problem.startswith(f"command line: {key} is ")
+    assert "but MODEL.META_ARCHITECTURE FocalRetinaNet does not read it: " in problem
+    assert problem.endswith(meant) or meant in problem
+
+
+def test_a_file_may_hold_them_at_their_defaults(tmp_path):
+    cfg = get_cfg()
+    add_focal_det_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    (tmp_path / "c.yaml").write_text(without_unread_keys(cfg).dump())
+    load_config(tmp_path / "c.yaml")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    (tmp_path / "c.yaml").write_text(without_unread_keys(cfg).dump())
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "c.yaml")
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{tmp_path / 'c.yaml'}: MODEL.ROI_HEADS.NUM_CLASSES is 5")
+
+
+def test_another_architecture_may_read_them():
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES", "5"])
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 5
+
+
+# --- schedule, disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["SOLVER.STEPS", "(90, 100)"], 'the lr never drops at 100; set SOLVER.STEPS to fit, such as "(66, 88)"'),
+        (["SOLVER.STEPS", "(10, 40)"], "the last drop of the lr comes before half of SOLVER.MAX_ITER 100"),
+        (["SOLVER.WARMUP_ITERS", "100"], "the lr never reaches SOLVER.BASE_LR"),
+        (["SOLVER.BASE_LR", "0.05"], "80 times the paper's lr for each picture"),  # .05 / 1 to .01 / 16
+        (["SOLVER.BASE_LR", "0.05", "MODEL.RESNETS.NORM", "GN"], None),
+        (["SOLVER.STEPS", "()"], None),
+        (["TEST.EVAL_PERIOD", "1000"], None),
+        ([], None),
+    ],
+)
+def test_what_of_the_schedule_is_likely_not_meant(words, said):
+    base = ["SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "(60, 80)", "SOLVER.WARMUP_ITERS", "10"]
+    base += ["SOLVER.IMS_PER_BATCH", "1", "SOLVER.BASE_LR", "0.0006"]
+    found = advice.schedule_warnings(load_config("", [*base, *words]))
+    assert len(found) == (said is not None)
+    assert all(said in line for line in found)
+
+
+def test_a_checkpoint_is_as_large_as_was_said(tiny_cfg, tmp_path):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", "10", "SOLVER.CHECKPOINT_PERIOD", "4", "OUTPUT_DIR", str(tmp_path))
+    model = build_cpu_model(cfg)
+    said = advice.checkpoint_bytes(model)
+    momentum = [torch.zeros_like(p) for p in model.parameters() if p.requires_grad]
+    torch.save({"model": model.state_dict(), "optimizer": momentum}, tmp_path / "model_0000003.pth")
+    written = (tmp_path / "model_0000003.pth").stat().st_size
+    assert 0 <= written - said < 0.02 * said + 100_000  # names and places
+    # At 4 and 8, and the last at 10; the first is there.
+    assert advice.checkpoints_to_come(cfg) == 2
+
+
+@pytest.mark.parametrize(("free", "kind"), [(300, None), (299, "warning"), (199, "error")])
+def test_checkpoints_that_the_disk_does_not_hold(tiny_cfg, tmp_path, monkeypatch, free, kind):
+    monkeypatch.setattr(advice, "free_bytes", lambda folder: free * 10**6)
+    cfg = tiny_cfg("SOLVER.MAX_ITER", "10", "SOLVER.CHECKPOINT_PERIOD", "4", "OUTPUT_DIR", str(tmp_path))
+    warnings, problems = advice.disk_advice(cfg, 100 * 10**6)  # three of 100 MB
+    assert (bool(warnings), bool(problems)) == (kind == "warning", kind == "error")
+    assert all("3 checkpoints of 100 MB need 300 MB" in line for line in warnings + problems)
+
+
+def test_what_was_said_before_the_start_stands_in_the_log(capsys, clean, tmp_path, train_net):
+    for place in range(2):
+        first_of(clean[0][0], place, bbox=[1, 1, 0, 9])
+    words = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "(5,)", "SOLVER.WARMUP_ITERS", "0", "SOLVER.IMS_PER_BATCH", "1"]
+    words += ["MODEL.FPN.OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "0", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"]
+    done = train_net(*QUICK, *flags_of(*clean), *words, "OUTPUT_DIR", tmp_path / "output")
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert "warning: SOLVER.STEPS is (5,), but SOLVER.MAX_ITER 1: the lr never drops at 5" in log
+    assert "left out 2 boxes without area" in log
+
+
+def test_a_job_needs_no_notes():
+    assert Job(cfg=None, json_datasets=(), eval_only=False, resume=False, processes_per_machine=1).notes == ()
+
+
+# --- anchors ---------------------------------------------------------------------------------------------------------
+
+
+def objects_of(side, *, number=200, ratio=1.0, picture=640):
+    """So many objects of one size anywhere in square pictures; ratio: height / width."""
+    sides = np.tile(side * np.array([ratio**-0.5, ratio**0.5]), (number, 1))
+    corners = np.random.default_rng(0).uniform(0, 1, (number, 2)) * (picture - sides)
+    sizes = np.full((number, 2), float(picture))
+    return Objects(np.hstack([corners, corners + sides]), sizes, np.zeros(number, np.int64), sides.prod(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("side", "ratio", "better"),
+    [
+        (64, 1.0, None),
+        # Half the smallest anchor, 32 px: IoU at most (16 / 32)^2 = .25. One octave down covers it.
+        (16, 1.0, 'MODEL.ANCHOR_GENERATOR.SIZES "[[16], [32], [64], [128], [256]]"'),
+        # 1:4 against the anchors' 1:2, of the same area: shared 2/3 of each, IoU .55 at best, less off the grid.
+        (64, 5.0, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
+    ],
+)
+def test_objects_that_no_anchor_reaches_are_told_with_the_anchors_that_would(tiny_cfg, side, ratio, better):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)", "OUTPUT_DIR", "x")
+    report = report_anchors(cfg, build_cpu_model(cfg), objects_of(side, ratio=ratio), ["thing"])
+    warnings = anchor_warnings(report)
+    if better is None:
+        assert report.whole.reached == 1
+        assert warnings == []
+        return
+    assert report.whole.reached < 0.75
+    assert report.whole.side == pytest.approx(side, rel=0.01)
+    (warning,) = warnings
+    assert f"of boxes have no anchor with IoU >= .5 at this size, 640 px; median side {side} px; " in warning
+    assert better in warning
+    # The overrides are such that they can be appended, and give what they promise.
+    overrides, promised = next(pair for pair in report.better if better in pair[0])
+    other = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)", *shlex.split(overrides))
+    again = report_anchors(other, build_cpu_model(other), objects_of(side, ratio=ratio), ["thing"])
+    assert again.whole.reached == pytest.approx(promised)
+    assert promised > report.whole.reached + 0.03
+
+
+def test_a_larger_picture_is_proposed_too(tiny_cfg):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)")
+    report = report_anchors(cfg, build_cpu_model(cfg), objects_of(14), ["thing"])
+    assert any(overrides.startswith('INPUT.MIN_SIZE_TRAIN "(1280,)"') for overrides, _ in report.better)
+
+
+def test_rows_are_by_cocos_areas_and_by_shape(tiny_cfg):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)")
+    parts = zip(objects_of(20), objects_of(50, ratio=3.0, number=100), objects_of(200, ratio=0.3), strict=True)
+    objects = Objects(*(np.concatenate(part) for part in parts))
+    report = report_anchors(cfg, build_cpu_model(cfg), objects, ["thing"])
+    assert [(row.name, row.number) for row in report.by_size] == [("small", 200), ("medium", 100), ("large", 200)]
+    assert [(row.name, row.number) for row in report.by_shape] == [("tall", 100), ("middle", 200), ("wide", 200)]
+    for row in (report.whole, *report.by_size, *report.by_shape):
+        assert row.reached + row.near + row.missed == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("shorter", "longest"), [(800, 1333), (240, 1333), (600, 601)])
+def test_sizes_are_those_of_detectron2s_resizing(shorter, longest):
+    sizes = np.random.default_rng(0).integers(30, 3000, (200, 2))
+    theirs = [ResizeShortestEdge.get_output_shape(h, w, shorter, longest)[::-1] for w, h in sizes.tolist()]
+    found = resized(sizes.astype(float), shorter, longest)
+    assert np.abs(found - theirs).max() <= 1  # where a side falls on a half, rounding may differ
+    assert (found == theirs).mean() > 0.98
