@@ -11,7 +11,6 @@ from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, T
 from . import analyze, evaluate, export, plot, predict, reproduce
 from .common import silence_detectron2
 
-
 _COMMANDS = (predict, export, evaluate, reproduce, plot, analyze)
 
 
