@@ -51,6 +51,20 @@ def read_coco(json_file: str | os.PathLike[str], image_dir: str | os.PathLike[st
         raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
+    return check_coco(raw, path, image_dir)
+
+
+def check_coco(raw: Any, path: Path, image_dir: str | os.PathLike[str]) -> CocoFile:
+    """Check annotations in COCO's form, wherever they were read from, and complete them.
+
+    Args:
+        raw: what the file holds, or should: an object of lists.
+        path: where it was read from, for the messages.
+        image_dir: the folder that the pictures' names are relative to.
+
+    Raises:
+        InputError: with every problem found, each beginning with the path.
+    """
     problems = _shape_problems(raw)
     if problems:
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
