@@ -27,6 +27,7 @@ LAYERS = [
     ["focal_det.modeling"],
     ["focal_det.plugin"],
     ["focal_det.data"],
+    ["focal_det.inference"],
     ["focal_det.engine"],
     ["focal_det.paper"],
     ["focal_det.cli"],

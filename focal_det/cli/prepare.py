@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..data.catalog import JsonDataset, class_names, dataset_problems, prepare_shapes, write_checked_copy
-from ..data.coco_json import CocoFile, read_coco
+from ..data.coco_json import CocoFile
 from ..engine.checks import class_problems, config_problems
 from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config
 from ..engine.devices import choose_device
@@ -20,6 +20,7 @@ from ..engine.job import Job
 from ..engine.model_checks import model_problems, weights_problems
 from ..engine.schedule import scale_schedule
 from ..errors import InputError
+from .datasets import read_own_sets
 
 
 class Plan(NamedTuple):
@@ -49,10 +50,10 @@ def check(args: argparse.Namespace) -> Plan:
     if training:
         warnings += _settle_schedule(cfg, args)
     problems += _machine_problems(args)
-    json_files, json_problems = _read_json_flags(args, cfg)
-    problems += json_problems
+    json_files, own_names, own_problems = read_own_sets(args, cfg)
+    problems += own_problems
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
-    problems += dataset_problems(name for name in names if name not in _JSON_NAMES.values())
+    problems += dataset_problems(name for name in names if name not in own_names)
     problems += config_problems(cfg, num_processes=max(1, args.num_gpus * args.num_machines), training=training)
     checkpoint, resume_problems = _checkpoint_to_resume(cfg, args.resume) if training else (None, [])
     problems += resume_problems
@@ -82,10 +83,6 @@ def check(args: argparse.Namespace) -> Plan:
     return Plan(job, json_files, names)
 
 
-# Names in Detectron2's catalogue of the data sets that the flags give.
-_JSON_NAMES = {"train": "train_json", "val": "val_json"}
-
-
 def _raise_if(problems: list[str]) -> None:
     if problems:
         raise InputError(problems)
@@ -104,30 +101,6 @@ def _machine_problems(args: argparse.Namespace) -> list[str]:
     if args.eval_only and args.resume:
         problems.append("--eval-only and --resume exclude each other: name the checkpoint with MODEL.WEIGHTS")
     return problems
-
-
-def _read_json_flags(args: argparse.Namespace, cfg: CfgNode) -> tuple[dict[JsonDataset, CocoFile], list[str]]:
-    """Read the files that the flags name, and put their sets in the place of the configuration's."""
-    files: dict[JsonDataset, CocoFile] = {}
-    problems = []
-    for split, key in (("train", "TRAIN"), ("val", "TEST")):
-        json_file, image_dir = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
-        if (json_file is None) != (image_dir is None):
-            given, lacking = ("json", "images") if image_dir is None else ("images", "json")
-            problems.append(f"--{split}-{given} is given without --{split}-{lacking}; both are needed")
-        if json_file is None or image_dir is None or (split == "train" and args.eval_only):
-            continue
-        name = _JSON_NAMES[split]
-        cfg.DATASETS[key] = (name,)
-        folder = Path(cfg.OUTPUT_DIR) / ("inference/annotations" if args.eval_only else "annotations")
-        dataset = JsonDataset(name, json_file, image_dir, str(folder / f"{name}.json"))
-        try:
-            files[dataset] = read_coco(json_file, image_dir)
-            if split == "train" and all(a["iscrowd"] for a in files[dataset].coco["annotations"]):
-                problems.append(f"{json_file}: no box to train on; annotate at least one object that is no crowd")
-        except InputError as error:
-            problems += error.problems
-    return files, problems
 
 
 def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, list[str]]:

@@ -1,0 +1,52 @@
+"""The classes of a detector, which OUTPUT_DIR/classes.json keeps beside its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import InputError
+from .files import write_text_whole
+
+CLASSES_FILE = "classes.json"
+
+
+class Classes(NamedTuple):
+    """names: of the labels 0..K-1. ids: theirs in the annotation file."""
+
+    names: list[str]
+    ids: list[int]
+
+
+def write_classes(folder: Path, classes: Classes) -> None:
+    """Write `classes.json`: [{"id": 3, "name": "cell"}, ...] in the order of the labels."""
+    entries = [{"id": id_, "name": name} for name, id_ in zip(*classes, strict=True)]
+    write_text_whole(folder / CLASSES_FILE, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_classes(folder: Path) -> Classes | None:
+    """What `write_classes` wrote; None if the folder has no such file.
+
+    Raises:
+        InputError: the file does not hold that.
+    """
+    path = folder / CLASSES_FILE
+    if not path.is_file():
+        return None
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return Classes([str(entry["name"]) for entry in entries], [int(entry["id"]) for entry in entries])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f'{path}: not a list of {{"id": 1, "name": "..."}} ({error}); mend or remove it') from error
+
+
+def numbered_classes(num_classes: int) -> Classes:
+    """Where nobody says: "class 0" with id 1, and so on."""
+    return Classes([f"class {label}" for label in range(num_classes)], list(range(1, num_classes + 1)))
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
