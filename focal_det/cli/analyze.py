@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import EXIT_DONE, InputError
 from .common import add_out, make_folder
+from .datasets import add_data_flags, data_words
 
 _EPILOG = """examples:
   a run of one's own     focal-det analyze loss-cdf output/quickstart/model_final.pth
@@ -23,8 +24,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     cdf = analyses.add_parser(
         "loss-cdf",
         help="figure 4: how the loss is spread over easy and hard examples",
-        description="Stream a data set through a model; draw the cumulative distribution of its normalised loss, for "
-        "positive and negative examples, and print what share of it the hardest carry.",
+        description="Stream a data set (of the flags, else DATASETS.TEST's first) through a model; draw the cumulative "
+        "distribution of its normalised loss, for positive and negative examples, and print what share of it the "
+        "hardest carry.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -34,8 +36,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     cdf.add_argument(
         "--config-file", action="append", metavar="FILE", help="of the model (default: config.yaml beside it)"
     )
-    cdf.add_argument("--val-json", metavar="FILE", help="COCO annotations to look at (default: DATASETS.TEST's first)")
-    cdf.add_argument("--val-images", metavar="DIR", help="folder of their pictures")
+    add_data_flags(cdf, ["val"])
     cdf.add_argument("--pictures", type=int, metavar="N", help="look at the first N (default: all)")
     cdf.add_argument(
         "--gamma", type=_gammas, default=(0.0, 0.5, 1.0, 2.0), metavar="G,...", help="each >= 0 (default: 0,0.5,1,2)"
@@ -112,9 +113,7 @@ def _checked(args: argparse.Namespace) -> Any:
     if not args.config_file and not beside.is_file():
         raise InputError(f"{beside} is not there; name the model's configuration with --config-file")
     words = ["--eval-only", *(word for file in files for word in ("--config-file", file))]
-    for flag in ("--val-json", "--val-images"):
-        value = getattr(args, flag[2:].replace("-", "_"))
-        words += [flag, value] if value is not None else []
+    words += data_words(args, ["val"])
     # the checked annotations go to --out, not into the run that the model comes from
     own = ["MODEL.WEIGHTS", args.model, "OUTPUT_DIR", str(args.out)]
     plan = check(parse_arguments([*words, *args.overrides, *own]))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from .datasets import add_data_flags
+
 _EPILOG = """examples:
   train            train_net.py --config-file configs/quickstart.yaml
   your own data    train_net.py --config-file configs/bccd.yaml --train-json train.json --train-images pictures \\
                        --val-json val.json --val-images pictures OUTPUT_DIR output/mine
+  Pascal VOC       train_net.py --config-file configs/bccd.yaml --train-voc voc:train --val-voc voc:val \
+                       OUTPUT_DIR output/mine
   change a key     train_net.py --config-file configs/quickstart.yaml SOLVER.BASE_LR 0.02
   8 GPUs           train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml --num-gpus 8
   go on            train_net.py --config-file configs/quickstart.yaml --resume
@@ -54,12 +58,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="fit lr and schedule to SOLVER.IMS_PER_BATCH if that differs from the config file's",
     )
-    data = parser.add_argument_group("data sets from COCO files")
-    data.add_argument("--train-json", metavar="FILE", help="annotations to train on")
-    data.add_argument("--train-images", metavar="DIR", help="folder of their pictures")
-    data.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
-    data.add_argument("--val-images", metavar="DIR", help="folder of their pictures")
-    data.add_argument("--skip-bad-images", type=int, default=0, metavar="N", help="bad pictures to leave out, at most")
+    add_data_flags(parser)
+    parser.add_argument(
+        "--skip-bad-images", type=int, default=0, metavar="N", help="leave out up to N bad pictures (default 0)"
+    )
     scale = parser.add_argument_group("processes")
     scale.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU (default 1)")
     scale.add_argument("--num-machines", type=int, default=1, help="default 1")

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..data.catalog import JsonDataset, known_classes, prepare_shapes, write_checked_copy
-from ..data.coco_json import CocoFile, read_coco
+from ..data.coco_json import CocoFile
 from ..engine.advice import checkpoint_bytes, disk_advice, schedule_warnings
 from ..engine.anchor_report import anchor_warnings, report_anchors
 from ..engine.checks import class_problems, config_problems
@@ -24,6 +24,7 @@ from ..engine.model_checks import build_cpu_model, model_problems, weights_probl
 from ..engine.schedule import scale_schedule
 from ..errors import InputError
 from ..inference.classes import Classes, numbered_classes, write_classes
+from .datasets import read_own_sets
 from .described_sets import DescribedSet, objects_to_train_on, read_sets
 from .summary import summary_lines
 
@@ -64,15 +65,15 @@ def check(args: argparse.Namespace) -> Plan:
     try:
         cfg, problems = read_config(args.config_file, args.overrides)
     except InputError as error:  # of the data that flags name something can still be said
-        problems = [*error.problems, *_flag_problems(args), *_read_json_flags(args, load_config(""))[1]]
+        problems = [*error.problems, *_flag_problems(args), *read_own_sets(args, load_config(""))[2]]
         raise InputError(problems) from error
     training = not args.eval_only
     warnings, device_problems = choose_device(cfg, args.num_gpus)
     if training and not problems:
         warnings += [*_settle_schedule(cfg, args), *schedule_warnings(cfg)]
-    json_files, json_problems = _read_json_flags(args, cfg)
+    json_files, own_names, own_problems = read_own_sets(args, cfg)
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
-    sets, set_problems = read_sets(names, json_files, _JSON_NAMES.values(), pictures=args.preflight_only)
+    sets, set_problems = read_sets(names, json_files, own_names, pictures=args.preflight_only)
     left_out = sum(file.pictures_left_out for file in json_files.values())
     if left_out > max(0, args.skip_bad_images):
         set_problems.append(
@@ -85,7 +86,7 @@ def check(args: argparse.Namespace) -> Plan:
     of_classes = _settle_classes(cfg, sets)
     problems = [
         *(*value_problems, *device_problems, *_flag_problems(args)),
-        *(*json_problems, *set_problems, *resume_problems, *of_classes),
+        *(*own_problems, *set_problems, *resume_problems, *of_classes),
     ]
     if not value_problems:  # else the parts trip over the same
         problems += model_problems(_with_classes(cfg))
@@ -122,10 +123,6 @@ def check(args: argparse.Namespace) -> Plan:
     return Plan(job, json_files, names)
 
 
-# Names in Detectron2's catalogue of the data sets that the flags give.
-_JSON_NAMES = {"train": "train_json", "val": "val_json"}
-
-
 def _raise_if(problems: list[str]) -> None:
     if problems:
         raise InputError(problems)
@@ -146,32 +143,6 @@ def _flag_problems(args: argparse.Namespace) -> list[str]:
     if args.skip_bad_images < 0:
         problems.append(f"--skip-bad-images is {args.skip_bad_images}; it must be 0 or more")
     return problems
-
-
-def _read_json_flags(args: argparse.Namespace, cfg: CfgNode) -> tuple[dict[JsonDataset, CocoFile], list[str]]:
-    """Read the files that the flags name, and put their sets in the place of the configuration's."""
-    files: dict[JsonDataset, CocoFile] = {}
-    problems = []
-    for split, key in (("train", "TRAIN"), ("val", "TEST")):
-        json_file, image_dir = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
-        if (json_file is None) != (image_dir is None):
-            given, lacking = ("json", "images") if image_dir is None else ("images", "json")
-            problems.append(f"--{split}-{given} is given without --{split}-{lacking}; both are needed")
-        if json_file is None or image_dir is None or (split == "train" and args.eval_only):
-            continue
-        name = _JSON_NAMES[split]
-        cfg.DATASETS[key] = (name,)
-        folder = Path(cfg.OUTPUT_DIR) / ("inference/annotations" if args.eval_only else "annotations")
-        dataset = JsonDataset(name, json_file, image_dir, str(folder / f"{name}.json"))
-        try:
-            files[dataset] = read_coco(
-                json_file, image_dir, decode=args.preflight_only, skip_bad_images=args.skip_bad_images
-            )
-            if split == "train" and all(a["iscrowd"] for a in files[dataset].coco["annotations"]):
-                problems.append(f"{json_file}: no box to train on; annotate at least one object that is no crowd")
-        except InputError as error:
-            problems += error.problems
-    return files, problems
 
 
 def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, list[str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError
 from ..paper.tables import SCALES, default_out, find_rows, find_table, list_tables, load_tables
 from .common import folder_name
+from .datasets import USES, add_data_flags, data_words, entries_of
 
 if TYPE_CHECKING:
     from ..paper.runs import Plan
@@ -52,13 +53,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="of each training (default 1)")
     parser.add_argument("--out", type=folder_name, metavar="DIR", help="default: output/reproduce/<scale>")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and an estimate, and stop")
-    data = parser.add_argument_group("your own COCO files instead of the table's data sets")
-    for flag, metavar in _DATA_FLAGS.items():
-        data.add_argument(flag, metavar=metavar)
+    add_data_flags(parser)
     parser.set_defaults(run=_reproduce)
-
-
-_DATA_FLAGS = {"--train-json": "FILE", "--train-images": "DIR", "--val-json": "FILE", "--val-images": "DIR"}
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -89,11 +85,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         raise InputError("name a table; --list shows them")
     if args.num_gpus < 1:
         raise InputError(f"--num-gpus {args.num_gpus} must be at least 1")
-    values = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in _DATA_FLAGS}
-    given = {flag: value for flag, value in values.items() if value is not None}
-    if given and len(given) < len(values):
-        missing = ", ".join(flag for flag in values if flag not in given)
-        raise InputError(f"{', '.join(given)} without {missing}: all four are needed")
+    _check_data_flags(args)
     table = find_table(args.table)
     rows = find_rows(table, args.rows)
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
@@ -105,7 +97,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         seeds=args.seeds,
         out=args.out or default_out(args.scale),
         num_gpus=args.num_gpus,
-        data_flags=tuple(word for pair in given.items() for word in pair),
+        data_flags=tuple(data_words(args)),
         overrides=tuple(args.overrides),
     )
     plan = plan_table(table, rows, options)
@@ -126,6 +118,21 @@ def _reproduce(args: argparse.Namespace) -> int:
     if stopped:
         print("stopped; the same command goes on", file=sys.stderr)
     return EXIT_STOPPED if stopped else EXIT_FAULT
+
+
+def _check_data_flags(args: argparse.Namespace) -> None:
+    """Raise an InputError for flags without their partner: COCO files without folders, training without evaluation."""
+    found = {use: entries_of(args, use, ()) for use in USES}
+    problems = [problem for _, of_use in found.values() for problem in of_use]
+    given = [use for use in USES if found[use][0]]
+    if len(given) == 1 and not problems:
+        lacking = next(use for use in USES if use not in given)
+        problems = [
+            f"--{given[0]}-json or --{given[0]}-voc without --{lacking}-json or --{lacking}-voc: sets to train on and "
+            "to evaluate on are both needed"
+        ]
+    if problems:
+        raise InputError(problems)
 
 
 def _check_first(plan: Plan) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,13 +22,14 @@ from ..errors import InputError
 from .coco_json import CocoFile
 from .coco_splits import SPLITS, missing_files
 from .shapes import CLASSES, datasets_root, make_shapes, parse_name, shapes_files
+from .sources import FORMS, parse_source
 
 
 class JsonDataset(NamedTuple):
-    """A COCO file given on the command line.
+    """A set of the user's own, given by a flag or by place in DATASETS.
 
     name: in the catalogue.
-    json_file, image_dir: as given.
+    json_file, image_dir: as given; for Pascal VOC its folder with the split, and that of its pictures.
     checked_copy: where its checked and completed annotations stand for Detectron2 to read.
     """
 
@@ -82,6 +84,8 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
     coco: list[str] = []
     for name in names:
         try:
+            if parse_source("train", name) is not None:  # by place: whoever reads it checks it
+                continue
             if parse_name(name) is not None:
                 if not shapes_files(name, datasets_root())[0].is_file() and not is_writable(datasets_root()):
                     problems.append(
@@ -93,12 +97,7 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
             problems.append(str(error))
             continue
         if name not in DatasetCatalog.list():
-            close = difflib.get_close_matches(name, [*DatasetCatalog.list(), *SPLITS], n=1)
-            hint = f' did you mean "{close[0]}"?' if close else ""
-            problems.append(
-                f'data set "{name}" is not registered;{hint} For your own COCO file use --train-json FILE '
-                "--train-images DIR --val-json FILE --val-images DIR"
-            )
+            problems.append(_not_registered(name))
             continue
         metadata = MetadataCatalog.get(name)
         paths = [metadata.get(kind) for kind in ("json_file", "image_root") if metadata.get(kind) is not None]
@@ -112,6 +111,22 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
             if not os.path.exists(path)
         ]
     return problems + missing_files(coco)
+
+
+def _not_registered(name: str) -> str:
+    flag = re.fullmatch(r"(train|val)_(json|voc)(_\d+)?", name)
+    if flag:
+        return (
+            f'data set "{name}" is what a flag or DATASETS gave an earlier run by its place; give the place again, by '
+            f"--{flag[1]}-{flag[2]} or in DATASETS as {FORMS}"
+        )
+    close = difflib.get_close_matches(name, [*DatasetCatalog.list(), *SPLITS], n=1)
+    hint = f' did you mean "{close[0]}"?' if close else ""
+    return (
+        f'data set "{name}" is not registered;{hint} For your own pictures use --train-json FILE --train-images DIR '
+        "--val-json FILE --val-images DIR, or --train-voc DIR:SPLIT --val-voc DIR:SPLIT, or in DATASETS "
+        f"{FORMS}"
+    )
 
 
 def is_writable(folder: Path) -> bool:

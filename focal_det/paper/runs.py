@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from ..data.sources import name_sources, parse_source
 from ..engine.config_file import key_value_pairs, leaves, load_config
 from ..errors import InputError
 from .results import Record, Status, has_trained, read_metrics, read_record
@@ -35,7 +36,7 @@ class Options:
     seeds: each a training of every row.
     out: the folder of everything.
     num_gpus: processes of a training.
-    data_flags: FLAG PATH ... of train_net.py, for the user's own COCO files.
+    data_flags: FLAG PATH ... of train_net.py, for the user's own data sets.
     overrides: KEY VALUE ... by hand, on top of every row's.
     """
 
@@ -55,6 +56,7 @@ class Run:
     folder: its OUTPUT_DIR.
     words: the command line behind train_net.py.
     iterations: of its schedule.
+    test_set: the first that it is evaluated on.
     config: the row's configuration by dotted key, without seed, folder and backbone's file, and the data's flags.
     """
 
@@ -62,6 +64,7 @@ class Run:
     folder: Path
     words: tuple[str, ...]
     iterations: int
+    test_set: str
     config: Mapping[str, Any] = field(repr=False, hash=False, compare=False)
 
     @cached_property
@@ -76,7 +79,7 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """See `read_metrics`."""
-        return read_metrics(self.folder, iterations=self.iterations, test_sets=self.config["DATASETS.TEST"])
+        return read_metrics(self.folder, iterations=self.iterations, test_sets=[self.test_set])
 
     @property
     def status(self) -> Status | None:
@@ -209,9 +212,21 @@ def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
     words += [*options.data_flags, *owner.words(options.scale), *options.overrides]
     words += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
     words += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    paths = [str(Path(word).absolute()) for word in options.data_flags[1::2]]
-    config = {_DATA: " ".join(paths), **_by_key(cfg)}
-    return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, config)
+    flags = zip(options.data_flags[::2], options.data_flags[1::2], strict=True)
+    data = " ".join(f"{flag} {Path(path).absolute()}" for flag, path in flags)
+    test_set = _first_test_set(cfg, options.data_flags)
+    return Run(
+        f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, test_set, {_DATA: data, **_by_key(cfg)}
+    )
+
+
+def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:
+    """The name that the first set to evaluate on has in a run's metrics, where there are several."""
+    for kind in ("json", "voc"):
+        if f"--val-{kind}" in data_flags:
+            return f"val_{kind}"
+    names, _ = name_sources(parse_source("val", text) or text for text in cfg.DATASETS.TEST)
+    return names[0] if names else ""
 
 
 def _backbone_file(cfg: CfgNode, options: Options) -> Path | None:
@@ -234,7 +249,8 @@ def _backbone_run(cfg: CfgNode, file: Path, options: Options) -> Run:
     words += ["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else []
     words += [*own, "OUTPUT_DIR", str(folder)]
     resolved = load_config(ROOT / config, [*own, "OUTPUT_DIR", ""])
-    return Run(f"backbone {file.stem}", folder, tuple(words), resolved.SOLVER.MAX_ITER, _by_key(resolved))
+    test_set = _first_test_set(resolved, ())
+    return Run(f"backbone {file.stem}", folder, tuple(words), resolved.SOLVER.MAX_ITER, test_set, _by_key(resolved))
 
 
 def _shortest(path: Path) -> Path:

@@ -1,0 +1,151 @@
+"""Data sets of the user's own, as flags and DATASETS name them, read and checked. Needs no Detectron2."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ..errors import InputError
+from .coco_json import CocoFile, read_coco
+from .voc import VocSet, check_voc, read_voc
+
+Use = Literal["train", "val"]
+# Taken of a VOC folder where no split is named.
+_USUAL_SPLITS: Mapping[Use, tuple[str, ...]] = {"train": ("train",), "val": ("val", "test")}
+FORMS = "'coco:FILE.json:IMAGES' or 'voc:DIR:SPLIT'"  # in DATASETS
+
+
+class Source(NamedTuple):
+    """Where a set stands.
+
+    use: what it is for.
+    kind: "json", COCO's annotation file, or "voc".
+    path: the file, or VOC's folder.
+    detail: the folder of pictures, or VOC's split; None for the usual one.
+    """
+
+    use: Use
+    kind: Literal["json", "voc"]
+    path: str
+    detail: str | None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.detail}" if self.kind == "voc" and self.detail else self.path
+
+
+class OwnSet(NamedTuple):
+    """A set that was read and checked.
+
+    place: the annotation file, or VOC's folder with the split that was taken.
+    image_dir: the folder of its pictures.
+    """
+
+    place: str
+    image_dir: str
+    file: CocoFile
+
+
+def voc_source(use: Use, text: str) -> Source:
+    """DIR[:SPLIT]; a folder of that very name comes first."""
+    folder, colon, split = text.rpartition(":")
+    if not colon or os.path.isdir(text):
+        return Source(use, "voc", text, None)
+    return Source(use, "voc", folder, split)
+
+
+def parse_source(use: Use, text: str) -> Source | None:
+    """What an entry of DATASETS says, if it is one of FORMS; None for a registered set's name.
+
+    Raises:
+        InputError: "coco:" without one of its two parts.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "voc":
+        return voc_source(use, rest)
+    if kind != "coco":
+        return None
+    json_file, _, image_dir = rest.rpartition(":")
+    if not json_file or not image_dir:
+        raise InputError(f"data set {text!r}: the folder of its pictures is missing; write 'coco:FILE.json:IMAGES'")
+    return Source(use, "json", json_file, image_dir)
+
+
+def name_sources(entries: Iterable[Source | str]) -> tuple[tuple[str, ...], dict[str, Source]]:
+    """Names for the catalogue: train_json, train_json_2, ..., val_voc, ...; a registered set keeps its own.
+
+    Returns:
+        The names of all entries, and the sources by their names.
+    """
+    names: list[str] = []
+    sources: dict[str, Source] = {}
+    for entry in entries:
+        if isinstance(entry, str):
+            names.append(entry)
+            continue
+        before = sum((other.use, other.kind) == (entry.use, entry.kind) for other in sources.values())
+        names.append(f"{entry.use}_{entry.kind}" + (f"_{before + 1}" if before else ""))
+        sources[names[-1]] = entry
+    return tuple(names), sources
+
+
+def read_sources(
+    sources: Mapping[str, Source],
+    *,
+    also: Sequence[Source] = (),
+    class_names: Sequence[str] | None = None,
+    decode: bool = False,
+    skip_bad_images: int = 0,
+) -> tuple[dict[str, OwnSet], list[str]]:
+    """Read and check sets. The files of VOC sets do not number their classes, so all of a run get one order.
+
+    Args:
+        sources: by the sets' names.
+        also: VOC sets that are not wanted themselves, but whose classes count.
+        class_names: of the labels, for the VOC sets; by default those of the first COCO file if it has all of VOC's
+            classes, else the sorted names over all VOC sets.
+        decode, skip_bad_images: see `read_coco`.
+
+    Returns:
+        The sets by name, and every problem of those that are left out.
+    """
+    checks: dict[str, Any] = {"decode": decode, "skip_bad_images": skip_bad_images}
+    problems: list[str] = []
+    found: dict[str, OwnSet] = {}
+    voc_sets: dict[str, VocSet] = {}
+    others: list[VocSet] = []
+    for name, source in [*sources.items(), *((None, source) for source in also)]:
+        try:
+            if source.kind == "json":
+                assert name is not None
+                image_dir = source.detail or ""
+                found[name] = OwnSet(source.path, image_dir, read_coco(source.path, image_dir, **checks))
+                continue
+            voc = read_voc(source.path, source.detail, _USUAL_SPLITS[source.use])
+            if name is None:
+                others.append(voc)
+            else:
+                voc_sets[name] = voc
+        except InputError as error:
+            problems += error.problems
+    if class_names is None:
+        class_names = _order_of_classes([*voc_sets.values(), *others], [own.file for own in found.values()])
+    for name, voc in voc_sets.items():
+        try:
+            found[name] = OwnSet(str(voc.place), str(voc.image_dir), check_voc(voc, class_names, **checks))
+        except InputError as error:
+            problems += error.problems
+    return {name: found[name] for name in sources if name in found}, problems
+
+
+def _order_of_classes(voc_sets: Iterable[VocSet], coco_files: Sequence[CocoFile]) -> list[str]:
+    names = sorted(set().union(*(voc.class_names for voc in voc_sets)))
+    if coco_files and set(names) <= set(coco_files[0].class_names):
+        return coco_files[0].class_names
+    return names
+
+
+def untrained_pictures(coco_file: CocoFile) -> int:
+    """Pictures without an object to train on, which Detectron2 leaves out if DATALOADER.FILTER_EMPTY_ANNOTATIONS."""
+    with_objects = {a["image_id"] for a in coco_file.coco["annotations"] if not a["iscrowd"]}
+    return sum(image["id"] not in with_objects for image in coco_file.coco["images"])
