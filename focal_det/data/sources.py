@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import InputError
 from .coco_json import CocoFile, read_coco
@@ -90,7 +90,11 @@ def name_sources(entries: Iterable[Source | str]) -> tuple[tuple[str, ...], dict
 
 
 def read_sources(
-    sources: Mapping[str, Source], *, also: Sequence[Source] = (), class_names: Sequence[str] | None = None
+    sources: Mapping[str, Source],
+    *,
+    also: Sequence[Source] = (),
+    class_names: Sequence[str] | None = None,
+    **picture_checks: Any,
 ) -> tuple[dict[str, OwnSet], list[str]]:
     """Read and check sets. The files of VOC sets do not number their classes, so all of a run get one order.
 
@@ -99,6 +103,7 @@ def read_sources(
         also: VOC sets that are not wanted themselves, but whose classes count.
         class_names: of the labels, for the VOC sets; by default those of the first COCO file if it has all of VOC's
             classes, else the sorted names over all VOC sets.
+        picture_checks: keyword arguments of `check_coco`.
 
     Returns:
         The sets by name, and every problem of those that are left out.
@@ -112,7 +117,7 @@ def read_sources(
             if source.kind == "json":
                 assert name is not None
                 image_dir = source.detail or ""
-                found[name] = OwnSet(source.path, image_dir, read_coco(source.path, image_dir))
+                found[name] = OwnSet(source.path, image_dir, read_coco(source.path, image_dir, **picture_checks))
                 continue
             voc = read_voc(source.path, source.detail, _USUAL_SPLITS[source.use])
             if name is None:
@@ -125,7 +130,7 @@ def read_sources(
         class_names = _order_of_classes([*voc_sets.values(), *others], [own.file for own in found.values()])
     for name, voc in voc_sets.items():
         try:
-            found[name] = OwnSet(str(voc.place), str(voc.image_dir), check_voc(voc, class_names))
+            found[name] = OwnSet(str(voc.place), str(voc.image_dir), check_voc(voc, class_names, **picture_checks))
         except InputError as error:
             problems += error.problems
     return {name: found[name] for name in sources if name in found}, problems
@@ -136,9 +141,3 @@ def _order_of_classes(voc_sets: Iterable[VocSet], coco_files: Sequence[CocoFile]
     if coco_files and set(names) <= set(coco_files[0].class_names):
         return coco_files[0].class_names
     return names
-
-
-def untrained_pictures(coco_file: CocoFile) -> int:
-    """Pictures without an object to train on, which Detectron2 leaves out if DATALOADER.FILTER_EMPTY_ANNOTATIONS."""
-    with_objects = {a["image_id"] for a in coco_file.coco["annotations"] if not a["iscrowd"]}
-    return sum(image["id"] not in with_objects for image in coco_file.coco["images"])
