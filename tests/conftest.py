@@ -4,6 +4,7 @@ import importlib.util
 import os
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -41,3 +42,29 @@ def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+OBJECT = (
+    "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>{}</object>"
+)
+
+
+@pytest.fixture
+def write_voc(tmp_path):
+    """Writes a Pascal VOC folder of grey pictures of 100 x 80 px."""
+
+    def write(annotations, folder="voc", **splits):
+        """annotations: by picture, objects (class, xmin, ymin, xmax, ymax[, more XML]); splits: their pictures."""
+        folder = tmp_path / folder
+        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (folder / part).mkdir(parents=True)
+        for name, objects in annotations.items():
+            body = "".join(OBJECT.format(*thing[:5], "".join(thing[5:])) for thing in objects)
+            size = "<size><width>100</width><height>80</height><depth>3</depth></size>"
+            (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{body}</annotation>")
+            cv2.imwrite(str(folder / "JPEGImages" / f"{name}.jpg"), np.full((80, 100, 3), 128, np.uint8))
+        for split, names in splits.items():
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+        return folder
+
+    return write

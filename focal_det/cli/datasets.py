@@ -15,7 +15,6 @@ from ..data.sources import (
     name_sources,
     parse_source,
     read_sources,
-    untrained_pictures,
     voc_source,
 )
 from ..errors import InputError
@@ -111,8 +110,6 @@ def read_own_sets(args: argparse.Namespace, cfg: Any) -> tuple[dict[Any, CocoFil
     trained = {name: own for name, own in sets.items() if sources[name].use == "train"}
     if trained.keys() == set(cfg.DATASETS.TRAIN):
         problems += _nothing_to_train_on(trained.values())
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        sets |= {name: _with_untrained(own) for name, own in trained.items()}
     folder = Path(cfg.OUTPUT_DIR) / ("inference/annotations" if args.eval_only else "annotations")
     files = {
         JsonDataset(name, own.place, own.image_dir, str(folder / f"{name}.json")): own.file
@@ -138,15 +135,3 @@ def _nothing_to_train_on(sets: Collection[OwnSet]) -> list[str]:
     if len(places) < len(sets):
         return []
     return [f"{', '.join(places)}: no box to train on; annotate at least one object that is no crowd and not difficult"]
-
-
-def _with_untrained(own: OwnSet) -> OwnSet:
-    """With a note of how many of its pictures Detectron2's loader will leave out."""
-    left_out, all_of_them = untrained_pictures(own.file), len(own.file.coco["images"])
-    if not left_out:
-        return own
-    note = (
-        f"{own.place}: {left_out} of {all_of_them} pictures have no object and are not trained on; "
-        "DATALOADER.FILTER_EMPTY_ANNOTATIONS False trains on them too"
-    )
-    return own._replace(file=own.file._replace(notes=[*own.file.notes, note]))

@@ -142,6 +142,16 @@ def is_writable(folder: Path) -> bool:
         return False
 
 
+def registered_files(name: str) -> tuple[str, str] | None:
+    """COCO annotation file and folder of pictures of a registered set or of generated shapes; None if it has none."""
+    if parse_name(name) is not None:
+        annotations, images = shapes_files(name, datasets_root())
+        return str(annotations), str(images)
+    metadata = MetadataCatalog.get(name)
+    files = metadata.get("json_file"), metadata.get("image_root")
+    return None if None in files else (str(files[0]), str(files[1]))
+
+
 def class_names(name: str) -> list[str] | None:
     """The classes of a registered set or of generated shapes, in the labels' order; None if it does not say."""
     if parse_name(name) is not None:

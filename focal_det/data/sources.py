@@ -94,8 +94,7 @@ def read_sources(
     *,
     also: Sequence[Source] = (),
     class_names: Sequence[str] | None = None,
-    decode: bool = False,
-    skip_bad_images: int = 0,
+    **picture_checks: Any,
 ) -> tuple[dict[str, OwnSet], list[str]]:
     """Read and check sets. The files of VOC sets do not number their classes, so all of a run get one order.
 
@@ -104,12 +103,11 @@ def read_sources(
         also: VOC sets that are not wanted themselves, but whose classes count.
         class_names: of the labels, for the VOC sets; by default those of the first COCO file if it has all of VOC's
             classes, else the sorted names over all VOC sets.
-        decode, skip_bad_images: see `read_coco`.
+        picture_checks: keyword arguments of `check_coco`.
 
     Returns:
         The sets by name, and every problem of those that are left out.
     """
-    checks: dict[str, Any] = {"decode": decode, "skip_bad_images": skip_bad_images}
     problems: list[str] = []
     found: dict[str, OwnSet] = {}
     voc_sets: dict[str, VocSet] = {}
@@ -119,7 +117,7 @@ def read_sources(
             if source.kind == "json":
                 assert name is not None
                 image_dir = source.detail or ""
-                found[name] = OwnSet(source.path, image_dir, read_coco(source.path, image_dir, **checks))
+                found[name] = OwnSet(source.path, image_dir, read_coco(source.path, image_dir, **picture_checks))
                 continue
             voc = read_voc(source.path, source.detail, _USUAL_SPLITS[source.use])
             if name is None:
@@ -132,7 +130,7 @@ def read_sources(
         class_names = _order_of_classes([*voc_sets.values(), *others], [own.file for own in found.values()])
     for name, voc in voc_sets.items():
         try:
-            found[name] = OwnSet(str(voc.place), str(voc.image_dir), check_voc(voc, class_names, **checks))
+            found[name] = OwnSet(str(voc.place), str(voc.image_dir), check_voc(voc, class_names, **picture_checks))
         except InputError as error:
             problems += error.problems
     return {name: found[name] for name in sources if name in found}, problems
@@ -143,9 +141,3 @@ def _order_of_classes(voc_sets: Iterable[VocSet], coco_files: Sequence[CocoFile]
     if coco_files and set(names) <= set(coco_files[0].class_names):
         return coco_files[0].class_names
     return names
-
-
-def untrained_pictures(coco_file: CocoFile) -> int:
-    """Pictures without an object to train on, which Detectron2 leaves out if DATALOADER.FILTER_EMPTY_ANNOTATIONS."""
-    with_objects = {a["image_id"] for a in coco_file.coco["annotations"] if not a["iscrowd"]}
-    return sum(image["id"] not in with_objects for image in coco_file.coco["images"])

@@ -1,0 +1,257 @@
+"""Pascal VOC's folders: the same boxes as in COCO's form, and every fault named with its file."""
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from focal_det.data.coco_json import read_coco
+from focal_det.data.sources import Source, parse_source, read_sources, voc_source
+from focal_det.data.voc import check_voc, read_voc
+from focal_det.errors import InputError
+
+BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
+CATS = {"a": [("cat", 1, 1, 100, 80)], "b": [("dog", 11, 21, 30, 60), ("cat", 5, 5, 5, 5)], "c": []}
+
+
+def read(folder, split=None, **more):
+    voc = read_voc(folder, split, **more)
+    return check_voc(voc, sorted(voc.class_names)).coco
+
+
+def problems(function, *arguments):
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    return "\n".join(caught.value.problems)
+
+
+def test_corners_count_from_1_and_belong_to_the_box(write_voc):
+    coco = read(write_voc(CATS, train=CATS))
+    # 1..100 of 100 pixels is the whole width; 11..30 are the 20 pixels from coordinate 10 on; 5..5 is one pixel.
+    assert [a["bbox"] for a in coco["annotations"]] == [[0, 0, 100, 80], [10, 20, 20, 40], [4, 4, 1, 1]]
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in coco["annotations"]] == [
+        (1, 1, 1),
+        (2, 2, 2),
+        (3, 2, 1),
+    ]
+    assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert [(i["id"], i["file_name"], i["width"], i["height"]) for i in coco["images"]] == [
+        (n + 1, f"{name}.jpg", 100, 80) for n, name in enumerate("abc")
+    ]
+
+
+def test_difficult_objects_are_crowds_to_coco(write_voc):
+    things = [("cat", 1, 1, 9, 9, f"<difficult>{d}</difficult>") for d in (0, 1)]
+    coco = read(write_voc({"a": things}, train="a"))
+    assert [a["iscrowd"] for a in coco["annotations"]] == [0, 1]
+
+
+def test_splits_are_taken_in_their_order_and_by_their_usual_names(write_voc):
+    folder = write_voc(CATS, train="ba", val="c", test="a")
+    assert [i["file_name"] for i in read(folder)["images"]] == ["b.jpg", "a.jpg"]
+    assert [p.file_name for p in read_voc(folder, None, ("val", "test")).pictures] == ["c.jpg"]
+    assert [p.file_name for p in read_voc(folder, "test").pictures] == ["a.jpg"]
+    assert read_voc(folder, None).notes == [f"{folder}: took split train, 2 pictures"]
+
+
+def test_without_splits_all_annotations_are_taken_and_it_is_said(write_voc):
+    found = read_voc(write_voc(CATS), None)
+    assert [p.annotation for p in found.pictures] == ["a.xml", "b.xml", "c.xml"]
+    assert "so all 3 annotations were taken" in found.notes[0]
+
+
+def test_annotations_beside_their_pictures(tmp_path, write_voc):
+    folder = write_voc(CATS)
+    for path in (*folder.glob("Annotations/*"), *folder.glob("JPEGImages/*")):
+        path.rename(tmp_path / path.name)
+    assert len(read(tmp_path)["images"]) == 3
+
+
+def test_a_size_that_is_missing_comes_from_the_picture_upright(write_voc):
+    folder = write_voc({"a": [("cat", 1, 1, 9, 9)], "b": []})
+    for name, size in (("a", ""), ("b", "<size><width>0</width><height>0</height></size>")):
+        path = folder / "Annotations" / f"{name}.xml"
+        path.write_text(re.sub("<size>.*</size>", size, path.read_text()))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (60, 70)).save(folder / "JPEGImages" / "b.jpg", exif=exif)
+    assert [(i["width"], i["height"]) for i in read(folder)["images"]] == [(100, 80), (70, 60)]
+
+
+def test_pictures_of_other_formats_and_names_are_found(write_voc):
+    folder = write_voc({"a": [("cat", 1, 1, 9, 9)], "b": [], "c": []})
+    pictures = folder / "JPEGImages"
+    (pictures / "a.jpg").rename(pictures / "a.PNG")
+    (pictures / "b.jpg").rename(pictures / "other.jpg")
+    for name, given in (("b", r"C:\work\other.jpg"), ("c", "c.jpg")):
+        path = folder / "Annotations" / f"{name}.xml"
+        path.write_text(path.read_text().replace("<annotation>", f"<annotation><filename>{given}</filename>"))
+    cv2.imwrite(str(pictures / "c.png"), np.zeros((80, 100, 3), np.uint8))  # beside c.jpg
+    assert [i["file_name"] for i in read(folder)["images"]] == ["a.PNG", "other.jpg", "c.jpg"]
+
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        (BOMB, "has a <!DOCTYPE>, which is refused since it may define entities; take it out: b.xml"),
+        (BOMB.encode("utf-16"), "has a <!DOCTYPE>"),
+        ('<!DOCTYPE x SYSTEM "file:///etc/hostname"><annotation/>', "has a <!DOCTYPE>"),
+        ("<annotation>", "cannot be read as XML; correct the file or take it out: b.xml (no element found"),
+        ("", "cannot be read as XML"),
+        (b"\xff\xff", "cannot be read as XML"),
+        ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "cannot be read as XML"),
+        ("<html/>", "its first tag must be <annotation>: b.xml (<html>)"),
+        ("{cat}{10}{10}{x}{20}", "a <bndbox> needs four numbers"),
+        ("{cat}{10}{10}{nan}{20}", "b.xml object 1 (xmax is 'nan')"),
+        ("{cat}{10}{10}{1e999}{20}", "b.xml object 1 (xmax is '1e999')"),
+        ("<annotation><object><name>x</name></object></annotation>", "xmin is '', ymin is '', xmax is '', ymax is ''"),
+        ("{ }{10}{10}{20}{20}", "an object without <name>; add its class: b.xml object 1"),
+        ("{cat}{10}{10}{20}{20}<difficult>yes</difficult>", "<difficult> must be 0 or 1: b.xml object 1 ('yes')"),
+        (
+            "<annotation><size><width>-3</width><height>8</height></size></annotation>",
+            "<size> is not in pixels; correct it or take it out: b.xml (-3 x 8)",
+        ),
+    ],
+)
+def test_a_broken_annotation_is_named_with_its_fix(write_voc, xml, message):
+    folder = write_voc(CATS, train=CATS)
+    path = folder / "Annotations" / "b.xml"
+    if isinstance(xml, str) and xml.startswith("{"):
+        name, *corners = re.findall(r"{(.*?)}", xml)
+        whole = path.read_text()
+        for corner, old, new in zip(("xmin", "ymin", "xmax", "ymax"), (11, 21, 30, 60), corners, strict=True):
+            whole = whole.replace(f"<{corner}>{old}<", f"<{corner}>{new}<")
+        xml = whole.replace("dog", name).replace("</bndbox>", "</bndbox>" + xml.rpartition("}")[2], 1)
+    path.write_bytes(xml if isinstance(xml, bytes) else xml.encode())
+    found = problems(read, folder)
+    assert message in found
+    assert found.startswith(f"{folder}:train: 1 in 3 annotations: ")
+
+
+def test_all_faults_of_all_files_come_at_once_one_line_for_each_kind(write_voc):
+    folder = write_voc({name: [("cat", 1, 1, 9, 9)] for name in "abcdef"}, train=[*"abcdef", "g"])
+    for name in "ab":
+        (folder / "Annotations" / f"{name}.xml").write_text("<")
+    (folder / "JPEGImages" / "c.jpg").unlink()
+    (folder / "JPEGImages" / "d.png").write_bytes(b"")
+    found = problems(read, folder).splitlines()
+    assert len(found) == 4
+    assert "2 in 7 annotations: cannot be read as XML" in found[0]
+    assert f"no picture of that name in {folder}/JPEGImages; add it or take the annotation out: c.xml" in found[1]
+    assert "several pictures of that name; say which in <filename>: d.xml (d.jpg, d.png)" in found[2]
+    assert f"no such file in {folder}/Annotations; add it or take its name out of the split: g.xml" in found[3]
+
+
+def test_what_coco_files_are_checked_for_is_named_by_the_xml_file(write_voc):
+    folder = write_voc({"a": [("cat", 1, 1, 9, 9), ("cat", 50, 50, 40, 60)], "b": []}, train="ab")
+    voc = read_voc(folder, None)
+    notes = check_voc(voc, ["cat"]).notes
+    assert f"{folder}:train: left out 1 boxes without area" in notes[1]
+    assert "a.jpg annotation a.xml object 2 [49, 49, -9, 11]" in notes[2]
+    cv2.imwrite(str(folder / "JPEGImages" / "b.jpg"), np.zeros((100, 80, 3), np.uint8))
+    assert "'b.jpg' (80, 100), not (100, 80)" in problems(check_voc, voc, ["cat"])
+
+
+def test_splits_that_cannot_be_taken(write_voc, tmp_path):
+    folder = write_voc(CATS, trainval="ab", val="aa", empty=[], cat_val=["a  1", "b -1"])
+    (folder / "ImageSets/Main/latin.txt").write_bytes(b"\xe4\n")
+    there = f"there are empty, latin, trainval, val; name one as {folder}:SPLIT"
+    assert problems(read_voc, folder, None) == f"{folder}: no split train in {folder}/ImageSets/Main; {there}"
+    assert there in problems(read_voc, folder, "tset")
+    assert "val.txt: repeats a; name each picture once" in problems(read_voc, folder, "val")
+    assert "empty.txt: names no picture" in problems(read_voc, folder, "empty")
+    assert "latin.txt: not a text file in UTF-8" in problems(read_voc, folder, "latin")
+    assert "says of each picture whether it holds one class" in problems(read_voc, folder, "cat_val")
+    whole = write_voc(CATS, folder="whole")
+    assert "no split 'train' in" in problems(read_voc, whole, "train")
+    assert problems(read_voc, whole, "train").endswith("leave it out to take all")
+
+
+def test_folders_that_are_none(tmp_path, write_voc):
+    assert "no such folder; name one that holds Annotations" in problems(read_voc, tmp_path / "no", None)
+    assert "no such folder" in problems(read_voc, "", None)
+    assert "has no folder Annotations" in problems(read_voc, tmp_path, None)
+    (tmp_path / "Annotations").mkdir()
+    assert "has no folder JPEGImages" in problems(read_voc, tmp_path, None)
+    (tmp_path / "JPEGImages").mkdir()
+    assert "no annotations (*.xml)" in problems(read_voc, tmp_path, None)
+
+
+def test_a_source_is_a_folder_and_its_split(tmp_path):
+    (tmp_path / "a:b").mkdir()
+    assert voc_source("train", "voc:val") == Source("train", "voc", "voc", "val")
+    assert voc_source("train", "voc") == Source("train", "voc", "voc", None)
+    assert voc_source("val", f"{tmp_path}/a:b").detail is None
+    assert parse_source("val", "voc:some/where:test") == Source("val", "voc", "some/where", "test")
+    assert parse_source("val", "coco:a.json:b") == Source("val", "json", "a.json", "b")
+    assert parse_source("val", "coco_2017_val") is None
+    assert "the folder of its pictures is missing" in problems(parse_source, "val", "coco:a.json")
+
+
+def test_all_sets_of_a_run_number_their_classes_alike(write_voc):
+    one = write_voc({"a": [("cat", 1, 1, 9, 9)]}, folder="one")
+    two = write_voc({"a": [("ant", 1, 1, 9, 9)]}, folder="two")
+    sources = {"train_voc": voc_source("train", str(one)), "val_voc": voc_source("val", str(two))}
+    sets, found = read_sources(sources)
+    assert found == []
+    assert [own.file.class_names for own in sets.values()] == [["ant", "cat"]] * 2
+    # only the second is wanted, but the first's classes count
+    alone, _ = read_sources({"val_voc": sources["val_voc"]}, also=[sources["train_voc"]])
+    assert alone["val_voc"].file.class_names == ["ant", "cat"]
+    ordered, _ = read_sources(sources, class_names=["cat", "bee", "ant"])
+    assert ordered["val_voc"].file.coco["annotations"][0]["category_id"] == 3
+    _, found = read_sources(sources, class_names=["cat", "bee"])
+    assert found == [f"{two}: class ant is not among cat, bee; correct the <name> of these objects"]
+
+
+def test_voc_takes_the_order_of_a_coco_file_that_has_its_classes(write_voc):
+    folder = write_voc({"a": [("cat", 1, 1, 9, 9)]})
+    images = [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}]
+    coco = {"images": images, "annotations": [], "categories": [{"id": 4, "name": "dog"}, {"id": 7, "name": "cat"}]}
+    (folder / "c.json").write_text(json.dumps(coco))
+    json_source = Source("train", "json", str(folder / "c.json"), str(folder / "JPEGImages"))
+    sets, found = read_sources({"train_json": json_source, "val_voc": voc_source("val", str(folder))})
+    assert found == []
+    assert sets["val_voc"].file.class_names == ["dog", "cat"]
+
+
+def test_no_objects_at_all_have_no_classes(write_voc):
+    _, found = read_sources({"train_voc": voc_source("train", str(write_voc({"a": []})))})
+    assert "no object in any annotation, so there are no classes" in found[0]
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="needs the pictures of BCCD")
+def test_real_pictures_give_the_same_boxes_in_voc_and_coco_form(tmp_path):
+    raw = json.loads((BCCD / "instances_test.json").read_text())
+    names = {c["id"]: c["name"] for c in raw["categories"]}
+    for part in ("Annotations", "ImageSets/Main"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "JPEGImages").symlink_to(BCCD / "images")
+    for image in raw["images"]:
+        body = f"<size><width>{image['width']}</width><height>{image['height']}</height></size>"
+        for annotation in raw["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                x, y, w, h = annotation["bbox"]
+                corners = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+                name = f"<name>{names[annotation['category_id']]}</name>"
+                body += f"<object>{name}<bndbox>{corners}</bndbox></object>"
+        path = tmp_path / "Annotations" / Path(image["file_name"]).with_suffix(".xml")
+        path.write_text(f"<annotation>{body}</annotation>")
+    stems = "\n".join(Path(image["file_name"]).stem for image in raw["images"])
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text(stems)
+
+    def boxes(coco):
+        files = {i["id"]: i["file_name"] for i in coco["images"]}
+        of = {c["id"]: c["name"] for c in coco["categories"]}
+        return sorted((files[a["image_id"]], of[a["category_id"]], a["bbox"]) for a in coco["annotations"])
+
+    coco = read(tmp_path, usual_splits=("val", "test"))
+    assert boxes(coco) == boxes(read_coco(BCCD / "instances_test.json", BCCD / "images").coco)
+    assert len(coco["images"]) == 72
