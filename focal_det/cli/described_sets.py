@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..data.catalog import JsonDataset, class_names, dataset_problems
@@ -24,6 +23,7 @@ class DescribedSet(NamedTuple):
     content: None where `remark` says why.
     notes: warnings about it.
     boxes_left_out: how many have no area.
+    is_trained_on: or evaluated on.
     """
 
     name: str
@@ -33,6 +33,7 @@ class DescribedSet(NamedTuple):
     remark: str = ""
     notes: Sequence[str] = ()
     boxes_left_out: int = 0
+    is_trained_on: bool = False
 
 
 def read_sets(
@@ -68,10 +69,9 @@ def read_sets(
     return sets, problems
 
 
-def objects_to_train_on(cfg: CfgNode, sets: Sequence[DescribedSet]) -> tuple[Objects, list[str]]:
-    """The objects of the training sets together, and the names of their classes."""
-    known = [s for s in sets if s.name in cfg.DATASETS.TRAIN and s.content is not None]
-    contents = [s.content for s in known if s.content is not None]
+def objects_of(sets: Sequence[DescribedSet]) -> tuple[Objects, list[str]]:
+    """The objects of the sets together, and the names of their classes."""
+    contents = [described.content for described in sets if described.content is not None]
     if not contents:
         return Objects.none(), []
     return joined([content.objects for content in contents]), contents[0].class_names

@@ -14,27 +14,27 @@ from detectron2.config import CfgNode
 from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..data.catalog import JsonDataset, known_classes, prepare_shapes, write_checked_copy
 from ..data.coco_json import CocoFile
-from ..engine.advice import checkpoint_bytes, disk_advice, schedule_warnings
-from ..engine.anchor_report import anchor_warnings, report_anchors
+from ..engine.advice import schedule_warnings
 from ..engine.checks import class_problems, config_problems
 from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config, read_config
 from ..engine.devices import choose_device
 from ..engine.job import Job
-from ..engine.model_checks import build_cpu_model, model_problems, weights_problems
+from ..engine.model_checks import model_problems, weights_problems
 from ..engine.schedule import scale_schedule
 from ..errors import InputError
 from ..inference.classes import Classes, numbered_classes, write_classes
 from .datasets import read_own_sets
-from .described_sets import DescribedSet, objects_to_train_on, read_sets
-from .summary import summary_lines
+from .described_sets import DescribedSet, read_sets
+from .summary import describe_training, summary_lines
 
 
 class Plan(NamedTuple):
-    """A job whose input has been checked, and what has to be written before it can start."""
+    """A job whose input has been checked, what has to be written before it can start, and what to say of it."""
 
     job: Job
     json_files: dict[JsonDataset, CocoFile]
     dataset_names: tuple[str, ...]
+    summary: list[str]
 
 
 def write(plan: Plan) -> None:
@@ -57,7 +57,7 @@ def _classes_of(plan: Plan) -> Classes:
 
 
 def check(args: argparse.Namespace) -> Plan:
-    """Check the command line, the configuration and the data, and print what they are.
+    """Check the command line, the configuration and the data; print warnings, and nothing else.
 
     Raises:
         InputError: every problem found; nothing is written.
@@ -74,6 +74,8 @@ def check(args: argparse.Namespace) -> Plan:
     json_files, own_names, own_problems = read_own_sets(args, cfg)
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
     sets, set_problems = read_sets(names, json_files, own_names, pictures=args.preflight_only)
+    if training:
+        sets = [s._replace(is_trained_on=place < len(cfg.DATASETS.TRAIN)) for place, s in enumerate(sets)]
     left_out = sum(file.pictures_left_out for file in json_files.values())
     if left_out > max(0, args.skip_bad_images):
         set_problems.append(
@@ -96,21 +98,16 @@ def check(args: argparse.Namespace) -> Plan:
     weights = str(checkpoint or cfg.MODEL.WEIGHTS)
     if args.eval_only or Path(weights).is_file():  # an address is fetched by the run, unless that is all it would do
         problems = weights_problems(cfg, weights, whole=bool(args.eval_only or checkpoint))
-    model = build_cpu_model(cfg)
-    anchors = report_anchors(cfg, model, *objects_to_train_on(cfg, sets)) if training else None
+    summary = summary_lines(cfg, sets, full=args.preflight_only)
     if training:
-        disk_warnings, disk_problems = disk_advice(cfg, checkpoint_bytes(model))
-        warnings, problems = warnings + disk_warnings, problems + disk_problems
+        found = describe_training(cfg, [s for s in sets if s.is_trained_on], full=args.preflight_only)
+        problems, warnings, summary = problems + found.problems, warnings + found.warnings, summary + found.lines
     _raise_if(problems)
 
-    warnings += anchor_warnings(anchors) if anchors else []
-    notes = [f"warning: {warning}" for warning in warnings]
-    for note in notes:
-        print(note, file=sys.stderr, flush=True)
+    warnings = [f"warning: {warning}" for warning in warnings]
     of_data = [note for described in sets for note in described.notes]
-    full = args.preflight_only
-    lines = [*of_data, *summary_lines(cfg, sets, anchors, checkpoint_bytes(model) if training else 0, full=full)]
-    print("\n".join(lines), flush=True)
+    if warnings:
+        print("\n".join(warnings), file=sys.stderr, flush=True)
     cfg.freeze()
     job = Job(
         cfg=cfg,
@@ -118,9 +115,9 @@ def check(args: argparse.Namespace) -> Plan:
         eval_only=args.eval_only,
         resume=checkpoint is not None,
         processes_per_machine=args.num_gpus,
-        notes=(*notes, *of_data),
+        notes=(*warnings, *of_data),
     )
-    return Plan(job, json_files, names)
+    return Plan(job, json_files, names, [*of_data, *summary])
 
 
 def _raise_if(problems: list[str]) -> None:

@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
 from ..data.statistics import SetStatistics
-from ..engine.advice import checkpoints_to_come, free_bytes, gigabytes
-from ..engine.anchor_report import AnchorReport, Row
-from .described_sets import DescribedSet
+from ..engine.advice import checkpoint_bytes, checkpoints_to_come, disk_advice, free_bytes, gigabytes
+from ..engine.anchor_report import AnchorReport, Row, anchor_warnings, report_anchors
+from ..engine.model_checks import build_cpu_model
+from .described_sets import DescribedSet, objects_of
 
 _CLASSES_SHOWN = 10  # without --preflight-only, which shows all
 
 
-def summary_lines(
-    cfg: CfgNode, sets: Sequence[DescribedSet], anchors: AnchorReport | None, checkpoint: int, *, full: bool
-) -> list[str]:
-    """The summary, line by line.
+class TrainingSummary(NamedTuple):
+    """What there is to say of a training: lines for the summary, warnings and problems."""
+
+    lines: list[str]
+    warnings: list[str]
+    problems: list[str]
+
+
+def summary_lines(cfg: CfgNode, sets: Sequence[DescribedSet], *, full: bool) -> list[str]:
+    """The data, line by line; `full`: with all classes."""
+    return [*_data_lines(cfg, sets), *_class_lines(sets, full=full)]
+
+
+def describe_training(cfg: CfgNode, sets: Sequence[DescribedSet], *, full: bool) -> TrainingSummary:
+    """Schedule, disk and anchors of a configuration that is sound.
 
     Args:
-        anchors: of a training, where they are known.
-        checkpoint: its size in bytes; 0 if nothing is trained.
-        full: with all classes and how well anchors reach each kind of object.
+        sets: that are trained on.
+        full: with the anchors of each kind of object.
     """
-    training = checkpoint > 0
-    lines = [*_data_lines(cfg, sets, training=training), *_class_lines(sets, full=full)]
-    if training:
-        lines += [*_schedule_lines(cfg, sets), *_disk_lines(cfg, checkpoint)]
+    model = build_cpu_model(cfg)
+    size = checkpoint_bytes(model)
+    warnings, problems = disk_advice(cfg, size)
+    anchors = report_anchors(cfg, model, *objects_of(sets))
+    lines = [*_schedule_lines(cfg, sets), *_disk_lines(cfg, size)]
     if anchors:
         lines += _anchor_lines(anchors, full=full)
-    return lines
+        warnings += anchor_warnings(anchors)
+    return TrainingSummary(lines, warnings, problems)
 
 
-def _data_lines(cfg: CfgNode, sets: Sequence[DescribedSet], *, training: bool) -> Iterator[str]:
+def _data_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]:
     for described in sets:
         content = described.content
-        role = "train on" if training and described.name in cfg.DATASETS.TRAIN else "evaluate on"
+        role = "train on" if described.is_trained_on else "evaluate on"
         if content is None:
             yield f"{role} {described.name}: {described.remark}"
             continue
@@ -73,7 +87,7 @@ def _numbered(content: SetStatistics) -> Iterator[tuple[int, tuple[str, int]]]:
 
 def _schedule_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]:
     solver = cfg.SOLVER
-    contents = [s.content for s in sets if s.name in cfg.DATASETS.TRAIN]
+    contents = [s.content for s in sets]
     told = f"schedule: {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} pictures"
     if all(content is not None for content in contents):
         used = sum(

@@ -46,6 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     from .prepare import check, write  # takes seconds to import, which --help need not wait for
 
     plan = check(args)
+    print("\n".join(plan.summary), flush=True)
     if args.preflight_only:
         print("ready: nothing was written")
         return EXIT_DONE

@@ -77,11 +77,12 @@ def test_real_annotations_both_ways():
 
 def test_a_part_of_the_boxes_as_corners_is_a_share_and_no_verdict():
     # 100 x 100 px. As [x, y, w, h]: (10, 10, 20, 20) is inside; (60, 60, 90, 90) ends at 150, and is a corner pair.
-    boxes = np.array([[10, 10, 20, 20.0]] * 6 + [[60, 60, 90, 90.0]] * 4)
-    boxes[:2, 2:] = 5  # no corners: 5 < 10, so 80 % are corners, below the 95 % of a verdict
-    sizes = np.full((10, 2), 100.0)
+    boxes = np.array([[10, 10, 20, 20.0]] * 12 + [[60, 60, 90, 90.0]] * 8)
+    boxes[:4, 2:] = 5  # no corners: 5 < 10, so 80 % are corners, below the 95 % of a verdict
+    sizes = np.full((20, 2), 100.0)
     assert like_corners(boxes, sizes).mean() == 0.4
     assert format_problem(boxes, sizes) is None
+    assert format_problem(boxes[4:], sizes[4:]) is not None
 
 
 def test_fractions_of_the_picture_are_found():
