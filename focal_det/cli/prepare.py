@@ -14,7 +14,8 @@ from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..data.catalog import JsonDataset, class_names, dataset_problems, prepare_shapes, write_checked_copy
 from ..data.coco_json import CocoFile, read_coco
 from ..engine.checks import class_problems, config_problems
-from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config
+from ..engine.config_changes import config_changes
+from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config, load_config_and_places
 from ..engine.devices import choose_device
 from ..engine.job import Job
 from ..engine.model_checks import model_problems, weights_problems
@@ -43,7 +44,8 @@ def check(args: argparse.Namespace) -> Plan:
     Raises:
         InputError: every problem found; nothing is written.
     """
-    cfg = load_config(args.config_file, args.overrides)
+    cfg, places = load_config_and_places(args.config_file, args.overrides)
+    loaded = cfg.clone()
     training = not args.eval_only
     warnings, problems = choose_device(cfg, args.num_gpus)
     if training:
@@ -78,6 +80,7 @@ def check(args: argparse.Namespace) -> Plan:
         eval_only=args.eval_only,
         resume=checkpoint is not None,
         processes_per_machine=args.num_gpus,
+        changes=config_changes(cfg, loaded, places),
     )
     return Plan(job, json_files, names)
 

@@ -38,6 +38,13 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
         InputError: every problem of the file and of the overrides: a missing or malformed file, unknown keys
             with the nearest known one, values of the wrong type, keys of a loss that is not chosen.
     """
+    return load_config_and_places(config_files, overrides)[0]
+
+
+def load_config_and_places(
+    config_files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
+) -> tuple[CfgNode, dict[str, str]]:
+    """As `load_config`; and of each key that was set, the file that set it last, or "command line"."""
     cfg = get_cfg()
     add_focal_det_config(cfg)
     known = dict(leaves(cfg))
@@ -59,7 +66,7 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
     if problems:
         raise InputError(problems)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = registered_sets(cfg.DATASETS.TRAIN), registered_sets(cfg.DATASETS.TEST)
-    return cfg
+    return cfg, {setting.key: setting.place for setting in settings}
 
 
 def leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
