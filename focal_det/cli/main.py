@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
-from . import analyze, plot, reproduce
+from . import analyze, doctor, plot, reproduce
 from .common import silence_detectron2
 
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="focal-det", description="Tools around the detector.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    doctor.add_command(commands)
     reproduce.add_command(commands)
     plot.add_command(commands)
     analyze.add_command(commands)

@@ -20,6 +20,7 @@ from detectron2.data.datasets import register_coco_instances
 from ..errors import InputError
 from .coco_json import CocoFile
 from .coco_splits import SPLITS, missing_files
+from .folders import datasets_root, is_writable
 from .shapes import CLASSES, make_shapes, parse_name, shapes_files
 
 
@@ -35,11 +36,6 @@ class JsonDataset(NamedTuple):
     json_file: str
     image_dir: str
     checked_copy: str
-
-
-def datasets_root() -> Path:
-    """Where data sets live: Detectron2's DETECTRON2_DATASETS, else ./datasets."""
-    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
 
 
 def prepare_shapes(names: Iterable[str]) -> None:
@@ -117,19 +113,6 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
             if not os.path.exists(path)
         ]
     return problems + missing_files(coco)
-
-
-def is_writable(folder: Path) -> bool:
-    """Whether the folder, or the nearest that it would be made in, can be written."""
-    folder = folder.absolute()
-    try:
-        while not folder.exists():
-            if folder.is_symlink():  # to nowhere
-                return False
-            folder = folder.parent
-        return folder.is_dir() and os.access(folder, os.W_OK)
-    except (OSError, ValueError):  # a name too long, a NUL in it
-        return False
 
 
 def class_names(name: str) -> list[str] | None:

@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
+from ..modeling.folded_conv import FoldedConv2d
 from ..modeling.retinanet import FocalRetinaNet
 
 _SMOOTHED = 20  # iterations whose median is shown, as in metrics.json
@@ -89,9 +90,9 @@ def levers_line(cfg: CfgNode, model: torch.nn.Module) -> str:
     speed = cfg.MODEL.FOCAL_DET.SPEED
     active = []
     if isinstance(model, FocalRetinaNet):  # another architecture reads none of these
-        channels_last = model.memory_format is torch.channels_last
-        active += ["CHANNELS_LAST"] if channels_last else []
-        active += [name for name in ("FOLD_NORMS", "TRITON", "BFLOAT16_INFERENCE", "COMPILE") if speed[name]]
+        active += ["CHANNELS_LAST"] if model.memory_format is torch.channels_last else []
+        active += ["FOLD_NORMS"] if any(isinstance(module, FoldedConv2d) for module in model.modules()) else []
+        active += [name for name in ("TRITON", "BFLOAT16_INFERENCE", "COMPILE") if speed[name]]
     active += ["FUSED_SGD"] if speed.FUSED_SGD else []
     active += [f"AMP {cfg.SOLVER.AMP.DTYPE}"] if cfg.SOLVER.AMP.ENABLED else []
     line = f"Speed levers in use: {', '.join(active) or 'none'}"
