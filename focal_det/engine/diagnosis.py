@@ -1,7 +1,7 @@
 """The machine, the packages and their versions, and what mends what does not fit.
 
-Imports nothing that may be missing or broken: each such thing is tried where it is looked at, and whatever is wrong with
-it is a finding and no error. PyTorch, Detectron2 and the devices: see `diagnosis_torch`.
+Imports nothing that may be missing or broken: each such thing is tried where it is looked at, and whatever is wrong
+with it is a finding and no error. PyTorch, Detectron2 and the devices: see `diagnosis_torch`.
 """
 
 from __future__ import annotations

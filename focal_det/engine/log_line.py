@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
 from ..modeling.folded_conv import FoldedConv2d
@@ -83,6 +84,27 @@ class LogLine(EventWriter):
         if "data_time" in histories:
             parts.append(f"data {histories['data_time'].avg(storage.count_samples('data_time', _SMOOTHED)):.3f} s")
         return parts
+
+
+class WriteMetrics(PeriodicWriter):
+    """Detectron2's, which also writes after every evaluation, where only the log line waits for its turn.
+
+    Args:
+        writers: the log line and others.
+        period: iterations between two log lines.
+        eval_period: iterations between two evaluations; 0 for none before the end.
+    """
+
+    def __init__(self, writers: list[EventWriter], period: int, eval_period: int) -> None:
+        super().__init__(writers, period)
+        self._others = [writer for writer in writers if not isinstance(writer, LogLine)]
+        self._eval_period = eval_period
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self._eval_period > 0 and (self.trainer.iter + 1) % self._eval_period == 0:
+            for writer in self._others:
+                writer.write()  # what is written already is not written again
 
 
 def levers_line(cfg: CfgNode, model: torch.nn.Module) -> str:

@@ -25,7 +25,7 @@ from .deferred_metrics import DeferredMetrics
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
 from .hooks import CheckGradients, DrawDetections, LogAssignment, StopOnSignal
-from .log_line import LogLine, levers_line, pictures_of
+from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
 from .nan_words import nan_lines
 from .submission import SubmissionEvaluator
 from .validation import ValidationLoss
@@ -64,6 +64,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.keep_best = KeepBest(self.checkpointer, ap_name(cfg))
         self.validation_loss = ValidationLoss(cfg, cfg.TEST.EVAL_PERIOD) if cfg.MODEL.FOCAL_DET.VAL_LOSS else None
+        self.writers: list[EventWriter] = []  # of the main process
         self.register_hooks(self.build_hooks())
         for words in (
             levers_line(cfg, _unwrapped(model)),
@@ -144,7 +145,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, what looks at their results, the drawings, and its writers last."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
-        writer = hooks.pop() if comm.is_main_process() else None
+        if comm.is_main_process():
+            hooks.pop()  # Detectron2's, which loses all but the last of the evaluations between two writes
         model = _unwrapped(self.model)
         if isinstance(model, FocalRetinaNet) and comm.is_main_process():
             hooks.append(LogAssignment(model.criterion))
@@ -155,12 +157,12 @@ class Trainer(DefaultTrainer):
         if not isinstance(self._trainer, AMPTrainer):  # whose scaled gradients may overflow, and are then left out
             is_due = (lambda iteration: _is_due(self.cfg, iteration)) if _is_on_gpu(self.cfg) else (lambda _: True)
             self._trainer.register_hooks([CheckGradients(is_due)])
-        return hooks + ([writer] if writer else [])
+        return hooks + ([WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else [])
 
     def build_writers(self) -> list[EventWriter]:
         """The log line, metrics.json and TensorBoard's file."""
         pictures = pictures_of(self._trainer.data_loader)
-        return [
+        self.writers = [
             LogLine(
                 self.max_iter,
                 iterations_per_epoch=pictures / self.cfg.SOLVER.IMS_PER_BATCH if pictures else None,
@@ -170,6 +172,7 @@ class Trainer(DefaultTrainer):
             JSONWriter(str(Path(self.cfg.OUTPUT_DIR) / "metrics.json")),
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
+        return self.writers
 
 
 def ap_name(cfg: CfgNode) -> str:
