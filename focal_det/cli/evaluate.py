@@ -98,7 +98,8 @@ def _data(args: argparse.Namespace) -> tuple[str, str]:
     """Annotation file and folder of pictures."""
     if args.shapes is None:
         return args.json, args.images
-    from ..data.shapes import datasets_root, make_shapes, shapes_files
+    from ..data.folders import datasets_root
+    from ..data.shapes import make_shapes, shapes_files
 
     try:
         make_shapes(args.shapes, datasets_root())

@@ -16,6 +16,7 @@ from ..data.catalog import JsonDataset, known_classes, prepare_shapes, write_che
 from ..data.coco_json import CocoFile
 from ..engine.advice import schedule_warnings
 from ..engine.checks import class_problems, config_problems
+from ..engine.config_changes import config_changes
 from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config, read_config
 from ..engine.devices import choose_device
 from ..engine.job import Job
@@ -63,10 +64,11 @@ def check(args: argparse.Namespace) -> Plan:
         InputError: every problem found; nothing is written.
     """
     try:
-        cfg, problems = read_config(args.config_file, args.overrides)
+        cfg, problems, places = read_config(args.config_file, args.overrides)
     except InputError as error:  # of the data that flags name something can still be said
         problems = [*error.problems, *_flag_problems(args), *read_own_sets(args, load_config(""))[2]]
         raise InputError(problems) from error
+    loaded = cfg.clone()
     training = not args.eval_only
     warnings, device_problems = choose_device(cfg, args.num_gpus)
     if training and not problems:
@@ -116,6 +118,7 @@ def check(args: argparse.Namespace) -> Plan:
         resume=checkpoint is not None,
         processes_per_machine=args.num_gpus,
         notes=(*warnings, *of_data),
+        changes=config_changes(cfg, loaded, places),
     )
     return Plan(job, json_files, names, [*of_data, *summary])
 

@@ -21,7 +21,8 @@ from detectron2.data.datasets import register_coco_instances
 from ..errors import InputError
 from .coco_json import CocoFile
 from .coco_splits import SPLITS, missing_files
-from .shapes import CLASSES, datasets_root, make_shapes, parse_name, shapes_files
+from .folders import datasets_root, is_writable
+from .shapes import CLASSES, make_shapes, parse_name, shapes_files
 from .sources import FORMS, parse_source
 
 
@@ -127,19 +128,6 @@ def _not_registered(name: str) -> str:
         "--val-json FILE --val-images DIR, or --train-voc DIR:SPLIT --val-voc DIR:SPLIT, or in DATASETS "
         f"{FORMS}"
     )
-
-
-def is_writable(folder: Path) -> bool:
-    """Whether the folder, or the nearest that it would be made in, can be written."""
-    folder = folder.absolute()
-    try:
-        while not folder.exists():
-            if folder.is_symlink():  # to nowhere
-                return False
-            folder = folder.parent
-        return folder.is_dir() and os.access(folder, os.W_OK)
-    except (OSError, ValueError):  # a name too long, a NUL in it
-        return False
 
 
 def registered_files(name: str) -> tuple[str, str] | None:

@@ -75,11 +75,6 @@ def parse_name(name: str) -> ShapesSpec | None:
     return spec
 
 
-def datasets_root() -> Path:
-    """Where data sets live: Detectron2's DETECTRON2_DATASETS, else ./datasets."""
-    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
-
-
 def shapes_files(name: str, root: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Annotation file and image folder of a set under the root of all data sets."""
     folder = Path(root) / "shapes" / f"v{_VERSION}" / name

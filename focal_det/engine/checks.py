@@ -109,6 +109,7 @@ def _model_problems(cfg: CfgNode) -> list[str]:
         ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", extra.SCALES_PER_OCTAVE, lambda v: v >= 1, "an integer >= 1"),
         ("MODEL.FOCAL_DET.DRAW_IMAGES", extra.DRAW_IMAGES, lambda v: v >= 0, ">= 0"),
         ("MODEL.FOCAL_DET.DRAW_SCORE_THRESH", extra.DRAW_SCORE_THRESH, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        ("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", extra.CHECKPOINTS_KEPT, lambda v: v >= 0, ">= 0; 0 keeps all"),
     ]
     problems = [f"{key} is {value}; it must be {needed}" for key, value, holds, needed in rules if not holds(value)]
     if cfg.MODEL.RESNETS.DEPTH in (18, 34) and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:

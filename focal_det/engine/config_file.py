@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -21,6 +21,19 @@ from .yaml_layers import read_layers
 
 # MODEL.RETINANET.NUM_CLASSES while nobody has set it: it is then taken from the data.
 UNSET_NUM_CLASSES = -1
+
+
+class ConfigAsRead(NamedTuple):
+    """What files and overrides make.
+
+    cfg: not frozen; what is wrong has been left out.
+    problems: of keys and values, each with its place.
+    places: of each key that was set, the file that set it last, or "command line".
+    """
+
+    cfg: CfgNode
+    problems: list[str]
+    places: dict[str, str]
 
 
 def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> CfgNode:
@@ -40,15 +53,13 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
             with the nearest known one, values of the wrong type, keys of a loss that is not chosen or that the
             architecture does not read.
     """
-    cfg, problems = read_config(config_files, overrides)
+    cfg, problems, _ = read_config(config_files, overrides)
     if problems:
         raise InputError(problems)
     return cfg
 
 
-def read_config(
-    config_files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
-) -> tuple[CfgNode, list[str]]:
+def read_config(config_files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> ConfigAsRead:
     """As `load_config`, but what is wrong with keys and values comes beside the configuration that the rest makes.
 
     Raises:
@@ -74,7 +85,7 @@ def read_config(
     problems += settle_loss_keys(cfg, settings, known)
     problems += unread_key_problems(cfg.MODEL.META_ARCHITECTURE, settings, known)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = registered_sets(cfg.DATASETS.TRAIN), registered_sets(cfg.DATASETS.TEST)
-    return cfg, problems
+    return ConfigAsRead(cfg, problems, {setting.key: setting.place for setting in settings})
 
 
 def leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
-from detectron2.config import CfgNode
 
 from ..losses.triton_loss import triton_missing
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 
 from ..modeling.criterion import DenseCriterion
 from .deferred_metrics import DeferredMetrics
@@ -97,6 +101,36 @@ class LogAssignment(HookBase):
         if (self.trainer.iter + 1) % self.period == 0 and self.criterion.num_assigned is not None:
             assigned = self.criterion.num_assigned.float().mean().item()
             self.trainer.storage.put_scalar("num_pos_anchors", assigned, smoothing_hint=False)
+
+
+class CheckGradients(HookBase):
+    """Put the norm of all gradients into the metrics as "grad_norm", and end the training if it is no number.
+
+    Else a checkpoint could save weights that one bad step has spoilt, before the next loss shows it. A hook of
+    `SimpleTrainer`, whose gradients all ranks share, so that all of them end.
+
+    Args:
+        is_due: of an iteration, whether to look; to look at a GPU's gradients is to wait for it.
+
+    Raises:
+        FloatingPointError: from the step, before the weights are changed; names the iteration.
+    """
+
+    def __init__(self, is_due: Callable[[int], bool]) -> None:
+        self.is_due = is_due
+
+    def after_backward(self) -> None:
+        if not self.is_due(self.trainer.iter):
+            return
+        named = {name: p.grad for name, p in self.trainer.model.named_parameters() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(list(named.values())).item()
+        if not math.isfinite(norm):
+            bad = next((name for name, grad in named.items() if not grad.isfinite().all()), "all of them together")
+            bad = bad.removeprefix("module.")
+            raise FloatingPointError(
+                f"Gradients became infinite or NaN at iteration={self.trainer.iter}, the first of them of {bad}"
+            )
+        get_event_storage().put_scalar("grad_norm", norm)
 
 
 class DrawDetections(HookBase):

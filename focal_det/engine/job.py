@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -15,15 +15,21 @@ from detectron2.utils.events import EventStorage, JSONWriter
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
+from .checkpoints import RunCheckpointer
+from .config_changes import Change
 from .devices import share_cores
 from .hooks import TrainingStopped
 from .run_setup import set_up_run
-from .trainer import Trainer
+from .trainer import Trainer, ap_name
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to do: a frozen configuration whose data sets have been prepared; `notes` are the warnings about it."""
+    """What to do: a frozen configuration whose data sets have been prepared.
+
+    notes: warnings about it, said before the start.
+    changes: of the configuration from its defaults.
+    """
 
     cfg: CfgNode
     json_datasets: tuple[JsonDataset, ...]
@@ -31,6 +37,7 @@ class Job:
     resume: bool
     processes_per_machine: int
     notes: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 def run_job(job: Job, stopped: Any) -> None:
@@ -42,12 +49,12 @@ def run_job(job: Job, stopped: Any) -> None:
     cfg = job.cfg
     share_cores(cfg, job.processes_per_machine)
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
-    set_up_run(cfg, training=not job.eval_only)
+    set_up_run(cfg, training=not job.eval_only, changes=job.changes)
     if job.notes and comm.is_main_process():
         _log().warning("Said before the start:\n" + "\n".join(job.notes))
     if job.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+        RunCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
         _evaluate(cfg, model)
         return
     trainer = Trainer(cfg)
@@ -57,24 +64,36 @@ def run_job(job: Job, stopped: Any) -> None:
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
             f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
         )
-        _evaluate(cfg, trainer.model, after_iteration=trainer.max_iter - 1)
+        _evaluate(cfg, trainer.model, finished=trainer)
         return
     try:
         trainer.train()
     except TrainingStopped:
         stopped.set()
         return
+    except FloatingPointError:
+        _log().error(
+            "The training diverged. What helps: a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True; and a look at the boxes, with --preflight-only"
+        )
+        raise
     if comm.is_main_process():
         _log().info(f"Done: {trainer.max_iter} iterations. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}")
 
 
-def _evaluate(cfg: CfgNode, model: Any, after_iteration: int | None = None) -> None:
-    """Evaluate and draw; after a training's last iteration the figures go into its metrics.json, as at its end."""
+def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None:
+    """Evaluate and draw; of a finished training all is done that is done at its end, and goes into its metrics.json."""
     results = Trainer.test(cfg, model)
-    if after_iteration is not None and comm.is_main_process():
-        with EventStorage(after_iteration) as storage:
-            storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
-            JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
+    if finished is not None:
+        figures = flatten_results_dict(results)
+        if finished.validation_loss:
+            figures |= finished.validation_loss.measure(model)
+        if comm.is_main_process():
+            finished.keep_best.recall()
+            finished.keep_best.consider(figures.get(ap_name(cfg), math.nan), finished.iter)
+            with EventStorage(finished.max_iter - 1) as storage:
+                storage.put_scalars(**figures, smoothing_hint=False)
+                JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
     Trainer.draw(cfg, model)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,14 +14,19 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from .config_changes import Change
+from .environment import source_version
 from .loss_keys import without_unread_keys
 
 
-def set_up_run(cfg: CfgNode, *, training: bool) -> None:
+def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) -> None:
     """Detectron2's `default_setup`, but with environment and configuration in files instead of on the screen.
 
-    Writes `log.txt`, and `config.yaml` and `environment.txt`, to OUTPUT_DIR; an evaluation writes the latter two to
-    `inference/`, so that the training's stay what they were.
+    Writes `log.txt`, and `config.yaml`, `config_changes.json` and `environment.txt`, to OUTPUT_DIR; an evaluation
+    writes the latter three to `inference/`, so that the training's stay what they were.
+
+    Args:
+        changes: of the configuration from its defaults.
     """
     folder = Path(cfg.OUTPUT_DIR)
     if comm.is_main_process():
@@ -29,11 +36,21 @@ def set_up_run(cfg: CfgNode, *, training: bool) -> None:
     if comm.is_main_process():
         record = folder if training else folder / "inference"
         record.mkdir(exist_ok=True)
-        (record / "config.yaml").write_text(without_unread_keys(cfg).dump())
-        (record / "environment.txt").write_text(collect_env_info() + "\n")
-        logging.getLogger("focal_det").info(f"Resolved configuration: {record / 'config.yaml'}")
+        _write(record / "config.yaml", without_unread_keys(cfg).dump())
+        _write(record / "config_changes.json", json.dumps([change._asdict() for change in changes], indent=1) + "\n")
+        _write(record / "environment.txt", f"focal_det {source_version()}\n{collect_env_info()}\n")
+        log = logging.getLogger("focal_det")
+        log.info(f"Resolved configuration: {record / 'config.yaml'}")
+        log.info(f"{len(changes)} keys differ from their defaults: {record / 'config_changes.json'}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = training and cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

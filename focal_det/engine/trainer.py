@@ -10,21 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from ..modeling.retinanet import FocalRetinaNet
 from .bfloat16 import BFloat16Trainer
+from .checkpoints import KeepBest, RunCheckpointer, retention_words
 from .deferred_metrics import DeferredMetrics
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
-from .hooks import DrawDetections, LogAssignment, StopOnSignal
+from .hooks import CheckGradients, DrawDetections, LogAssignment, StopOnSignal
+from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
+from .nan_words import nan_lines
 from .submission import SubmissionEvaluator
+from .validation import ValidationLoss
 
 # Iterations between two lines of the log, Detectron2's default.
 WRITE_PERIOD = 20
@@ -52,11 +56,22 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {}))
         self._trainer = make_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = RunCheckpointer(
+            model, cfg.OUTPUT_DIR, kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.keep_best = KeepBest(self.checkpointer, ap_name(cfg))
+        self.validation_loss = ValidationLoss(cfg, cfg.TEST.EVAL_PERIOD) if cfg.MODEL.FOCAL_DET.VAL_LOSS else None
+        self.writers: list[EventWriter] = []  # of the main process
         self.register_hooks(self.build_hooks())
+        for words in (
+            levers_line(cfg, _unwrapped(model)),
+            retention_words(self.checkpointer.kept, self.max_iter, cfg.SOLVER.CHECKPOINT_PERIOD),
+        ):
+            if words:
+                logging.getLogger(__name__).info(words)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -109,6 +124,17 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Detectron2's; and every AP that is nan is explained in the log."""
+        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            json_files = {name: MetadataCatalog.get(name).get("json_file") for name in cfg.DATASETS.TEST}
+            known = {name: path for name, path in json_files.items() if path is not None}
+            for line in nan_lines(results, known, score_thresh=cfg.MODEL.RETINANET.SCORE_THRESH_TEST):
+                logging.getLogger(__name__).info(line)
+        return results
+
+    @classmethod
     def draw(cls, cfg: CfgNode, model: torch.nn.Module) -> None:
         """Draw detections on the main process; see `draw_detections`."""
         if comm.is_main_process():
@@ -117,15 +143,42 @@ class Trainer(DefaultTrainer):
                 logging.getLogger(__name__).info(f"Ground truth beside detections: {sheet}")
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, the stop after its checkpoints, and the drawings before its writers."""
+        """Detectron2's hooks, what looks at their results, the drawings, and its writers last."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
-        writer = hooks.pop() if comm.is_main_process() else None
+        if comm.is_main_process():
+            hooks.pop()  # Detectron2's, which loses all but the last of the evaluations between two writes
         model = _unwrapped(self.model)
         if isinstance(model, FocalRetinaNet) and comm.is_main_process():
             hooks.append(LogAssignment(model.criterion))
+        hooks += [self.validation_loss] if self.validation_loss else []
+        hooks.append(self.keep_best)
         hooks.append(DrawDetections(self.cfg.VIS_PERIOD))
         hooks.append(StopOnSignal(self.checkpointer))
-        return hooks + ([writer] if writer else [])
+        if not isinstance(self._trainer, AMPTrainer):  # whose scaled gradients may overflow, and are then left out
+            is_due = (lambda iteration: _is_due(self.cfg, iteration)) if _is_on_gpu(self.cfg) else (lambda _: True)
+            self._trainer.register_hooks([CheckGradients(is_due)])
+        return hooks + ([WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else [])
+
+    def build_writers(self) -> list[EventWriter]:
+        """The log line, metrics.json and TensorBoard's file."""
+        pictures = pictures_of(self._trainer.data_loader)
+        self.writers = [
+            LogLine(
+                self.max_iter,
+                iterations_per_epoch=pictures / self.cfg.SOLVER.IMS_PER_BATCH if pictures else None,
+                best=lambda: self.keep_best.best,
+                device=next(self.model.parameters()).device,
+            ),
+            JSONWriter(str(Path(self.cfg.OUTPUT_DIR) / "metrics.json")),
+            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+        ]
+        return self.writers
+
+
+def ap_name(cfg: CfgNode) -> str:
+    """What the metrics call the AP of the first test set."""
+    sets = cfg.DATASETS.TEST
+    return f"{sets[0]}/bbox/AP" if len(sets) > 1 else "bbox/AP"
 
 
 def step_of(cfg: CfgNode) -> type[SimpleTrainer]:
@@ -140,15 +193,20 @@ def make_step(
 ) -> SimpleTrainer:
     """What does the training steps; on a GPU without waiting for their losses."""
     step = step_of(cfg)
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
+    if not _is_on_gpu(cfg):
         return step(model, data_loader, optimizer)
-
-    def is_due(iteration: int) -> bool:  # before they are logged, and before a checkpoint could save what diverged
-        done = iteration + 1
-        return any(done % period == 0 for period in (WRITE_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER))
-
     deferred = type(f"Deferred{step.__name__}", (DeferredMetrics, step), {})
-    return deferred(model, data_loader, optimizer, is_due=is_due)
+    return deferred(model, data_loader, optimizer, is_due=lambda iteration: _is_due(cfg, iteration))
+
+
+def _is_on_gpu(cfg: CfgNode) -> bool:
+    return bool(cfg.MODEL.DEVICE.startswith("cuda"))
+
+
+def _is_due(cfg: CfgNode, iteration: int) -> bool:
+    """Whether numbers are read from a GPU: before they are logged, and before a checkpoint could save what diverged."""
+    periods = (WRITE_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER)
+    return any(period > 0 and (iteration + 1) % period == 0 for period in periods)
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:

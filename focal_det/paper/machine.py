@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from ..engine.environment import output_of
 
 
 def hardware(num_gpus: int) -> str:
     """So many GPUs by their name, or without any the processor and its cores that this process may use."""
     if num_gpus and torch.cuda.is_available():
         # not by PyTorch, which would take memory of the first GPU for as long as this process lives
-        names = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+        names = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
         if names:
             return f"{num_gpus} x {names[0]}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -38,21 +39,5 @@ def versions() -> str:
     return f"Python {platform.python_version()}, PyTorch {torch.__version__}, Detectron2 {detectron2}"
 
 
-def commit(folder: Path) -> str:
-    """The git commit of a checkout, marked if tracked files differ from it; "unknown" outside of git."""
-    return _output_of("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*") or (
-        "unknown"
-    )
-
-
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _output_of(*command: str) -> str:
-    """What a command prints, "" if there is none or it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -15,9 +15,10 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from ..engine.environment import commit
 from ..engine.lock import FolderLock
 from ..errors import EXIT_STOPPED, InputError
-from .machine import commit, hardware, versions
+from .machine import hardware, versions
 from .results import Record, Status, iterations_done, write_record
 from .runs import Run
 from .tables import ROOT

@@ -78,6 +78,7 @@ CHANGING = [
 ]
 OWN_TESTS = {
     *("HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"),  # below, and in test_engine.py
+    *("VAL_LOSS", "CHECKPOINTS_KEPT"),  # in test_running.py and test_checkpoints.py
     *(
         "SPEED.CHANNELS_LAST",
         "SPEED.FOLD_NORMS",
@@ -423,6 +424,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "0"),
         ("MODEL.FOCAL_DET.DRAW_IMAGES", "-1"),
         ("MODEL.FOCAL_DET.DRAW_SCORE_THRESH", "1.5"),
+        ("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", "-1"),
         ("MODEL.RETINANET.NORM", "GNN"),
         ("MODEL.RESNETS.NORM", "BatchNorm"),
         ("MODEL.FPN.NORM", "GNN"),

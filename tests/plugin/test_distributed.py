@@ -1,5 +1,6 @@
 """Two processes with one image each make the step of one process with both, over gloo on the CPU."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from focal_det.engine.devices import num_cores
+from focal_det.engine.validation import validation_losses
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +50,7 @@ def worker(rank, rendezvous, cases, results):
                 "grads": {name: p.grad for name, p in model.module.named_parameters()},
                 "num_assigned": model.module.criterion.num_assigned,
                 "buffers": dict(model.module.criterion.named_buffers()),
+                "validation": validation_losses(model.module, [[batch[rank]]]),
             }
         )
     torch.save(states, f"{results}/{rank}.pth")
@@ -81,6 +84,9 @@ def test_two_processes_equal_one(tiny_cfg, batch_of, tmp_path):
         losses = step(model, batch)
         for name, loss in losses.items():
             torch.testing.assert_close(ranks[0][place]["losses"][name], loss, rtol=1e-5, atol=1e-8)
+        validation = validation_losses(model, [[picture] for picture in batch])
+        for states in ranks:
+            assert states[place]["validation"] == pytest.approx(validation, rel=1e-5, abs=1e-8)
         for name, parameter in model.named_parameters():
             scale = parameter.grad.abs().max().item()
             for states in ranks:
@@ -134,3 +140,7 @@ def test_train_net_in_two_processes_stops_on_a_signal_and_goes_on(tmp_path, wait
     assert resumed.returncode == 0, text[-3000:]
     assert f"Starting training from iteration {stopped_at + 1}" in text
     assert (output / "detections.png").is_file()
+    assert text.count(f"iteration {stopped_at + 4}/{stopped_at + 4} (epoch ") == 1  # of the main process alone
+    assert text.count("val/total_loss ") == 1
+    last = json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    assert last["val/total_loss"] == pytest.approx(last["val/loss_cls"] + last["val/loss_box_reg"])

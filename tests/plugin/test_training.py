@@ -91,10 +91,17 @@ def test_a_run_leaves_what_a_user_looks_for(whole):
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "detections.png", "last_checkpoint"} <= names
     assert len(list((output / "detections").glob("*.png"))) == 3
     assert last_step_of(output)["iteration"] == ITERATIONS - 1
-    assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "eta_seconds"} <= set(last_step_of(output))
-    assert {"bbox/AP", "bbox/AP50", "bbox/AP-disk"} <= set(metrics_of(output)[-1])
+    assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "eta_seconds", "grad_norm"} <= set(last_step_of(output))
+    assert last_step_of(output)["epoch"] == ITERATIONS * 2 / 40  # pictures of a step, and of the set
+    assert {"bbox/AP", "bbox/AP50", "bbox/AP-disk", "val/total_loss"} <= set(metrics_of(output)[-1])
+    changes = {change["key"]: change for change in json.loads((output / "config_changes.json").read_text())}
+    assert changes["SEED"] == {"key": "SEED", "default": -1, "value": 7, "place": "command line"}
+    assert changes["MODEL.RETINANET.NUM_CLASSES"]["place"] == "inferred"
+    assert changes["MODEL.META_ARCHITECTURE"]["place"] == "configs/Base-RetinaNet-FPN.yaml"
+    assert (output / "environment.txt").read_text().startswith("focal_det ")
     assert any("num_pos_anchors" in line for line in metrics_of(output))
-    assert "eta: " in done.stdout
+    assert f"iteration {ITERATIONS}/{ITERATIONS} (epoch 1.20)  eta 0:00:00" in done.stdout
+    assert "Speed levers in use: FOLD" not in done.stdout  # the quickstart's norm is GN: there is nothing to fold
     assert "| category" in done.stdout  # AP of each class
     assert "Traceback" not in done.stderr
 

@@ -1,0 +1,139 @@
+"""PyTorch, Detectron2, the devices, and what makes training faster on them: what fits, and what mends what does not.
+
+As in `diagnosis`, whatever is missing or broken is a finding and no error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .diagnosis import BROKEN, NOTE, OK, PIP, SET_UP, Finding
+from .environment import commit, output_of
+
+_DETECTRON2 = "make setup DETECTRON2=<wheel, checkout or requirement>"
+
+
+def pytorch() -> Iterator[Finding]:
+    """PyTorch, the driver, and whether torchvision fits."""
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as error:
+        yield Finding("PyTorch", "torch", f"cannot be imported ({_words(error)})", BROKEN, SET_UP)
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for processors alone"
+    yield Finding("PyTorch", "torch", f"{torch.__version__}, {built}, in {Path(str(torch.__file__)).parent}")
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
+    if torch.cuda.is_available():
+        yield Finding("PyTorch", "NVIDIA driver", driver[0] if driver else "unknown")
+    elif driver and os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
+        words = f"{driver[0]}; GPUs are hidden by CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}"
+        yield Finding("PyTorch", "NVIDIA driver", words, NOTE, "unset CUDA_VISIBLE_DEVICES")
+    elif driver:
+        words = f"{driver[0]} has GPUs that this PyTorch cannot use: it is {built}"
+        mend = f"{PIP} --force-reinstall torch torchvision, as pytorch.org/get-started says for this driver"
+        yield Finding("PyTorch", "NVIDIA driver", words, NOTE, mend)
+    try:
+        ops = importlib.import_module("torchvision.ops")
+        ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([1.0]), 0.5)
+        yield Finding("PyTorch", "torchvision", "its operators run with this PyTorch")
+    except Exception as error:
+        words = f"its operators do not run with this PyTorch ({_words(error)})"
+        yield Finding("PyTorch", "torchvision", words, BROKEN, f"{PIP} --force-reinstall torchvision torch")
+
+
+def detectron2() -> Iterator[Finding]:
+    """Detectron2, where it comes from, and whether its compiled part fits."""
+    try:
+        package = importlib.import_module("detectron2")
+        importlib.import_module("detectron2.engine")
+        importlib.import_module("focal_det.plugin")
+    except Exception as error:
+        words = f"cannot be imported ({_words(error)}); the losses, and detectors in ONNX, work without"
+        yield Finding("Detectron2", "detectron2", words, BROKEN, _DETECTRON2)
+        return
+    folder = Path(str(package.__file__)).parent
+    yield Finding("Detectron2", "detectron2", f"{getattr(package, '__version__', 'unknown')}, {_origin(folder)}")
+    try:
+        extension: Any = importlib.import_module("detectron2._C")
+        words = f"loads with this PyTorch; built by {extension.get_compiler_version()}"
+        yield Finding("Detectron2", "compiled part", f"{words}, CUDA {extension.get_cuda_version()}")
+    except Exception as error:
+        words = f"does not load with this PyTorch ({_words(error)}); only COCO's scores are slower for it"
+        yield Finding("Detectron2", "compiled part", words, NOTE, _DETECTRON2)
+
+
+def _origin(folder: Path) -> str:
+    """Where Detectron2 was installed from, as pip noted it, and the commit if that is known."""
+    try:
+        noted = json.loads(metadata.distribution("detectron2").read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        noted = {}
+    revision = noted.get("vcs_info", {}).get("commit_id")
+    if revision is None and output_of("git", "-C", str(folder), "ls-files", "__init__.py"):
+        revision = commit(folder)
+    source = f"from {noted['url']}" if "url" in noted else f"in {folder}"
+    return f"{source}, commit {revision or 'unknown'}"
+
+
+def devices() -> Iterator[Finding]:
+    """The processor and the GPUs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        torch = importlib.import_module("torch")
+        from .devices import has_bfloat16
+
+        computes = "computes in bfloat16" if has_bfloat16("cpu") else "no bfloat16 instructions"
+    except Exception:
+        yield Finding("devices", "processor", f"{cores} cores")
+        return
+    yield Finding("devices", "processor", f"{cores} cores, {computes}")
+    if not torch.cuda.is_available():
+        yield Finding("devices", "GPU", "none in use: training runs on the processor, many times slower")
+        return
+    for i in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(i)
+        words = f"{found.name}, {found.total_memory / 1e9:.0f} GB, compute capability {found.major}.{found.minor}"
+        yield Finding("devices", f"GPU {i}", words)
+
+
+def levers() -> Iterator[Finding]:
+    """Which of MODEL.FOCAL_DET.SPEED and SOLVER.AMP work here, and why not."""
+    try:
+        torch = importlib.import_module("torch")
+        from ..losses.triton_loss import triton_missing
+        from .devices import has_bfloat16
+    except Exception:
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    no_bfloat16 = None if has_bfloat16(device) else f"no bfloat16 instructions on this {device}"
+    no_compiler = None if _compiler() else "torch.compile needs a C++ compiler, and there is none"
+    whys = {
+        "CHANNELS_LAST": None,
+        "FOLD_NORMS": None,
+        "FUSED_SGD": None,
+        "BFLOAT16_INFERENCE": no_bfloat16,
+        "SOLVER.AMP bfloat16": no_bfloat16,
+        "SOLVER.AMP float16": None if device == "cuda" else "needs a GPU",
+        "TRITON": triton_missing(torch.device(device)),
+        "COMPILE": no_compiler,
+    }
+    for name, why in whys.items():
+        mend = "apt-get install g++, or set CXX" if name == "COMPILE" and why else ""
+        yield Finding("speed levers", name, f"no: {why}" if why else "works here", NOTE if mend else OK, mend)
+
+
+def _compiler() -> str | None:
+    """The C++ compiler that torch.compile would find."""
+    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,218 @@
+"""Which checkpoints stay, which is the best, and what of somebody else's goes into the model."""
+
+import logging
+import math
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from focal_det.engine.checkpoints import KeepBest, RunCheckpointer, retention_words
+from focal_det.engine.model_checks import weights_problems
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*.pth"))
+
+
+def saver(folder, kept=2):
+    return RunCheckpointer(nn.Linear(2, 1), str(folder), kept=kept)
+
+
+def save(checkpointer, *iterations):
+    for iteration in iterations:
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+
+def test_the_newest_stay_and_the_final_one(tmp_path):
+    checkpointer = saver(tmp_path)
+    save(checkpointer, 9, 19, 29)
+    checkpointer.save("model_final", iteration=29)
+    assert names(tmp_path) == ["model_0000019.pth", "model_0000029.pth", "model_final.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_0_keeps_all(tmp_path):
+    save(saver(tmp_path, kept=0), 9, 19, 29)
+    assert len(names(tmp_path)) == 3
+
+
+def test_a_run_that_goes_on_remembers_what_it_wrote_and_removes_nothing_else(tmp_path):
+    (tmp_path / "model_0000001.pth").write_bytes(b"somebody's own")
+    save(saver(tmp_path), 9, 19)
+    resumed = saver(tmp_path)
+    resumed.resume_or_load("", resume=True)
+    save(resumed, 29)
+    assert names(tmp_path) == ["model_0000001.pth", "model_0000019.pth", "model_0000029.pth"]
+
+
+def test_a_run_that_goes_on_from_an_older_one_keeps_the_newer_files_that_it_does_not_know(tmp_path):
+    save(saver(tmp_path, kept=0), 9, 19, 29)
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    resumed = saver(tmp_path, kept=1)
+    resumed.resume_or_load("", resume=True)
+    save(resumed, 14)
+    assert names(tmp_path) == ["model_0000014.pth", "model_0000019.pth", "model_0000029.pth"]
+
+
+def test_what_last_checkpoint_names_stays(tmp_path):
+    checkpointer = saver(tmp_path, kept=1)
+    checkpointer.tag_last_checkpoint("model_0000019.pth")
+    save(checkpointer, 19)
+    checkpointer.save_to_disk = False  # as of another rank: nothing is written, and nothing removed
+    save(checkpointer, 29)
+    assert names(tmp_path) == ["model_0000019.pth"]
+
+
+def test_removing_is_announced_where_it_will_happen():
+    assert "the newest 5 stay (MODEL.FOCAL_DET.CHECKPOINTS_KEPT; 0 keeps all)" in retention_words(5, 600, 100)
+    assert retention_words(5, 500, 100) is None
+    assert retention_words(0, 90000, 100) is None
+
+
+# --- the best --------------------------------------------------------------------------------------------------------
+
+
+def evaluated(hook, iteration, ap, max_iter=100):
+    """What the hook does after an iteration whose evaluation, if any, has given an AP."""
+    with EventStorage(iteration) as storage:
+        if ap is not None:
+            storage.put_scalar("bbox/AP", ap, smoothing_hint=False)
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=max_iter, storage=storage)
+        (hook.after_train if iteration >= max_iter else hook.after_step)()
+
+
+def best_of(folder):
+    return torch.load(folder / "model_best.pth", weights_only=True)
+
+
+def test_the_best_is_written_when_the_ap_rises_and_is_not_what_resume_goes_on_from(tmp_path):
+    checkpointer = saver(tmp_path)
+    hook = KeepBest(checkpointer, "bbox/AP")
+    save(checkpointer, 9)
+    for iteration, ap in ((9, 10.0), (14, None), (19, 9.0), (29, math.nan)):
+        evaluated(hook, iteration, ap)
+    assert hook.best == (10.0, 10)  # after ten iterations, the last of which is the ninth from 0
+    assert best_of(tmp_path)["best"] == {"AP": 10.0, "iteration": 9}
+    with torch.no_grad():
+        checkpointer.model.weight.fill_(5.0)
+    evaluated(hook, 100, 12.0)  # the one at the end counts too
+    assert best_of(tmp_path)["best"] == {"AP": 12.0, "iteration": 99}
+    assert best_of(tmp_path)["model"]["weight"].eq(5.0).all()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"
+    assert names(tmp_path) == ["model_0000009.pth", "model_best.pth"]  # nothing half written
+
+
+def test_an_ap_of_before_is_not_counted_again(tmp_path):
+    hook = KeepBest(saver(tmp_path), "bbox/AP")
+    with EventStorage(9) as storage:
+        storage.put_scalar("bbox/AP", 10.0, smoothing_hint=False)
+        storage.iter = 14
+        hook.trainer = SimpleNamespace(iter=14, max_iter=100, storage=storage)
+        hook.after_step()
+    assert hook.best is None
+
+
+def test_a_run_that_goes_on_knows_the_best_of_before(tmp_path):
+    # the checkpoint it goes on from was written before that evaluation, and cannot know it
+    checkpointer = saver(tmp_path)
+    save(checkpointer, 9)
+    evaluated(KeepBest(checkpointer, "bbox/AP"), 9, 10.0)
+    resumed = saver(tmp_path)
+    resumed.resume_or_load("", resume=True)
+    hook = KeepBest(resumed, "bbox/AP")
+    hook.before_train()
+    evaluated(hook, 19, 9.0)
+    assert hook.best == (10.0, 10)
+    assert best_of(tmp_path)["iteration"] == 9
+
+
+def test_a_best_that_cannot_be_read_is_put_aside_and_not_lost(tmp_path):
+    (tmp_path / "model_best.pth").write_bytes(b"torn")
+    hook = KeepBest(saver(tmp_path), "bbox/AP")
+    hook.before_train()
+    evaluated(hook, 9, 1.0)
+    assert (tmp_path / "model_best.pth.unread").read_bytes() == b"torn"
+    assert best_of(tmp_path)["best"]["AP"] == 1.0
+
+
+# --- weights of the model zoo ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def zoo(tiny_cfg, tmp_path):
+    """A file as Detectron2's model zoo has them, of its own RetinaNet, and the weights in it."""
+
+    def write(*, heuristics):
+        torch.manual_seed(5)
+        weights = build_model(tiny_cfg("MODEL.META_ARCHITECTURE", "RetinaNet")).state_dict()
+        named = {name: value.numpy() for name, value in weights.items()}
+        if heuristics:  # names are matched by their ends: the backbone's stand in the file without the wrapper's
+            named = {name.removeprefix("backbone."): value for name, value in named.items()}
+        named["pixel_mean"] = torch.zeros(3, 1, 1).numpy()
+        named["anchor_generator.cell_anchors.0"] = torch.zeros(9, 4).numpy()
+        content = {"model": named, "__author__": "Detectron2 Model Zoo"}
+        path = tmp_path / "model_final.pkl"
+        path.write_bytes(pickle.dumps(content | ({"matching_heuristics": True} if heuristics else {})))
+        return path, weights
+
+    return write
+
+
+def loaded(model, path):
+    """The one message that the loading logs, and its level."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    roots = [logging.getLogger(name) for name in ("focal_det", "detectron2", "fvcore")]
+    levels = [root.level for root in roots]
+    for root in roots:
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+    try:
+        RunCheckpointer(model).load(str(path), checkpointables=[])
+    finally:
+        for root, level in zip(roots, levels, strict=True):
+            root.removeHandler(handler)
+            root.setLevel(level)
+    told = [record for record in records if "oading from" not in record.getMessage()]
+    return [record for record in told if "Reading a file from" not in record.getMessage()]
+
+
+@pytest.mark.parametrize("heuristics", [True, False])
+def test_weights_of_the_zoo_load_whole(tiny_cfg, zoo, heuristics):
+    path, weights = zoo(heuristics=heuristics)
+    model = build_model(tiny_cfg())
+    (message,) = loaded(model, path)
+    assert message.getMessage().startswith(f"Weights: {len(model.state_dict())} of the model's ")
+    assert message.levelno == logging.INFO
+    state = model.state_dict()
+    assert all(state[name].equal(value) for name, value in weights.items() if name in state)
+    assert weights_problems(tiny_cfg(), str(path), whole=True) == []
+
+
+@pytest.mark.parametrize("heuristics", [True, False])
+def test_a_head_of_other_classes_is_a_warning_in_training_and_fatal_in_evaluation(tiny_cfg, zoo, heuristics):
+    path, _ = zoo(heuristics=heuristics)
+    cfg = tiny_cfg("MODEL.RETINANET.NUM_CLASSES", "5")
+    (message,) = loaded(build_model(cfg), path)
+    assert message.levelno == logging.WARNING
+    assert "head.cls_score.weight (for 3 classes, the model has 5)" in message.getMessage()
+    assert "head.cls_score.bias (for 3 classes, the model has 5)" in message.getMessage()
+    assert weights_problems(cfg, str(path), whole=False) == []
+    (problem,) = weights_problems(cfg, str(path), whole=True)
+    assert "does not fit the configuration's model" in problem
+
+
+def test_the_trainer_keeps_what_the_key_says(tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr("focal_det.engine.trainer.Trainer.build_train_loader", classmethod(lambda cls, cfg: []))
+    from focal_det.engine.trainer import Trainer
+
+    assert issubclass(Trainer, DefaultTrainer)
+    cfg = tiny_cfg("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", "3", "OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", "('a',)")
+    assert Trainer(cfg).checkpointer.kept == 3
