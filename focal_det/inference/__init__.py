@@ -1,0 +1,1 @@
+"""Pictures in, detections and drawings out: what every detector shares, whatever computes its network."""

@@ -1,0 +1,170 @@
+"""Boxes with labels that can be read, and contact sheets. All pictures are (H, W, 3) uint8 BGR."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_MIN_SIDE, _MOST_ENLARGED = 320, 1600  # the shorter side is enlarged to the first, the longer to the second at most
+_GAP = 8  # white pixels between pictures
+_BAR = 24  # height of a title
+
+Colour = tuple[int, int, int]
+
+
+def draw_boxes(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    classes: Sequence[int] | np.ndarray,
+    texts: Sequence[str],
+    *,
+    num_classes: int,
+    max_side: int | None = None,
+) -> np.ndarray:
+    """Draw boxes and their labels, the first on top.
+
+    Args:
+        picture: (H, W, 3) uint8 BGR.
+        boxes: (D, 4) XYXY in its pixels.
+        classes: (D,) labels, each drawn in a colour of its own.
+        texts: of each box; "" for none.
+        max_side: of the drawing, in pixels; larger pictures are reduced before their labels are drawn.
+
+    Returns:
+        A drawing; of small pictures enlarged, to a shorter side of 320 pixels, so that the labels can be read.
+    """
+    base, scale = _resized(picture, max_side)
+    image = Image.fromarray(base[:, :, ::-1])
+    canvas = ImageDraw.Draw(image)
+    short = min(image.size)
+    width, font = min(max(2, round(short / 250)), 5), _font(min(max(11, round(short / 32)), 26))
+    corners = np.nan_to_num(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)) * np.tile(scale, 2)
+    corners = np.clip(np.round(corners), 0, np.tile(image.size, 2) - 1).astype(int)
+    colours = [class_colour(int(label), num_classes) for label in classes]
+    placed: list[tuple[tuple[int, int, int, int], str, Colour]] = []
+    for box, text, colour in zip(corners.tolist(), texts, colours, strict=True):
+        if text:
+            text, size = _fitting(text, font, image.width)
+            placed.append((_place(box, size, image.size, [label for label, _, _ in placed]), text, colour))
+    for (x0, y0, x1, y1), colour in reversed(list(zip(corners.tolist(), colours, strict=True))):
+        canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width)
+    for (x0, y0, x1, y1), text, colour in reversed(placed):
+        canvas.rectangle((x0, y0, x1 - 1, y1 - 1), fill=colour)
+        canvas.text((x0 + 3, y0 + 1), text, fill=_readable_on(colour), font=font)
+    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+
+
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """The picture below a white bar that says what it is."""
+    bar = Image.new("RGB", (picture.shape[1], _BAR), "white")
+    font = _font(14)
+    ImageDraw.Draw(bar).text((6, 3), _fitting(title, font, bar.width)[0], fill="black", font=font)
+    return np.concatenate([np.asarray(bar), picture])
+
+
+def beside(*pictures: np.ndarray) -> np.ndarray:
+    """Pictures from left to right, tops aligned, on white."""
+    return _on_white([list(pictures)])
+
+
+def sheet(pictures: Sequence[np.ndarray], columns: int = 2, max_width: int = 1600) -> np.ndarray:
+    """A contact sheet, row by row, at most `max_width` pixels wide: all are reduced alike where it would be wider."""
+    columns = max(1, min(columns, len(pictures)))
+    widest = max((picture.shape[1] for picture in pictures), default=1)
+    scale = min(1.0, (max_width - (columns - 1) * _GAP) / (columns * widest))
+    if scale < 1:
+        sizes = [(max(1, int(p.shape[1] * scale)), max(1, int(p.shape[0] * scale))) for p in pictures]
+        pictures = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p, size in zip(pictures, sizes, strict=True)]
+    return _on_white([list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)])
+
+
+def class_colour(label: int, num_classes: int) -> Colour:
+    """RGB of a class: hues evenly around the circle; of many classes every other one darker."""
+    value = 1.0 if num_classes <= 12 or label % 2 == 0 else 0.7
+    red, green, blue = colorsys.hsv_to_rgb(label / max(num_classes, 1) % 1, 0.85, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _resized(picture: np.ndarray, max_side: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The picture at the drawing's size; what x and y were multiplied by."""
+    height, width = picture.shape[:2]
+    short, long = min(height, width), max(height, width)
+    scale = max(1.0, min(_MIN_SIDE / short, _MOST_ENLARGED / long))
+    if max_side is not None:
+        scale = min(scale, max_side / long)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size == (width, height):
+        return picture, np.ones(2)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(picture, size, interpolation=how), np.array(size) / (width, height)
+
+
+def _place(
+    box: Sequence[int], size: tuple[int, int], bounds: tuple[int, int], taken: Sequence[tuple[int, int, int, int]]
+) -> tuple[int, int, int, int]:
+    """Where a label of `size` goes: in the picture, covering other labels, then its own box, as little as can be."""
+    (x0, y0, x1, y1), (width, height) = box, size
+    wishes = [(x0, y0 - height), (x0, y1 + 1), (x1 + 1 - width, y0 - height), (x1 + 1 - width, y1 + 1)]  # outside
+    wishes += [(x1 + 1, y0), (x0 - width, y0), (x0, y0), (x1 + 1 - width, y0), (x0, y1 + 1 - height)]
+    best, least = (0, 0, width, height), np.inf
+    for x, y in wishes:
+        x, y = max(0, min(x, bounds[0] - width)), max(0, min(y, bounds[1] - height))
+        label = (x, y, x + width, y + height)
+        covered = sum(_overlap(label, other) for other in taken) + 0.25 * _overlap(label, (x0, y0, x1 + 1, y1 + 1))
+        if covered < least:
+            best, least = label, covered
+    return best
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    """Pixels that both cover."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> tuple[str, tuple[int, int]]:
+    """The text, shortened to the room if need be, and the size of its label, in pixels."""
+    text = " ".join(text.split())  # a line break in a class name would draw outside the label
+    height = sum(font.getmetrics()) + 2
+    shown = text
+    while len(text) > 1 and font.getlength(shown) + 6 > room:
+        text = text[:-1]
+        shown = text + "…"
+    return shown, (int(np.ceil(font.getlength(shown))) + 6, height)
+
+
+def _readable_on(colour: Colour) -> Colour:
+    red, green, blue = colour
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and has the letters of most alphabets."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def _on_white(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Rows of pictures, columns aligned."""
+    if not rows:
+        return np.full((_BAR, _MIN_SIDE, 3), 255, np.uint8)
+    column_width = max(picture.shape[1] for row in rows for picture in row)
+    columns = len(rows[0])
+    widths = [p.shape[1] for p in rows[0]] if len(rows) == 1 else [column_width] * columns
+    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    shape = (sum(heights) + _GAP * (len(rows) - 1), sum(widths) + _GAP * (columns - 1), 3)
+    canvas = np.full(shape, 255, np.uint8)
+    y = 0
+    for row, height in zip(rows, heights, strict=True):
+        x = 0
+        for picture, width in zip(row, widths, strict=False):  # the last row may be short
+            canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+            x += width + _GAP
+        y += height + _GAP
+    return canvas
