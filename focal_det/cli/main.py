@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
-from . import analyze, plot, reproduce
+from . import analyze, plot, report, reproduce
 from .common import silence_detectron2
 
 
@@ -48,4 +48,5 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_command(commands)
     plot.add_command(commands)
     analyze.add_command(commands)
+    report.add_command(commands)
     return parser

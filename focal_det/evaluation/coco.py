@@ -152,6 +152,7 @@ def _accumulate(
     detections: Sequence[Mapping[str, Any]],
     max_detections: int,
 ) -> _Scores:
+    truth = ground_truth["annotations"]
     rows = [
         [
             {
@@ -159,13 +160,13 @@ def _accumulate(
                 "image_id": row["image_id"],
                 "category_id": row["category_id"],
                 "bbox": row["bbox"],
-                "area": area_of(row),
+                "area": area_of(row) if part is truth else row["bbox"][2] * row["bbox"][3],
                 "iscrowd": int(bool(row.get("iscrowd"))),
                 "score": row.get("score"),
             }
             for i, row in enumerate(part, start=1)
         ]
-        for part in (ground_truth["annotations"], detections)
+        for part in (truth, detections)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = COCOeval(*(_index(ground_truth, categories, part) for part in rows), iouType="bbox")
