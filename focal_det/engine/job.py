@@ -17,6 +17,7 @@ from .. import plugin  # noqa: F401 - a spawned process starts with empty regist
 from ..data.catalog import JsonDataset, register_datasets
 from .devices import share_cores
 from .hooks import TrainingStopped
+from .last_page import write_last_page
 from .run_setup import set_up_run
 from .trainer import Trainer
 
@@ -55,12 +56,14 @@ def run_job(job: Job, stopped: Any) -> None:
             f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
         )
         _evaluate(cfg, trainer.model, after_iteration=trainer.max_iter - 1)
+        write_last_page(cfg.OUTPUT_DIR)
         return
     try:
         trainer.train()
     except TrainingStopped:
         stopped.set()
         return
+    write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         _log().info(f"Done: {trainer.max_iter} iterations. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}")
 

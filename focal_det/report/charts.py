@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 # Okabe and Ito's palette, which the colour-blind can tell apart, without its black and yellow, and three more.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f", "#a6761d")
@@ -87,6 +88,9 @@ def draw_lines(
             legend.append((colour, _DASHES[style], line.label))
         if is_log and all(y > 0 for line in lines for _, y in line.points):
             axes.set_yscale("log")
+            for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                axis_format(FuncFormatter(lambda value, _: f"{value:g}"))  # not 10^-1, which would need its own fonts
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         if x_limits:
             axes.set_xlim(*x_limits)
         if y_limits:

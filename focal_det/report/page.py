@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..errors import InputError
 from . import progress
 from .charts import Chart, Line, draw_lines
 from .results import SetResult, score_set
-from .run_files import Run, read_run
+from .run_files import Run, environment_facts, read_run
 
 REPORT_NAME = "report.html"
 
@@ -48,13 +47,12 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
     if not os.access(folder, os.W_OK):
         raise InputError(f"OUTPUT_DIR {folder} cannot be written; copy the run to where it can")
     page = render(run, score_threshold=score_threshold, images=images)
-    path = folder / REPORT_NAME
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder, prefix=f".{REPORT_NAME}.", delete=False, encoding="utf-8"
-    ) as part:
-        part.write(page)
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, path)
+    path, partial = folder / REPORT_NAME, folder / f".{REPORT_NAME}.{os.getpid()}.part"
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -77,7 +75,8 @@ def render(run: Run, *, score_threshold: float | None, images: int) -> str:
         name=run.folder.absolute().name,
         sets=sets,
         facts=_facts(run, sets),
-        charts=_training_charts(run, sets),
+        charts=_training_charts(run),
+        environment=environment_facts(run.environment),
         threshold=threshold,
         made_at=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -91,10 +90,11 @@ def _facts(run: Run, sets: list[SetResult]) -> list[tuple[str, str]]:
         facts += [(name, _percent(getattr(evaluation, name))) for name in ("AP", "AP50", "AP75")]
     best = sets[0].best if sets else None
     if best:
-        facts.append(("best AP", f"{_percent(best.ap)} after {best.iterations:,}"))
+        facts.append((f"best AP, after {best.iterations:,}", _percent(best.ap)))
     done, planned = progress.iterations_done(run.metrics), run.config_value("SOLVER.MAX_ITER")
     if done:
-        facts.append(("iterations", f"{done:,}" if planned in (None, done) else f"{done:,} of {planned:,}"))
+        is_short = isinstance(planned, int) and done < planned
+        facts.append(("iterations", f"{done:,} of {planned:,}" if is_short else f"{done:,}"))
     passes = progress.epochs(run.metrics)
     if passes is not None:
         facts.append(("epochs", f"{passes:.1f}"))
@@ -106,7 +106,7 @@ def _facts(run: Run, sets: list[SetResult]) -> list[tuple[str, str]]:
     return facts
 
 
-def _training_charts(run: Run, sets: list[SetResult]) -> list[tuple[str, Chart]]:
+def _training_charts(run: Run) -> list[tuple[str, Chart]]:
     """Title and chart of losses, AP and lr, each if there is something to draw."""
     charts = []
     losses = [
@@ -117,10 +117,10 @@ def _training_charts(run: Run, sets: list[SetResult]) -> list[tuple[str, Chart]]
     if losses:
         charts.append(("Loss", draw_lines("loss", losses, "iterations", "loss", is_log=True)))
     scores = [
-        Line(name if len(sets) < 2 else f"{name}, {found.name}", progress.thinned(points), name == "AP", True)
-        for found in sets
+        Line(name if len(run.sets) < 2 else f"{name}, {found.name}", progress.thinned(points), name == "AP", True)
+        for found in run.sets
         for name in ("AP", "AP50", "AP75")
-        if (points := progress.course(run.metrics, progress.score_key(run.metrics, found.name) + name))
+        if (points := progress.course(run.metrics, found.metric_prefix + name))
     ]
     if scores:
         charts.append(("AP", draw_lines("ap", scores, "iterations", "percent")))

@@ -55,15 +55,13 @@ def epochs(metrics: Metrics) -> float | None:
     return logged[-1][1] if logged else None
 
 
-def score_key(metrics: Metrics, set_name: str) -> str:
-    """The prefix of a test set's scores: with several sets Detectron2 puts the set's name in front."""
-    with_name = f"{set_name}/bbox/"
-    return with_name if any(f"{with_name}AP" in record for record in metrics) else "bbox/"
+def best_score(metrics: Metrics, prefix: str) -> BestScore | None:
+    """None if no evaluation gave a number.
 
-
-def best_score(metrics: Metrics, set_name: str) -> BestScore | None:
-    """None if no evaluation gave a number."""
-    scores = course(metrics, f"{score_key(metrics, set_name)}AP")
+    Args:
+        prefix: of a test set's scores.
+    """
+    scores = course(metrics, f"{prefix}AP")
     if not scores:
         return None
     iterations, ap = max(scores, key=lambda point: point[1])

@@ -13,7 +13,7 @@ from ..evaluation.matching import Matching, match
 from .charts import Chart, Line, draw_lines
 from .confusion import Confusion, make_confusion
 from .examples import Examples, draw_examples
-from .progress import BestScore, Metrics, best_score, course, score_key
+from .progress import BestScore, Metrics, best_score, course
 from .run_files import EvaluatedSet
 
 _MOST_CURVES = 12  # of classes, those with the lowest AP50
@@ -60,34 +60,34 @@ def score_set(found: EvaluatedSet, metrics: Metrics, *, threshold: float, images
         max_bytes: of the drawings.
     """
     evaluated_at = datetime.fromtimestamp(found.evaluated_at).astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    best = best_score(metrics, found.name)
+    best = best_score(metrics, found.metric_prefix)
     if found.annotations is None:
         return SetResult(found.name, evaluated_at, best, found.problem)
     try:
         evaluation = evaluate(found.annotations, found.detections)
         matching = match(found.annotations, found.detections, score_threshold=threshold)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        examples = draw_examples(
+            found.annotations, found.detections, matching, found.image_dir, count=images, max_bytes=max_bytes
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # as somebody's files may be
         problem = f"Annotations and detections do not fit together ({type(error).__name__}: {error}); evaluate again."
         return SetResult(found.name, evaluated_at, best, problem)
-    names = [c.name for c in evaluation.classes]
     return SetResult(
         name=found.name,
         evaluated_at=evaluated_at,
         best=best,
-        notes=(*evaluation.explain(), *_other_weights(found.name, evaluation, metrics)),
+        notes=(*evaluation.explain(), *_other_weights(found.metric_prefix, evaluation, metrics)),
         evaluation=evaluation,
         curves=_precision_recall(found.name, evaluation),
-        confusion=make_confusion(matching.confusion, names),
+        confusion=make_confusion(matching.confusion, [c.name for c in evaluation.classes]),
         sizes=_size_rows(matching),
-        examples=draw_examples(
-            found.annotations, found.detections, matching, found.image_dir, count=images, max_bytes=max_bytes
-        ),
+        examples=examples,
     )
 
 
-def _other_weights(name: str, evaluation: Evaluation, metrics: Metrics) -> list[str]:
+def _other_weights(prefix: str, evaluation: Evaluation, metrics: Metrics) -> list[str]:
     """A word if the detections that are there are not those of the training's last evaluation."""
-    scores = course(metrics, f"{score_key(metrics, name)}AP")
+    scores = course(metrics, f"{prefix}AP")
     if not scores or math.isnan(evaluation.AP) or abs(scores[-1][1] - evaluation.AP) < _SAME_AP:
         return []
     return [
@@ -106,8 +106,7 @@ def _precision_recall(name: str, evaluation: Evaluation) -> Chart | None:
     recalls = evaluation.recalls.tolist()
 
     def line(label: str, precisions: np.ndarray, *, is_main: bool = False) -> Line:
-        reached = [(r, p) for r, p in zip(recalls, precisions.tolist(), strict=True)]
-        return Line(label, reached, is_main)
+        return Line(label, list(zip(recalls, precisions.tolist(), strict=True)), is_main)
 
     lines = [
         line(f"{evaluation.classes[k].name} ({evaluation.classes[k].AP50:.1f})", evaluation.precisions[k])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class EvaluatedSet:
     image_dir: of the pictures; None if unknown.
     detections: COCO's results.
     evaluated_at: seconds since the epoch at which the detections were written.
+    metric_prefix: of the names of its scores in metrics.json.
     """
 
     name: str
@@ -33,6 +35,7 @@ class EvaluatedSet:
     detections: list[dict[str, Any]]
     evaluated_at: float
     problem: str = ""
+    metric_prefix: str = "bbox/"
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,25 @@ def read_run(folder: Path) -> Run:
     if not results:
         missing.append(f"inference/<set>/{DETECTIONS}: nothing has been evaluated yet, so no detections can be shown.")
     sets = [found for path in results if (found := _read_set(path, missing)) is not None]
+    config = _parse_config(config_text, missing)
     return Run(
         folder=folder,
         metrics=metrics,
-        config=_parse_config(config_text, missing),
+        config=config,
         config_text=config_text,
         changes=_read_changes(folder / CHANGES, missing),
         environment=_read_text(folder / ENVIRONMENT, missing),
         weights=_weights(folder),
-        sets=_in_order(sets, config_text),
+        sets=_in_order(sets, config),
         missing=missing,
     )
+
+
+def environment_facts(environment: str) -> list[tuple[str, str]]:
+    """Name and value of the lines of environment.txt that say on what and from what a run was made."""
+    names = r"focal_det|Python|PyTorch|torchvision|detectron2|hardware|GPU available|GPU [\d,]+|Driver version"
+    wanted = rf"({names})(?: {{2,}}|(?<=focal_det) )(\S.*)"
+    return [(found[1], found[2]) for line in environment.splitlines() if (found := re.fullmatch(wanted, line))]
 
 
 def _read_text(path: Path, missing: list[str]) -> str:
@@ -174,11 +185,15 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
     return EvaluatedSet(name, annotations, image_dir, detections, evaluated_at)
 
 
-def _in_order(sets: list[EvaluatedSet], config_text: str) -> list[EvaluatedSet]:
-    """The configuration's test sets first, in its order; older ones behind them."""
-    config = _parse_config(config_text, [])
-    order = list((config.get("DATASETS") or {}).get("TEST") or [])
-    return sorted(sets, key=lambda s: (order.index(s.name) if s.name in order else len(order), s.name))
+def _in_order(sets: list[EvaluatedSet], config: dict[str, Any]) -> list[EvaluatedSet]:
+    """The configuration's test sets first, in its order; others, of an --eval-only, behind them."""
+    node = config.get("DATASETS")
+    order = list(node.get("TEST") or []) if isinstance(node, dict) else []
+    ordered = sorted(sets, key=lambda s: (order.index(s.name) if s.name in order else len(order), s.name))
+    if not order and len(ordered) == 1:
+        return ordered
+    # with several sets Detectron2 puts a set's name in front of its scores
+    return [s if order == [s.name] else replace(s, metric_prefix=f"{s.name}/bbox/") for s in ordered]
 
 
 def _weights(folder: Path) -> list[str]:
