@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
-from . import analyze, data, doctor, evaluate, export, plot, predict, reproduce
+from . import analyze, data, doctor, evaluate, export, plot, predict, report, reproduce
 from .common import silence_detectron2
 
-_COMMANDS = (doctor, data, predict, export, evaluate, reproduce, plot, analyze)
+_COMMANDS = (doctor, data, predict, export, evaluate, report, reproduce, plot, analyze)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

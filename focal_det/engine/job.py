@@ -19,6 +19,7 @@ from .checkpoints import RunCheckpointer
 from .config_changes import Change
 from .devices import share_cores
 from .hooks import TrainingStopped
+from .last_page import write_last_page
 from .run_setup import set_up_run
 from .trainer import Trainer, ap_name
 
@@ -65,6 +66,7 @@ def run_job(job: Job, stopped: Any) -> None:
             f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
         )
         _evaluate(cfg, trainer.model, finished=trainer)
+        write_last_page(cfg.OUTPUT_DIR)
         return
     try:
         trainer.train()
@@ -77,6 +79,7 @@ def run_job(job: Job, stopped: Any) -> None:
             "SOLVER.CLIP_GRADIENTS.ENABLED True; and a look at the boxes, with --preflight-only"
         )
         raise
+    write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         _log().info(f"Done: {trainer.max_iter} iterations. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}")
 

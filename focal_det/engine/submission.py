@@ -1,9 +1,11 @@
-"""The file that COCO's server takes, for test sets whose annotations are not public."""
+"""What stands beside a set's detections: where the set is, and COCO's server's file if its annotations are not public."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
-_RESULTS = "coco_instances_results.json"  # Detectron2's name for it
+from ..report.run_files import DATASET, DETECTIONS
 
 
 class SubmissionEvaluator(COCOEvaluator):
-    """COCO's evaluation, which also writes a submission where a set has no annotations to score against.
+    """COCO's evaluation, which also writes where the set is, and a submission where it has no annotations.
 
     The server wants a zip with one file, detections_<set>_<algorithm>_results.json, named like the zip.
 
@@ -29,16 +31,36 @@ class SubmissionEvaluator(COCOEvaluator):
     def __init__(self, dataset_name: str, *, output_dir: str, algorithm: str) -> None:
         super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
         self._folder = Path(output_dir)
+        self._dataset = dataset_name
         self._submission = submission_name(MetadataCatalog.get(dataset_name).json_file, algorithm)
 
     def evaluate(self, img_ids: Any = None) -> Any:
         """As Detectron2's; of the main process alone."""
         results = super().evaluate(img_ids)
-        detections = self._folder / _RESULTS
-        if comm.is_main_process() and not results and detections.is_file():  # nothing to score against
-            archive = write_submission(detections, self._submission)
-            logging.getLogger(__name__).info(f"For the evaluation server: {archive}")
+        detections = self._folder / DETECTIONS
+        if comm.is_main_process() and detections.is_file():
+            write_place(self._dataset, self._folder / DATASET)
+            if not results:  # nothing to score against
+                archive = write_submission(detections, self._submission)
+                logging.getLogger(__name__).info(f"For the evaluation server: {archive}")
         return results
+
+
+def write_place(dataset_name: str, path: Path) -> None:
+    """Write a registered set's name and the absolute paths of its annotation file and pictures, whole or not at all.
+
+    A set whose pictures are named by absolute paths may have no folder of them: "images" is null then.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    image_root = metadata.get("image_root")
+    record = {
+        "name": dataset_name,
+        "annotations": str(Path(metadata.json_file).absolute()),
+        "images": str(Path(image_root).absolute()) if image_root else None,
+    }
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
+        json.dump(record, partial)
+    Path(partial.name).replace(path)
 
 
 def submission_name(json_file: str, algorithm: str) -> str:

@@ -119,7 +119,7 @@ def evaluate(
         raise ValueError(problem)
     categories = sorted(ground_truth["categories"], key=lambda c: c["id"])
     objects = [a for a in ground_truth["annotations"] if not a.get("iscrowd")]
-    areas = np.array([_area(a) for a in objects])
+    areas = np.array([area_of(a) for a in objects])
     sizes = size_of(areas)
     scores = _accumulate(ground_truth, categories, detections, max_detections) if detections else None
     return Evaluation(
@@ -152,32 +152,24 @@ def _accumulate(
     detections: Sequence[Mapping[str, Any]],
     max_detections: int,
 ) -> _Scores:
-    # Own ids: pycocotools takes id 0 for "unmatched", and files have it.
-    truth = [
-        {
-            "id": i,
-            "image_id": a["image_id"],
-            "category_id": a["category_id"],
-            "bbox": a["bbox"],
-            "area": _area(a),
-            "iscrowd": int(bool(a.get("iscrowd"))),
-        }
-        for i, a in enumerate(ground_truth["annotations"], start=1)
-    ]
-    found = [
-        {
-            "id": i,
-            "image_id": d["image_id"],
-            "category_id": d["category_id"],
-            "bbox": d["bbox"],
-            "area": d["bbox"][2] * d["bbox"][3],
-            "score": d["score"],
-            "iscrowd": 0,
-        }
-        for i, d in enumerate(detections, start=1)
+    truth = ground_truth["annotations"]
+    rows = [
+        [
+            {
+                "id": i,  # not the file's: pycocotools takes id 0 for "unmatched"
+                "image_id": row["image_id"],
+                "category_id": row["category_id"],
+                "bbox": row["bbox"],
+                "area": area_of(row) if part is truth else row["bbox"][2] * row["bbox"][3],
+                "iscrowd": int(bool(row.get("iscrowd"))),
+                "score": row.get("score"),
+            }
+            for i, row in enumerate(part, start=1)
+        ]
+        for part in (truth, detections)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(*(_index(ground_truth, categories, rows) for rows in (truth, found)), iouType="bbox")
+        evaluator = COCOeval(*(_index(ground_truth, categories, part) for part in rows), iouType="bbox")
         evaluator.params.maxDets = [max_detections]
         evaluator.evaluate()
         evaluator.accumulate()
@@ -238,7 +230,8 @@ def _mean(values: np.ndarray) -> float:
     return float(100 * there.mean()) if there.size else math.nan
 
 
-def _area(annotation: Mapping[str, Any]) -> float:
+def area_of(annotation: Mapping[str, Any]) -> float:
+    """Of an annotation or a detection in px^2: the one it states, else its box's."""
     area = annotation.get("area")
     return float(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)
 

@@ -1,0 +1,38 @@
+"""focal-det report: one page about a run."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import EXIT_DONE
+from .common import folder_name
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add "report"."""
+    report = commands.add_parser(
+        "report",
+        help="one page about a run: scores, curves, confusions, pictures, configuration",
+        description="Write OUTPUT_DIR/report.html from the files that a training left there, finished or not: one page "
+        "without links to anything else. Needs no Detectron2.",
+        allow_abbrev=False,
+    )
+    report.add_argument("output_dir", type=folder_name, metavar="OUTPUT_DIR", help="of the training")
+    report.add_argument(
+        "--score-thresh",
+        type=float,
+        metavar="S",
+        help="least score of the detections that are drawn and counted as errors, in [0, 1] (default: the run's "
+        "MODEL.FOCAL_DET.DRAW_SCORE_THRESH); AP does not depend on it",
+    )
+    report.add_argument(
+        "--images", type=int, default=6, metavar="N", help="pictures of the worst and of the best (default: 6)"
+    )
+    report.set_defaults(run=_report)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from ..report import write_report  # takes a second to import, which --help need not wait for
+
+    print(write_report(args.output_dir, score_threshold=args.score_thresh, images=args.images))
+    return EXIT_DONE

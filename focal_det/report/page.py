@@ -1,0 +1,141 @@
+"""The page: everything that a run's files tell, put together and written."""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..errors import InputError
+from . import progress
+from .charts import Chart, Line, draw_lines
+from .results import SetResult, score_set
+from .run_files import Run, environment_facts, read_run
+
+REPORT_NAME = "report.html"
+
+_SCORE_THRESHOLD = 0.5  # of a run that left no configuration
+_SCORE_KEY = "MODEL.FOCAL_DET.DRAW_SCORE_THRESH"
+_PICTURE_BYTES = 6_000_000  # of all pictures in the page, which stays below 10 MB with them
+_TEMPLATES = Path(__file__).parent
+
+
+def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float | None = None, images: int = 6) -> Path:
+    """Write OUTPUT_DIR/report.html, whole or not at all, from the files that are there.
+
+    Args:
+        output_dir: of a training, finished or not, at any place.
+        score_threshold: of confusions, errors and drawings, in [0, 1]; None for the run's own
+            MODEL.FOCAL_DET.DRAW_SCORE_THRESH.
+        images: so many of the worst and of the best pictures of each test set are shown.
+
+    Raises:
+        InputError: no run in the folder, a folder that cannot be written, a threshold or number out of range.
+    """
+    folder = Path(output_dir)
+    problems = []
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        problems.append(f"--score-thresh {score_threshold} is outside [0, 1]")
+    if images < 0:
+        problems.append(f"--images {images} must be at least 0")
+    if problems:
+        raise InputError(problems)
+    run = read_run(folder)
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"OUTPUT_DIR {folder} cannot be written; copy the run to where it can")
+    page = render(run, score_threshold=score_threshold, images=images)
+    path, partial = folder / REPORT_NAME, folder / f".{REPORT_NAME}.{os.getpid()}.part"
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def render(run: Run, *, score_threshold: float | None, images: int) -> str:
+    """The page's HTML."""
+    of_config = run.config_value(_SCORE_KEY)
+    threshold = next((float(t) for t in (score_threshold, of_config) if isinstance(t, (int, float))), _SCORE_THRESHOLD)
+    budget = _PICTURE_BYTES // max(1, len(run.sets))
+    sets = [score_set(found, run.metrics, threshold=threshold, images=images, max_bytes=budget) for found in run.sets]
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(percent=_percent, minutes=_duration)
+    return environment.get_template("template.html.j2").render(
+        run=run,
+        name=run.folder.absolute().name,
+        sets=sets,
+        facts=_facts(run, sets),
+        charts=_training_charts(run),
+        environment=environment_facts(run.environment),
+        threshold=threshold,
+        made_at=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def _facts(run: Run, sets: list[SetResult]) -> list[tuple[str, str]]:
+    """The headline: name and figure. Of several test sets the first one's."""
+    facts = []
+    if sets and sets[0].evaluation:
+        evaluation = sets[0].evaluation
+        facts += [(name, _percent(getattr(evaluation, name))) for name in ("AP", "AP50", "AP75")]
+    best = sets[0].best if sets else None
+    if best:
+        facts.append((f"best AP, after {best.iterations:,}", _percent(best.ap)))
+    done, planned = progress.iterations_done(run.metrics), run.config_value("SOLVER.MAX_ITER")
+    if done:
+        is_short = isinstance(planned, int) and done < planned
+        facts.append(("iterations", f"{done:,} of {planned:,}" if is_short else f"{done:,}"))
+    passes = progress.epochs(run.metrics)
+    if passes is not None:
+        facts.append(("epochs", f"{passes:.1f}"))
+    seconds = progress.training_seconds(run.metrics)
+    if seconds is not None:
+        facts.append(("training", _duration(seconds)))
+    if run.weights:
+        facts.append(("weights", run.weights[0]))
+    return facts
+
+
+def _training_charts(run: Run) -> list[tuple[str, Chart]]:
+    """Title and chart of losses, AP and lr, each if there is something to draw."""
+    charts = []
+    losses = [
+        Line(name, progress.thinned(points), name.endswith("total_loss"), name.startswith("val/"))
+        for name, points in progress.losses(run.metrics).items()
+        if points
+    ]
+    if losses:
+        charts.append(("Loss", draw_lines("loss", losses, "iterations", "loss", is_log=True)))
+    scores = [
+        Line(name if len(run.sets) < 2 else f"{name}, {found.name}", progress.thinned(points), name == "AP", True)
+        for found in run.sets
+        for name in ("AP", "AP50", "AP75")
+        if (points := progress.course(run.metrics, found.metric_prefix + name))
+    ]
+    if scores:
+        charts.append(("AP", draw_lines("ap", scores, "iterations", "percent")))
+    rates = progress.thinned(progress.course(run.metrics, "lr"))
+    if rates:
+        charts.append(("Learning rate", draw_lines("lr", [Line("lr", rates)], "iterations", "lr")))
+    return charts
+
+
+def _percent(value: float) -> str:
+    return "nan" if math.isnan(value) else f"{value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
