@@ -55,6 +55,8 @@ def test_splits_are_taken_in_their_order_and_by_their_usual_names(write_voc):
     assert [i["file_name"] for i in read(folder)["images"]] == ["b.jpg", "a.jpg"]
     assert [p.file_name for p in read_voc(folder, None, ("val", "test")).pictures] == ["c.jpg"]
     assert [p.file_name for p in read_voc(folder, "test").pictures] == ["a.jpg"]
+    (folder / "ImageSets" / "Main" / "val.txt").unlink()
+    assert [p.file_name for p in read_voc(folder, None, ("val", "test")).pictures] == ["a.jpg"]
     assert read_voc(folder, None).notes == [f"{folder}: took split train, 2 pictures"]
 
 

@@ -1,0 +1,126 @@
+"""focal-det data inspect: what it draws, counts and says; without Detectron2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from focal_det.cli.main import main
+from focal_det.inference import pictures
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def voc(write_voc):
+    objects = {f"p{i:02d}": [("cat", 11, 11, 40, 40)] for i in range(6)}
+    objects["p03"].append(("dog", 50, 11, 90, 60, "<difficult>1</difficult>"))
+    return write_voc({**objects, "p06": []}, train=list(objects), val=["p03", "p06"])
+
+
+def inspect(*words):
+    return main(["data", "inspect", *map(str, words)])
+
+
+def test_draws_and_counts_every_set(voc, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert inspect("--train-voc", voc, "--val-voc", voc, "--pictures", 3, "--out", out) == 0
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
+    # 3 of 6, evenly spread, and the 2 that there are
+    drawn = [*(f"train_voc/00{i}_p0{2 * i}.png" for i in range(3)), "val_voc/000_p03.png", "val_voc/001_p06.png"]
+    assert names == ["pictures.png", "statistics.json", "statistics.png", "statistics.txt", *drawn]
+    found = json.loads((out / "statistics.json").read_text())
+    assert found["train_voc"]["source"] == f"{voc}:train"
+    assert (found["train_voc"]["boxes"], found["val_voc"]["boxes"], found["val_voc"]["ignored"]) == (6, 1, 1)
+    text = capsys.readouterr().out
+    assert f"{voc}: took split train, 6 pictures" in text
+    assert (out / "statistics.txt").read_text() in text
+    assert str(out / "pictures.png") in text
+
+
+def test_boxes_are_drawn_where_they_are(voc, tmp_path):
+    assert inspect("--train-voc", voc, "--pictures", 1, "--out", tmp_path / "out") == 0
+    drawing = cv2.imread(str(tmp_path / "out" / "train_voc" / "000_p00.png"))
+    scale = drawing.shape[1] / 100
+    changed = np.abs(drawing.astype(int) - 128).max(axis=2) > 60
+    # (11..40) are the coordinates 10 to 40, so the left edge is at 10 and nothing is at 70
+    assert changed[round(25 * scale), round(8 * scale) : round(13 * scale)].any()
+    assert not changed[round(25 * scale), round(60 * scale) :].any()
+
+
+def test_only_one_class(voc, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert inspect("--train-voc", voc, "--only-class", "dog", "--out", out) == 0
+    assert [path.name for path in (out / "train_voc").iterdir()] == ["000_p03.png"]
+    assert inspect("--train-voc", voc, "--only-class", "dgo", "--out", out) == 2
+    assert "--only-class 'dgo' is no class of these sets; did you mean 'dog'?" in capsys.readouterr().err
+
+
+def test_drawings_of_an_earlier_call_do_not_stay(voc, tmp_path):
+    for count in (6, 2):
+        assert inspect("--train-voc", voc, "--pictures", count, "--out", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out" / "train_voc").iterdir())) == 2
+
+
+def test_a_picture_that_is_damaged_behind_its_header_is_passed_over_and_named(voc, tmp_path, monkeypatch, capsys):
+    path = voc / "JPEGImages" / "p00.jpg"
+
+    def damaged(asked):
+        if asked == path:
+            raise pictures.PictureError(path, "broken data stream")
+        return read_picture(asked)
+
+    read_picture = pictures.read_picture
+    monkeypatch.setattr(pictures, "read_picture", damaged)
+    assert inspect("--train-voc", voc, "--out", tmp_path / "out") == 0
+    assert f"warning: {path}: broken data stream; passed over" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "train_voc").iterdir())) == 5
+
+
+def test_sets_that_number_their_classes_differently_are_warned_of(voc, tmp_path, capsys):
+    images = [{"id": 1, "file_name": "p00.jpg", "width": 100, "height": 80}]
+    for name, classes in (("a", ("cat", "dog")), ("b", ("dog", "cat"))):
+        categories = [{"id": i + 1, "name": c} for i, c in enumerate(classes)]
+        content = {"images": images, "annotations": [], "categories": categories}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    flags = [("--train-json", tmp_path / f"{n}.json", "--train-images", voc / "JPEGImages") for n in "ab"]
+    assert inspect(*flags[0], *flags[1], "--out", tmp_path / "out") == 0
+    assert "warning: train_json and train_json_2 differ in their classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no data set is named: use --train-json and --train-images, --train-voc, or --config-file"),
+        (["--train-voc", "voc", "--pictures", "0"], "--pictures 0 must be at least 1"),
+        (["--train-voc", "voc:tset"], "no split 'tset'"),
+        (["--train-voc", "nowhere"], "nowhere: no such folder"),
+        (["--val-json", "a.json"], "--val-json is given without --val-images; both are needed"),
+        (
+            ["--val-json", "a.json", "--val-json", "b.json", "--val-images", "."],
+            "--val-json is given 2 times and --val-images 1 times; each file needs the folder of its pictures",
+        ),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(voc, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert inspect(*words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+
+
+def test_sets_of_flags_need_no_detectron2(voc, tmp_path):
+    code = (
+        "import sys; sys.modules['detectron2'] = None\n"
+        "from focal_det.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["data", "inspect", "--train-voc", str(voc), "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "pictures.png").is_file()

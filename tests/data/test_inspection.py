@@ -1,0 +1,62 @@
+"""What a data set holds, counted by hand."""
+
+import json
+
+from focal_det.data.inspection import aspect_ratios, describe, inspect_set, sides
+from focal_det.data.inspection_figure import inspection_figure
+
+COCO = {
+    "images": [{"id": i, "file_name": f"{i}.png", "width": w, "height": 80} for i, w in ((1, 100), (2, 100), (3, 200))],
+    "annotations": [
+        {"image_id": 1, "category_id": 9, "bbox": [0, 0, 40, 10], "area": 400, "iscrowd": 0},
+        {"image_id": 1, "category_id": 9, "bbox": [0, 0, 32, 32], "area": 1024, "iscrowd": 0},
+        {"image_id": 2, "category_id": 4, "bbox": [0, 0, 96, 96], "area": 9216, "iscrowd": 0},
+        {"image_id": 3, "category_id": 4, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 1},
+    ],
+    "categories": [{"id": 9, "name": "cat"}, {"id": 4, "name": "a $dog"}, {"id": 5, "name": "none"}],
+}
+EMPTY = {**COCO, "annotations": []}
+
+
+def test_counts_labels_and_sizes():
+    found = inspect_set(COCO)
+    assert (found["pictures"], found["without_objects"], found["boxes"], found["ignored"]) == (3, 1, 3, 1)
+    # labels follow the ids, not the order in the file
+    assert [(c["label"], c["id"], c["name"], c["boxes"], c["pictures"]) for c in found["classes"]] == [
+        (0, 4, "a $dog", 1, 1),
+        (1, 5, "none", 0, 0),
+        (2, 9, "cat", 2, 1),
+    ]
+    assert found["sizes"] == {"small": 1, "medium": 1, "large": 1}  # 400, 1024 = 32^2, 9216 = 96^2
+    assert found["picture_sizes"][0] == {"width": 100, "height": 80, "pictures": 2}
+
+
+def test_quantiles():
+    assert sides(COCO).tolist() == [20, 32, 96]  # sqrt(40 * 10), ...
+    assert aspect_ratios(COCO).tolist() == [4, 1, 1]
+    found = inspect_set(COCO)
+    assert (found["side"]["min"], found["side"]["median"], found["side"]["max"]) == (20, 32, 96)
+    assert (found["boxes_a_picture"]["min"], found["boxes_a_picture"]["median"]) == (0, 1)
+
+
+def test_a_set_without_objects_has_no_quantiles_and_is_valid_json():
+    found = inspect_set(EMPTY)
+    assert set(found["side"].values()) == {None}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert "0 boxes\n" in describe(found)
+
+
+def test_the_text_says_what_is_not_trained_on():
+    text = describe(inspect_set(COCO))
+    assert "3 pictures, 1 of them without objects, which are not trained on" in text
+    assert "3 boxes, and 1 that are ignored" in text
+    assert "1 small (33%), 1 medium (33%), 1 large (33%)" in text
+
+
+def test_the_figure_has_a_row_for_each_set_and_survives_dollars_and_no_objects(tmp_path):
+    figure = inspection_figure({"train $x": COCO, "val": EMPTY})
+    assert len(figure.axes) == 6
+    bars = [bar.get_width() for bar in figure.axes[0].patches]
+    assert bars == [2, 1, 0]  # the most frequent first
+    assert sum(bar.get_height() for bar in figure.axes[1].patches) == 3
+    figure.savefig(tmp_path / "x.png")
