@@ -1,4 +1,4 @@
-"""What stands beside a set's detections: where the set is, and COCO's server's file if its annotations are not public."""
+"""What stands beside a set's detections: where the set is, and for private annotations the file that COCO's server takes."""
 
 from __future__ import annotations
 
