@@ -1,4 +1,4 @@
-"""What stands beside a set's detections: where the set is, and for private annotations the file that COCO's server takes."""
+"""What stands beside a set's detections: where the set is, and the file for a server that keeps the annotations."""
 
 from __future__ import annotations
 
