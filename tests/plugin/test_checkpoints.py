@@ -61,12 +61,21 @@ def test_a_run_that_goes_on_from_an_older_one_keeps_the_newer_files_that_it_does
 
 
 def test_what_last_checkpoint_names_stays(tmp_path):
-    checkpointer = saver(tmp_path, kept=1)
-    checkpointer.tag_last_checkpoint("model_0000019.pth")
-    save(checkpointer, 19)
-    checkpointer.save_to_disk = False  # as of another rank: nothing is written, and nothing removed
-    save(checkpointer, 29)
-    assert names(tmp_path) == ["model_0000019.pth"]
+    checkpointer = saver(tmp_path, kept=2)
+    save(checkpointer, 9, 19)
+    checkpointer.kept = 1
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")  # by the user, who wants to go back to it
+    checkpointer.save_best(iteration=19)
+    assert names(tmp_path) == ["model_0000009.pth", "model_0000019.pth", "model_best.pth"]
+
+
+def test_another_rank_writes_and_removes_nothing(tmp_path):
+    save(saver(tmp_path), 9, 19)
+    other = saver(tmp_path, kept=1)
+    other.resume_or_load("", resume=True)
+    other.save_to_disk = False
+    save(other, 29)
+    assert names(tmp_path) == ["model_0000009.pth", "model_0000019.pth"]
 
 
 def test_removing_is_announced_where_it_will_happen():

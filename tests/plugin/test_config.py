@@ -1,6 +1,8 @@
 """Every key that focal_det adds changes something, and every wrong key or value is named with its mending."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,14 @@ from torch import nn
 
 from focal_det.config import add_focal_det_config
 from focal_det.engine.checks import config_problems
-from focal_det.engine.config_file import UNSET_NUM_CLASSES, load_config
+from focal_det.engine.config_file import UNSET_NUM_CLASSES, leaves, load_config
 from focal_det.engine.loss_keys import without_unread_keys
 from focal_det.errors import InputError
 from focal_det.modeling.dense_losses import FocalLoss
 from focal_det.modeling.head import RetinaNetHead
 from focal_det.registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+
+ROOT = Path(__file__).parents[2]
 
 
 class WideHead(RetinaNetHead):
@@ -110,6 +114,20 @@ def test_no_key_is_without_a_test():
     groups = ("LOSS", "SPEED")
     keys = {f"{group}.{key}" for group in groups for key in cfg.MODEL.FOCAL_DET[group]} | set(cfg.MODEL.FOCAL_DET)
     assert keys - set(groups) == tested | OWN_TESTS
+
+
+def test_the_page_of_keys_has_every_key_and_the_defaults_of_the_ten():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    cfg = get_cfg()
+    ours = dict(leaves(cfg))
+    add_focal_det_config(cfg)
+    assert [key for key in dict(leaves(cfg)) if key not in ours and f"**`{key}`**" not in page] == []
+    used = dict(leaves(load_config(ROOT / "configs" / "Base-RetinaNet-FPN.yaml")))
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == 10
+    for keys, defaults, _ in rows:
+        for key, default in zip(keys.strip("| ").split(", "), defaults.split("; "), strict=True):
+            assert used[key.strip("`")] == ast.literal_eval(default), key
 
 
 @pytest.mark.parametrize(
