@@ -1,4 +1,4 @@
-"""What stands beside a set's detections: where the set is, and the file for a server that keeps the annotations."""
+"""What stands beside the detections: where their set is, and a file for COCO's server if it is not public."""
 
 from __future__ import annotations
 

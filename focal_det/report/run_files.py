@@ -105,7 +105,12 @@ def environment_facts(environment: str) -> list[tuple[str, str]]:
     """Name and value of the lines of environment.txt that say on what and from what a run was made."""
     names = r"focal_det|Python|PyTorch|torchvision|detectron2|hardware|GPU available|GPU [\d,]+|Driver version"
     wanted = rf"({names})(?: {{2,}}|(?<=focal_det) )(\S.*)"
-    return [(found[1], found[2]) for line in environment.splitlines() if (found := re.fullmatch(wanted, line))]
+    # Detectron2 puts behind a version where it is installed
+    return [
+        (found[1], found[2].split(" @")[0])
+        for line in environment.splitlines()
+        if (found := re.fullmatch(wanted, line))
+    ]
 
 
 def _read_text(path: Path, missing: list[str]) -> str:

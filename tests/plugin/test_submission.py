@@ -1,4 +1,4 @@
-"""Test sets without annotations: the file for COCO's server; and speed against accuracy."""
+"""What stands beside a set's detections: where it is, and without annotations the file for COCO's server."""
 
 import json
 import zipfile
@@ -62,6 +62,8 @@ def test_a_set_with_annotations_is_scored_and_not_packed(tmp_path):
     evaluator.process([{"image_id": 1}], [detections()])
     assert "bbox" in evaluator.evaluate()
     assert list((tmp_path / "out").glob("*.zip")) == []
+    place = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert place == {"name": "scored", "annotations": str(annotation_file), "images": str(images)}
     DatasetCatalog.remove("scored")
     MetadataCatalog.remove("scored")
 

@@ -89,6 +89,7 @@ def test_a_run_leaves_what_a_user_looks_for(whole):
     output, done = whole
     names = {path.name for path in output.iterdir()}
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "detections.png", "last_checkpoint"} <= names
+    assert "Test set shapes_val_8_64px" in (output / "report.html").read_text()
     assert len(list((output / "detections").glob("*.png"))) == 3
     assert last_step_of(output)["iteration"] == ITERATIONS - 1
     assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "eta_seconds", "grad_norm"} <= set(last_step_of(output))
@@ -109,8 +110,10 @@ def test_a_run_leaves_what_a_user_looks_for(whole):
 def test_evaluating_the_final_checkpoint_gives_the_ap_that_training_ended_with(runs, whole):
     output, trained = whole
     before = (output / "config.yaml").read_text()
+    (output / "report.html").unlink()
     done = run(runs, "--eval-only", "MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not (output / "report.html").exists()  # it is about the training
     assert ap_of(done.stdout) == ap_of(trained.stdout)
     assert (output / "config.yaml").read_text() == before  # the training's configuration is not written over
 
@@ -210,6 +213,7 @@ def test_a_finished_run_is_evaluated_and_says_so(runs, whole):
     after = [line["val/total_loss"] for line in metrics_of(whole[0]) if "val/total_loss" in line]
     assert after == [*before, pytest.approx(before[-1])]
     assert "is finished: it has the 24 iterations" in done.stdout
+    assert f"Report, to be opened in a browser: {whole[0] / 'report.html'}" in done.stdout
     assert ap_of(done.stdout) == ap_of(whole[1].stdout)
 
 

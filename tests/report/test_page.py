@@ -1,0 +1,218 @@
+"""The page about a made-up run: what stands in it, and what it says where something is missing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from focal_det.cli.main import main
+from focal_det.errors import InputError
+from focal_det.report import write_report
+
+ROOT = Path(__file__).parents[2]
+
+
+def text_of(page):
+    """What a reader sees, without tags and style."""
+    text = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
+
+
+def test_the_command_writes_the_page_and_names_it(tmp_path, make_run, capsys):
+    folder = make_run(tmp_path / "run")
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.split() == [str(folder / "report.html")]
+    assert sorted(path.name for path in folder.iterdir() if "report" in path.name) == ["report.html"]
+
+
+def test_what_a_reader_looks_for(tmp_path, make_run):
+    text = text_of(write_report(make_run(tmp_path / "run")).read_text())
+    for words in (
+        "best AP, after 300 44.0",
+        "iterations 400",
+        "epochs 10.0",
+        "training 3 min",  # 400 iterations of half a second
+        "weights model_final.pth",
+        "Test set made_up",
+        "4 pictures with 12 objects of 4 classes",
+        "APl is nan: the set has no large objects",
+        "Each figure of absent is nan",
+        "score of at least 0.4",
+        "1.jpg : 0 found, 3 missed",
+        "SOLVER.MAX_ITER 90000 400 command line",
+        "focal_det 0.1.0, commit abc",
+        "They come from another evaluation",  # the made-up detections have another AP than the made-up metrics
+    ):
+        assert words in text, words
+    assert "&lt;b&gt;&amp;dog" in text
+    assert "$_owl$" in text
+
+
+def test_it_needs_nothing_but_itself(tmp_path, make_run):
+    page = write_report(make_run(tmp_path / "run")).read_text()
+    sources = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page) + re.findall(r"url\(([^)]*)\)", page)
+    assert sources
+    assert {source.split(":")[0] for source in sources if not source.startswith("#")} == {"data"}
+    assert "<script" not in page
+    assert "@import" not in page
+    ids = re.findall(r"\sid=\"([^\"]+)\"", page)
+    assert len(ids) == len(set(ids))
+
+
+def test_score_threshold_and_number_of_pictures(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    assert main(["report", str(folder), "--score-thresh", "0.99", "--images", "1"]) == 0
+    page = (folder / "report.html").read_text()
+    assert page.count("<img") == 2  # all is missed at that threshold, so there is a worst picture and no best
+    assert "score of at least 0.99" in page
+    assert main(["report", str(folder), "--images", "0"]) == 0
+    assert "<img" not in (folder / "report.html").read_text()
+
+
+def test_pictures_beyond_the_pages_room_are_counted(tmp_path, make_run, monkeypatch):
+    monkeypatch.setattr("focal_det.report.page._PICTURE_BYTES", 300_000)
+    page = write_report(make_run(tmp_path / "run", pictures=9)).read_text()
+    assert 0 < sum(map(len, re.findall(r'<img src="([^"]*)"', page))) <= 300_000
+    left_out = int(re.search(r"(\d+) more left out, so that the page stays below 10 MB", page)[1])
+    assert page.count('<figure class="example">') + left_out == 9  # all, since both kinds have up to six
+
+
+def test_several_sets_have_a_section_each_and_their_own_best(tmp_path, make_run):
+    folder = make_run(tmp_path / "run", sets=("second", "made_up"))
+    text = text_of(write_report(folder).read_text())
+    assert text.index("Test set second") < text.index("Test set made_up")  # the configuration's order
+    assert "AP, second" in text
+    assert "AP50, made_up" in text
+
+
+def test_a_set_of_another_evaluation_does_not_get_the_trainings_scores(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    (folder / "inference" / "made_up").rename(folder / "inference" / "other")
+    place = folder / "inference" / "other" / "dataset.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "name": "other"}))
+    text = text_of(write_report(folder).read_text())
+    assert "Test set other" in text
+    assert "best AP" not in text
+    assert "another evaluation" not in text
+
+
+def test_80_classes(tmp_path, make_run):
+    page = write_report(make_run(tmp_path / "run", pictures=60, num_classes=80)).read_text()
+    assert "other classes" in page
+    assert "All 80 classes" in page
+    assert "the 12 classes with the lowest" in page
+    assert len(page) < 10_000_000
+
+
+def damage_detections(folder):
+    (folder / "inference" / "made_up" / "coco_instances_results.json").write_text("[{")
+
+
+def damage_metrics(folder):
+    with (folder / "metrics.json").open("a") as file:
+        file.write('{"iteration": 4')
+
+
+MISSING = {
+    "no pictures": (lambda f: os.rename(f.parent / "data/made_up/images", f.parent / "x"), "4 pictures cannot be read"),
+    "no annotations": (lambda f: (f.parent / "data/made_up/truth.json").unlink(), "The annotations are not readable"),
+    "no dataset.json": (lambda f: (f / "inference/made_up/dataset.json").unlink(), "evaluating again (--eval-only)"),
+    "no config": (lambda f: (f / "config.yaml").unlink(), "config.yaml: not there"),
+    "damaged config": (lambda f: (f / "config.yaml").write_text("a: [b"), "config.yaml: not readable as YAML"),
+    "no changes": (lambda f: (f / "config_changes.json").unlink(), "was not recorded by this run"),
+    "damaged changes": (lambda f: (f / "config_changes.json").write_text("3"), "config_changes.json: not readable"),
+    "no environment": (lambda f: (f / "environment.txt").unlink(), "environment.txt: not there"),
+    "no metrics": (lambda f: (f / "metrics.json").unlink(), "metrics.json: not there"),
+    "damaged metrics": (damage_metrics, "metrics.json: 1 damaged line passed over"),
+    "damaged detections": (damage_detections, "coco_instances_results.json: not readable"),
+    "not evaluated": (lambda f: os.rename(f / "inference", f / "x"), "nothing has been evaluated yet"),
+    "other annotations": (
+        lambda f: (f.parent / "data/made_up/truth.json").write_text('{"images":[],"annotations":[],"categories":[]}'),
+        "do not fit together (ValueError: detections of image_id 2, 3, 4",
+    ),
+    "annotations without boxes": (
+        lambda f: (f.parent / "data/made_up/truth.json").write_text('{"images": [], "categories": []}'),
+        "has no public annotations",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_what_is_missing_is_said_and_the_page_is_made(tmp_path, make_run, what):
+    folder = make_run(tmp_path / "run")
+    change, words = MISSING[what]
+    change(folder)
+    page = write_report(folder, images=2 if what != "no pictures" else 6).read_text()
+    assert words in text_of(page)
+    assert page.rstrip().endswith("</html>")
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    (tmp_path / "metrics.json").write_text("")
+    text = text_of(write_report(tmp_path).read_text())
+    assert "nothing has been evaluated yet" in text
+    assert "Training" not in text
+
+
+def test_no_detections_at_all(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    (folder / "inference" / "made_up" / "coco_instances_results.json").write_text("[]")
+    text = text_of(write_report(folder).read_text())
+    assert "there are no detections at all, of 12 objects" in text
+    assert "AP nan" in text
+
+
+def test_a_moved_run_is_read_where_it_is(tmp_path, make_run):
+    folder = make_run(tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert write_report(folder) == folder / "report.html"
+
+
+def test_a_fault_leaves_the_page_that_was_there(tmp_path, make_run, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    before = write_report(folder).read_text()
+
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    assert main(["report", str(folder)]) == 1
+    monkeypatch.undo()
+    assert (folder / "report.html").read_text() == before
+    assert [path.name for path in folder.glob(".report*")] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "OUTPUT_DIR nowhere: no such folder"),
+        (["."], "OUTPUT_DIR .: holds no run: neither metrics.json"),
+        ([".", "--score-thresh", "1.5"], "--score-thresh 1.5 is outside [0, 1]"),
+        ([".", "--score-thresh", "nan"], "--score-thresh nan is outside [0, 1]"),
+        ([".", "--images", "-1"], "--images -1 must be at least 0"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *words]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_both_faults_are_told_at_once(tmp_path):
+    with pytest.raises(InputError) as caught:
+        write_report(tmp_path, score_threshold=2, images=-2)
+    assert len(caught.value.problems) == 2
+
+
+def test_it_needs_no_detectron2(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    code = (
+        "import sys; sys.modules['detectron2'] = None; from focal_det.cli.main import main; "
+        f"sys.exit(main(['report', {str(folder)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
