@@ -151,8 +151,9 @@ def _argument_problems(args: argparse.Namespace) -> list[str]:
     named = {"run": args.training, "weights": args.weights, "model": args.model}
     ways = [flag for flag, value in named.items() if value is not None]
     if len(ways) != 1:
-        given = " and ".join(f"--{flag}" for flag in ways) or "none"
-        problems.append(f"{given} given; name the detector by one of --run DIR, --weights FILE, --model FILE")
+        given = " and ".join(f"--{flag}" for flag in ways)
+        begin = f"{given} exclude each other" if given else "no detector is named"
+        problems.append(f"{begin}; give one of --run DIR, --weights FILE, --model FILE")
     if args.config_file and "weights" not in ways:
         problems.append("--config-file belongs to --weights; a run and an ONNX file have their own")
     if args.overrides and "model" in ways:
@@ -188,6 +189,8 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
     else:
         weights = Path(args.weights)
         beside = weights.parent / "config.yaml"
+        if "://" not in args.weights and not weights.is_file():
+            raise InputError(f"--weights {weights}: no such file; give a checkpoint or an address")
         if not args.config_file and not beside.is_file():
             raise InputError(f"{beside} is not there; name the configuration of --weights with --config-file")
     predictor = Predictor(
@@ -206,19 +209,23 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("s" if count != 1 else "")
+
+
 def _summary(outcome: Outcome, args: argparse.Namespace, base: Path) -> str:
     """The last lines."""
+    from ..inference.outputs import DETECTIONS_FILE
+
     passed_over = f", {outcome.bad} that could not be read" if outcome.bad else ""
     if not outcome.pictures:
-        return f"no picture was looked at{passed_over}; nothing is written"
+        return f"no picture was looked at{passed_over}; no {DETECTIONS_FILE} is written"
     lines = []
     if not outcome.detections:
         best = outcome.best_below
         highest = f"none is above {_LOOKED_AT}" if best is None else f"the highest score is {best:.3f}"
         hint = "" if best is None else f", --score-thresh {math.floor(100 * best) / 100:g} would show it"
         lines.append(f"nothing found with a score of at least {args.score_thresh:g}: {highest}{hint}")
-    lines.append(
-        f"{outcome.pictures} pictures, {outcome.detections} detections{passed_over}: {args.out} "
-        f"(names relative to {base})"
-    )
+    counts = f"{_counted(outcome.pictures, 'picture')}, {_counted(outcome.detections, 'detection')}{passed_over}"
+    lines.append(f"{counts}: {args.out} (names relative to {base})")
     return "\n".join(lines)

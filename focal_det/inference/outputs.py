@@ -27,12 +27,10 @@ def drawing_files(sources: Iterable[Source], out: Path) -> dict[Source, Path]:
     files: dict[Source, Path] = {}
     taken: set[str] = set()
     for source in sources:
-        if source.is_video:
-            suffix = "" if source.path.suffix.lower() == ".mp4" else ".mp4"
-        else:
-            suffix = "" if source.path.suffix.lower() in _WRITTEN_SUFFIXES else ".png"
-        name = source.name + suffix
-        while name in taken:  # a.gif beside a.gif.png
+        suffix = ".mp4" if source.is_video else ".png"
+        written = source.path.suffix.lower() in ((".mp4",) if source.is_video else _WRITTEN_SUFFIXES)
+        name = source.name if written else source.name + suffix
+        while name in taken:  # a.gif.png behind a.gif
             name += suffix
         taken.add(name)
         files[source] = out / name

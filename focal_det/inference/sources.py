@@ -19,6 +19,9 @@ from .pictures import PictureError, read_picture
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 
+# Read by OpenCV when it opens its first video: what is wrong with one is said here, in a line, and not by FFmpeg.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 T = TypeVar("T")
 
 
@@ -81,7 +84,7 @@ def find_sources(inputs: Sequence[str], lines: Iterable[str], leave_out: Path) -
         elif os.path.lexists(text) and text:
             walk.add(text)
         else:
-            matches = sorted(glob.glob(text, recursive=True)) if "\0" not in text else []
+            matches = _matches(text, walk.leave_out)
             if not matches:
                 walk.problems.append(f"INPUT {text!r}: no such file or folder, and as a pattern it matches nothing")
             for match in matches:
@@ -95,6 +98,17 @@ def find_sources(inputs: Sequence[str], lines: Iterable[str], leave_out: Path) -
     if len(paths) < len(walk.paths):
         walk.notes.append(f"{len(walk.paths) - len(paths)} files are named twice and taken once")
     return Sources([Source(path, path.relative_to(base).as_posix()) for path in paths], base, walk.notes)
+
+
+def _matches(pattern: str, leave_out: Path) -> list[str]:
+    """What the pattern matches, but for drawings; a file that "**" finds through links too is taken once."""
+    found = glob.glob(pattern, recursive=True) if "\0" not in pattern else []
+    first: dict[str, str] = {}
+    for match in sorted(found, key=lambda match: (match.count(os.sep), match)):
+        real = os.path.realpath(match)
+        if not Path(real).is_relative_to(leave_out.resolve()):
+            first.setdefault(real, match)
+    return sorted(first.values())
 
 
 class _Walk:

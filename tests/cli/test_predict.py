@@ -1,0 +1,220 @@
+"""focal-det predict, with a detector that needs no network: what it writes, says and returns."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from focal_det.cli import predict
+from focal_det.cli.main import main
+from focal_det.inference.detections import Detections
+
+ROOT = Path(__file__).parents[2]
+
+
+class Finder:
+    """Finds in each picture a box of class 1 with score .8 and one of class 0 with score .3."""
+
+    class_names = ("disk", "box")
+    category_ids = (3, 7)
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, pictures):
+        self.batches.append([picture.shape for picture in pictures])
+        boxes = np.array([[10, 5, 30, 25], [40, 5, 60, 35]], np.float32)
+        return [Detections(boxes, np.float32([0.8, 0.3]), np.array([1, 0])) for _ in pictures]
+
+
+@pytest.fixture
+def finder(monkeypatch):
+    """Takes the place of the trained model."""
+    made = Finder()
+    monkeypatch.setattr(predict, "_detector", lambda args: (made, []))
+    return made
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Five pictures, of them two of the same stem and two of the same name, and one file that is none."""
+    for name in ("a.jpg", "a.png", "x/a.jpg", "y/a.jpg", "z.bmp"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((64, 96, 3), 90, np.uint8))
+    (tmp_path / "in" / "text.jpg").write_text("no picture")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "in"
+
+
+def run(*words):
+    return main(["predict", *map(str, words), "--run", "unused"])
+
+
+def written(folder="out"):
+    return json.loads(Path(folder, "detections.json").read_text())
+
+
+def test_a_folder_gives_drawings_under_their_names_and_an_annotation_file(finder, pictures, capsys):
+    assert run("in", "--out", "out") == 0
+    files = {str(path.relative_to("out")) for path in Path("out").rglob("*.*")}
+    assert files == {"a.jpg", "a.png", "x/a.jpg", "y/a.jpg", "z.bmp", "detections.json"}
+    assert cv2.imread("out/x/a.jpg").shape == (320, 480, 3)  # five times, so that labels can be read
+    coco = written()
+    assert coco["categories"] == [{"id": 3, "name": "disk"}, {"id": 7, "name": "box"}]
+    assert coco["images"][2] == {"id": 3, "file_name": "z.bmp", "width": 96, "height": 64}
+    assert [image["file_name"] for image in coco["images"]] == ["a.jpg", "a.png", "z.bmp", "x/a.jpg", "y/a.jpg"]
+    first = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 5, 20, 20], "area": 400, "iscrowd": 0}
+    assert {**first, "score": pytest.approx(0.8)} == coco["annotations"][0]
+    assert [a["id"] for a in coco["annotations"]] == [1, 2, 3, 4, 5]
+    output = capsys.readouterr()
+    assert f"warning: {pictures}/text.jpg: no picture of a known format; passed over" in output.err
+    assert "5 pictures, 5 detections, 1 that could not be read: out" in output.out
+
+
+def test_batches_are_as_large_as_asked_and_nobody_is_left(finder, pictures):
+    assert run("in", "--no-draw", "--batch-size", "2") == 0
+    assert [len(batch) for batch in finder.batches] == [2, 2, 1]
+    assert os.listdir("output/predictions") == ["detections.json"]
+
+
+@pytest.mark.parametrize(("thresh", "count"), [("0.31", 1), ("0.1", 2)])
+def test_the_threshold_is_obeyed(finder, pictures, thresh, count):
+    assert run("in/a.jpg", "--score-thresh", thresh, "--out", "out") == 0
+    assert len(written()["annotations"]) == count
+
+
+def test_nothing_found_is_said_with_the_highest_score(finder, pictures, capsys):
+    assert run("in/a.jpg", "--score-thresh", "0.9", "--out", "out") == 0
+    expected = (
+        "nothing found with a score of at least 0.9: the highest score is 0.800, --score-thresh 0.8 would show it"
+    )
+    assert expected in capsys.readouterr().out
+    assert written()["annotations"] == []
+
+
+def test_a_video_is_drawn_as_one_with_every_nth_frame(finder, pictures):
+    writer = cv2.VideoWriter("v.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
+    for _ in range(5):
+        writer.write(np.full((64, 96, 3), 90, np.uint8))
+    writer.release()
+    assert run("v.avi", "in/a.jpg", "--every", "2", "--out", "out", "--batch-size", "2") == 0
+    names = [image["file_name"] for image in written()["images"]]
+    assert names == ["v.avi#0", "v.avi#2", "v.avi#4", "in/a.jpg"]
+    drawn = cv2.VideoCapture("out/v.avi.mp4")
+    assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (3, 5)
+    assert drawn.read()[1].shape == (320, 480, 3)
+    assert sorted(path.name for path in Path("out").iterdir()) == ["detections.json", "in", "v.avi.mp4"]
+
+
+def test_where_no_picture_can_be_read_the_exit_code_is_1(finder, pictures, capsys):
+    assert run("in/text.jpg", "--out", "out") == 1
+    assert "no picture was looked at, 1 that could not be read" in capsys.readouterr().out
+    assert not Path("out/detections.json").exists()
+
+
+def test_paths_come_from_standard_input(finder, pictures, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("in/a.jpg\nin/gone.jpg\n"))
+    assert run("-", "--out", "out") == 0
+    assert [image["file_name"] for image in written()["images"]] == ["a.jpg"]
+    assert "in/gone.jpg: no such file; passed over" in capsys.readouterr().err
+
+
+def test_nothing_is_written_over_unless_asked_and_inputs_never(finder, pictures, capsys):
+    before = (pictures / "a.jpg").read_bytes()
+    assert run("in/a.jpg", "--out", "in", "--overwrite") == 2
+    assert "the drawings would take the place of their pictures" in capsys.readouterr().err
+    assert (pictures / "a.jpg").read_bytes() == before
+    assert run("in/a.jpg", "--out", "out") == 0
+    assert run("in/a.jpg", "--out", "out") == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    assert run("in/a.jpg", "--out", "out", "--overwrite") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_what_was_done(finder, pictures, monkeypatch, capsys, number):
+    def stop_after_two(found):
+        if len(finder.batches) == 2:
+            os.kill(os.getpid(), number)
+        return found
+
+    found_by = Finder.__call__
+    monkeypatch.setattr(Finder, "__call__", lambda self, given: stop_after_two(found_by(self, given)))
+    assert run("in", "--out", "out", "--batch-size", "1") == 128 + number
+    assert len(written()["images"]) == 2
+    assert len(list(Path("out").rglob("*.*"))) == 3  # two drawings, and no half of one
+    output = capsys.readouterr()
+    assert f"stopped by {number.name}" in output.err
+    assert "2 pictures, 2 detections" in output.out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_fault_leaves_what_was_done_and_says_why(finder, pictures, monkeypatch, capsys):
+    found_by = Finder.__call__
+
+    def fail_at_the_third(self, given):
+        if len(self.batches) == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return found_by(self, given)
+
+    monkeypatch.setattr(Finder, "__call__", fail_at_the_third)
+    assert run("in", "--out", "out", "--batch-size", "1") == 1
+    assert len(written()["images"]) == 2
+    assert "error: out of memory; give a lower --batch-size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["in/a.jpg"], "no detector is named; give one of --run DIR, --weights FILE, --model FILE"),
+        (["in/a.jpg", "--run", "a", "--model", "b"], "--run and --model exclude each other"),
+        (["in/a.jpg", "--run", "a", "--config-file", "b"], "--config-file belongs to --weights"),
+        (["in/a.jpg", "--model", "gone.onnx"], "--model gone.onnx: no such file"),
+        (["in/a.jpg", "MODEL.DEVICE", "cpu", "--model", "in/a.jpg"], "MODEL.DEVICE: an exported model has no config"),
+        (["in/a.jpg", "--run", "a", "--score-thresh", "1.5"], "--score-thresh 1.5 must be in [0, 1]"),
+        (["in/a.jpg", "--run", "a", "--score-thresh", "nan"], "--score-thresh nan must be in [0, 1]"),
+        (["in/a.jpg", "--run", "a", "--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["in/a.jpg", "--run", "a", "--every", "0"], "--every 0 must be at least 1"),
+        (["gone.jpg", "--run", "a"], "INPUT 'gone.jpg': no such file or folder, and as a pattern it matches nothing"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(pictures, capsys, words, message):
+    assert main(["predict", *words, "--out", "out"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_keys_are_told_from_inputs_by_their_form(pictures, monkeypatch):
+    seen = []
+    monkeypatch.setattr(predict, "_detector", lambda args: seen.append(args.overrides) or (Finder(), []))
+    assert run("in/a.jpg", "in/a.png", "MODEL.DEVICE", "cpu", "--out", "o1") == 0
+    assert main(["predict", "in/a.jpg", "--run", "r", "--out", "o2", "in/a.png", "INPUT.MIN_SIZE_TEST", "64"]) == 0
+    assert seen == [["MODEL.DEVICE", "cpu"], ["INPUT.MIN_SIZE_TEST", "64"]]
+    assert len(written("o1")["images"]) == len(written("o2")["images"]) == 2
+
+
+def test_an_exported_model_is_asked_for_without_detectron2(pictures, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    code = (
+        "import sys; sys.modules['detectron2'] = None\n"
+        "from focal_det.cli.main import main\n"
+        "code = main(['predict', 'in/a.jpg', '--model', 'model.onnx', '--out', 'out'])\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Detectron2" not in done.stderr
+    assert "Traceback" not in done.stderr
