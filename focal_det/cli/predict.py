@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import os
 import re
@@ -63,7 +62,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--run", dest="training", metavar="DIR", help="OUTPUT_DIR of one: its model_best.pth, else model_final.pth"
     )
     model.add_argument("--weights", metavar="FILE", help="checkpoint")
-    model.add_argument("--model", metavar="FILE", help="what focal-det export wrote: ONNX, which needs no Detectron2")
+    model.add_argument(
+        "--model", metavar="FILE", help="what focal-det export wrote, .onnx or .pt2, which needs no Detectron2"
+    )
     parser.add_argument(
         "--config-file", action="append", metavar="FILE", help="of --weights (default: config.yaml beside them)"
     )
@@ -174,12 +175,12 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
     """The detector, which also gives what is a little below the threshold; and notes."""
     low = min(args.score_thresh, _LOOKED_AT)
     if args.model is not None:
-        try:
-            onnx_detector = importlib.import_module("focal_det.inference.onnx_detector")
-        except ModuleNotFoundError as error:
-            raise InputError(f"--model: {error.name} cannot be imported, which runs exported models") from error
-        detector: Detector = onnx_detector.OnnxDetector(args.model, score_thresh=low)
-        return detector, []
+        from ..inference.exported import ExportedDetector
+
+        exported = ExportedDetector(args.model)  # gives what is below the threshold too, down to the file's own
+        if args.score_thresh < exported.metadata.score_thresh:
+            raise InputError(exported.too_low(args.score_thresh))
+        return exported, []
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..engine.predictor import Predictor, files_of_run
 

@@ -57,9 +57,14 @@ def checkpoint_bytes(model: torch.nn.Module) -> int:
 
 
 def checkpoints_to_come(cfg: CfgNode) -> int:
-    """How many more checkpoints the run will leave: one each period and the last, less those that are there."""
+    """How many more checkpoints the run will have at a time: those of each period that stay, and one being written;
+    the best and the final; less those that are there.
+    """
     there = len(list(Path(cfg.OUTPUT_DIR).glob("model_*.pth")))
-    return max(0, cfg.SOLVER.MAX_ITER // max(1, cfg.SOLVER.CHECKPOINT_PERIOD) + 1 - there)
+    periodic, kept = cfg.SOLVER.MAX_ITER // max(1, cfg.SOLVER.CHECKPOINT_PERIOD), cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT
+    if 0 < kept < periodic:
+        periodic = kept + 1
+    return max(0, periodic + 2 - there)
 
 
 def free_bytes(folder: str) -> int:
@@ -78,7 +83,7 @@ def disk_advice(cfg: CfgNode, each: int) -> tuple[list[str], list[str]]:
         return [], []
     told = (
         f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, whose disk has {gigabytes(free)} free; {number} checkpoints of "
-        f"{gigabytes(each)} need {gigabytes(needed)}: make room, or raise SOLVER.CHECKPOINT_PERIOD"
+        f"{gigabytes(each)} need {gigabytes(needed)}: make room, or lower MODEL.FOCAL_DET.CHECKPOINTS_KEPT"
     )
     return ([], [told]) if free < min(number, 2) * each else ([told], [])
 

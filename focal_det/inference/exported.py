@@ -82,11 +82,9 @@ class ExportedDetector:
         self.metadata = Metadata.from_json(text, path)
         self.class_names, self.category_ids = self.metadata.class_names, self.metadata.category_ids
         self.score_thresh = self.metadata.score_thresh if score_thresh is None else score_thresh
+        self.path = path
         if self.score_thresh < self.metadata.score_thresh:
-            raise InputError(
-                f"score threshold {score_thresh} is below {self.metadata.score_thresh:g}, with which {path} was "
-                "exported: export it again with a lower --score-thresh"
-            )
+            raise InputError(self.too_low(self.score_thresh))
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
         """Detect on pictures (H, W, 3) uint8 BGR; boxes are in their pixels. Those of equal size go together."""
@@ -100,6 +98,13 @@ class ExportedDetector:
                 whole = Detections(boxes[place, best], scores[place, best], classes[place, best])
                 found[i] = self._kept(whole, pictures[i].shape, sizes[place])
         return [found[i] for i in range(len(pictures))]
+
+    def too_low(self, score_thresh: float) -> str:
+        """What there is to say to a threshold below the file's own."""
+        return (
+            f"score threshold {score_thresh:g} is below {self.metadata.score_thresh:g}, with which {self.path} was "
+            "exported: export it again with a lower --score-thresh"
+        )
 
     def _prepared(self, picture: np.ndarray) -> np.ndarray:
         meta = self.metadata
