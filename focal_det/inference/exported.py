@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,16 +67,18 @@ class ExportedDetector:
     Args:
         path: .onnx, run by onnxruntime, or .pt2, run by PyTorch.
         score_thresh: detections of at least this score, in [0, 1]; none: the file's own.
+        threads: of onnxruntime; 0: as many as it finds right. PyTorch has `torch.set_num_threads`.
 
     Raises:
         InputError: no such file, not one of ours, a threshold below that in the file.
     """
 
-    def __init__(self, path: str | Path, *, score_thresh: float | None = None) -> None:
+    def __init__(self, path: str | Path, *, score_thresh: float | None = None, threads: int = 0) -> None:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file; name one that `focal-det export` wrote")
-        openers: dict[str, Callable[[Path], tuple[_Run, str | None]]] = {".onnx": _open_onnx, ".pt2": _open_torch}
+        openers: dict[str, Callable[[Path], tuple[_Run, str | None]]]
+        openers = {".onnx": partial(_open_onnx, threads=threads), ".pt2": _open_torch}
         if path.suffix not in openers:
             raise InputError(f"{path}: an exported model ends in {' or '.join(openers)}")
         self._run, text = openers[path.suffix](path)
@@ -127,13 +130,14 @@ def _providers(onnxruntime: Any) -> list[str]:
     return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
-def _open_onnx(path: Path) -> tuple[_Run, str | None]:
+def _open_onnx(path: Path, threads: int) -> tuple[_Run, str | None]:
     try:
         import onnxruntime
     except ImportError as error:
         raise InputError(f"{path}: onnxruntime is needed ({error}): pip install onnxruntime") from error
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     # Weights in 8 bits are multiplied out once, at the start, instead of at every call.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:

@@ -395,17 +395,19 @@ def test_a_checkpoint_is_as_large_as_was_said(tiny_cfg, tmp_path):
     torch.save({"model": model.state_dict(), "optimizer": momentum}, tmp_path / "model_0000003.pth")
     written = (tmp_path / "model_0000003.pth").stat().st_size
     assert 0 <= written - said < 0.02 * said + 100_000  # names and places
-    # At 4 and 8, and the last at 10; the first is there.
-    assert advice.checkpoints_to_come(cfg) == 2
+    # At 4 and 8, the best, and the last at 10; the first is there.
+    assert advice.checkpoints_to_come(cfg) == 3
+    cfg.SOLVER.MAX_ITER, cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT = 100, 3
+    assert advice.checkpoints_to_come(cfg) == 3 + 1 + 2 - 1  # one more while the oldest is not yet deleted
 
 
-@pytest.mark.parametrize(("free", "kind"), [(300, None), (299, "warning"), (199, "error")])
+@pytest.mark.parametrize(("free", "kind"), [(400, None), (399, "warning"), (199, "error")])
 def test_checkpoints_that_the_disk_does_not_hold(tiny_cfg, tmp_path, monkeypatch, free, kind):
     monkeypatch.setattr(advice, "free_bytes", lambda folder: free * 10**6)
     cfg = tiny_cfg("SOLVER.MAX_ITER", "10", "SOLVER.CHECKPOINT_PERIOD", "4", "OUTPUT_DIR", str(tmp_path))
-    warnings, problems = advice.disk_advice(cfg, 100 * 10**6)  # three of 100 MB
+    warnings, problems = advice.disk_advice(cfg, 100 * 10**6)  # four of 100 MB
     assert (bool(warnings), bool(problems)) == (kind == "warning", kind == "error")
-    assert all("3 checkpoints of 100 MB need 300 MB" in line for line in warnings + problems)
+    assert all("4 checkpoints of 100 MB need 400 MB" in line for line in warnings + problems)
 
 
 def test_what_was_said_before_the_start_stands_in_the_log(capsys, clean, tmp_path, train_net):

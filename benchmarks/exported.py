@@ -1,0 +1,132 @@
+"""Exported detectors beside the model they come from: the same detections, and how many pictures a second.
+
+    python benchmarks/exported.py [--run output/quickstart] [--json FILE] [--repeats 5] [--threads 2]
+
+Exports the run as ONNX, ONNX with weights in 8 bits, and PyTorch's program; compares each with the model on 50
+generated pictures of ten sizes, and times them in turns, picture by picture. Ends with 1 if one differs from the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from measure import in_turns
+from tabulate import tabulate
+
+from focal_det.data.shapes import draw_picture
+from focal_det.engine.environment import commit
+from focal_det.engine.predictor import Predictor, files_of_run
+from focal_det.export.int8 import round_to_8_bits
+from focal_det.export.parity import compare
+from focal_det.export.program import export_onnx, export_torch
+from focal_det.inference.exported import ExportedDetector, Metadata
+from focal_det.paper.machine import hardware, versions
+
+# Height and width; the first is the quickstart's own.
+SIZES = (
+    *((128, 128), (96, 160), (160, 96), (200, 200), (240, 320)),
+    *((320, 240), (64, 64), (333, 500), (480, 640), (51, 203)),
+)
+EACH = 5
+
+
+def pictures() -> list[np.ndarray]:
+    """(H, W, 3) uint8 BGR, of the validation split."""
+    found = []
+    for place, (height, width) in enumerate(SIZES):
+        for index in range(EACH):
+            drawn, _, _ = draw_picture("val", place * EACH + index, max(height, width))
+            found.append(np.ascontiguousarray(drawn[:height, :width]))
+    return found
+
+
+def main() -> int:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("output/quickstart"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    # In the pictures' own sizes, so that the network sees all of them.
+    options: dict[str, Any] = {"overrides": ["INPUT.MIN_SIZE_TEST", "0"], "device": "cpu"}
+    model, rounded = (Predictor(*files_of_run(args.run), **options) for _ in range(2))
+    round_to_8_bits(rounded.model)
+    cfg = model.cfg
+    cut, most = cfg.MODEL.RETINANET.SCORE_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
+    metadata = Metadata(model.class_names, model.category_ids, cfg.INPUT.FORMAT, 0, cfg.INPUT.MAX_SIZE_TEST, cut)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / file for name, file in (("ONNX", "m.onnx"), ("ONNX, 8 bits", "m8.onnx"))}
+        files["torch.export"] = Path(folder) / "m.pt2"
+        export_onnx(model.model, metadata, files["ONNX"], int8=False)
+        export_onnx(rounded.model, metadata, files["ONNX, 8 bits"], int8=True)
+        export_torch(model.model, metadata, files["torch.export"])
+        megabytes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
+        detectors = {name: ExportedDetector(path, threads=args.threads) for name, path in files.items()}
+    sample = pictures()
+    parities = {
+        name: compare(rounded if "8 bits" in name else model, detector, sample, cut=cut, most=most)
+        for name, detector in detectors.items()
+    }
+    everyone = {"the model, PyTorch": model, **detectors}
+
+    def detect(detector: Any) -> None:
+        for picture in sample:
+            detector([picture])
+
+    times = in_turns({name: partial(detect, d) for name, d in everyone.items()}, torch.device("cpu"), args.repeats)
+    rows = []
+    for name, time in times.items():
+        row: dict[str, Any] = {"detector": name, "pictures_per_s": len(sample) / time["s"], **time}
+        row["speed"] = times["the model, PyTorch"]["s"] / time["s"]
+        if name in parities:
+            row |= {"MB": megabytes[name], **parities[name]._asdict()}
+        rows.append(row)
+    figures = {
+        "command": "python benchmarks/exported.py " + " ".join(sys.argv[1:]),
+        "commit": commit(Path(__file__).parent),
+        "hardware": hardware(0),
+        "versions": f"{versions()}, onnxruntime {onnxruntime.__version__}",
+        "sizes": SIZES,
+        "rows": rows,
+    }
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        head = f"`{figures['command']}`: {figures['hardware']}; {figures['versions']}"
+        args.json.with_suffix(".md").write_text(f"{head}\n\n{table(rows)}\n")
+    for parity in parities.values():
+        for problem in parity.problems:
+            print(problem, file=sys.stderr)
+    return int(any(parity.problems for parity in parities.values()))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Of Markdown."""
+    cells = [
+        (
+            row["detector"],
+            f"{row['pictures_per_s']:.1f}",
+            f"{row['speed']:.2f}",
+            f"{row['MB']:.1f}" if "MB" in row else "",
+            f"{row['detections']}" if "MB" in row else "",
+            f"{row['box_difference']:.1e} px, {row['score_difference']:.1e}" if "MB" in row else "",
+        )
+        for row in rows
+    ]
+    heads = ("detector", "pictures/s", "speed", "MB", "detections compared", "largest difference of a box, of a score")
+    return str(tabulate(cells, heads, tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
