@@ -59,6 +59,14 @@ def test_a_detection_takes_what_it_overlaps_most():
     assert result.pictures[0].found == [(1, 0), (0, 1)]
 
 
+def test_a_detection_whose_best_object_is_taken_takes_the_next():
+    below = [0, 6, 20, 20]  # IoU with A: 14 of 26 px, .54
+    result = match(
+        truth((1, 1, A), (1, 1, below)), detections((1, 1, A, 0.9), (1, 1, [0, 1, 20, 20], 0.8)), score_threshold=0
+    )
+    assert result.pictures[0].found == [(0, 0), (1, 1)]  # 15 of 25 px, .6
+
+
 def test_the_right_class_comes_before_a_wrong_one_with_a_higher_score():
     found = detections((1, 3, A, 0.9), (1, 1, A, 0.3))
     assert match(truth((1, 1, A)), found, score_threshold=0).pictures[0] == (1, [(0, 1)], [], [], [0])

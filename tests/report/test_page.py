@@ -178,7 +178,7 @@ def test_a_fault_leaves_the_page_that_was_there(tmp_path, make_run, monkeypatch)
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "replace", full_disk)  # a part has been written by then
     assert main(["report", str(folder)]) == 1
     monkeypatch.undo()
     assert (folder / "report.html").read_text() == before
