@@ -92,7 +92,6 @@ def _read(args: argparse.Namespace) -> dict[str, OwnSet]:
     if not entries and not problems:
         problems.append("no data set is named: use --train-json and --train-images, --train-voc, or --config-file")
     names, sources = name_sources(entries)
-    names = tuple(dict.fromkeys(names))
     sources |= _registered([name for name in names if name not in sources], problems)
     sets, found = read_sources({name: sources[name] for name in names if name in sources})
     if problems or found:

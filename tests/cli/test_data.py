@@ -47,9 +47,11 @@ def test_boxes_are_drawn_where_they_are(voc, tmp_path):
     drawing = cv2.imread(str(tmp_path / "out" / "train_voc" / "000_p00.png"))
     scale = drawing.shape[1] / 100
     changed = np.abs(drawing.astype(int) - 128).max(axis=2) > 60
-    # (11..40) are the coordinates 10 to 40, so the left edge is at 10 and nothing is at 70
-    assert changed[round(25 * scale), round(8 * scale) : round(13 * scale)].any()
-    assert not changed[round(25 * scale), round(60 * scale) :].any()
+    row = changed[round(25 * scale)]
+    # (11..40) are the coordinates 10 to 40: an edge at each, and nothing right of them
+    assert row[round(8 * scale) : round(13 * scale)].any()
+    assert row[round(37 * scale) : round(43 * scale)].any()
+    assert not row[round(60 * scale) :].any()
 
 
 def test_only_one_class(voc, tmp_path, capsys):

@@ -13,7 +13,7 @@ COCO = {
         {"image_id": 2, "category_id": 4, "bbox": [0, 0, 96, 96], "area": 9216, "iscrowd": 0},
         {"image_id": 3, "category_id": 4, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 1},
     ],
-    "categories": [{"id": 9, "name": "cat"}, {"id": 4, "name": "a $dog"}, {"id": 5, "name": "none"}],
+    "categories": [{"id": 9, "name": "cat"}, {"id": 4, "name": r"a $\dog$"}, {"id": 5, "name": "none"}],
 }
 EMPTY = {**COCO, "annotations": []}
 
@@ -23,7 +23,7 @@ def test_counts_labels_and_sizes():
     assert (found["pictures"], found["without_objects"], found["boxes"], found["ignored"]) == (3, 1, 3, 1)
     # labels follow the ids, not the order in the file
     assert [(c["label"], c["id"], c["name"], c["boxes"], c["pictures"]) for c in found["classes"]] == [
-        (0, 4, "a $dog", 1, 1),
+        (0, 4, r"a $\dog$", 1, 1),
         (1, 5, "none", 0, 0),
         (2, 9, "cat", 2, 1),
     ]
@@ -53,8 +53,8 @@ def test_the_text_says_what_is_not_trained_on():
     assert "1 small (33%), 1 medium (33%), 1 large (33%)" in text
 
 
-def test_the_figure_has_a_row_for_each_set_and_survives_dollars_and_no_objects(tmp_path):
-    figure = inspection_figure({"train $x": COCO, "val": EMPTY})
+def test_the_figure_has_a_row_for_each_set_and_survives_formulas_and_no_objects(tmp_path):
+    figure = inspection_figure({r"train $\x$": COCO, "val": EMPTY})
     assert len(figure.axes) == 6
     bars = [bar.get_width() for bar in figure.axes[0].patches]
     assert bars == [2, 1, 0]  # the most frequent first
