@@ -99,8 +99,8 @@ def _schedule_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]
     of_one = solver.BASE_LR / solver.IMS_PER_BATCH
     lr = f"lr {solver.BASE_LR:g}, {of_one:.2g} a picture, {solver.WARMUP_ITERS} iterations of warm-up"
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        drops = ", ".join(str(step) for step in solver.STEPS if step < solver.MAX_ITER) or "never"
-        lr += f", times {solver.GAMMA:g} at {drops}"
+        drops = ", ".join(str(step) for step in solver.STEPS if step < solver.MAX_ITER)
+        lr += f", times {solver.GAMMA:g} at {drops}" if drops else ", no drops"
     yield f"{told}; {lr}"
     if cfg.SEED < 0:
         yield "note: SEED is -1, so the run cannot be repeated exactly; set SEED to a number to be able to"

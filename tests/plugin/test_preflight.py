@@ -214,7 +214,7 @@ def test_every_planted_fault_is_named_in_one_run(capsys, clean, tmp_path):
 def test_each_planted_fault_is_named_alone(capsys, clean, tmp_path, fault):
     plant, said = FAULTS[fault]
     plant(*clean[0])
-    assert main([*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output")]) == 2
+    assert main([*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert any(said in line for line in errors)
     assert len(errors) <= 2  # the repeated class has two sides
@@ -241,7 +241,7 @@ def test_corners_are_an_error_and_some_of_them_a_warning(capsys, clean, tmp_path
 
 def test_a_file_that_cannot_be_read_leaves_the_data_to_be_checked(capsys, clean):
     FAULTS["unknown category"][0](*clean[0])
-    assert main(["--config-file", "no.yaml", *flags_of(*clean)]) == 2
+    assert main(["--config-file", "no.yaml", "--preflight-only", *flags_of(*clean)]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: config file no.yaml: no such file"
     assert "category_id=7" in second
@@ -282,7 +282,20 @@ def test_bad_pictures_are_left_out_up_to_the_bound(capsys, clean, tmp_path):
 def test_a_set_without_a_good_picture_is_refused(capsys, clean, tmp_path):
     shutil.rmtree(clean[1][1])
     clean[1][1].mkdir()
-    assert main([*QUICK, *flags_of(*clean), "--skip-bad-images", "30", "OUTPUT_DIR", str(tmp_path / "o")]) == 2
+    assert (
+        main(
+            [
+                *QUICK,
+                *flags_of(*clean),
+                "--skip-bad-images",
+                "30",
+                "--preflight-only",
+                "OUTPUT_DIR",
+                str(tmp_path / "o"),
+            ]
+        )
+        == 2
+    )
     assert "--skip-bad-images 30 leaves no picture of 30" in capsys.readouterr().err
 
 
