@@ -74,7 +74,9 @@ def test_the_sheet_of_large_pictures_fits_a_screen(tiny_cfg, tmp_path, monkeypat
     prepare_shapes([name])
     register_datasets([name], [])
     sheet, names = drawn(tiny_cfg, name, tmp_path, 3, 0.5)
-    height, width, _ = cv2.imread(str(sheet)).shape
+    picture = cv2.imread(str(sheet))
+    height, width, _ = picture.shape
+    assert (picture[22, :390] == 255).all()  # the titles are not reduced, nor are the labels
     assert 1500 < width <= 1600  # two pairs of two, 390 pixels each
     assert 800 < height < 900  # two rows of 390 and a title
     assert cv2.imread(str(tmp_path / "detections" / names[0])).shape[1] > 2400  # the pair itself stays whole

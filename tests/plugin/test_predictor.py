@@ -152,9 +152,11 @@ def test_detections_do_not_depend_on_the_others_of_the_batch(run_dir, files):
 
 def test_one_threshold_which_is_obeyed(run_dir, files):
     folder, cfg, _ = run_dir
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5000
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.9  # what the configuration says does not come before what is asked
     everything = focal_det.Predictor(cfg, folder / "model_final.pth", score_thresh=0.0)(files[0])
     assert cfg.MODEL.RETINANET.SCORE_THRESH_TEST == 0.9  # the caller's own
+    assert everything.scores.min() < 0.2
     asked = float(everything.scores[len(everything.scores) // 2])
     found = focal_det.Predictor(cfg, folder / "model_final.pth", score_thresh=asked)(files[0])
     assert found.scores.min() == np.float32(asked)  # "at least"
