@@ -110,14 +110,21 @@ def run_without_detectron2(code):
     return subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
 
 
-def test_the_mathematics_works_without_detectron2():
-    code = "import importlib; [importlib.import_module(m) for m in %r]" % ["focal_det", *MATHEMATICS]
+def test_mathematics_and_inference_work_without_detectron2():
+    inference = [name for name in MODULES if name.startswith("focal_det.inference")]
+    code = "import importlib; [importlib.import_module(m) for m in %r]" % ["focal_det", *MATHEMATICS, *inference]
     done = run_without_detectron2(code)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_plugin_says_what_to_do_without_detectron2():
     done = run_without_detectron2("import focal_det.plugin")
+    assert done.returncode == 1
+    assert "Run `make setup`, with DETECTRON2=" in done.stderr
+
+
+def test_the_predictor_is_named_by_the_package_and_asks_for_detectron2_only_when_used():
+    done = run_without_detectron2("import focal_det; assert 'Predictor' in focal_det.__all__; focal_det.Predictor")
     assert done.returncode == 1
     assert "Run `make setup`, with DETECTRON2=" in done.stderr
 

@@ -68,6 +68,22 @@ def test_draw_images_says_how_many_and_stale_ones_go(tiny_cfg, shapes, tmp_path)
     assert drawn(tiny_cfg, shapes, tmp_path / "none", 0, 0.5)[0] is None
 
 
+def test_the_sheet_of_large_pictures_fits_a_screen(tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    name = "shapes_val_3_1200px"
+    prepare_shapes([name])
+    register_datasets([name], [])
+    sheet, names = drawn(tiny_cfg, name, tmp_path, 3, 0.5)
+    picture = cv2.imread(str(sheet))
+    height, width, _ = picture.shape
+    assert (picture[22, :390] == 255).all()  # the titles are not reduced, nor are the labels
+    assert 1500 < width <= 1600  # two pairs of two, 390 pixels each
+    assert 800 < height < 900  # two rows of 390 and a title
+    assert cv2.imread(str(tmp_path / "detections" / names[0])).shape[1] > 2400  # the pair itself stays whole
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
 def test_draw_score_thresh_says_which_are_drawn(tiny_cfg, shapes, tmp_path):
     pictures = []
     for threshold in (0.2, 0.5, 0.9):
