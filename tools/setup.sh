@@ -46,9 +46,9 @@ elif ! has_detectron2; then
 
 Detectron2 could not be installed: it is on no package index, pip's wheel folders (find-links) hold no wheel of it, and
 $repository could not be fetched or compiled (the lines above say why).
-The losses and the rest of the mathematics work without it; training and detecting do not. Give it with
-\`make setup DETECTRON2=<wheel or checkout>\`; its INSTALL.md says how to make a wheel: with this environment's
-PyTorch, setuptools<81 and --no-build-isolation, from commit $commit.
+The losses and the rest of the mathematics work without it, and so do exported models (focal-det predict --model);
+training does not. Give it with \`make setup DETECTRON2=<wheel or checkout>\`; its INSTALL.md says how to make a wheel:
+with this environment's PyTorch, setuptools<81 and --no-build-isolation, from commit $commit.
 
 END
 fi
