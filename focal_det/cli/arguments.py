@@ -11,7 +11,7 @@ _EPILOG = """examples:
   train            train_net.py --config-file configs/quickstart.yaml
   your own data    train_net.py --config-file configs/bccd.yaml --train-json train.json --train-images pictures \\
                        --val-json val.json --val-images pictures OUTPUT_DIR output/mine
-  Pascal VOC       train_net.py --config-file configs/bccd.yaml --train-voc voc:train --val-voc voc:val \
+  Pascal VOC       train_net.py --config-file configs/bccd.yaml --train-voc voc:train --val-voc voc:val \\
                        OUTPUT_DIR output/mine
   change a key     train_net.py --config-file configs/quickstart.yaml SOLVER.BASE_LR 0.02
   8 GPUs           train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml --num-gpus 8

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
-from . import analyze, data, doctor, evaluate, export, plot, predict, report, reproduce
 from .common import silence_detectron2
 
-_COMMANDS = (doctor, data, predict, export, evaluate, report, reproduce, plot, analyze)
+# Each in the module of its name, which is imported for that command alone: some work where others' packages are missing.
+_COMMANDS = ("doctor", "data", "predict", "export", "evaluate", "report", "reproduce", "plot", "analyze")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 a fault while running or writing, 2 bad input and nothing written, 75 stopped by a
         signal with all saved, 130 interrupted.
     """
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    parser = _parser(words)
+    args, rest = parser.parse_known_args(words)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("--") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # KEY VALUE behind a flag, where argparse no longer looks for them
@@ -44,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="focal-det", description="Tools around the detector.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add_command(commands)
+    for name in words[:1] if words and words[0] in _COMMANDS else _COMMANDS:
+        importlib.import_module(f".{name}", __package__).add_command(commands)
     return parser

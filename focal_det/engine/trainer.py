@@ -130,7 +130,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             json_files = {name: MetadataCatalog.get(name).get("json_file") for name in cfg.DATASETS.TEST}
             known = {name: path for name, path in json_files.items() if path is not None}
-            for line in nan_lines(results, known, score_thresh=cfg.MODEL.RETINANET.SCORE_THRESH_TEST):
+            for line in nan_lines(results, known):
                 logging.getLogger(__name__).info(line)
         return results
 

@@ -18,10 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..errors import some
-
-SIZES = ("small", "medium", "large")
-SIZE_LIMITS = (32**2, 96**2)  # px of area, where medium and large begin
-SIZE_WORDS = ("area up to 32^2 px", "area of 32^2 to 96^2 px", "area from 96^2 px on")
+from .explain import SIZE_LIMITS, explain_nans
 
 _IOU_50, _IOU_75 = 0, 5  # places of these among the thresholds
 
@@ -77,27 +74,8 @@ class Evaluation:
 
     def explain(self) -> list[str]:
         """For each figure that is nan, why; classes in one line."""
-        if self.objects == 0:
-            return ["Every figure is nan: the set has no annotated objects, so there is nothing to find."]
-        if self.detections == 0:
-            return [
-                f"Every figure is nan: there are no detections at all, of {_counted(self.objects, 'object')}. "
-                "Nothing scored above MODEL.RETINANET.SCORE_THRESH_TEST."
-            ]
-        lines = [
-            f"AP{size[0]} is nan: the set has no {size} objects ({words})."
-            for size, words, ap in zip(SIZES, SIZE_WORDS, (self.APs, self.APm, self.APl), strict=True)
-            if math.isnan(ap)
-        ]
         absent = [c.name for c in self.classes if c.objects == 0]
-        if absent:
-            lines.append(
-                f"{'The figures' if len(absent) > 1 else 'Each figure'} of {some('', absent)} "
-                f"{'are' if len(absent) > 1 else 'is'} nan: the set has no objects of "
-                f"{'these classes' if len(absent) > 1 else 'this class'}; means leave "
-                f"{'them' if len(absent) > 1 else 'it'} out."
-            )
-        return lines
+        return explain_nans(self.objects_by_size, absent, found_anything=self.detections > 0)
 
 
 def evaluate(
@@ -243,7 +221,3 @@ def _stranger_problem(ground_truth: Mapping[str, Any], detections: Sequence[Mapp
         if strangers:
             return f"detections of {some(field, strangers)}, which the annotations don't have among their {section}"
     return None
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

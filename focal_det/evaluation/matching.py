@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask
 
-from .coco import SIZES, area_of, size_of
+from .coco import area_of, size_of
+from .explain import SIZES
 
 
 class PictureErrors(NamedTuple):

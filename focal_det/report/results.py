@@ -8,7 +8,8 @@ from datetime import datetime
 
 import numpy as np
 
-from ..evaluation.coco import SIZE_WORDS, SIZES, Evaluation, evaluate
+from ..evaluation.coco import Evaluation, evaluate
+from ..evaluation.explain import SIZE_WORDS, SIZES
 from ..evaluation.matching import Matching, match
 from .charts import Chart, Line, draw_lines
 from .confusion import Confusion, make_confusion
