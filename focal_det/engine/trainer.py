@@ -161,7 +161,8 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """The log line, metrics.json and TensorBoard's file."""
-        pictures = pictures_of(self._trainer.data_loader)
+        pictures, folder = pictures_of(self._trainer.data_loader), Path(self.cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
         self.writers = [
             LogLine(
                 self.max_iter,
@@ -169,8 +170,8 @@ class Trainer(DefaultTrainer):
                 best=lambda: self.keep_best.best,
                 device=next(self.model.parameters()).device,
             ),
-            JSONWriter(str(Path(self.cfg.OUTPUT_DIR) / "metrics.json")),
-            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+            JSONWriter(str(folder / "metrics.json")),
+            TensorboardXWriter(str(folder)),
         ]
         return self.writers
 

@@ -158,7 +158,7 @@ def test_what_coco_files_are_checked_for_is_named_by_the_xml_file(write_voc):
     assert f"{folder}:train: left out 1 boxes without area" in notes[1]
     assert "a.jpg annotation a.xml object 2 [49, 49, -9, 11]" in notes[2]
     cv2.imwrite(str(folder / "JPEGImages" / "b.jpg"), np.zeros((100, 80, 3), np.uint8))
-    assert "'b.jpg' (80, 100), not (100, 80)" in problems(check_voc, voc, ["cat"])
+    assert "'b.jpg' annotated as 100x80, but 80x100" in problems(check_voc, voc, ["cat"])
 
 
 def test_splits_that_cannot_be_taken(write_voc, tmp_path):

@@ -21,6 +21,13 @@ ROOT = Path(__file__).parents[2]
 QUICK = ["--config-file", str(ROOT / "configs" / "quickstart.yaml"), "DATALOADER.NUM_WORKERS", "0"]
 
 
+@pytest.fixture(autouse=True)
+def _a_run_of_the_demo_is_not_in_the_way(monkeypatch, tmp_path):
+    """The configuration's own OUTPUT_DIR is a relative path."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
 @pytest.fixture
 def json_sets(tmp_path):
     """Flags of a COCO file with some pictures, of two classes."""
