@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from .common import silence_detectron2
 
-# Each in the module of its name, which is imported for that command alone: some work where others' packages are missing.
+# Each in the module of its name, imported for that command alone: some work where the packages of others are missing.
 _COMMANDS = ("doctor", "data", "predict", "export", "evaluate", "report", "reproduce", "plot", "analyze")
 
 

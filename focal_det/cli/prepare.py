@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..data.catalog import JsonDataset, known_classes, prepare_shapes, write_checked_copy
 from ..data.coco_json import CocoFile
+from ..data.sources import Use
 from ..engine.advice import schedule_warnings
 from ..engine.checks import class_problems, config_problems
 from ..engine.config_changes import config_changes
@@ -78,6 +79,11 @@ def check(args: argparse.Namespace) -> Plan:
     sets, set_problems = read_sets(names, json_files, own_names, pictures=args.preflight_only)
     if training:
         sets = [s._replace(is_trained_on=place < len(cfg.DATASETS.TRAIN)) for place, s in enumerate(sets)]
+    if set_problems and _has_flags(args, "train") and not _has_flags(args, "val"):
+        set_problems.append(
+            "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
+            "--val-json FILE --val-images DIR, or --val-voc DIR[:SPLIT]"
+        )
     left_out = sum(file.pictures_left_out for file in json_files.values())
     if left_out > max(0, args.skip_bad_images):
         set_problems.append(
@@ -126,6 +132,10 @@ def check(args: argparse.Namespace) -> Plan:
 def _raise_if(problems: list[str]) -> None:
     if problems:
         raise InputError(problems)
+
+
+def _has_flags(args: argparse.Namespace, use: Use) -> bool:
+    return bool(getattr(args, f"{use}_json") or getattr(args, f"{use}_voc"))
 
 
 def _flag_problems(args: argparse.Namespace) -> list[str]:

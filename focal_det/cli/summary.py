@@ -8,7 +8,7 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 
 from ..data.statistics import SetStatistics
-from ..engine.advice import checkpoint_bytes, checkpoints_to_come, disk_advice, free_bytes, gigabytes
+from ..engine.advice import checkpoint_bytes, checkpoints_to_come, disk_advice, epoch_warnings, free_bytes, gigabytes
 from ..engine.anchor_report import AnchorReport, Row, anchor_warnings, report_anchors
 from ..engine.model_checks import build_cpu_model
 from .described_sets import DescribedSet, objects_of
@@ -39,6 +39,7 @@ def describe_training(cfg: CfgNode, sets: Sequence[DescribedSet], *, full: bool)
     model = build_cpu_model(cfg)
     size = checkpoint_bytes(model)
     warnings, problems = disk_advice(cfg, size)
+    warnings += epoch_warnings(cfg, _trained_pictures(cfg, sets))
     anchors = report_anchors(cfg, model, *objects_of(sets))
     lines = [*_schedule_lines(cfg, sets), *_disk_lines(cfg, size)]
     if anchors:
@@ -87,15 +88,10 @@ def _numbered(content: SetStatistics) -> Iterator[tuple[int, tuple[str, int]]]:
 
 def _schedule_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]:
     solver = cfg.SOLVER
-    contents = [s.content for s in sets]
     told = f"schedule: {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} pictures"
-    if all(content is not None for content in contents):
-        used = sum(
-            content.with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else content.pictures
-            for content in contents
-            if content is not None
-        )
-        told += f" = {solver.MAX_ITER * solver.IMS_PER_BATCH / max(1, used):.1f} epochs of {used}"
+    used = _trained_pictures(cfg, sets)
+    if used:
+        told += f" = {solver.MAX_ITER * solver.IMS_PER_BATCH / used:.1f} epochs of {used}"
     of_one = solver.BASE_LR / solver.IMS_PER_BATCH
     lr = f"lr {solver.BASE_LR:g}, {of_one:.2g} a picture, {solver.WARMUP_ITERS} iterations of warm-up"
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
@@ -104,6 +100,16 @@ def _schedule_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]
     yield f"{told}; {lr}"
     if cfg.SEED < 0:
         yield "note: SEED is -1, so the run cannot be repeated exactly; set SEED to a number to be able to"
+
+
+def _trained_pictures(cfg: CfgNode, sets: Sequence[DescribedSet]) -> int | None:
+    """Of an epoch; None if a set does not say."""
+    counts = [
+        s.content.with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else s.content.pictures
+        for s in sets
+        if s.content is not None
+    ]
+    return max(1, sum(counts)) if len(counts) == len(sets) else None
 
 
 def _disk_lines(cfg: CfgNode, checkpoint: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 _PAPERS_LR = 0.01 / 16  # of one picture (section 4.1)
 _MUCH = 4  # times the paper's lr: what fine-tuned weights under frozen normalisation mostly do not stand
+_MANY_EPOCHS, _USUAL_EPOCHS = 500, 50  # more than the first only memorise; small sets are fitted by the second
 _BYTES = 4  # of a number in a checkpoint
 
 
@@ -43,6 +44,24 @@ def schedule_warnings(cfg: CfgNode) -> list[str]:
                 f"diverge; the paper's is SOLVER.BASE_LR {_PAPERS_LR * solver.IMS_PER_BATCH:.2g}"
             )
     return warnings
+
+
+def epoch_warnings(cfg: CfgNode, pictures: int | None) -> list[str]:
+    """A schedule that was written for a much larger data set.
+
+    Args:
+        pictures: of an epoch; None if that is not known.
+    """
+    solver = cfg.SOLVER
+    epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / pictures if pictures else 0
+    if epochs <= _MANY_EPOCHS:
+        return []
+    fitting = max(1, _USUAL_EPOCHS * (pictures or 1) // solver.IMS_PER_BATCH)
+    return [
+        f"SOLVER.MAX_ITER is {solver.MAX_ITER}: {epochs:,.0f} epochs of {pictures} pictures, where the paper's "
+        f"schedule has 12; for {_USUAL_EPOCHS} epochs add SOLVER.MAX_ITER {fitting} SOLVER.STEPS {_steps(fitting)} "
+        f"SOLVER.WARMUP_ITERS {max(1, min(solver.WARMUP_ITERS, fitting // 10))}"
+    ]
 
 
 def _steps(longest: int) -> str:

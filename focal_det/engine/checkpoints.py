@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from .safe_weights import SafeCheckpointer
 from .weights_summary import weights_summary
 
 BEST = "model_best"
 _PERIODIC = re.compile(r"model_\d{7}\.pth")  # Detectron2's name for them
 
 
-class RunCheckpointer(DetectionCheckpointer):
+class RunCheckpointer(SafeCheckpointer):
     """Detectron2's, which keeps the newest periodic checkpoints, and sums up in one message what fitted.
 
     What it has written is in every checkpoint, so that a run that goes on knows which files are its own.

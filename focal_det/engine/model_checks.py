@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
+
+from .safe_weights import SafeCheckpointer
 
 
 def model_problems(cfg: CfgNode) -> list[str]:
@@ -65,7 +66,7 @@ def weights_problems(cfg: CfgNode, path: str, *, whole: bool) -> list[str]:
     return []
 
 
-class _ReportingCheckpointer(DetectionCheckpointer):
+class _ReportingCheckpointer(SafeCheckpointer):
     """Keeps what did not match, where Detectron2's logs it."""
 
     def _load_model(self, checkpoint: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import overload
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -23,6 +22,7 @@ from ..inference.pictures import alike_in_size, read_picture, resize_shortest_ed
 from .config_file import UNSET_NUM_CLASSES, load_config
 from .devices import choose_device
 from .model_checks import weights_problems
+from .safe_weights import SafeCheckpointer
 
 Picture = str | Path | np.ndarray | Image.Image
 
@@ -84,7 +84,7 @@ class Predictor:
         if problems:
             raise InputError(problems)
         self.model = build_model(cfg).eval()
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        SafeCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         cfg.freeze()
         self.cfg, self.score_thresh, self.batch_size = cfg, score_thresh, batch_size
 

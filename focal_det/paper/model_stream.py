@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import Tensor
 from tqdm import tqdm
+
+from ..engine.safe_weights import SafeCheckpointer
 
 
 def stream_logits_and_labels(cfg: CfgNode, pictures: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -22,7 +23,7 @@ def stream_logits_and_labels(cfg: CfgNode, pictures: int | None = None) -> Itera
         pictures: look at the first so many; None for all.
     """
     model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     size = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     mapper = DatasetMapper(is_train=True, augmentations=[size], image_format=cfg.INPUT.FORMAT)  # with the objects
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)[:pictures]

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import cv2
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from matplotlib.axes import Axes
@@ -21,6 +20,7 @@ from matplotlib.ticker import NullFormatter
 from ..data.catalog import class_names
 from ..data.shapes import draw_picture
 from ..engine.config_file import load_config
+from ..engine.safe_weights import SafeCheckpointer
 from .figures import new_axes
 from .report import measured
 from .runs import Options, Run, plan_table, row_config, with_runs_of_before
@@ -89,7 +89,7 @@ def _milliseconds(cfg: CfgNode, size: tuple[int, int], repeats: int) -> float:
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     model = build_model(cfg).eval()
     if cfg.MODEL.WEIGHTS:
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     drawn, _, _ = draw_picture("val", 0, max(size))  # with objects to find, for a model that has learned them
     picture = torch.from_numpy(cv2.resize(drawn, size[::-1])).permute(2, 0, 1)
     times = []

@@ -45,7 +45,7 @@ def test_without_detectron2_it_says_so_and_how_to_mend_it():
 
 
 def test_without_pytorch_it_still_looks_at_everything_else():
-    code, found = doctor_without("torch", "torchvision", "detectron2")
+    code, found = doctor_without("torch", "torchvision", "detectron2", "numpy", "PIL", "yaml", "tqdm", "cv2")
     assert code == 1
     assert found["PyTorch", "torch"]["state"] == "broken"
     assert {("system", "Python"), ("packages", "numpy"), ("devices", "processor"), ("folders", "data sets")} <= set(
