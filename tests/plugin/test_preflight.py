@@ -81,6 +81,7 @@ def warnings_in(captured):
 
 def test_a_clean_set_raises_no_alarm(capsys, clean, tmp_path):
     words = [*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
+    words += ["SOLVER.MAX_ITER", "900", "SOLVER.STEPS", "(600, 800)"]
     assert main(words) == 0
     captured = capsys.readouterr()
     assert warnings_in(captured) == []
@@ -91,7 +92,7 @@ def test_a_clean_set_raises_no_alarm(capsys, clean, tmp_path):
     counts = [[a["category_id"] for a in coco["annotations"]].count(4) for coco, _ in clean]
     assert lines[4].split() == ["1", "=", "plate", "(id", "4)", *map(str, counts)]
     assert lines[5].startswith(
-        "schedule: 1000 iterations of 16 pictures = 533.3 epochs of 30; lr 0.05, 0.0031 a picture"
+        "schedule: 900 iterations of 16 pictures = 480.0 epochs of 30; lr 0.05, 0.0031 a picture"
     )
     assert lines[-1] == "ready: nothing was written"
     assert not (tmp_path / "output").exists()
@@ -398,6 +399,16 @@ def test_what_of_the_schedule_is_likely_not_meant(words, said):
     found = advice.schedule_warnings(load_config("", [*base, *words]))
     assert len(found) == (said is not None)
     assert all(said in line for line in found)
+
+
+def test_a_schedule_for_a_much_larger_set_is_named_with_one_that_fits(tiny_cfg):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", "90000", "SOLVER.IMS_PER_BATCH", "16")
+    assert advice.epoch_warnings(cfg, 117_266) == []  # COCO
+    assert advice.epoch_warnings(cfg, None) == []
+    (line,) = advice.epoch_warnings(cfg, 292)
+    # 90000 * 16 / 292 epochs; 50 * 292 / 16 iterations.
+    assert "SOLVER.MAX_ITER is 90000: 4,932 epochs of 292 pictures" in line
+    assert 'for 50 epochs add SOLVER.MAX_ITER 912 SOLVER.STEPS "(608, 810)" SOLVER.WARMUP_ITERS 91' in line
 
 
 def test_a_checkpoint_is_as_large_as_was_said(tiny_cfg, tmp_path):
