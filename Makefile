@@ -29,7 +29,7 @@ demo: setup
 		echo "Instead models/quickstart_int8.onnx, which the same recipe trained elsewhere (models/README.md),"; \
 		echo "detects on pictures that are drawn now:"; echo; \
 		$(VENV)/bin/focal-det evaluate --model models/quickstart_int8.onnx --shapes shapes_val_200_128px \
-			--out output/quickstart_exported && echo && \
+			--out output/quickstart_exported --overwrite && echo && \
 		echo "Look at output/quickstart_exported/detections.png: ground truth beside detections."; \
 	fi
 

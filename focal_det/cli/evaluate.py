@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     default = Path("output/evaluation")
     parser.add_argument("--out", type=folder_name, default=default, metavar="DIR", help=f"default: {default}")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier evaluation in --out")
     parser.set_defaults(run=_evaluate)
 
 
@@ -88,6 +90,9 @@ def _check_options(args: argparse.Namespace) -> None:
         problems.append(f"--batch-size {args.batch_size} must be at least 1")
     if args.draw < 0:
         problems.append(f"--draw {args.draw} must be at least 0")
+    there = [name for name in (_DETECTIONS, _SCORES, _SHEET) if (args.out / name).exists()]
+    if there and not args.overwrite:
+        problems.append(f"--out {args.out}: holds {', '.join(there)} already; name another, or add --overwrite")
     if not 0 <= args.draw_score_thresh <= 1:
         problems.append(f"--draw-score-thresh {args.draw_score_thresh} must be in [0, 1]")
     if problems:
@@ -119,9 +124,11 @@ def _table(scores: Evaluation) -> str:
 
 
 def _as_json(scores: Evaluation, model: str, annotations: str) -> dict[str, Any]:
+    """JSON has no nan: null instead."""
     figures = {name: getattr(scores, name) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")}
-    classes = [c._asdict() if hasattr(c, "_asdict") else vars(c) for c in scores.classes]
-    return {"model": model, "annotations": annotations, **figures, "classes": classes}
+    rows = [figures, *(dataclasses.asdict(c) for c in scores.classes)]
+    whole, *classes = ({key: None if value != value else value for key, value in row.items()} for row in rows)
+    return {"model": model, "annotations": annotations, **whole, "classes": classes}
 
 
 def _draw(args: argparse.Namespace, coco: dict[str, Any], detections: list[dict[str, Any]], folder: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EXIT_DONE, EXIT_FAULT, InputError
+from ..inference.sources import find_sources
 
 if TYPE_CHECKING:
     from ..engine.predictor import Predictor
@@ -23,7 +24,8 @@ _EPILOG = """examples:
   other weights           focal-det export --weights model.pth --config-file mine.yaml --out mine.onnx
 
 The file takes batches of pictures of any size and holds the whole post-processing. Before it gets its name its
-detections are compared with the model's on the pictures of --check; where they differ there is no file.
+detections are compared with the model's, picture by picture; where they differ there is no file. What the rounding
+of int8 costs, focal-det evaluate tells.
 
 exit codes: 0 done; 1 the exported model differs from the model; 2 bad input and nothing written
 """
@@ -57,7 +59,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="int8: convolutions' weights rounded to 8 bits per output channel, ONNX only (default: float32)",
     )
     parser.add_argument(
-        "--check", metavar="INPUT", help="pictures to compare on: a file or folder (default: generated, of 8 sizes)"
+        "--check",
+        metavar="INPUT",
+        help="pictures to compare on: a file, folder or pattern (default: the run's own, else generated)",
     )
     parser.add_argument("--check-pictures", type=int, default=50, metavar="N", help="at most (default 50)")
     parser.set_defaults(run=_export)
@@ -65,19 +69,24 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _export(args: argparse.Namespace) -> int:
     out = _checked_out(args)
-    pictures = _pictures(args)
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..export.int8 import round_to_8_bits
     from ..export.parity import compare
     from ..inference.exported import ExportedDetector
 
-    predictor = _predictor(args)
-    if args.weights_format == "int8":
+    predictor, pictures = _predictor(args), _pictures(args)
+    rounded = args.weights_format == "int8"
+    if rounded:
         round_to_8_bits(predictor.model)
+    if not any(len(predictor([picture])[0].scores) for picture in pictures):
+        raise InputError(
+            f"the model finds nothing in the {len(pictures)} pictures to compare on, so there is nothing to compare: "
+            "name pictures with objects by --check, or give a lower --score-thresh"
+        )
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) / out.name
     try:
         print(f"exporting to {out}: a minute for a large model", flush=True)
-        thresh = _write(predictor, partial, int8=args.weights_format == "int8")
+        thresh = _write(predictor, partial, int8=rounded)
         parity = compare(
             predictor,
             ExportedDetector(partial),
@@ -94,7 +103,7 @@ def _export(args: argparse.Namespace) -> int:
     finally:
         partial.unlink(missing_ok=True)
         partial.parent.rmdir()
-    print(f"the same as the model: {parity}")
+    print(f"the same as the model{' with its weights rounded' if rounded else ''}: {parity}")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(predictor.class_names)} classes, scores from {thresh:g}")
     return EXIT_DONE
 
@@ -167,19 +176,38 @@ def _checked_out(args: argparse.Namespace) -> Path:
 
 
 def _pictures(args: argparse.Namespace) -> list[np.ndarray[Any, Any]]:
-    """(H, W, 3) uint8 BGR each."""
-    from ..data.shapes import draw_picture
-    from ..inference.pictures import PictureError, read_picture, resize_shortest_edge
+    """To compare on, (H, W, 3) uint8 BGR each: those of --check, else the run's own, else generated ones."""
+    from ..inference.pictures import PictureError, read_picture
 
-    if args.check is None:
-        drawn = [draw_picture("val", i, max(sides))[0] for i, sides in enumerate(_SIDES)]
-        return [resize_shortest_edge(p[:h, :w], min(h, w), max(h, w)) for p, (h, w) in zip(drawn, _SIDES, strict=True)]
-    place = Path(args.check)
-    files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else [place]
+    files = _own_pictures(Path(args.run_dir)) if args.run_dir and args.check is None else []
+    if args.check is not None:
+        files = [source.path for source in find_sources([args.check], (), Path(args.out)).found]
+    if not files:
+        return _generated()
+    spread = [files[place * len(files) // args.check_pictures] for place in range(args.check_pictures)]
     try:
-        pictures = [read_picture(path) for path in files[: args.check_pictures]]
+        return [read_picture(path) for path in dict.fromkeys(spread if len(files) > args.check_pictures else files)]
     except PictureError as error:
         raise InputError(f"--check: {error}") from error
-    if not pictures:
-        raise InputError(f"--check {place}: holds no picture")
-    return pictures
+
+
+def _own_pictures(run_dir: Path) -> list[Path]:
+    """Those that the training was evaluated on, as far as they are still there."""
+    from ..report.run_files import read_run
+
+    if not (run_dir / "inference").is_dir():
+        return []
+    files = [
+        found.image_dir / image["file_name"]
+        for found in read_run(run_dir).sets
+        if found.annotations is not None and found.image_dir is not None
+        for image in found.annotations["images"]
+    ]
+    return [path for path in files if path.is_file()]
+
+
+def _generated() -> list[np.ndarray[Any, Any]]:
+    from ..data.shapes import draw_picture
+
+    drawn = [draw_picture("val", i, max(sides))[0] for i, sides in enumerate(_SIDES)]
+    return [np.ascontiguousarray(p[:height, :width]) for p, (height, width) in zip(drawn, _SIDES, strict=True)]

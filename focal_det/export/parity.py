@@ -39,7 +39,7 @@ def compare(model: Detector, exported: Detector, pictures: Sequence[np.ndarray],
     """Compare two detectors picture by picture.
 
     A detection that only one has is no difference where the least rounding decides on it: at the score threshold, and,
-    in a picture that has its full number of detections, at the last of them.
+    where the other has a full number of detections, at the last of them.
 
     Args:
         pictures: (H, W, 3) uint8 BGR.
@@ -50,36 +50,39 @@ def compare(model: Detector, exported: Detector, pictures: Sequence[np.ndarray],
     for place, picture in enumerate(pictures):
         ours, theirs = model([picture])[0], exported([picture])[0]
         detections += len(ours.scores)
-        pairs, alone = _pairs(ours, theirs)
-        if pairs:
-            mine, other = (list(indices) for indices in zip(*pairs, strict=True))
+        mine, other = _pairs(ours, theirs)
+        if len(mine):
             boxes = max(boxes, float(np.abs(ours.boxes[mine] - theirs.boxes[other]).max()))
             scores = max(scores, float(np.abs(ours.scores[mine] - theirs.scores[other]).max()))
-        full = max(len(ours.scores), len(theirs.scores)) >= most
-        last = max((d.scores.min() for d in (ours, theirs) if full and len(d.scores)), default=cut)
-        differing = [score for score in alone if score > last + SCORE_TOLERANCE]
+        differing = [*_alone(ours, mine, theirs, cut, most), *_alone(theirs, other, ours, cut, most)]
         if differing:
             problems.append(
-                f"picture {place + 1} ({picture.shape[1]}x{picture.shape[0]}): {len(differing)} of "
-                f"{len(ours.scores)} detections differ, the best of them with score {max(differing):.3f}"
+                f"picture {place + 1} ({picture.shape[1]}x{picture.shape[0]}): {len(differing)} detections that only "
+                f"one of them has, the best of them with score {max(differing):.3f}, beside {len(mine)} of both"
             )
     return Parity(len(pictures), detections, boxes, scores, problems)
 
 
-def _pairs(ours: Detections, theirs: Detections) -> tuple[list[tuple[int, int]], list[float]]:
-    """Indices of detections that are the same within the tolerances, and the scores of the others of both."""
+def _pairs(ours: Detections, theirs: Detections) -> tuple[list[int], list[int]]:
+    """Indices of the detections that are the same within the tolerances, each at most once."""
     close = (
         (ours.classes[:, None] == theirs.classes)
         & (np.abs(ours.scores[:, None] - theirs.scores) <= SCORE_TOLERANCE)
         & (np.abs(ours.boxes[:, None] - theirs.boxes).max(axis=2, initial=0) <= BOX_TOLERANCE)
     )
-    pairs, taken = [], np.zeros(len(theirs.scores), dtype=bool)
+    mine: list[int] = []
+    other: list[int] = []
     for i, row in enumerate(close):
-        free = np.flatnonzero(row & ~taken)
-        if len(free):
-            j = int(free[np.abs(ours.boxes[i] - theirs.boxes[free]).max(axis=1).argmin()])
-            taken[j] = True
-            pairs.append((i, j))
-    matched = {i for i, _ in pairs}
-    lonely = [float(score) for i, score in enumerate(ours.scores) if i not in matched]
-    return pairs, lonely + [float(score) for score in theirs.scores[~taken]]
+        row[other] = False
+        if row.any():
+            candidates = np.flatnonzero(row)
+            mine.append(i)
+            other.append(int(candidates[np.abs(ours.boxes[i] - theirs.boxes[candidates]).max(axis=1).argmin()]))
+    return mine, other
+
+
+def _alone(found: Detections, matched: Sequence[int], others: Detections, cut: float, most: int) -> list[float]:
+    """Scores of what the others lack, but for what they may have dropped by the least rounding."""
+    limit = (others.scores.min() if len(others.scores) >= most else cut) + SCORE_TOLERANCE
+    lonely = np.delete(found.scores, matched)
+    return [float(score) for score in lonely if not score <= limit]  # NaN is a difference too

@@ -18,14 +18,18 @@ def torch_suppression(iou_threshold: float) -> Any:
     """By torchvision's operator, which a PyTorch program may hold: one suppression of all pictures and classes."""
 
     def suppress(boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
-        shape = scores.shape
-        image = torch.arange(shape[0]).unsqueeze(1)
+        image = torch.arange(scores.shape[0]).unsqueeze(1)
         group = (image * (classes.max() + 1) + classes).flatten()
         places = boxes.flatten(0, 1).double() + (group * _APART).unsqueeze(1)  # exact enough in float64
-        candidates = (scores.flatten() > 0).nonzero().squeeze(1)
-        kept = candidates[nms(places[candidates], scores.flatten()[candidates].double(), iou_threshold)]
-        mask = torch.zeros(scores.numel(), dtype=torch.bool)
-        return mask.index_fill(0, kept, True).view(shape)
+        flat = scores.flatten().double()
+        candidates = (flat > 0).nonzero().squeeze(1)
+        # A traced program takes it for granted that two boxes or more stay: two that are far from all others do.
+        alone = torch.tensor([[-2.0, 0, -1.0, 1], [-4.0, 0, -3.0, 1]], dtype=torch.float64) * _APART
+        indices = torch.cat((candidates, torch.arange(2) + flat.numel()))
+        scored = torch.cat((flat[candidates], torch.zeros(2, dtype=torch.float64)))
+        kept = indices[nms(torch.cat((places[candidates], alone)), scored, iou_threshold)]
+        mask = torch.zeros(flat.numel() + 2, dtype=torch.bool).index_fill(0, kept, True)
+        return mask[: flat.numel()].view(scores.shape)
 
     return suppress
 

@@ -35,7 +35,8 @@ def test_the_model_of_the_project_is_small_and_finds_shapes_without_detectron2(t
     command = [sys.executable, "-c", WITHOUT_DETECTRON2, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
+    assert scores["APl"] is None
     assert scores["AP50"] > 80  # 96 on 200 pictures
     assert [c["name"] for c in scores["classes"]] == ["disk", "box", "triangle"]
     assert "APl is nan: the set has no large objects" in done.stdout
@@ -61,6 +62,15 @@ def test_classes_are_found_by_name_whatever_their_ids(tmp_path, shapes):
         found.append(json.loads((out / "scores.json").read_text())["AP"])
         assert not (out / "detections.png").exists()
     assert found[0] == pytest.approx(found[1])
+
+
+def test_an_earlier_evaluation_is_not_written_over(tmp_path, shapes, capsys):
+    (tmp_path / "scores.json").write_text("mine")
+    words = ["evaluate", "--model", MODEL, "--json", shapes[0], "--images", shapes[1], "--out", tmp_path, "--draw", 0]
+    assert main([str(word) for word in words]) == 2
+    assert "holds scores.json already; name another, or add --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "scores.json").read_text() == "mine"
+    assert main([*map(str, words), "--overwrite"]) == 0
 
 
 def test_generated_shapes_are_drawn_by_name(tmp_path, monkeypatch, capsys):

@@ -36,7 +36,9 @@ def test_boxes_scores_and_classes_beyond_the_tolerance_are_differences():
     assert len(problems(detector(BOXES + np.float32(2 * BOX_TOLERANCE)))) == 1
     assert len(problems(detector(scores=SCORES + np.float32(2 * SCORE_TOLERANCE)))) == 1
     (line,) = problems(detector(classes=np.array([0, 0, 0])))
-    assert line == "picture 1 (60x40): 2 of 3 detections differ, the best of them with score 0.500"
+    assert line == (
+        "picture 1 (60x40): 2 detections that only one of them has, the best of them with score 0.500, beside 2 of both"
+    )
 
 
 def test_one_missing_is_a_difference_but_at_the_threshold():
@@ -49,6 +51,15 @@ def test_where_a_picture_is_full_the_last_one_may_be_another():
     other = detector(BOXES + np.array([[0], [0], [5]], np.float32))
     assert len(problems(other)) == 1
     assert problems(other, most=3) == []
+
+
+def test_a_full_picture_of_other_detections_is_a_difference():
+    other = detector(BOXES[:, [1, 0, 3, 2]] + 100, np.full(3, 0.95, np.float32), CLASSES + 1)
+    assert len(problems(other, most=3)) == 1
+
+
+def test_scores_that_are_no_numbers_are_a_difference():
+    assert len(problems(detector(scores=np.full(3, np.nan, np.float32)))) == 1
 
 
 def test_a_detection_is_matched_once():

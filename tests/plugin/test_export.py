@@ -144,11 +144,70 @@ def test_the_threshold_can_be_raised_and_not_lowered(files, name):
         ExportedDetector(files[name], score_thresh=0.1)
 
 
+@pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
+def test_a_batch_of_several_sizes_is_the_models_own_batch(run_dir, files, name):
+    model = Predictor.from_run(run_dir).model
+    if name == "int8":
+        round_to_8_bits(model)
+    images, sizes = as_batch(pictures([(64, 96), (40, 31), (90, 50)], seed=2))
+    boxes, scores, classes, counts = ExportedDetector(files[name])._run(images.numpy(), sizes.numpy())
+    with torch.no_grad():
+        expected = model(
+            [
+                {"image": image[:, :height, :width]}
+                for image, (height, width) in zip(images, sizes.tolist(), strict=True)
+            ]
+        )
+    for i, output in enumerate(expected):
+        found = output["instances"]
+        whole = np.flatnonzero(
+            (boxes[i, :, 2:] > boxes[i, :, :2]).all(axis=1) & (np.arange(boxes.shape[1]) < counts[i])
+        )
+        np.testing.assert_allclose(boxes[i, whole], found.pred_boxes.tensor.numpy(), atol=0.01)
+        np.testing.assert_allclose(scores[i, whole], found.scores.numpy(), atol=1e-5)
+        assert classes[i, whole].tolist() == found.pred_classes.tolist()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_pictures_with_one_detection_or_none(run_dir, tmp_path, kind):
+    """Exported with a threshold that few detections reach; a traced program must not take for granted that some do."""
+    arrays = pictures([(128, 128)] * 4)
+    found = Predictor.from_run(run_dir)(arrays)
+    full, empty = (choose(range(4), key=lambda i: found[i].scores[0]) for choose in (max, min))
+    array, bare = arrays[full], arrays[empty]
+    between = float((found[full].scores[0] + max(found[full].scores[1], found[empty].scores[0])) / 2)
+    path = tmp_path / f"m.{kind}"
+    cv2.imwrite(str(tmp_path / "a.png"), array)
+    words = ["export", "--run", run_dir, "--out", path, "--score-thresh", between, "--check", tmp_path / "a.png"]
+    assert main([str(word) for word in words]) == 0
+    detector = ExportedDetector(path)
+    assert len(detector([array])[0].scores) == 1
+    assert len(detector([bare])[0].scores) == 0
+    assert [len(found.scores) for found in detector([array, bare])] == [1, 0]
+
+
+def test_nothing_found_is_nothing_compared(run_dir, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((64, 64, 3), np.uint8))
+    words = [
+        "--run",
+        run_dir,
+        "--out",
+        tmp_path / "m.onnx",
+        "--score-thresh",
+        "0.999",
+        "--check",
+        tmp_path / "black.png",
+    ]
+    assert main(["export", *map(str, words)]) == 2
+    assert "the model finds nothing in the 1 pictures to compare on" in capsys.readouterr().err
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_a_difference_fails_the_export_and_leaves_no_file(run_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(DetectorGraph, "_prepared", lambda self, images, sizes: original(self, images, sizes).flip(3))
     assert main(["export", "--run", str(run_dir), "--out", str(tmp_path / "m.pt2")]) == 1
     said = capsys.readouterr().err
-    assert "detections differ, the best of them with score" in said
+    assert "detections that only one of them has, the best of them with score" in said
     assert f"the exported model differs from the model: {tmp_path / 'm.pt2'} was not written" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -167,7 +226,7 @@ def test_bad_input_is_named_before_anything_is_done(run_dir, tmp_path, capsys):
         ([*run, "--out", tmp_path / "nowhere" / "m.onnx"], "is no folder that can be written"),
         ([*run, "--out", tmp_path / "m.pt2", "--weights-format", "int8"], "int8 is for .onnx alone"),
         ([*run, "--out", tmp_path / "m.onnx", "--score-thresh", "1.5"], "--score-thresh 1.5 must be in [0, 1)"),
-        ([*run, "--out", tmp_path / "m.onnx", "--check", tmp_path / "empty"], "empty: holds no picture"),
+        ([*run, "--out", tmp_path / "m.onnx", "--check", tmp_path / "empty"], "empty: no picture in this folder"),
         ([*run, "--out", tmp_path / "m.onnx", "--check", tmp_path / "no.jpg"], "no.jpg: no picture of a known format"),
         (["--out", tmp_path / "m.onnx"], "give one of --run OUTPUT_DIR and --weights FILE"),
         (["--run", tmp_path, "--out", tmp_path / "m.onnx"], "has no config.yaml"),
