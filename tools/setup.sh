@@ -20,6 +20,7 @@ has_detectron2() { "$VENV/bin/python" -c 'import detectron2' 2>/dev/null; }
 # A package of that name on an index would be somebody else's, so no index is ever asked.
 install_detectron2() { $pip install --no-index --no-deps --no-build-isolation "$@"; }
 
+fresh=
 if [ ! -f "$ready" ] || [ setup.py -nt "$ready" ] || [ "${CONSTRAINTS:-setup.py}" -nt "$ready" ]; then
     step "1/3 virtual environment $VENV, PyTorch (some gigabytes: minutes)"
     "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || {
@@ -31,6 +32,7 @@ if [ ! -f "$ready" ] || [ setup.py -nt "$ready" ] || [ "${CONSTRAINTS:-setup.py}
     step "2/3 focal_det and what it needs"
     $pip install $constraints --no-build-isolation -e '.[dev]'
     touch "$ready"
+    fresh=1
 fi
 
 if [ -n "${DETECTRON2:-}" ]; then
@@ -51,4 +53,8 @@ training does not. Give it with \`make setup DETECTRON2=<wheel or checkout>\`; i
 with this environment's PyTorch, setuptools<81 and --no-build-isolation, from commit $commit.
 
 END
+fi
+
+if [ -n "$fresh" ] && has_detectron2; then
+    printf '\nReady. `. %s/bin/activate` puts python and focal-det on the path; `focal-det doctor` says what works here.\n' "$VENV"
 fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,19 @@ from ..errors import EXIT_DONE, InputError
 from .common import folder_name, make_folder
 
 if TYPE_CHECKING:
+    from ..data.coco_json import CocoFile
     from ..evaluation.coco import Evaluation
 
 _DETECTIONS, _SCORES, _SHEET = "detections.json", "scores.json", "detections.png"
 
 _EPILOG = """examples:
   your own pictures    focal-det evaluate --model mine.onnx --json val.json --images pictures/val
+  Pascal VOC           focal-det evaluate --model mine.onnx --voc VOCdevkit/mine:val
   the quickstart       focal-det evaluate --model models/quickstart_int8.onnx --shapes shapes_val_200_128px
 
 A checkpoint is evaluated by train_net.py --eval-only.
+
+exit codes: 0 done; 1 a fault while running or writing; 2 bad input and nothing written
 """
 
 
@@ -38,6 +43,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--model", required=True, metavar="FILE", help="that focal-det export wrote: .onnx or .pt2")
     parser.add_argument("--json", metavar="FILE", help="COCO annotations")
     parser.add_argument("--images", metavar="DIR", help="folder of their pictures")
+    parser.add_argument("--voc", metavar="DIR[:SPLIT]", help="instead: Pascal VOC's folder (split: val, else test)")
     parser.add_argument("--shapes", metavar="NAME", help="instead: generated shapes, drawn if they are not there yet")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (default 8)")
     parser.add_argument("--draw", type=int, default=16, metavar="N", help="pictures to draw (default 16)")
@@ -51,7 +57,6 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from ..data.coco_json import read_coco
     from ..evaluation.coco import evaluate
     from ..evaluation.detect import detect_all
     from ..inference.exported import ExportedDetector
@@ -59,8 +64,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     _check_options(args)
     detector = ExportedDetector(args.model)
-    annotations, images = _data(args)
-    coco_file = read_coco(annotations, images)
+    annotations, images, coco_file = _data(args, detector.class_names)
     for note in coco_file.notes:
         print(note)
     make_folder(args.out)
@@ -84,8 +88,8 @@ def _check_options(args: argparse.Namespace) -> None:
     problems = []
     if (args.json is None) != (args.images is None):
         problems.append("--json and --images go together: both are needed")
-    if (args.json is None) == (args.shapes is None):
-        problems.append("give one of --json FILE --images DIR and --shapes NAME")
+    if sum(given is not None for given in (args.json, args.voc, args.shapes)) != 1:
+        problems.append("give one of --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME")
     if args.batch_size < 1:
         problems.append(f"--batch-size {args.batch_size} must be at least 1")
     if args.draw < 0:
@@ -99,19 +103,31 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError(problems)
 
 
-def _data(args: argparse.Namespace) -> tuple[str, str]:
-    """Annotation file and folder of pictures."""
-    if args.shapes is None:
-        return args.json, args.images
+def _data(args: argparse.Namespace, class_names: Sequence[str]) -> tuple[str, str, CocoFile]:
+    """Where the annotations are, the folder of pictures, and what was read; VOC's classes in the model's order."""
+    from ..data.coco_json import read_coco
     from ..data.folders import datasets_root
     from ..data.shapes import make_shapes, shapes_files
+    from ..data.sources import read_sources, voc_source
 
-    try:
-        make_shapes(args.shapes, datasets_root())
-    except ValueError as error:
-        raise InputError(f"--shapes: {error}") from error
-    annotations, images = shapes_files(args.shapes, datasets_root())
-    return str(annotations), str(images)
+    if args.voc is not None:
+        sets, problems = read_sources({"voc": voc_source("val", args.voc)}, class_names=class_names)
+        if problems:
+            raise InputError(problems)
+        return sets["voc"].place, sets["voc"].image_dir, sets["voc"].file
+    annotations, images = args.json, args.images
+    if args.shapes is not None:
+        try:
+            make_shapes(args.shapes, datasets_root())
+        except ValueError as error:
+            raise InputError(f"--shapes: {error}") from error
+        except OSError as error:
+            raise InputError(
+                f"--shapes {args.shapes} cannot be drawn under {datasets_root()} ({error}); set DETECTRON2_DATASETS to "
+                "a folder that can be written"
+            ) from error
+        annotations, images = (str(path) for path in shapes_files(args.shapes, datasets_root()))
+    return annotations, images, read_coco(annotations, images)
 
 
 def _table(scores: Evaluation) -> str:

@@ -20,6 +20,7 @@ from .config_changes import Change
 from .devices import share_cores
 from .hooks import TrainingStopped
 from .last_page import write_last_page
+from .last_words import loss_warning, scores_line
 from .run_setup import set_up_run
 from .trainer import Trainer, ap_name
 
@@ -81,7 +82,13 @@ def run_job(job: Job, stopped: Any) -> None:
         raise
     write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():
-        _log().info(f"Done: {trainer.max_iter} iterations. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}")
+        words = loss_warning([value for value, _ in trainer.storage.history("total_loss").values()])
+        if words:
+            _log().warning(words)
+        scores = scores_line(cfg, {name: value for name, (value, _) in trainer.storage.latest().items()})
+        _log().info(
+            f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
+        )
 
 
 def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None:

@@ -80,7 +80,7 @@ class LogLine(EventWriter):
         storage.put_scalar("eta_seconds", seconds * (self._max_iter - done), smoothing_hint=False)
         eta = datetime.timedelta(seconds=int(seconds * (self._max_iter - done)))
         recent = histories["time"].avg(storage.count_samples("time", _SMOOTHED))
-        parts = [f"eta {eta}", f"{1 / recent:.2f} it/s" if recent < 1 else f"{recent:.2f} s/it"]
+        parts = [f"eta {eta}", f"{1 / recent:.3g} it/s"]
         if "data_time" in histories:
             parts.append(f"data {histories['data_time'].avg(storage.count_samples('data_time', _SMOOTHED)):.3f} s")
         return parts
@@ -118,6 +118,11 @@ def levers_line(cfg: CfgNode, model: torch.nn.Module) -> str:
     active += ["FUSED_SGD"] if speed.FUSED_SGD else []
     active += [f"AMP {cfg.SOLVER.AMP.DTYPE}"] if cfg.SOLVER.AMP.ENABLED else []
     line = f"Speed levers in use: {', '.join(active) or 'none'}"
+    if isinstance(model, FocalRetinaNet):
+        if speed.CHANNELS_LAST and "CHANNELS_LAST" not in active:
+            line += "; not CHANNELS_LAST, with which GroupNorm is slow on a processor"
+        if speed.FOLD_NORMS and "FOLD_NORMS" not in active:
+            line += "; not FOLD_NORMS, as no norm is frozen"
     if "COMPILE" in active:
         line += (
             ". Compiling takes minutes at the first picture size and again at the second; nothing is logged meanwhile"

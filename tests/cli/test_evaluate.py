@@ -1,6 +1,7 @@
 """focal-det evaluate on the exported model that comes with the project; nothing here needs Detectron2."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,33 @@ def test_classes_are_found_by_name_whatever_their_ids(tmp_path, shapes):
     assert found[0] == pytest.approx(found[1])
 
 
+def test_pascal_voc_gives_the_same_scores(tmp_path, shapes):
+    """Corners of VOC's are whole pixels, as those of shapes are."""
+    coco = json.loads(shapes[0].read_text())
+    voc = tmp_path / "voc"
+    (voc / "Annotations").mkdir(parents=True)
+    shutil.copytree(shapes[1], voc / "JPEGImages")
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    for image in coco["images"]:
+        rows = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
+        objects = "".join(
+            f"<object><name>{names[a['category_id']]}</name><bndbox><xmin>{a['bbox'][0] + 1}</xmin>"
+            f"<ymin>{a['bbox'][1] + 1}</ymin><xmax>{a['bbox'][0] + a['bbox'][2]}</xmax>"
+            f"<ymax>{a['bbox'][1] + a['bbox'][3]}</ymax></bndbox></object>"
+            for a in rows
+        )
+        size = f"<size><width>{image['width']}</width><height>{image['height']}</height></size>"
+        path = voc / "Annotations" / Path(image["file_name"]).with_suffix(".xml")
+        path.write_text(f"<annotation>{size}{objects}</annotation>")
+    scores = []
+    for name, data in (("a", ["--voc", voc]), ("b", ["--json", shapes[0], "--images", shapes[1]])):
+        words = ["evaluate", "--model", MODEL, *data, "--out", tmp_path / name, "--draw", 0]
+        assert main([str(word) for word in words]) == 0
+        scores.append(json.loads((tmp_path / name / "scores.json").read_text()))
+    by_name = [{c["name"]: c["AP"] for c in found["classes"]} for found in scores]
+    assert by_name[0] == pytest.approx(by_name[1])
+
+
 def test_an_earlier_evaluation_is_not_written_over(tmp_path, shapes, capsys):
     (tmp_path / "scores.json").write_text("mine")
     words = ["evaluate", "--model", MODEL, "--json", shapes[0], "--images", shapes[1], "--out", tmp_path, "--draw", 0]
@@ -89,7 +117,7 @@ def test_bad_input_is_named(tmp_path, shapes, capsys):
     other.write_text(json.dumps(coco))
     data = ["--json", shapes[0], "--images", shapes[1]]
     for words, message in [
-        (["--model", MODEL], "give one of --json FILE --images DIR and --shapes NAME"),
+        (["--model", MODEL], "give one of --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME"),
         (["--model", MODEL, "--json", shapes[0]], "--json and --images go together"),
         (["--model", MODEL, "--shapes", "coco"], "--shapes"),
         (["--model", MODEL, *data, "--batch-size", 0], "--batch-size 0 must be at least 1"),

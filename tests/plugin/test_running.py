@@ -76,7 +76,7 @@ def test_the_line_says_how_far_how_fast_and_how_well(lines):
     (line,), metrics = written(lines, 39, [0.5] * 20, best=(43.21, 20))
     memory = line.split("memory ")[1].split(" GB")[0]
     assert line == (
-        "iteration 40/1000 (epoch 0.16)  eta 0:08:00  2.00 it/s  data 0.250 s  "
+        "iteration 40/1000 (epoch 0.16)  eta 0:08:00  2 it/s  data 0.250 s  "
         f"memory {memory} GB  lr 0.012  total_loss 3  loss_cls 2  loss_box_reg 1  best AP 43.2 (after 20)"
     )
     assert 0.05 < float(memory) < 100
@@ -86,12 +86,12 @@ def test_the_line_says_how_far_how_fast_and_how_well(lines):
 def test_speed_is_the_mean_since_on_a_gpu_one_step_waits_for_all(lines):
     # 19 steps of .1 s and one of 2.1 s are 4 s for 20
     (line,), _ = written(lines, 39, [0.1] * 19 + [2.1])
-    assert "  5.00 it/s  " in line
+    assert "  5 it/s  " in line
 
 
 def test_slow_steps_are_given_in_seconds_and_what_is_unknown_is_left_open(lines):
     (line,), metrics = written(lines, 39, [2.0] * 20, iterations_per_epoch=None)
-    assert "  2.00 s/it  " in line
+    assert "  0.5 it/s  " in line
     assert line.startswith("iteration 40/1000  eta 0:32:00")
     assert line.endswith("best AP -")
     assert "epoch" not in metrics
@@ -115,7 +115,10 @@ def test_the_first_steps_are_not_timed_and_nothing_is_written_after_the_last(lin
 )
 def test_the_levers_are_those_in_use(tiny_cfg, overrides, expected):
     cfg = tiny_cfg(*overrides)
-    assert levers_line(cfg, build_model(cfg)) == f"Speed levers in use: {expected}"
+    line, *reasons = levers_line(cfg, build_model(cfg)).split("; ")
+    assert line == f"Speed levers in use: {expected}"
+    why = ["not CHANNELS_LAST, with which GroupNorm is slow on a processor", "not FOLD_NORMS, as no norm is frozen"]
+    assert reasons == ([] if "FOLD_NORMS" in expected else why)
 
 
 def test_compiling_is_said_to_take_minutes(tiny_cfg):
