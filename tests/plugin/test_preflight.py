@@ -1,6 +1,7 @@
 """Preflight: whatever is planted is named, all in one run; what is clean raises no alarm; nothing is written."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -221,7 +222,7 @@ def test_each_planted_fault_is_named_alone(capsys, clean, tmp_path, fault):
     assert len(errors) <= 2  # the repeated class has two sides
 
 
-def test_corners_are_an_error_and_some_of_them_a_warning(capsys, clean, tmp_path):
+def test_corners_are_an_error_and_a_few_of_them_a_warning(capsys, clean, tmp_path):
     coco, _ = clean[0]
     words = ["--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
     right = [annotation["bbox"] for annotation in coco["annotations"]]
@@ -234,10 +235,18 @@ def test_corners_are_an_error_and_some_of_them_a_warning(capsys, clean, tmp_path
     assert main([*QUICK, *flags_of(*clean), *words]) == 2
     assert "the boxes are two corners [x1, y1, x2, y2] (XYXY stored as XYWH)" in capsys.readouterr().err
     plant(0.4)
+    assert main([*QUICK, *flags_of(*clean), *words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "a part of the boxes are two corners" in line]
+    share = int(re.search(r"\((\d+)%\) reach far out", line)[1])
+    assert 15 < share < 40  # of the 40 % that are corners, those whose centre is in the upper left look as before
+    plant(0)
+    for place in range(4):  # fewer than prove anything
+        coco["annotations"][place]["bbox"] = [30, 30, 58, 58]  # in pictures of 60 px or more, ends at 88
+        coco["images"][coco["annotations"][place]["image_id"]].update(width=60, height=60)
+    cv2.imwrite(str(clean[0][1] / "0.png"), np.zeros((60, 60, 3), np.uint8))
     assert main([*QUICK, *flags_of(*clean), *words]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "reach out of their picture" in line]
-    share = int(line.rsplit(", as ", 1)[1].split("%")[0])
-    assert 15 < share < 40  # of the 40 % that are corners, those whose centre is in the upper left look as before
+    assert line.endswith("not two corners, as 3% of them look to be")  # 4 of 120
 
 
 def test_a_file_that_cannot_be_read_leaves_the_data_to_be_checked(capsys, clean):
