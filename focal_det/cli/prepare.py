@@ -76,7 +76,9 @@ def check(args: argparse.Namespace) -> Plan:
         warnings += [*_settle_schedule(cfg, args), *schedule_warnings(cfg)]
     json_files, own_names, own_problems = read_own_sets(args, cfg)
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
-    sets, set_problems = read_sets(names, json_files, own_names, pictures=args.preflight_only)
+    sets, set_problems = read_sets(
+        names, json_files, own_names, evaluated=cfg.DATASETS.TEST, pictures=args.preflight_only
+    )
     if training:
         sets = [s._replace(is_trained_on=place < len(cfg.DATASETS.TRAIN)) for place, s in enumerate(sets)]
     if set_problems and _has_flags(args, "train") and not _has_flags(args, "val"):
