@@ -110,7 +110,8 @@ def check(args: argparse.Namespace) -> Plan:
 
     # From here on the configuration is sound, and the files are there.
     weights = str(checkpoint or cfg.MODEL.WEIGHTS)
-    if args.eval_only or Path(weights).is_file():  # an address is fetched by the run, unless that is all it would do
+    # A training fetches an address by itself.
+    if weights and (args.eval_only or args.preflight_only or Path(weights).is_file()):
         problems = weights_problems(cfg, weights, whole=bool(args.eval_only or checkpoint))
     summary = summary_lines(cfg, sets, full=args.preflight_only)
     if training:

@@ -1,5 +1,6 @@
 """Preflight: whatever is planted is named, all in one run; what is clean raises no alarm; nothing is written."""
 
+import copy
 import json
 import re
 import shlex
@@ -14,8 +15,12 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
 from PIL import Image
 
+from focal_det.cli.arguments import parse_arguments
+from focal_det.cli.prepare import check
 from focal_det.cli.train import main
 from focal_det.config import add_focal_det_config
 from focal_det.data.coverage import resized
@@ -270,6 +275,30 @@ def test_boxes_without_area_are_listed_five_at_a_time(capsys, clean, tmp_path):
     )
 
 
+def test_an_address_of_weights_is_fetched_by_preflight(capsys, clean, tmp_path, monkeypatch):
+    class Zoo(PathHandler):
+        def _get_supported_prefixes(self):
+            return ["madeup://"]
+
+        def _get_local_path(self, path, force=False, **_):
+            if path != "madeup://zoo/there.pth":
+                raise FileNotFoundError(f"{path} is nowhere\nat all")
+            return str(tmp_path / "there.pth")
+
+    torch.save({"model": {}}, tmp_path / "there.pth")
+    monkeypatch.setattr(PathManager, "_path_handlers", copy.copy(PathManager._path_handlers))
+    PathManager.register_handler(Zoo())
+    words = [*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output"), "MODEL.WEIGHTS"]
+    assert main([*words, "madeup://zoo/thing.pth", "--preflight-only"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: madeup://zoo/thing.pth cannot be read as a checkpoint (FileNotFoundError: madeup://zoo/thing.pth is "
+        "nowhere)"
+    )
+    assert main([*words, "madeup://zoo/there.pth", "--preflight-only"]) == 0
+    check(parse_arguments([*words, "madeup://zoo/thing.pth"]))  # left to the run
+
+
 # --- leaving bad pictures out ----------------------------------------------------------------------------------------
 
 
@@ -419,7 +448,6 @@ def error_of(*words):
         ("MODEL.MASK_ON", "True", "boxes alone are detected"),
         ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "remove it"),
         ("DATASETS.PROPOSAL_FILES_TRAIN", "a.pkl", "remove it"),
-        ("SOLVER.REFERENCE_WORLD_SIZE", "8", "add --scale-lr"),
     ],
 )
 def test_a_key_of_another_detector_is_refused_with_what_is_meant(key, value, meant):
@@ -441,6 +469,13 @@ def test_a_file_may_hold_them_at_their_defaults(tmp_path):
         load_config(tmp_path / "c.yaml")
     (problem,) = caught.value.problems
     assert problem.startswith(f"{tmp_path / 'c.yaml'}: MODEL.ROI_HEADS.NUM_CLASSES is 5")
+
+
+@pytest.mark.parametrize("architecture", ["FocalRetinaNet", "GeneralizedRCNN"])
+def test_a_schedule_for_a_number_of_gpus_is_refused_for_every_model(architecture):
+    problem = error_of("SOLVER.REFERENCE_WORLD_SIZE", "8", "MODEL.META_ARCHITECTURE", architecture)
+    assert problem.startswith("command line: SOLVER.REFERENCE_WORLD_SIZE is 8, but is not read: SOLVER.IMS_PER_BATCH")
+    assert problem.endswith("where you change the batch, add --scale-lr")
 
 
 def test_another_architecture_may_read_them():
