@@ -21,6 +21,7 @@ from PIL import Image
 
 from focal_det.cli.arguments import parse_arguments
 from focal_det.cli.prepare import check
+from focal_det.cli.summary import _anchor_lines
 from focal_det.cli.train import main
 from focal_det.config import add_focal_det_config
 from focal_det.data.coverage import resized
@@ -602,6 +603,26 @@ def test_a_larger_picture_is_proposed_too(tiny_cfg):
     cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)")
     report = report_anchors(cfg, build_cpu_model(cfg), objects_of(14), ["thing"])
     assert any(overrides.startswith('INPUT.MIN_SIZE_TRAIN "(1280,)"') for overrides, _ in report.better)
+
+
+def test_thresholds_are_the_configurations(tiny_cfg):
+    # Squares of 32 px, as large as the smallest anchor of a grid of 8 px: at worst 4 px off in both directions, an IoU
+    # of 28^2 / (2 * 32^2 - 28^2) = .62. All are reached from .5, not from .7; with .62 none is background.
+    words = ["INPUT.MIN_SIZE_TRAIN", "(640,)", "OUTPUT_DIR", "x", "MODEL.RETINANET.IOU_THRESHOLDS"]
+    reports = []
+    for thresholds in ("[0.4, 0.5]", "[0.6, 0.7]", "[0.75, 0.75]"):
+        cfg = tiny_cfg(*words, thresholds)
+        reports.append(report_anchors(cfg, build_cpu_model(cfg), objects_of(32), ["thing"]))
+    assert [report.whole.reached == 1 for report in reports] == [True, False, False]
+    assert [report.whole.missed == 0 for report in reports] == [True, True, False]
+    assert reports[1].whole.near == pytest.approx(1 - reports[1].whole.reached)
+    assert reports[1].better == [] or reports[1].better[0][1] > reports[1].whole.reached
+    assert "have no anchor with IoU >= .75 at this size" in anchor_warnings(reports[2])[0]
+    lines = list(_anchor_lines(reports[1], full=True))
+    assert "have one with IoU >= .7 at 640 px" in lines[0]
+    assert "one of .6 to .7" in lines[0]
+    assert "none of .6;" in lines[0]
+    assert lines[1].split()[:7] == ["objects", ">=", ".7", ".6", "to", ".7", "<"]
 
 
 def test_rows_are_by_cocos_areas_and_by_shape(tiny_cfg):
