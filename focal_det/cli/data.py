@@ -63,11 +63,14 @@ def _inspect(args: argparse.Namespace) -> int:
 
     if args.pictures < 1:
         raise InputError(f"--pictures {args.pictures} must be at least 1")
-    sets = _read(args)
+    sets, trained_on = _read(args)
     _check_class(args.only_class, sets)
     make_folder(args.out)
     found = {name: {"source": own.place, **inspect_set(own.file.coco)} for name, own in sets.items()}
-    text = "\n\n".join(f"{name}: {sets[name].place}\n{describe(entry)}" for name, entry in found.items())
+    text = "\n\n".join(
+        f"{name}: {sets[name].place}\n{describe(entry, is_trained_on=name in trained_on)}"
+        for name, entry in found.items()
+    )
     for own in sets.values():
         print(*own.file.notes, sep="\n", end="\n" * bool(own.file.notes))
     print(text)
@@ -81,14 +84,15 @@ def _inspect(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _read(args: argparse.Namespace) -> dict[str, OwnSet]:
-    """The checked sets; warns where their classes differ, which a training would refuse."""
+def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
+    """The checked sets, and which are to train on; warns where classes differ, which a training would refuse."""
     datasets: Any = _datasets_of_config(args) if args.config_file or args.overrides else dict.fromkeys(USES, ())
-    entries, problems = [], []
+    of_uses: dict[str, list[Source | str]] = {}
+    problems = []
     for use in USES:
-        of_use, found = entries_of(args, use, datasets[use])
-        entries += of_use
+        of_uses[use], found = entries_of(args, use, datasets[use])
         problems += found
+    entries = [entry for of_use in of_uses.values() for entry in of_use]
     if not entries and not problems:
         problems.append("no data set is named: use --train-json and --train-images, --train-voc, or --config-file")
     names, sources = name_sources(entries)
@@ -103,7 +107,7 @@ def _read(args: argparse.Namespace) -> dict[str, OwnSet]:
                 f"{first} and {name} differ in their classes or the order of their ids; one training needs the same"
             )
             print(f"warning: {message}", file=sys.stderr)
-    return sets
+    return sets, set(names[: len(of_uses["train"])])
 
 
 def _datasets_of_config(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:

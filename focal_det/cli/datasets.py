@@ -95,7 +95,7 @@ def read_own_sets(args: argparse.Namespace, cfg: Any) -> tuple[dict[Any, CocoFil
     also: list[Source] = []
     classes = None
     if args.eval_only:
-        of_model = read_classes(Path(cfg.MODEL.WEIGHTS).parent)
+        of_model = read_classes(weights_folder(cfg))
         classes = None if of_model is None else of_model.names
         also = [s for s in sources.values() if s.use == "train" and s.kind == "voc" and classes is None]
         sources = {name: source for name, source in sources.items() if source.use == "val"}
@@ -116,6 +116,11 @@ def read_own_sets(args: argparse.Namespace, cfg: Any) -> tuple[dict[Any, CocoFil
         for name, own in sets.items()
     }
     return files, set(sources), problems
+
+
+def weights_folder(cfg: Any) -> Path:
+    """Where MODEL.WEIGHTS stands; of an address a folder that is none."""
+    return Path(cfg.MODEL.WEIGHTS).parent
 
 
 def _unpaired(use: Use, files: int, folders: int) -> list[str]:

@@ -37,7 +37,12 @@ class DescribedSet(NamedTuple):
 
 
 def read_sets(
-    names: Sequence[str], json_files: Mapping[JsonDataset, CocoFile], of_flags: Collection[str], *, pictures: bool
+    names: Sequence[str],
+    json_files: Mapping[JsonDataset, CocoFile],
+    of_flags: Collection[str],
+    *,
+    evaluated: Collection[str],
+    pictures: bool,
 ) -> tuple[list[DescribedSet], list[str]]:
     """The sets in their order, and what is wrong with those that are named.
 
@@ -45,6 +50,7 @@ def read_sets(
         names: of the run's sets.
         json_files: those of them that flags gave and that were read.
         of_flags: names of all that flags can give.
+        evaluated: names of those that are evaluated on.
         pictures: also decode the pictures of the sets that are named.
     """
     problems = dataset_problems(name for name in names if name not in of_flags)
@@ -57,7 +63,7 @@ def read_sets(
             sets.append(DescribedSet(name, False))
         else:
             try:
-                found = read_named_set(name, pictures=pictures)
+                found = read_named_set(name, "val" if name in evaluated else "train", pictures=pictures)
                 if isinstance(found, str):
                     sets.append(DescribedSet(name, True, class_names(name), remark=found))
                 else:
@@ -66,7 +72,7 @@ def read_sets(
             except InputError as error:
                 problems += error.problems
                 sets.append(DescribedSet(name, False))
-    return sets, problems
+    return sets, list(dict.fromkeys(problems))  # a set may be there for both uses
 
 
 def objects_of(sets: Sequence[DescribedSet]) -> tuple[Objects, list[str]]:

@@ -25,7 +25,8 @@ from ..engine.model_checks import model_problems, weights_problems
 from ..engine.schedule import scale_schedule
 from ..errors import InputError
 from ..inference.classes import Classes, numbered_classes, write_classes
-from .datasets import read_own_sets
+from .class_order import order_problems
+from .datasets import read_own_sets, weights_folder
 from .described_sets import DescribedSet, read_sets
 from .summary import describe_training, summary_lines
 
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     json_files: dict[JsonDataset, CocoFile]
     dataset_names: tuple[str, ...]
     summary: list[str]
+    classes: Classes
 
 
 def write(plan: Plan) -> None:
@@ -45,17 +47,15 @@ def write(plan: Plan) -> None:
     for dataset, coco_file in plan.json_files.items():
         write_checked_copy(dataset, coco_file)
     if not plan.job.eval_only:
-        write_classes(Path(plan.job.cfg.OUTPUT_DIR), _classes_of(plan))
+        write_classes(Path(plan.job.cfg.OUTPUT_DIR), plan.classes)
 
 
-def _classes_of(plan: Plan) -> Classes:
-    """The labels' names, and their ids in the first training set."""
-    name = plan.job.cfg.DATASETS.TRAIN[0]
-    for dataset, coco_file in plan.json_files.items():
-        if dataset.name == name:
-            return Classes(coco_file.class_names, sorted(category["id"] for category in coco_file.coco["categories"]))
-    known = known_classes(name)
-    return Classes(*known) if known is not None else numbered_classes(plan.job.cfg.MODEL.RETINANET.NUM_CLASSES)
+def _classes_of(first: DescribedSet, num_classes: int) -> Classes:
+    """The labels' names, and their ids in the first set."""
+    if first.class_names is not None and first.content is not None:
+        return Classes(first.class_names, first.content.category_ids)
+    known = known_classes(first.name)
+    return Classes(*known) if known is not None else numbered_classes(num_classes)
 
 
 def check(args: argparse.Namespace) -> Plan:
@@ -76,7 +76,9 @@ def check(args: argparse.Namespace) -> Plan:
         warnings += [*_settle_schedule(cfg, args), *schedule_warnings(cfg)]
     json_files, own_names, own_problems = read_own_sets(args, cfg)
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
-    sets, set_problems = read_sets(names, json_files, own_names, pictures=args.preflight_only)
+    sets, set_problems = read_sets(
+        names, json_files, own_names, evaluated=cfg.DATASETS.TEST, pictures=args.preflight_only
+    )
     if training:
         sets = [s._replace(is_trained_on=place < len(cfg.DATASETS.TRAIN)) for place, s in enumerate(sets)]
     if set_problems and _has_flags(args, "train") and not _has_flags(args, "val"):
@@ -94,6 +96,10 @@ def check(args: argparse.Namespace) -> Plan:
     )
     checkpoint, resume_problems = _checkpoint_to_resume(cfg, args.resume) if training else (None, [])
     of_classes = _settle_classes(cfg, sets)
+    if args.eval_only or checkpoint:
+        places = {dataset.name: dataset.json_file for dataset in json_files}
+        of_sets = {places.get(s.name, f"data set {s.name}"): s.class_names for s in sets}
+        of_classes += order_problems(weights_folder(cfg) if args.eval_only else Path(cfg.OUTPUT_DIR), of_sets)
     problems = [
         *(*value_problems, *device_problems, *_flag_problems(args)),
         *(*own_problems, *set_problems, *resume_problems, *of_classes),
@@ -104,7 +110,8 @@ def check(args: argparse.Namespace) -> Plan:
 
     # From here on the configuration is sound, and the files are there.
     weights = str(checkpoint or cfg.MODEL.WEIGHTS)
-    if args.eval_only or Path(weights).is_file():  # an address is fetched by the run, unless that is all it would do
+    # A training fetches an address by itself.
+    if weights and (args.eval_only or args.preflight_only or Path(weights).is_file()):
         problems = weights_problems(cfg, weights, whole=bool(args.eval_only or checkpoint))
     summary = summary_lines(cfg, sets, full=args.preflight_only)
     if training:
@@ -126,7 +133,8 @@ def check(args: argparse.Namespace) -> Plan:
         notes=(*warnings, *of_data),
         changes=config_changes(cfg, loaded, places),
     )
-    return Plan(job, json_files, names, [*of_data, *summary])
+    classes = _classes_of(sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
+    return Plan(job, json_files, names, [*of_data, *summary], classes)
 
 
 def _raise_if(problems: list[str]) -> None:

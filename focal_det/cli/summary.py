@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from ..data.statistics import SetStatistics
 from ..engine.advice import checkpoint_bytes, checkpoints_to_come, disk_advice, epoch_warnings, free_bytes, gigabytes
-from ..engine.anchor_report import AnchorReport, Row, anchor_warnings, report_anchors
+from ..engine.anchor_report import AnchorReport, Row, anchor_warnings, iou_words, report_anchors
 from ..engine.model_checks import build_cpu_model
 from .described_sets import DescribedSet, objects_of
 
@@ -122,18 +122,19 @@ def _disk_lines(cfg: CfgNode, checkpoint: int) -> Iterator[str]:
 
 def _anchor_lines(report: AnchorReport, *, full: bool) -> Iterator[str]:
     whole = report.whole
+    low, high = map(iou_words, report.thresholds)
     yield (
-        f"anchors: {whole.reached:.1%} of {whole.number} objects have one with IoU >= .5 at {report.shorter} px, "
-        f"{whole.near:.1%} one of .4 to .5, {whole.missed:.1%} none of .4; median side {whole.side:.0f} px"
+        f"anchors: {whole.reached:.1%} of {whole.number} objects have one with IoU >= {high} at {report.shorter} px, "
+        f"{whole.near:.1%} one of {low} to {high}, {whole.missed:.1%} none of {low}; median side {whole.side:.0f} px"
     )
     if not full:
         return
-    yield f"  {'':14}{'objects':>9}{'>= .5':>9}{'.4 to .5':>10}{'< .4':>8}{'median side':>15}"
+    yield f"  {'':14}{'objects':>9}{'>= ' + high:>9}{f'{low} to {high}':>10}{'< ' + low:>8}{'median side':>15}"
     yield from (_row(row) for row in report.by_size)
     yield from (_row(row) for row in report.by_shape)
     yield from (_row(row._replace(name=f"class {row.name}")) for row in report.worst_classes)
     for overrides, share in report.better:
-        yield f"  {share:.1%} would have one of .5 with: {overrides}"
+        yield f"  {share:.1%} would have one of {high} with: {overrides}"
 
 
 def _row(row: Row) -> str:

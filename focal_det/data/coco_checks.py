@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import some
 
@@ -100,6 +100,36 @@ def number_problems(raw: dict[str, Any]) -> list[str]:
         or not all(isinstance(v, (int, float)) and abs(v) < _MAX_COORDINATE for v in annotation["bbox"])
     ]
     return [f"{some('', wrong)}: a box is four numbers [x, y, width, height] in pixels"] if wrong else []
+
+
+def unread_problems(raw: dict[str, Any], use: Literal["train", "val"]) -> list[str]:
+    """What Detectron2 or pycocotools fail on in a file that they read as it is, perhaps only after a whole training.
+
+    Args:
+        raw: without `shape_problems`.
+        use: "val" also for a set that is trained on and evaluated on.
+    """
+    rows = raw["annotations"]
+    ids = [row.get("id") for row in rows]
+    found = [
+        ("an id of their own", len(ids) - len({i for i in ids if isinstance(i, int)})),
+        ('"ignore" 0', sum(bool(row.get("ignore")) for row in rows)),
+    ]
+    if use == "val":
+        found += [
+            ("an id above 0", sum(isinstance(i, int) and i <= 0 for i in ids)),  # 0 means "unmatched" to pycocotools
+            ('"area"', sum(not isinstance(row.get("area"), (int, float)) for row in rows)),
+            ('"iscrowd"', sum(row.get("iscrowd") is None for row in rows)),
+        ]
+    wrong = [f"{number} of {len(rows)} annotations are without {what}" for what, number in found if number]
+    if use == "val" and "info" not in raw:
+        wrong.append('"info" is missing')
+    if not wrong:
+        return []
+    return [
+        f"{', '.join(wrong)}, and a set by name is read as it is: give it by place as 'coco:FILE:IMAGES' in DATASETS "
+        "or by --train-json or --val-json, which completes it"
+    ]
 
 
 def annotation_name(annotation: dict[str, Any], place: int) -> str:

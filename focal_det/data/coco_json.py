@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError, some, some_lines
 from .box_checks import format_problem, like_corners, percent, reaching_out, without_area
-from .coco_checks import annotation_name, id_problems, number_problems, shape_problems
+from .coco_checks import annotation_name, id_problems, number_problems, shape_problems, unread_problems
 from .pictures import PictureFault, fault_lines, look_at_pictures
 
 
@@ -77,6 +77,7 @@ def check_coco(
     pictures: bool = True,
     decode: bool = False,
     skip_bad_images: int = 0,
+    as_is: Literal["train", "val"] | None = None,
 ) -> CocoFile:
     """What `read_coco` does with a file's contents, whatever they were read from.
 
@@ -85,6 +86,8 @@ def check_coco(
         path: of the file, for messages.
         pictures: whether to look at them.
         decode, skip_bad_images: see `read_coco`.
+        as_is: the use for which Detectron2 reads the file itself, so that nothing can be completed or left out; None
+            if it reads what is returned.
 
     Raises:
         InputError: with every problem found.
@@ -95,11 +98,12 @@ def check_coco(
 
     problems = [*id_problems(raw), *number_problems(raw)]
     report = look_at_pictures(raw["images"] if pictures else [], Path(image_dir), decode=decode)
+    problems += unread_problems(raw, as_is) if as_is else []
     if not problems:
         problem = format_problem(*_arrays(raw))
         problems += [problem] if problem else []
     if len(report.faults) > max(0, skip_bad_images):
-        problems += fault_lines(report.faults, len(raw["images"]), Path(image_dir))
+        problems += fault_lines(report.faults, len(raw["images"]), Path(image_dir), can_skip=as_is is None)
         if skip_bad_images > 0:
             problems.append(f"{len(report.faults)} pictures are bad, more than --skip-bad-images {skip_bad_images}")
     elif len(report.faults) == len(raw["images"]):
@@ -109,7 +113,7 @@ def check_coco(
     notes = [f"{path}: {note}" for note in report.notes]
     if report.faults:
         notes += _leave_out(raw, report.faults, path, Path(image_dir))
-    return _complete(raw, path, notes, len(report.faults))
+    return _complete(raw, path, notes, len(report.faults), is_read=as_is is None)
 
 
 def _arrays(raw: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +139,8 @@ def _leave_out(raw: dict[str, Any], faults: list[PictureFault], path: Path, fold
     ]
 
 
-def _complete(raw: dict[str, Any], path: Path, notes: list[str], pictures_left_out: int) -> CocoFile:
+def _complete(raw: dict[str, Any], path: Path, notes: list[str], pictures_left_out: int, *, is_read: bool) -> CocoFile:
+    """is_read: whether Detectron2 reads the result, or else the file itself."""
     names = {image["id"]: image["file_name"] for image in raw["images"]}
     given_ids = [a.get("id") for a in raw["annotations"]]
     ids_usable = all(isinstance(i, int) and i > 0 for i in given_ids) and len(set(given_ids)) == len(given_ids)
@@ -168,7 +173,10 @@ def _complete(raw: dict[str, Any], path: Path, notes: list[str], pictures_left_o
     if left_out:
         notes = [
             *notes,
-            f"{path}: left out {len(left_out)} boxes without area in their picture:",
+            f"{path}: left out {len(left_out)} boxes without area in their picture:"
+            if is_read
+            else f"{path}: {len(left_out)} boxes without area in their picture, which training leaves out and "
+            "evaluation counts as missed:",
             *some_lines(left_out),
         ]
     outside = reaching_out(boxes, sizes) & ~empty
@@ -181,4 +189,4 @@ def _complete(raw: dict[str, Any], path: Path, notes: list[str], pictures_left_o
             f"({some('', first)}); COCO's boxes are [x, y, width, height], not two corners"
             + (f", as {percent(suspected.sum() / len(annotations))} of them look to be" if suspected.any() else ""),
         ]
-    return CocoFile(coco, notes, len(left_out), pictures_left_out)
+    return CocoFile(coco, notes, len(left_out) if is_read else 0, pictures_left_out)

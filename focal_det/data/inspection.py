@@ -58,11 +58,17 @@ def aspect_ratios(coco: Mapping[str, Any]) -> np.ndarray:
     return boxes[:, 2] / boxes[:, 3]
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """Statistics as lines of text."""
+def describe(found: Mapping[str, Any], *, is_trained_on: bool) -> str:
+    """Statistics as lines of text.
+
+    Args:
+        found: by `inspect_set`.
+        is_trained_on: or evaluated on.
+    """
+    filtered = ", which are not trained on while DATALOADER.FILTER_EMPTY_ANNOTATIONS"
     lines = [
         f"{found['pictures']} pictures, {found['without_objects']} of them without objects"
-        + (", which are not trained on while DATALOADER.FILTER_EMPTY_ANNOTATIONS" if found["without_objects"] else ""),
+        + (filtered if found["without_objects"] and is_trained_on else ""),
         f"{found['boxes']} boxes" + (f", and {found['ignored']} that are ignored" if found["ignored"] else ""),
         *_class_table(found["classes"]),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from detectron2.data import MetadataCatalog
 
@@ -13,14 +14,15 @@ from .coco_json import CocoFile, check_coco
 from .shapes import parse_name, shapes_files
 
 
-def read_named_set(name: str, *, pictures: bool) -> CocoFile | str:
+def read_named_set(name: str, use: Literal["train", "val"], *, pictures: bool) -> CocoFile | str:
     """The set's annotations, checked; or, in words, why there are none to look at.
 
-    Detectron2 reads the file itself, so nothing is completed or left out by this; what is left out of the returned
-    copy, boxes without area, its loader leaves out of training as well.
+    Detectron2 reads the file itself, so what it needs must be there. What is left out of the returned copy, boxes
+    without area, its loader leaves out of training as well, but not its evaluation.
 
     Args:
         name: of a set without `dataset_problems`.
+        use: "val" also for a set that is trained on and evaluated on.
         pictures: also decode its pictures.
 
     Raises:
@@ -42,4 +44,4 @@ def read_named_set(name: str, *, pictures: bool) -> CocoFile | str:
         raise InputError(f'data set "{name}": {annotations} cannot be read ({error})') from error
     if isinstance(raw, dict) and "annotations" not in raw:
         return f"{len(raw.get('images', []))} pictures without annotations"  # such as COCO's test-dev
-    return check_coco(raw, annotations, folder, pictures=pictures, decode=pictures)
+    return check_coco(raw, annotations, folder, pictures=pictures, decode=pictures, as_is=use)

@@ -71,13 +71,18 @@ def look_at_pictures(images: Sequence[Mapping[str, Any]], folder: Path, *, decod
     return PictureReport(faults, notes if mirrored else [])
 
 
-def fault_lines(faults: Sequence[PictureFault], number: int, folder: Path) -> list[str]:
-    """One line for each kind of fault, of so many pictures."""
+def fault_lines(faults: Sequence[PictureFault], number: int, folder: Path, *, can_skip: bool = True) -> list[str]:
+    """One line for each kind of fault, of so many pictures.
+
+    Args:
+        can_skip: whether --skip-bad-images reaches the set.
+    """
+    or_skip = ", or leave them out with --skip-bad-images" if can_skip else ""
     kinds: dict[str, list[str]] = {}
     for fault in faults:
         kinds.setdefault(fault.kind, []).append(fault.detail)
     return [
-        f"{len(details)} of {number} pictures {kind.format(folder=folder)}: {some('', details)}"
+        f"{len(details)} of {number} pictures {kind.format(folder=folder, or_skip=or_skip)}: {some('', details)}"
         for kind, details in kinds.items()
     ]
 
@@ -94,7 +99,7 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
         if end == _END_OF_JPEG and not tail.strip(b"\0") and _has_no_end(path):
             return _DAMAGED, f"{name!r} (zeros where its end should be)"
     except FileNotFoundError:
-        return "are not in {folder}; give their folder, or leave them out with --skip-bad-images", repr(name)
+        return "are not in {folder}; give their folder{or_skip}", repr(name)
     except Image.DecompressionBombError:
         return (
             f"are larger than the {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels that Pillow, and so "
@@ -108,7 +113,7 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
     )
 
 
-_DAMAGED = "cannot be opened or are damaged; replace them, or leave them out with --skip-bad-images"
+_DAMAGED = "cannot be opened or are damaged; replace them{or_skip}"
 
 
 def _size_fault(name: str, said: tuple[int, int], size: tuple[int, int], turn: int) -> tuple[str, str] | None:

@@ -22,7 +22,10 @@ _UNREACHED = 0.25  # share of the objects from which on it is a warning
 
 
 class Row(NamedTuple):
-    """A part of the objects: how many; with a best IoU >= .5, in .4 to .5, below .4, as shares; median side in px."""
+    """A part of the objects: how many; shares whose best IoU makes them objects, neither, background; median side, px.
+
+    The bounds are those of MODEL.RETINANET.IOU_THRESHOLDS.
+    """
 
     name: str
     number: int
@@ -33,9 +36,15 @@ class Row(NamedTuple):
 
 
 class AnchorReport(NamedTuple):
-    """shorter: side in px of the training pictures that it holds for; better: overrides, and the share they reach."""
+    """What `report_anchors` finds.
+
+    shorter: side in px of the training pictures that it holds for.
+    thresholds: MODEL.RETINANET.IOU_THRESHOLDS, of background and objects.
+    better: overrides, and the share that they reach.
+    """
 
     shorter: int
+    thresholds: tuple[float, float]
     whole: Row
     by_size: list[Row]
     by_shape: list[Row]
@@ -67,13 +76,14 @@ def report_anchors(
         return None
     objects = sample(objects, _MOST)
     shorter, longest = _middle(cfg), cfg.INPUT.MAX_SIZE_TRAIN
+    background, reach = cfg.MODEL.RETINANET.IOU_THRESHOLDS
     boxes, sizes = _at(objects, shorter, longest)
     ious, sides = best_ious(boxes, sizes, grid), np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
     width, height = (objects.boxes[:, 2:] - objects.boxes[:, :2]).T
 
     def row(name: str, chosen: np.ndarray) -> Row:
         found = ious[chosen]
-        reached, missed = float((found >= 0.5).mean()), float((found < 0.4).mean())
+        reached, missed = float((found >= reach).mean()), float((found < background).mean())
         return Row(name, len(found), reached, 1 - reached - missed, missed, float(np.median(sides[chosen])))
 
     def rows(parts: list[tuple[str, np.ndarray]], least: int = 1) -> list[Row]:
@@ -84,6 +94,7 @@ def report_anchors(
     classes = rows([(name, objects.classes == label) for label, name in enumerate(class_names)], _FEW)
     return AnchorReport(
         shorter=round(shorter),
+        thresholds=(background, reach),
         whole=whole,
         by_size=rows(
             [
@@ -111,9 +122,14 @@ def anchor_warnings(report: AnchorReport) -> list[str]:
         return []
     better = "".join(f"; {overrides} would leave {1 - share:.0%}" for overrides, share in report.better)
     return [
-        f"{lacking:.0%} of boxes have no anchor with IoU >= .5 at this size, {report.shorter} px; median side "
-        f"{report.whole.side:.0f} px{better}"
+        f"{lacking:.0%} of boxes have no anchor with IoU >= {iou_words(report.thresholds[1])} at this size, "
+        f"{report.shorter} px; median side {report.whole.side:.0f} px{better}"
     ]
+
+
+def iou_words(iou: float) -> str:
+    """Such as ".5"."""
+    return f"{iou:g}".removeprefix("0")
 
 
 def _grid(cfg: CfgNode, model: torch.nn.Module) -> AnchorGrid | None:
@@ -141,11 +157,12 @@ def _better(cfg: CfgNode, grid: AnchorGrid, objects: Objects, shorter: float) ->
     """The best other anchors, and then the best larger picture, where they reach clearly more."""
     if cfg.MODEL.ANCHOR_GENERATOR.NAME != "OctaveAnchorGenerator":
         return []
+    reach = cfg.MODEL.RETINANET.IOU_THRESHOLDS[1]
 
     def share(candidate: _Candidate) -> float:
         cells = [cell_anchors(s, candidate.scales, candidate.ratios).double().numpy() for s in candidate.base_sizes]
         boxes, sizes = _at(objects, candidate.shorter, candidate.longest)
-        return float((best_ious(boxes, sizes, grid._replace(cells=cells)) >= 0.5).mean())
+        return float((best_ious(boxes, sizes, grid._replace(cells=cells)) >= reach).mean())
 
     now, *others = _candidates(cfg, shorter, (objects.sizes.max(axis=1) / objects.sizes.min(axis=1)).max())
     least = share(now) + _WORTH

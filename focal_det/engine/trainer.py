@@ -48,7 +48,6 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's own constructor, which wraps the model for a GPU of each rank's number;
         # the same parts in the same order, with a wrapper that fits the device.
         super(DefaultTrainer, self).__init__()
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)

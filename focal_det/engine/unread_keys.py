@@ -26,7 +26,6 @@ _KEYS = (
     "INPUT.MASK_FORMAT",
     "TEST.KEYPOINT_OKS_SIGMAS",
     "TEST.EXPECTED_RESULTS",
-    "SOLVER.REFERENCE_WORLD_SIZE",
 )
 _MEANT = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "set MODEL.RETINANET.NUM_CLASSES, or leave it to the data",
@@ -50,12 +49,13 @@ _MEANT = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": "set TEST.DETECTIONS_PER_IMAGE",
     "MODEL.MASK_ON": "remove it, boxes alone are detected",
     "MODEL.KEYPOINT_ON": "remove it, boxes alone are detected",
-    "SOLVER.REFERENCE_WORLD_SIZE": "remove it, and add --scale-lr to fit the schedule to another batch",
 }
+# Detectron2's trainer reads it, this project's does not, whatever the model.
+_WORLD_SIZE = "SOLVER.REFERENCE_WORLD_SIZE"
 
 
 def unread_key_problems(architecture: str, settings: Sequence[Setting], defaults: dict[str, Any]) -> list[str]:
-    """Keys that the architecture does not read.
+    """Keys that the architecture, or the trainer, does not read.
 
     A saved configuration has all keys, so at their defaults they may stand in a file; in the command line never.
 
@@ -63,15 +63,21 @@ def unread_key_problems(architecture: str, settings: Sequence[Setting], defaults
         settings: in the order in which they were applied.
         defaults: of all keys.
     """
-    if architecture not in _ARCHITECTURES:
-        return []
-    return [
-        f"{place}: {key} is {value}, but MODEL.META_ARCHITECTURE {architecture} does not read it: "
-        + _MEANT.get(key, "remove it")
-        for key, value, place, _ in settings
-        if (key.startswith(_GROUPS) or key in _KEYS)
-        and (place == COMMAND_LINE or _plain(value) != _plain(defaults[key]))
-    ]
+    problems = []
+    for key, value, place, _ in settings:
+        if place != COMMAND_LINE and _plain(value) == _plain(defaults[key]):
+            continue
+        if key == _WORLD_SIZE:
+            problems.append(
+                f"{place}: {key} is {value}, but is not read: SOLVER.IMS_PER_BATCH is the batch of all processes "
+                "together, so their number changes nothing; remove it; where you change the batch, add --scale-lr"
+            )
+        elif architecture in _ARCHITECTURES and (key.startswith(_GROUPS) or key in _KEYS):
+            problems.append(
+                f"{place}: {key} is {value}, but MODEL.META_ARCHITECTURE {architecture} does not read it: "
+                + _MEANT.get(key, "remove it")
+            )
+    return problems
 
 
 def _plain(value: Any) -> Any:

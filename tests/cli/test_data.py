@@ -54,6 +54,12 @@ def test_boxes_are_drawn_where_they_are(voc, tmp_path):
     assert not row[round(60 * scale) :].any()
 
 
+def test_only_of_sets_to_train_on_it_is_said_what_is_not_trained_on(voc, tmp_path, capsys):
+    assert inspect("--train-voc", f"{voc}:val", "--val-voc", voc, "--out", tmp_path / "out") == 0
+    train, val = (line for line in capsys.readouterr().out.splitlines() if "of them without objects" in line)
+    assert train.startswith(val + ", which are not trained on while")
+
+
 def test_only_one_class(voc, tmp_path, capsys):
     out = tmp_path / "out"
     assert inspect("--train-voc", voc, "--only-class", "dog", "--out", out) == 0

@@ -35,10 +35,11 @@ def test_no_correct_set_is_taken_for_another(seed):
 
 
 def test_a_tenth_of_the_boxes_may_reach_out_of_a_correct_set():
-    # Objects that the border cuts off, drawn as if it did not, large enough to be corners as well.
+    # Objects that the border cuts off, drawn as if it did not, large enough to be corners as well; on all sides alike.
     for seed in range(50):
         boxes, sizes = random_set(seed)
         boxes[::10, 2:] += 0.2 * sizes[::10]
+        boxes[::20, :2] = np.minimum(0, boxes[::20, :2] - 0.2 * sizes[::20])
         assert format_problem(boxes, sizes) is None
 
 
@@ -75,14 +76,43 @@ def test_real_annotations_both_ways():
     assert "69% of the 3943 would reach" in format_problem(as_corners(boxes), sizes)
 
 
-def test_a_part_of_the_boxes_as_corners_is_a_share_and_no_verdict():
-    # 100 x 100 px. As [x, y, w, h]: (10, 10, 20, 20) is inside; (60, 60, 90, 90) ends at 150, and is a corner pair.
-    boxes = np.array([[10, 10, 20, 20.0]] * 12 + [[60, 60, 90, 90.0]] * 8)
-    boxes[:4, 2:] = 5  # no corners: 5 < 10, so 80 % are corners, below the 95 % of a verdict
-    sizes = np.full((20, 2), 100.0)
-    assert like_corners(boxes, sizes).mean() == 0.4
-    assert format_problem(boxes, sizes) is None
-    assert format_problem(boxes[4:], sizes[4:]) is not None
+def mixed(corners, right=0, left=0):
+    """100 boxes in 100 x 100 px: so many that are corners, so many drawn beyond the right or the left border."""
+    # As [x, y, w, h]: (10, 10, 5, 5) is inside and no corners, 5 < 10; (60, 60, 90, 90) ends at 150, and is corners.
+    boxes = np.full((100, 4), 10.0)
+    boxes[:, 2:] = 5
+    boxes[:corners] = 60, 60, 90, 90
+    boxes[corners : corners + right] = 80, 10, 50, 50  # ends at 130, but 50 < 80 makes no corners
+    boxes[corners + right : corners + right + left] = -20, 10, 95, 95
+    return boxes, np.full((100, 2), 100.0)
+
+
+def test_a_part_of_the_boxes_as_corners_is_found_from_a_twentieth_on():
+    assert like_corners(*mixed(40)).mean() == 0.4
+    for corners in (5, 40):
+        problem = format_problem(*mixed(corners))
+        assert problem.startswith("a part of the boxes are two corners")
+        assert f"{corners} of 100 ({corners}%) reach far out" in problem
+    assert format_problem(*mixed(4)) is None
+    few, sizes = mixed(4)
+    assert format_problem(few[:10], sizes[:10]) is None  # 40 %, but four boxes prove nothing
+    assert "the boxes are two corners" in format_problem(*(part[:40] for part in mixed(40)))
+
+
+def test_boxes_beyond_the_borders_are_no_corners():
+    assert not like_corners(*mixed(0, right=50, left=50)).any()
+    # Those that could be corners stand against those beyond the left border, where no corner lies.
+    assert format_problem(*mixed(10, left=6)) is None
+    assert format_problem(*mixed(10, left=5)) is not None
+
+
+def test_large_objects_drawn_beyond_all_borders_are_no_problem():
+    # Objects of .7 to 1.2 of the side with their centre anywhere in the picture: half of them stick out far.
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        sizes = rng.integers(60, 1000, (300, 2)).astype(float)
+        sides, centres = rng.uniform(0.7, 1.2, (300, 2)) * sizes, rng.uniform(0, 1, (300, 2)) * sizes
+        assert format_problem(np.hstack([centres - sides / 2, sides]), sizes) is None
 
 
 def test_fractions_of_the_picture_are_found():

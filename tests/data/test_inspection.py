@@ -43,12 +43,13 @@ def test_a_set_without_objects_has_no_quantiles_and_is_valid_json():
     found = inspect_set(EMPTY)
     assert set(found["side"].values()) == {None}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert "0 boxes\n" in describe(found)
+    assert "0 boxes\n" in describe(found, is_trained_on=True)
 
 
 def test_the_text_says_what_is_not_trained_on():
-    text = describe(inspect_set(COCO))
-    assert "3 pictures, 1 of them without objects, which are not trained on" in text
+    text = describe(inspect_set(COCO), is_trained_on=True)
+    assert "3 pictures, 1 of them without objects, which are not trained on while" in text
+    assert "1 of them without objects\n" in describe(inspect_set(COCO), is_trained_on=False)
     assert "3 boxes, and 1 that are ignored" in text
     assert "1 small (33%), 1 medium (33%), 1 large (33%)" in text
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from focal_det.cli.analyze import _checked
 from focal_det.cli.arguments import parse_arguments
@@ -164,6 +166,63 @@ def test_an_evaluation_numbers_classes_as_the_training_did(voc, tmp_path):
     assert labels() == [["dog", "cat"]]
     (run / "classes.json").write_text(json.dumps([{"id": 1, "name": "dog"}]))
     assert labels() == [f"{voc}:val: class cat is not among dog; correct the <name> of these objects"]
+
+
+@pytest.mark.parametrize(
+    ("in_data", "said"),
+    [
+        (("cat", "dog"), None),
+        (("bird", "cat"), "'cat' is 0 in the model (classes.json), 1 in {}: the data must have the classes of {}"),
+        (("cat", "bird"), "'dog' is 1 in the model (classes.json), not in {}: the data"),
+        (("cat", "dog", "bird"), "'bird' is not in the model (classes.json), 2 in {}: the data"),
+    ],
+)
+@pytest.mark.parametrize("way", ["--eval-only", "--resume"])
+def test_labels_must_mean_what_they_meant_in_training(json_sets, tmp_path, capsys, way, in_data, said):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, text in (("m.pth", ""), ("last_checkpoint", "m.pth")):
+        (run / name).write_text(text)
+    flags = [*json_sets("a", "train", classes=in_data), *json_sets("b", "val", classes=in_data)]
+    words = [*flags, way, "OUTPUT_DIR", run] + ["MODEL.WEIGHTS", run / "m.pth"] * (way == "--eval-only")
+    places = [flags[5]] if way == "--eval-only" else [flags[1], flags[5]]
+
+    def of_labels():
+        return [line for line in problems(*words) if "classes.json" in line]  # that m.pth is none is said as well
+
+    def trained_with(*names):
+        entries = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
+        (run / "classes.json").write_text(json.dumps(entries))
+
+    assert of_labels() == []  # without the file nothing is known
+    trained_with("class 0", "class 1")  # made up, for data that do not say
+    assert of_labels() == []
+    trained_with("cat", "dog")
+    expected = [said.format(place, run / "classes.json") for place in places] if said else []
+    for line, start in zip(of_labels(), expected, strict=True):
+        assert line.startswith(start)
+
+
+def test_a_broken_list_of_labels_is_one_problem(json_sets, tmp_path):
+    (tmp_path / "classes.json").write_text("{")
+    for name, text in (("m.pth", ""), ("last_checkpoint", "m.pth")):
+        (tmp_path / name).write_text(text)
+    flags = [*json_sets("a", "train"), *json_sets("b", "val"), "--resume", "OUTPUT_DIR", tmp_path]
+    assert len([line for line in problems(*flags) if "mend or remove it" in line]) == 1
+
+
+def test_classes_of_a_registered_set_are_those_of_its_file(json_sets, tmp_path):
+    _, json_file, _, folder = json_sets("a", "train")
+    content = json.loads(Path(json_file).read_text())
+    content["annotations"] = [{**a, "id": 1, "area": 900, "iscrowd": 0} for a in content["annotations"]]
+    Path(json_file).write_text(json.dumps({**content, "info": {}}))
+    register_coco_instances("flags_named", {}, json_file, folder)
+    try:
+        plan = checked("DATASETS.TRAIN", "flags_named", "DATASETS.TEST", "flags_named", "OUTPUT_DIR", tmp_path / "run")
+    finally:
+        DatasetCatalog.remove("flags_named")
+        MetadataCatalog.remove("flags_named")
+    assert plan.classes == (["cat", "dog"], [1, 2])
 
 
 def test_voc_and_several_coco_files_train_together_and_are_evaluated_each(voc, json_sets, tmp_path, train_net):

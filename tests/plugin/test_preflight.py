@@ -1,6 +1,8 @@
 """Preflight: whatever is planted is named, all in one run; what is clean raises no alarm; nothing is written."""
 
+import copy
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -13,8 +15,13 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
 from PIL import Image
 
+from focal_det.cli.arguments import parse_arguments
+from focal_det.cli.prepare import check
+from focal_det.cli.summary import _anchor_lines
 from focal_det.cli.train import main
 from focal_det.config import add_focal_det_config
 from focal_det.data.coverage import resized
@@ -221,7 +228,7 @@ def test_each_planted_fault_is_named_alone(capsys, clean, tmp_path, fault):
     assert len(errors) <= 2  # the repeated class has two sides
 
 
-def test_corners_are_an_error_and_some_of_them_a_warning(capsys, clean, tmp_path):
+def test_corners_are_an_error_and_a_few_of_them_a_warning(capsys, clean, tmp_path):
     coco, _ = clean[0]
     words = ["--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
     right = [annotation["bbox"] for annotation in coco["annotations"]]
@@ -234,10 +241,18 @@ def test_corners_are_an_error_and_some_of_them_a_warning(capsys, clean, tmp_path
     assert main([*QUICK, *flags_of(*clean), *words]) == 2
     assert "the boxes are two corners [x1, y1, x2, y2] (XYXY stored as XYWH)" in capsys.readouterr().err
     plant(0.4)
+    assert main([*QUICK, *flags_of(*clean), *words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "a part of the boxes are two corners" in line]
+    share = int(re.search(r"\((\d+)%\) reach far out", line)[1])
+    assert 15 < share < 40  # of the 40 % that are corners, those whose centre is in the upper left look as before
+    plant(0)
+    for place in range(4):  # fewer than prove anything
+        coco["annotations"][place]["bbox"] = [30, 30, 58, 58]  # in pictures of 60 px or more, ends at 88
+        coco["images"][coco["annotations"][place]["image_id"]].update(width=60, height=60)
+    cv2.imwrite(str(clean[0][1] / "0.png"), np.zeros((60, 60, 3), np.uint8))
     assert main([*QUICK, *flags_of(*clean), *words]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "reach out of their picture" in line]
-    share = int(line.rsplit(", as ", 1)[1].split("%")[0])
-    assert 15 < share < 40  # of the 40 % that are corners, those whose centre is in the upper left look as before
+    assert line.endswith("not two corners, as 3% of them look to be")  # 4 of 120
 
 
 def test_a_file_that_cannot_be_read_leaves_the_data_to_be_checked(capsys, clean):
@@ -259,6 +274,30 @@ def test_boxes_without_area_are_listed_five_at_a_time(capsys, clean, tmp_path):
         "train on train_json: 30 pictures, 28 with objects, 2 without, which are filtered "
         "(DATALOADER.FILTER_EMPTY_ANNOTATIONS); 112 objects; 8 boxes left out"
     )
+
+
+def test_an_address_of_weights_is_fetched_by_preflight(capsys, clean, tmp_path, monkeypatch):
+    class Zoo(PathHandler):
+        def _get_supported_prefixes(self):
+            return ["madeup://"]
+
+        def _get_local_path(self, path, force=False, **_):
+            if path != "madeup://zoo/there.pth":
+                raise FileNotFoundError(f"{path} is nowhere\nat all")
+            return str(tmp_path / "there.pth")
+
+    torch.save({"model": {}}, tmp_path / "there.pth")
+    monkeypatch.setattr(PathManager, "_path_handlers", copy.copy(PathManager._path_handlers))
+    PathManager.register_handler(Zoo())
+    words = [*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output"), "MODEL.WEIGHTS"]
+    assert main([*words, "madeup://zoo/thing.pth", "--preflight-only"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: madeup://zoo/thing.pth cannot be read as a checkpoint (FileNotFoundError: madeup://zoo/thing.pth is "
+        "nowhere)"
+    )
+    assert main([*words, "madeup://zoo/there.pth", "--preflight-only"]) == 0
+    check(parse_arguments([*words, "madeup://zoo/thing.pth"]))  # left to the run
 
 
 # --- leaving bad pictures out ----------------------------------------------------------------------------------------
@@ -305,6 +344,10 @@ def test_a_set_without_a_good_picture_is_refused(capsys, clean, tmp_path):
 
 @pytest.fixture
 def registered(clean):
+    for coco, _ in clean:
+        coco["info"] = {}
+        for annotation in coco["annotations"]:
+            annotation.update(area=annotation["bbox"][2] * annotation["bbox"][3], iscrowd=0)
     flags_of(*clean)  # writes them
     names = []
     for (_, folder), split in zip(clean, ("train", "val"), strict=True):
@@ -323,8 +366,66 @@ def test_registered_sets_are_described_and_their_pictures_checked_on_request(cap
     assert "train on preflight_train: 30 pictures, 30 with objects" in out
     assert "1 = plate (id 4)" in out
     cut_off(clean[0][1], "1.jpg")
+    (clean[0][1] / "0.png").unlink()
     assert main(words) == 2
-    assert "'1.jpg' (truncated)" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "'1.jpg' (truncated)" in err
+    assert "'0.png'" in err
+    assert "--skip-bad-images" not in err  # which does not reach a set by name
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row.pop("area"), '1 of 120 annotations are without "area"'),
+        (lambda row: row.update(area=None), '1 of 120 annotations are without "area"'),
+        (lambda row: row.pop("iscrowd"), '1 of 120 annotations are without "iscrowd"'),
+        (lambda row: row.update(id=0), "1 of 120 annotations are without an id above 0"),
+    ],
+)
+def test_what_an_evaluation_by_name_would_fail_on_is_an_error_of_the_sets_to_evaluate_on(
+    capsys, clean, registered, tmp_path, change, said
+):
+    words = [*QUICK, *registered, "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]
+    change(clean[0][0]["annotations"][5])
+    flags_of(*clean)
+    assert main(words) == 0  # training reads none of it
+    capsys.readouterr()
+    change(clean[1][0]["annotations"][5])
+    del clean[1][0]["info"]
+    by_place = flags_of(*clean)
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f'val.json: {said}, "info" is missing, and a set by name is read as it is: give it by place as' in line
+    assert main([*words, *by_place]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row.pop("id"), "an id of their own"),
+        (lambda row: row.update(id=2), "an id of their own"),  # a second one
+        (lambda row: row.update(ignore=1), '"ignore" 0'),
+    ],
+)
+def test_what_reading_by_name_would_fail_on_is_an_error_of_every_set(capsys, clean, registered, tmp_path, change, said):
+    change(clean[0][0]["annotations"][5])
+    flags_of(*clean)
+    words = [*QUICK, *registered, "OUTPUT_DIR", str(tmp_path / "output")]
+    assert main([*words, "--preflight-only", "DATASETS.TEST", registered[1]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()  # once, though the set is there for both uses
+    assert f"train.json: 1 of 120 annotations are without {said}, and a set by name is read as it is" in line
+    with pytest.raises((AssertionError, KeyError)):
+        DatasetCatalog.get(registered[1])
+
+
+def test_boxes_without_area_of_a_registered_set_are_not_said_to_be_left_out(capsys, clean, registered, tmp_path):
+    first_of(clean[1][0], 0, bbox=[1, 1, 0, 9])
+    flags_of(*clean)
+    assert main([*QUICK, *registered, "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]) == 0
+    out = capsys.readouterr().out
+    assert "1 boxes without area in their picture, which training leaves out and evaluation counts as missed" in out
+    assert "evaluate on preflight_val: 30 pictures, 30 with objects, 0 without; 119 objects\n" in out
 
 
 # --- keys that are not read ------------------------------------------------------------------------------------------
@@ -348,7 +449,6 @@ def error_of(*words):
         ("MODEL.MASK_ON", "True", "boxes alone are detected"),
         ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "remove it"),
         ("DATASETS.PROPOSAL_FILES_TRAIN", "a.pkl", "remove it"),
-        ("SOLVER.REFERENCE_WORLD_SIZE", "8", "add --scale-lr"),
     ],
 )
 def test_a_key_of_another_detector_is_refused_with_what_is_meant(key, value, meant):
@@ -370,6 +470,13 @@ def test_a_file_may_hold_them_at_their_defaults(tmp_path):
         load_config(tmp_path / "c.yaml")
     (problem,) = caught.value.problems
     assert problem.startswith(f"{tmp_path / 'c.yaml'}: MODEL.ROI_HEADS.NUM_CLASSES is 5")
+
+
+@pytest.mark.parametrize("architecture", ["FocalRetinaNet", "GeneralizedRCNN"])
+def test_a_schedule_for_a_number_of_gpus_is_refused_for_every_model(architecture):
+    problem = error_of("SOLVER.REFERENCE_WORLD_SIZE", "8", "MODEL.META_ARCHITECTURE", architecture)
+    assert problem.startswith("command line: SOLVER.REFERENCE_WORLD_SIZE is 8, but is not read: SOLVER.IMS_PER_BATCH")
+    assert problem.endswith("where you change the batch, add --scale-lr")
 
 
 def test_another_architecture_may_read_them():
@@ -496,6 +603,26 @@ def test_a_larger_picture_is_proposed_too(tiny_cfg):
     cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)")
     report = report_anchors(cfg, build_cpu_model(cfg), objects_of(14), ["thing"])
     assert any(overrides.startswith('INPUT.MIN_SIZE_TRAIN "(1280,)"') for overrides, _ in report.better)
+
+
+def test_thresholds_are_the_configurations(tiny_cfg):
+    # Squares of 32 px, as large as the smallest anchor of a grid of 8 px: at worst 4 px off in both directions, an IoU
+    # of 28^2 / (2 * 32^2 - 28^2) = .62. All are reached from .5, not from .7; with .62 none is background.
+    words = ["INPUT.MIN_SIZE_TRAIN", "(640,)", "OUTPUT_DIR", "x", "MODEL.RETINANET.IOU_THRESHOLDS"]
+    reports = []
+    for thresholds in ("[0.4, 0.5]", "[0.6, 0.7]", "[0.75, 0.75]"):
+        cfg = tiny_cfg(*words, thresholds)
+        reports.append(report_anchors(cfg, build_cpu_model(cfg), objects_of(32), ["thing"]))
+    assert [report.whole.reached == 1 for report in reports] == [True, False, False]
+    assert [report.whole.missed == 0 for report in reports] == [True, True, False]
+    assert reports[1].whole.near == pytest.approx(1 - reports[1].whole.reached)
+    assert reports[1].better == [] or reports[1].better[0][1] > reports[1].whole.reached
+    assert "have no anchor with IoU >= .75 at this size" in anchor_warnings(reports[2])[0]
+    lines = list(_anchor_lines(reports[1], full=True))
+    assert "have one with IoU >= .7 at 640 px" in lines[0]
+    assert "one of .6 to .7" in lines[0]
+    assert "none of .6;" in lines[0]
+    assert lines[1].split()[:7] == ["objects", ">=", ".7", ".6", "to", ".7", "<"]
 
 
 def test_rows_are_by_cocos_areas_and_by_shape(tiny_cfg):
