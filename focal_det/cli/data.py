@@ -59,7 +59,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _inspect(args: argparse.Namespace) -> int:
     from ..data.inspection import describe, inspect_set  # these take a second to import, which --help need not wait for
     from ..data.inspection_figure import inspection_figure
-    from ..inference.files import write_text_whole, written_whole
+    from ..files import write_text_whole, written_whole
 
     if args.pictures < 1:
         raise InputError(f"--pictures {args.pictures} must be at least 1")
@@ -147,7 +147,7 @@ def _draw_sets(sets: Mapping[str, OwnSet], args: argparse.Namespace) -> Path:
     import cv2
 
     from ..inference.drawing import sheet, titled
-    from ..inference.files import written_whole
+    from ..files import written_whole
 
     def write(path: Path, picture: np.ndarray) -> None:
         with written_whole(path) as partial:

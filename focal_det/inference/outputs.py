@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import some
 from .detections import Detections, to_coco
-from .files import write_text_whole, written_whole
+from ..files import write_text_whole, written_whole
 from .sources import Source, video_rate
 
 DETECTIONS_FILE = "detections.json"
