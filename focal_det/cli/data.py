@@ -146,8 +146,8 @@ def _draw_sets(sets: Mapping[str, OwnSet], args: argparse.Namespace) -> Path:
     """Draw some pictures of each set; the sheet of them."""
     import cv2
 
-    from ..inference.drawing import sheet, titled
     from ..files import written_whole
+    from ..inference.drawing import sheet, titled
 
     def write(path: Path, picture: np.ndarray) -> None:
         with written_whole(path) as partial:
