@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.sources import OwnSet, Source, name_sources, read_sources
+from ..data.spread import evenly_spread
 from ..errors import EXIT_DONE, InputError
 from .common import folder_name, make_folder
 from .datasets import USES, add_data_flags, entries_of
@@ -181,8 +182,7 @@ def _drawings(own: OwnSet, count: int, only_class: str | None) -> Iterator[tuple
         if only_class is None or names[labels[annotation["category_id"]]] == only_class:
             of_picture.setdefault(annotation["image_id"], []).append(annotation)
     images = [image for image in coco["images"] if only_class is None or image["id"] in of_picture]
-    count = min(count, len(images))
-    for image in (images[place * len(images) // count] for place in range(count)):
+    for image in evenly_spread(images, count):
         try:
             picture = read_picture(Path(own.image_dir) / image["file_name"])
         except PictureError as error:
