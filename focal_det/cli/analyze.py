@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EXIT_DONE, InputError
+from ..files import write_text_whole
 from .common import add_out, make_folder
 from .datasets import add_data_flags, data_words
 
@@ -93,7 +94,7 @@ def _loss_cdf(args: argparse.Namespace) -> int:
             print(f"{gamma:>10g}" + "".join(f"{s:>9.1%}" for k, g, _, s in found if (k, g) == (kind, gamma)))
     files = save_figures(draw_loss_cdf(kinds), args.out)
     table = args.out / "figure4_loss_cdf.csv"
-    table.write_text(shares_as_csv(kinds))
+    write_text_whole(table, shares_as_csv(kinds))
     for path in (*files, table):
         print(path)
     return EXIT_DONE

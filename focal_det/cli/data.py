@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.sources import OwnSet, Source, name_sources, read_sources
+from ..data.spread import evenly_spread
 from ..errors import EXIT_DONE, InputError
 from .common import folder_name, make_folder
 from .datasets import USES, add_data_flags, entries_of
@@ -59,7 +60,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _inspect(args: argparse.Namespace) -> int:
     from ..data.inspection import describe, inspect_set  # these take a second to import, which --help need not wait for
     from ..data.inspection_figure import inspection_figure
-    from ..inference.files import write_text_whole, written_whole
+    from ..files import write_text_whole, written_whole
 
     if args.pictures < 1:
         raise InputError(f"--pictures {args.pictures} must be at least 1")
@@ -150,8 +151,8 @@ def _draw_sets(sets: Mapping[str, OwnSet], args: argparse.Namespace) -> Path:
     """Draw some pictures of each set; the sheet of them."""
     import cv2
 
+    from ..files import written_whole
     from ..inference.drawing import sheet, titled
-    from ..inference.files import written_whole
 
     def write(path: Path, picture: np.ndarray) -> None:
         with written_whole(path) as partial:
@@ -185,8 +186,7 @@ def _drawings(own: OwnSet, count: int, only_class: str | None) -> Iterator[tuple
         if only_class is None or names[labels[annotation["category_id"]]] == only_class:
             of_picture.setdefault(annotation["image_id"], []).append(annotation)
     images = [image for image in coco["images"] if only_class is None or image["id"] in of_picture]
-    count = min(count, len(images))
-    for image in (images[place * len(images) // count] for place in range(count)):
+    for image in evenly_spread(images, count):
         try:
             picture = read_picture(Path(own.image_dir) / image["file_name"])
         except PictureError as error:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ..errors import EXIT_DONE, InputError
+from ..files import write_text_whole
 from ..paper.tables import SCALES, default_out
 from .common import add_out, folder_name, make_folder
 
@@ -119,6 +120,6 @@ def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     for path in save_figures({name: draw_speed_accuracy(timings, hardware(num_gpus=1), args.scale)}, args.out):
         print(path)
     table = args.out / f"{name}.csv"
-    table.write_text(timings_as_csv(timings))
+    write_text_whole(table, timings_as_csv(timings))
     print(table)
     return EXIT_DONE

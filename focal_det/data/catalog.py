@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import InputError
+from ..files import write_text_whole
 from .coco_json import CocoFile
 from .coco_splits import SPLITS, missing_files
 from .folders import datasets_root, is_writable
@@ -59,11 +59,7 @@ def prepare_shapes(names: Iterable[str]) -> None:
 
 def write_checked_copy(dataset: JsonDataset, coco_file: CocoFile) -> None:
     """Write the annotations anew, whole or not at all, so that no evaluation meets stale ones."""
-    path = Path(dataset.checked_copy)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
-        json.dump(coco_file.coco, partial)
-    Path(partial.name).replace(path)
+    write_text_whole(Path(dataset.checked_copy), json.dumps(coco_file.coco))
 
 
 def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]) -> None:
@@ -72,7 +68,8 @@ def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]
         if dataset.name in DatasetCatalog.list():
             DatasetCatalog.remove(dataset.name)
             MetadataCatalog.remove(dataset.name)
-        register_coco_instances(dataset.name, {}, dataset.checked_copy, dataset.image_dir)
+        given_as = {"given_as": dataset.json_file}
+        register_coco_instances(dataset.name, given_as, dataset.checked_copy, dataset.image_dir)
     for name in names:
         if parse_name(name) is not None and name not in DatasetCatalog.list():
             annotations, images = shapes_files(name, datasets_root())

@@ -101,7 +101,8 @@ class WrittenFiles:
         return {"names": sorted(self.names)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.names = {str(name) for name in state["names"]}
+        """Only names of periodic checkpoints: another file that a checkpoint may name is none to remove."""
+        self.names = {name for name in map(str, state["names"]) if _PERIODIC.fullmatch(name)}
 
 
 class KeepBest(HookBase):

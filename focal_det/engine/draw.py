@@ -13,10 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
-from ..inference.drawing import draw_pair, sheet
+from ..data.spread import evenly_spread
+from ..files import written_whole
+from ..inference.drawing import ON_SHEET, draw_pair, sheet
 from ..inference.pictures import read_picture
-
-_ON_SHEET = 390  # longest side of a picture of the sheet, so that two pairs beside each other are not reduced again
 
 
 def draw_detections(cfg: CfgNode, model: torch.nn.Module, mapper: Any, output_dir: Path) -> Path | None:
@@ -33,8 +33,8 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, mapper: Any, output_di
     """
     name = cfg.DATASETS.TEST[0]
     records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
-    count = min(cfg.MODEL.FOCAL_DET.DRAW_IMAGES, len(records))
-    if count == 0:
+    chosen = evenly_spread(records, cfg.MODEL.FOCAL_DET.DRAW_IMAGES)
+    if not chosen:
         return None
     folder = output_dir / "detections"
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,14 +42,13 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, mapper: Any, output_di
         stale.unlink()
     names, small_pairs = list(metadata.thing_classes), []
     with inference_context(model), torch.no_grad():
-        for place in range(count):
-            record = records[place * len(records) // count]
+        for place, record in enumerate(chosen):
             instances = model([mapper(record)])[0]["instances"].to("cpu")
             found = instances[instances.scores >= cfg.MODEL.FOCAL_DET.DRAW_SCORE_THRESH]
             picture = read_picture(record["file_name"])
             pair = _pair(picture, record["annotations"], found, names)
             _write(folder / f"{place:02d}_{Path(record['file_name']).stem}.png", pair)
-            small_pairs.append(_pair(picture, record["annotations"], found, names, _ON_SHEET))
+            small_pairs.append(_pair(picture, record["annotations"], found, names, ON_SHEET))
     path = output_dir / "detections.png"
     _write(path, sheet(small_pairs))
     return path
@@ -69,5 +68,6 @@ def _pair(
 
 
 def _write(path: Path, picture: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), picture):
-        raise OSError(f"{path} cannot be written")
+    with written_whole(path) as partial:
+        if not cv2.imwrite(str(partial), picture):
+            raise OSError(f"{path} cannot be written")

@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter
+from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
@@ -66,7 +66,8 @@ def run_job(job: Job, stopped: Any) -> None:
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
             f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
         )
-        _evaluate(cfg, trainer.model, finished=trainer)
+        with EventStorage(trainer.max_iter - 1):
+            _evaluate(cfg, trainer.model, finished=trainer)
         write_last_page(cfg.OUTPUT_DIR)
         return
     try:
@@ -92,7 +93,11 @@ def run_job(job: Job, stopped: Any) -> None:
 
 
 def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None:
-    """Evaluate and draw; of a finished training all is done that is done at its end, and goes into its metrics.json."""
+    """Evaluate and draw; of a finished training all is done that is done at its end, and goes into its metrics.json.
+
+    Args:
+        finished: the training, in an `EventStorage` at its last iteration.
+    """
     results = Trainer.test(cfg, model)
     if finished is not None:
         figures = flatten_results_dict(results)
@@ -101,9 +106,8 @@ def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None
         if comm.is_main_process():
             finished.keep_best.recall()
             finished.keep_best.consider(figures.get(ap_name(cfg), math.nan), finished.iter)
-            with EventStorage(finished.max_iter - 1) as storage:
-                storage.put_scalars(**figures, smoothing_hint=False)
-                JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
+            get_event_storage().put_scalars(**figures, smoothing_hint=False)
+            JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
     Trainer.draw(cfg, model)
 
 

@@ -15,7 +15,7 @@ from ..evaluation.explain import SIZES, explain_nans
 
 
 def nan_lines(results: Mapping[str, Any], json_files: Mapping[str, str]) -> list[str]:
-    """Lines for each set whose scores have a nan or are missing.
+    """Lines for each set whose scores have a nan or are missing; none if its annotation file cannot be read here.
 
     Args:
         results: of Detectron2's evaluation of the sets, {"bbox": scores}, or of several sets that by name.
@@ -27,8 +27,11 @@ def nan_lines(results: Mapping[str, Any], json_files: Mapping[str, str]) -> list
         scores = of_set.get("bbox", {})
         if scores and not any(math.isnan(value) for value in scores.values()):
             continue  # nothing to read the file for
-        coco = json.loads(Path(json_file).read_text(encoding="utf-8"))
-        lines += [f"{name}: {line}" for line in _explained(scores, coco)]
+        try:
+            words = _explained(scores, json.loads(Path(json_file).read_text(encoding="utf-8-sig")))
+        except (AttributeError, KeyError, OSError, TypeError, ValueError):
+            continue  # a file that Detectron2 reads by other means, or that has gone: no reason to end a training
+        lines += [f"{name}: {line}" for line in words]
     return lines
 
 

@@ -14,6 +14,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from ..files import write_text_whole
 from .config_changes import Change
 from .environment import source_version
 from .loss_keys import without_unread_keys
@@ -36,9 +37,11 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
     if comm.is_main_process():
         record = folder if training else folder / "inference"
         record.mkdir(exist_ok=True)
-        _write(record / "config.yaml", without_unread_keys(cfg).dump())
-        _write(record / "config_changes.json", json.dumps([change._asdict() for change in changes], indent=1) + "\n")
-        _write(record / "environment.txt", f"focal_det {source_version()}\n{collect_env_info()}\n")
+        write_text_whole(record / "config.yaml", without_unread_keys(cfg).dump())
+        write_text_whole(
+            record / "config_changes.json", json.dumps([change._asdict() for change in changes], indent=1) + "\n"
+        )
+        write_text_whole(record / "environment.txt", f"focal_det {source_version()}\n{collect_env_info()}\n")
         log = logging.getLogger("focal_det")
         log.info(f"Resolved configuration: {record / 'config.yaml'}")
         log.info(f"{len(changes)} keys differ from their defaults: {record / 'config_changes.json'}")
@@ -47,10 +50,3 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -115,12 +115,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """COCO's AP, AP50, AP75, by size and class; never from a cached conversion. See `SubmissionEvaluator`."""
-        folder = Path(cfg.OUTPUT_DIR)
-        return SubmissionEvaluator(
-            dataset_name,
-            output_dir=str(folder / "inference" / dataset_name),
-            algorithm="-".join(folder.absolute().parts[-2:]),
-        )
+        return SubmissionEvaluator(cfg, dataset_name)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:

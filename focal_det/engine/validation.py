@@ -18,6 +18,7 @@ from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..data.spread import evenly_spread
 from ..modeling.normalizer import LossNormalizer
 from ..modeling.retinanet import FocalRetinaNet
 
@@ -132,12 +133,6 @@ class ValidationLoss(HookBase):
         return build_detection_test_loader(
             DatasetFromList(records, serialize=False), mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
         )
-
-
-def evenly_spread(records: list[Any], count: int) -> list[Any]:
-    """At most so many of them, the first among them, at equal distances."""
-    count = min(count, len(records))
-    return [records[place * len(records) // count] for place in range(count)]
 
 
 @contextmanager

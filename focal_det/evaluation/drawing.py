@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..inference.drawing import draw_pair, sheet
+from ..data.spread import evenly_spread
+from ..inference.drawing import ON_SHEET, draw_pair, sheet
 from ..inference.pictures import read_picture
-
-_ON_SHEET = 390  # pixels, the longest side of a picture, so that a sheet of two pairs is not reduced again
 
 
 def draw_beside(
@@ -35,8 +34,7 @@ def draw_beside(
     Raises:
         PictureError: a picture cannot be read.
     """
-    images = ground_truth["images"]
-    chosen = [images[place * len(images) // count] for place in range(min(count, len(images)))]
+    chosen = evenly_spread(ground_truth["images"], count)
     categories = sorted(ground_truth["categories"], key=lambda c: c["id"])
     labels = {category["id"]: label for label, category in enumerate(categories)}
     names = [category["name"] for category in categories]
@@ -51,7 +49,7 @@ def draw_beside(
                 (_corners(truth), [labels[a["category_id"]] for a in truth]),
                 (_corners(found), [labels[d["category_id"]] for d in found], [d["score"] for d in found]),
                 names,
-                max_side=_ON_SHEET,
+                max_side=ON_SHEET,
             )
         )
     return sheet(pairs)

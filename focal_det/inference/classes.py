@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from .files import write_text_whole
+from ..files import write_text_whole
 
 CLASSES_FILE = "classes.json"
 

@@ -41,11 +41,6 @@ class Detector(Protocol):
         ...
 
 
-def no_detections() -> Detections:
-    """Of a picture in which nothing is found."""
-    return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-
-
 def to_coco(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The entries of COCO's results format: bbox is XYWH in pixels.
 

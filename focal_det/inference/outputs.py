@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from ..errors import some
+from ..files import write_text_whole, written_whole
 from .detections import Detections, to_coco
-from .files import write_text_whole, written_whole
 from .sources import Source, video_rate
 
 DETECTIONS_FILE = "detections.json"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from ..files import written_whole
 
 
 def new_axes(x_label: str, y_label: str, *, size: tuple[float, float] = (6, 4)) -> tuple[Figure, Axes]:
@@ -36,10 +36,10 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         # No date and no random ids: the same curves are the same file.
-        with rc_context({"svg.hashsalt": name}), tempfile.TemporaryDirectory(dir=folder, prefix=".figures") as partial:
+        with rc_context({"svg.hashsalt": name}):
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 path = folder / f"{name}.{suffix}"
-                figure.savefig(Path(partial) / path.name, dpi=150, metadata=metadata)
-                os.replace(Path(partial) / path.name, path)
+                with written_whole(path) as partial:
+                    figure.savefig(partial, dpi=150, metadata=metadata)
                 paths.append(path)
     return paths

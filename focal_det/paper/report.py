@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from ..files import write_text_whole
 from .figures import new_axes, save_figures
 from .results import Record, Status
 from .runs import Plan, Run
@@ -60,12 +59,9 @@ def write_report(plan: Plan, command: str) -> list[Path]:
         OSError: what cannot be written; files of before stay whole.
     """
     folder = plan.options.out
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {f"{plan.table.name}.md": _markdown(plan, command), f"{plan.table.name}.csv": _csv(plan)}
     for name, text in texts.items():
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".report") as partial:
-            (Path(partial) / name).write_text(text, encoding="utf-8")
-            os.replace(Path(partial) / name, folder / name)
+        write_text_whole(folder / name, text)
     plot = _plot_grid(plan) if plan.table.name == "figure7" else _plot_rows(plan)
     save_figures({plan.table.name: plot}, folder)
     return report_files(plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from ..data.catalog import dataset_problems, is_writable
 from ..errors import InputError, TrainingError, some
+from ..files import written_whole
 from .cost import gpu_hours, hours_here, hours_in_miniature
 from .report import report_files, write_report
 from .results import Status
@@ -127,6 +127,5 @@ def _keep_backbone(run: Run, file: Path) -> None:
     if run.status is not Status.DONE:
         raise TrainingError(f"{run.name}: {outcome(run, run.status)}; no row can start without it")
     weights: Mapping[str, torch.Tensor] = torch.load(run.folder / "model_final.pth", map_location="cpu")["model"]
-    partial = file.with_suffix(f".{os.getpid()}.part")
-    torch.save({"model": {k: v for k, v in weights.items() if k.startswith("backbone.")}}, partial)
-    os.replace(partial, file)
+    with written_whole(file) as partial:
+        torch.save({"model": {k: v for k, v in weights.items() if k.startswith("backbone.")}}, partial)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import write_text_whole
 
 _RECORD = "reproduce.json"
 _METRICS = "metrics.json"
@@ -75,14 +75,10 @@ def write_record(folder: Path, record: Record) -> None:
     Raises:
         OSError: it cannot be written; names the file.
     """
-    partial = folder / f".{_RECORD}.{os.getpid()}"
     try:
-        partial.write_text(json.dumps(asdict(record), indent=1) + "\n")
-        os.replace(partial, folder / _RECORD)
+        write_text_whole(folder / _RECORD, json.dumps(asdict(record), indent=1) + "\n")
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder / _RECORD)) from error  # a write names no file
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def has_trained(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import InputError
+from ..files import write_text_whole
 from . import progress
 from .charts import Chart, Line, draw_lines
 from .results import SetResult, score_set
@@ -47,12 +48,8 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
     if not os.access(folder, os.W_OK):
         raise InputError(f"OUTPUT_DIR {folder} cannot be written; copy the run to where it can")
     page = render(run, score_threshold=score_threshold, images=images)
-    path, partial = folder / REPORT_NAME, folder / f".{REPORT_NAME}.{os.getpid()}.part"
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    path = folder / REPORT_NAME
+    write_text_whole(path, page)
     return path
 
 
@@ -61,7 +58,7 @@ def render(run: Run, *, score_threshold: float | None, images: int) -> str:
     of_config = run.config_value(_SCORE_KEY)
     threshold = next((float(t) for t in (score_threshold, of_config) if isinstance(t, (int, float))), _SCORE_THRESHOLD)
     budget = _PICTURE_BYTES // max(1, len(run.sets))
-    sets = [score_set(found, run.metrics, threshold=threshold, images=images, max_bytes=budget) for found in run.sets]
+    sets = [score_set(found, run, threshold=threshold, images=images, max_bytes=budget) for found in run.sets]
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -101,8 +98,8 @@ def _facts(run: Run, sets: list[SetResult]) -> list[tuple[str, str]]:
     seconds = progress.training_seconds(run.metrics)
     if seconds is not None:
         facts.append(("training", _duration(seconds)))
-    if run.weights:
-        facts.append(("weights", run.weights[0]))
+    if sets and sets[0].weights:
+        facts.append(("evaluated weights", sets[0].weights))
     return facts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -15,7 +15,8 @@ from .charts import Chart, Line, draw_lines
 from .confusion import Confusion, make_confusion
 from .examples import Examples, draw_examples
 from .progress import BestScore, Metrics, best_score, course
-from .run_files import EvaluatedSet
+from .run_files import EvaluatedSet, Run
+from .weights import best_words, evaluated_weights
 
 _MOST_CURVES = 12  # of classes, those with the lowest AP50
 _SAME_AP = 0.05  # percent; what is printed with one digit
@@ -37,12 +38,17 @@ class SetResult:
     """A test set's scores and errors; all None where it cannot be scored, and `problem` says why.
 
     best: of all evaluations during the training.
+    weights, best_words: which model was evaluated, and which was better; "" if there is nothing to say.
+    given_as: the user's own annotation file; "" of other sets.
     notes: what the reader must know about the figures, such as why one is nan.
     """
 
     name: str
     evaluated_at: str
     best: BestScore | None
+    weights: str = ""
+    best_words: str = ""
+    given_as: str = ""
     problem: str = ""
     notes: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
@@ -52,7 +58,7 @@ class SetResult:
     examples: Examples | None = None
 
 
-def score_set(found: EvaluatedSet, metrics: Metrics, *, threshold: float, images: int, max_bytes: int) -> SetResult:
+def score_set(found: EvaluatedSet, run: Run, *, threshold: float, images: int, max_bytes: int) -> SetResult:
     """Score and draw a test set.
 
     Args:
@@ -61,9 +67,17 @@ def score_set(found: EvaluatedSet, metrics: Metrics, *, threshold: float, images
         max_bytes: of the drawings.
     """
     evaluated_at = datetime.fromtimestamp(found.evaluated_at).astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    best = best_score(metrics, found.metric_prefix)
+    best = best_score(run.metrics, found.metric_prefix)
+    result = SetResult(
+        name=found.name,
+        evaluated_at=evaluated_at,
+        best=best,
+        weights=evaluated_weights(found, run),
+        best_words=best_words(found, best, run),
+        given_as=found.given_as,
+    )
     if found.annotations is None:
-        return SetResult(found.name, evaluated_at, best, found.problem)
+        return replace(result, problem=found.problem)
     try:
         evaluation = evaluate(found.annotations, found.detections)
         matching = match(found.annotations, found.detections, score_threshold=threshold)
@@ -72,12 +86,10 @@ def score_set(found: EvaluatedSet, metrics: Metrics, *, threshold: float, images
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # as somebody's files may be
         problem = f"Annotations and detections do not fit together ({type(error).__name__}: {error}); evaluate again."
-        return SetResult(found.name, evaluated_at, best, problem)
-    return SetResult(
-        name=found.name,
-        evaluated_at=evaluated_at,
-        best=best,
-        notes=(*evaluation.explain(), *_other_weights(found.metric_prefix, evaluation, metrics)),
+        return replace(result, problem=problem)
+    return replace(
+        result,
+        notes=(*evaluation.explain(), *_other_weights(found.metric_prefix, evaluation, run.metrics)),
         evaluation=evaluation,
         curves=_precision_recall(found.name, evaluation),
         confusion=make_confusion(matching.confusion, [c.name for c in evaluation.classes]),

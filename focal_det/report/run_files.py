@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,10 @@ class EvaluatedSet:
     image_dir: of the pictures; None if unknown.
     detections: COCO's results.
     evaluated_at: seconds since the epoch at which the detections were written.
+    given_as: the user's own annotation file, whose checked copy `annotations` is, from OUTPUT_DIR if it is in there; ""
+        of other sets.
+    iterations: of the evaluated model in training; None of another or if that was not recorded.
+    weights: file, from OUTPUT_DIR if it is in there, or address of that other; "" if that was not recorded.
     metric_prefix: of the names of its scores in metrics.json.
     """
 
@@ -34,6 +39,9 @@ class EvaluatedSet:
     image_dir: Path | None
     detections: list[dict[str, Any]]
     evaluated_at: float
+    given_as: str = ""
+    iterations: int | None = None
+    weights: str = ""
     problem: str = ""
     metric_prefix: str = "bbox/"
 
@@ -166,28 +174,40 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
     except (OSError, ValueError) as error:
         missing.append(f"inference/{name}/{DETECTIONS}: not readable ({error}).")
         return None
+    found = EvaluatedSet(name, None, None, detections, evaluated_at)
     try:
-        record = json.loads((path.parent / DATASET).read_text())
-        name = record["name"]
-        source = Path(record["annotations"])
-        image_dir = Path(record["images"]) if record.get("images") else None
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads((path.parent / DATASET).read_text(encoding="utf-8"))
+        source = path.parent / record["annotations"]  # which is the latter if that is absolute
+        found = replace(
+            found,
+            name=str(record["name"]),
+            image_dir=path.parent / record["images"] if record.get("images") else None,
+            given_as=_from_run(path.parent, record.get("given_as")),
+            iterations=None if record.get("iterations") is None else int(record["iterations"]),
+            weights=_from_run(path.parent, record.get("weights")),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         problem = (
             f"inference/{name}/{DATASET} is not there or not readable, so the annotations are unknown; evaluating "
             "again (--eval-only) writes it."
         )
-        return EvaluatedSet(name, None, None, detections, evaluated_at, problem)
+        return replace(found, problem=problem)
     try:
         annotations = json.loads(source.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         problem = f"The annotations are not readable at {source}; put them there, or evaluate again (--eval-only)."
-        return EvaluatedSet(name, None, image_dir, detections, evaluated_at, problem)
+        return replace(found, problem=problem)
     if not isinstance(annotations, dict) or not all(
         isinstance(annotations.get(section), list) for section in ("images", "annotations", "categories")
     ):
-        problem = f"{source} has no public annotations, so there is nothing to score against."
-        return EvaluatedSet(name, None, image_dir, detections, evaluated_at, problem)
-    return EvaluatedSet(name, annotations, image_dir, detections, evaluated_at)
+        return replace(found, problem=f"{source} has no public annotations, so there is nothing to score against.")
+    return replace(found, annotations=annotations)
+
+
+def _from_run(folder: Path, place: str | None) -> str:
+    """A path that is relative to a set's folder as it is from OUTPUT_DIR; others and addresses as they are."""
+    inside = Path("inference") / folder.name
+    return os.path.normpath(inside / place) if place and place.startswith("..") else place or ""
 
 
 def _in_order(sets: list[EvaluatedSet], config: dict[str, Any]) -> list[EvaluatedSet]:

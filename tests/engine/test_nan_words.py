@@ -76,3 +76,12 @@ def test_each_of_several_sets_has_its_lines(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     results = {"a": {"bbox": scores()}, "b": {"bbox": scores(APl=NAN)}}
     assert nan_lines(results, files) == ["b: APl is nan: the set has no large objects (area from 96^2 px on)."]
+
+
+@pytest.mark.parametrize("content", [None, "{", "3", '{"annotations": [{}], "categories": []}'])
+def test_a_file_that_cannot_be_read_ends_no_training(tmp_path, content):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    assert nan_lines({"bbox": scores(APs=NAN)}, {"val": str(path), "far": "s3://bucket/a.json"}) == []
+    assert nan_lines({"bbox": scores(APs=NAN)}, {"val": str(path)}) == []

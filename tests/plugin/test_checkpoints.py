@@ -60,6 +60,22 @@ def test_a_run_that_goes_on_from_an_older_one_keeps_the_newer_files_that_it_does
     assert names(tmp_path) == ["model_0000014.pth", "model_0000019.pth", "model_0000029.pth"]
 
 
+@pytest.mark.parametrize("name", ["../precious.txt", "a.pth", "x/model_0000001.pth", "../model_0000001.pth"])
+def test_a_checkpoint_of_somebody_else_cannot_have_other_files_removed(tmp_path, name):
+    folder = tmp_path / "run"
+    (folder / "x").mkdir(parents=True)
+    (folder / name).write_text("precious")
+    strange = saver(folder)
+    strange.written.names = {name}
+    save(strange, 9)
+    resumed = saver(folder, kept=1)
+    resumed.resume_or_load("", resume=True)
+    save(resumed, 19, 29)
+    assert (folder / name).read_text() == "precious"
+    assert names(folder)[-1] == "model_0000029.pth"
+    assert not (folder / "model_0000009.pth").exists()
+
+
 def test_what_last_checkpoint_names_stays(tmp_path):
     checkpointer = saver(tmp_path, kept=2)
     save(checkpointer, 9, 19)

@@ -22,7 +22,7 @@ from focal_det.engine.config_file import load_config, read_config
 from focal_det.engine.hooks import CheckGradients
 from focal_det.engine.log_line import LogLine, levers_line
 from focal_det.engine.trainer import Trainer, ap_name
-from focal_det.engine.validation import ValidationLoss, evenly_spread, validation_losses
+from focal_det.engine.validation import ValidationLoss, validation_losses
 
 
 @pytest.fixture
@@ -202,8 +202,6 @@ def test_a_training_is_the_same_to_the_bit_with_validation_and_without(tiny_cfg,
 
 
 def test_pictures_are_evenly_spread_and_bounded(monkeypatch, tiny_cfg, shapes):
-    assert evenly_spread(list(range(10)), 4) == [0, 2, 5, 7]
-    assert evenly_spread([1, 2], 4) == [1, 2]
     monkeypatch.setattr(validation, "PICTURES", 2)
     cfg = tiny_cfg("DATALOADER.NUM_WORKERS", "0")
     cfg.DATASETS.TEST = shapes[1:]

@@ -89,6 +89,7 @@ def make_run():
             (place / "coco_instances_results.json").write_text(json.dumps(made_up_detections(coco, rng)))
             data = folder.parent / "data" / name
             record = {"name": name, "annotations": str(data / "truth.json"), "images": str(data / "images")}
+            record |= {"given_as": None, "iterations": 400, "weights": None}
             (place / "dataset.json").write_text(json.dumps(record))
         prefixes = ["bbox/"] if len(sets) == 1 else [f"{name}/bbox/" for name in sets]
         lines = [line for prefix in prefixes for line in made_up_metrics(prefix)]

@@ -1,5 +1,6 @@
 """The page about a made-up run: what stands in it, and what it says where something is missing."""
 
+import html
 import json
 import os
 import re
@@ -36,7 +37,9 @@ def test_what_a_reader_looks_for(tmp_path, make_run):
         "iterations 400",
         "epochs 10.0",
         "training 3 min",  # 400 iterations of half a second
-        "weights model_final.pth",
+        "evaluated weights model_final.pth, after 400 iterations",
+        "Of model_final.pth, after 400 iterations.",
+        "best was AP 44.0 after 300 iterations.",
         "Test set made_up",
         "4 pictures with 12 objects of 4 classes",
         "APl is nan: the set has no large objects",
@@ -98,6 +101,54 @@ def test_a_set_of_another_evaluation_does_not_get_the_trainings_scores(tmp_path,
     assert "Test set other" in text
     assert "best AP" not in text
     assert "another evaluation" not in text
+
+
+def change_record(folder, **changes):
+    place = folder / "inference" / "made_up" / "dataset.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+
+
+OF_BEST = "The training's best was AP 44.0 after 300 iterations: model_best.pth, which predict and export take."
+
+
+@pytest.mark.parametrize(
+    ("record", "name", "is_best_named"),
+    [
+        ({"iterations": 400}, "model_final.pth, after 400 iterations", True),
+        ({"iterations": 200}, "model_0000199.pth, after 200 iterations", True),
+        ({"iterations": 150}, "the model after 150 iterations", True),
+        ({"iterations": 300}, "the model after 300 iterations", False),
+        ({"iterations": None, "weights": "../../model_best.pth"}, "model_best.pth", False),
+        ({"iterations": None, "weights": "/a/model_best.pth"}, "/a/model_best.pth", True),
+        ({"iterations": None}, None, True),  # of a run that did not record it
+    ],
+)
+def test_the_figures_are_said_to_be_of_the_weights_that_were_evaluated(tmp_path, make_run, record, name, is_best_named):
+    folder = make_run(tmp_path / "run")
+    (folder / "model_best.pth").touch()
+    change_record(folder, **record)
+    text = html.unescape(text_of(write_report(folder).read_text()))
+    assert (f"evaluated weights {name} " in text) == (name is not None)
+    assert (f" Of {name}. " in text) == (name is not None)
+    assert (OF_BEST in text) == is_best_named
+
+
+def test_the_annotation_file_is_named_as_it_was_given(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    for given_as, shown in (("/a/mine.json", "/a/mine.json"), ("../../mine.json", "mine.json")):
+        change_record(folder, given_as=given_as)
+        assert f"From {shown}." in text_of(write_report(folder).read_text())
+
+
+def test_a_moved_run_has_its_report(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    os.rename(tmp_path / "data", folder / "data")
+    at = "../../data/made_up"
+    change_record(folder, annotations=f"{at}/truth.json", images=f"{at}/images")
+    os.rename(folder, tmp_path / "moved")
+    page = write_report(tmp_path / "moved").read_text()
+    assert "4 pictures with 12 objects" in text_of(page)
+    assert "<img" in page
 
 
 def test_80_classes(tmp_path, make_run):

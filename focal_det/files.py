@@ -12,7 +12,8 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which takes its place when the block ends, and goes when it fails.
 
-    The name keeps the suffix, by which writers of pictures know the format.
+    The name keeps the suffix, by which writers of pictures know the format. Who may read the file is as of any that is
+    newly made. Folders that are not there are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}.part.{path.name}")
