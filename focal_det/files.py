@@ -16,7 +16,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     newly made. Folders that are not there are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.part.{path.name}")
+    partial = path.with_name(f".{os.getpid()}.part{path.suffix}")  # no longer than names may be
     try:
         yield partial
         partial.replace(path)

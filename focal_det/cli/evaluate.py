@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EXIT_DONE, InputError
+from ..files import write_text_whole
 from .common import folder_name, make_folder
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     except PictureError as error:
         raise InputError(str(error)) from error
     scores = evaluate(coco_file.coco, detections)
-    _write(args.out / _DETECTIONS, json.dumps(detections))
-    _write(args.out / _SCORES, json.dumps(_as_json(scores, args.model, annotations), indent=1))
+    write_text_whole(args.out / _DETECTIONS, json.dumps(detections))
+    write_text_whole(args.out / _SCORES, json.dumps(_as_json(scores, args.model, annotations), indent=1))
     print(_table(scores))
     for line in scores.explain():
         print(line)
@@ -94,6 +95,10 @@ def _check_options(args: argparse.Namespace) -> None:
         problems.append(f"--batch-size {args.batch_size} must be at least 1")
     if args.draw < 0:
         problems.append(f"--draw {args.draw} must be at least 0")
+    if args.json is not None and Path(args.json).resolve() in [
+        (args.out / n).resolve() for n in (_DETECTIONS, _SCORES)
+    ]:
+        problems.append(f"--out {args.out}: its {Path(args.json).name} is --json itself; name another folder")
     there = [name for name in (_DETECTIONS, _SCORES, _SHEET) if (args.out / name).exists()]
     if there and not args.overwrite:
         problems.append(f"--out {args.out}: holds {', '.join(there)} already; name another, or add --overwrite")
@@ -157,9 +162,3 @@ def _draw(args: argparse.Namespace, coco: dict[str, Any], detections: list[dict[
     if not cv2.imwrite(str(path), picture):
         raise OSError(f"{path} cannot be written")
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
-    partial.replace(path)

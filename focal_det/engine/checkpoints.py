@@ -14,6 +14,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..files import write_text_whole
 from .safe_weights import SafeCheckpointer
 from .weights_summary import weights_summary
 
@@ -42,23 +43,47 @@ class RunCheckpointer(SafeCheckpointer):
         """Write a checkpoint, the one that --resume goes on from; then remove periodic ones that are too many."""
         file_name = f"{name}.pth"
         if _PERIODIC.fullmatch(file_name):
+            self._put_aside_if_not_ours(file_name)
             self.written.add(file_name)
-        super().save(name, **state)
-        if self.save_dir and self.save_to_disk and self.kept:
-            self._remove_oldest()
+        self._save_whole(file_name, state)
+        if self.save_dir and self.save_to_disk:
+            self.tag_last_checkpoint(file_name)
+            if self.kept:
+                self._remove_oldest()
 
     def save_best(self, **state: Any) -> Path:
-        """Write model_best.pth, whole or not at all; --resume does not go on from it."""
-        path, partial = Path(self.save_dir) / f"{BEST}.pth", f".{BEST}"
-        self.save(partial, **state)
-        if self.save_to_disk:
-            path.with_name(f"{partial}.pth").replace(path)
-        return path
+        """Write model_best.pth; --resume does not go on from it."""
+        self._save_whole(f"{BEST}.pth", state)
+        return Path(self.save_dir) / f"{BEST}.pth"
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Detectron2's, of those that --resume goes on from."""
-        if last_filename_basename != f".{BEST}.pth":
-            super().tag_last_checkpoint(last_filename_basename)
+        """Say in last_checkpoint what --resume goes on from; not of a file that is still to get its name."""
+        if not last_filename_basename.startswith("."):
+            write_text_whole(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+
+    def _save_whole(self, file_name: str, state: dict[str, Any]) -> None:
+        """Beside its name first, so that a kill or a full disk leaves what was there before."""
+        partial = Path(self.save_dir) / f".{os.getpid()}.part.pth"
+        level = self.logger.level
+        try:
+            self.logger.setLevel(logging.WARNING)  # it would name the partial file
+            super().save(partial.stem, **state)
+            if self.save_dir and self.save_to_disk:
+                partial.replace(partial.with_name(file_name))
+                _log().info(f"Saved {partial.with_name(file_name)}")
+        finally:
+            self.logger.setLevel(level)
+            if self.save_dir and self.save_to_disk:
+                partial.unlink(missing_ok=True)
+
+    def _put_aside_if_not_ours(self, file_name: str) -> None:
+        path = Path(self.save_dir) / file_name
+        if not (self.save_dir and self.save_to_disk and path.is_file()) or file_name in self.written.names:
+            return
+        number = next(n for n in range(1, 10**6) if not path.with_name(f"{file_name}.before{n}").exists())
+        aside = path.with_name(f"{file_name}.before{number}")
+        path.replace(aside)
+        _log().warning(f"{path} was there before this run wrote one of that name: it is now {aside}")
 
     def _remove_oldest(self) -> None:
         folder = Path(self.save_dir)

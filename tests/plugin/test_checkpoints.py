@@ -76,6 +76,35 @@ def test_a_checkpoint_of_somebody_else_cannot_have_other_files_removed(tmp_path,
     assert not (folder / "model_0000009.pth").exists()
 
 
+def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path, monkeypatch):
+    checkpointer = saver(tmp_path)
+    checkpointer.save("model_final")
+    before = (tmp_path / "model_final.pth").read_bytes()
+
+    def fails(data, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="No space left"):
+        checkpointer.save("model_final")
+    assert (tmp_path / "model_final.pth").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
+
+
+def test_a_file_of_the_users_is_put_aside_and_not_written_over(tmp_path):
+    (tmp_path / "model_0000003.pth").write_text("mine")
+    checkpointer = saver(tmp_path)
+    checkpointer.save("model_0000003")
+    assert (tmp_path / "model_0000003.pth.before1").read_text() == "mine"
+    checkpointer.save("model_0000003")  # its own it may write again
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "last_checkpoint",
+        "model_0000003.pth",
+        "model_0000003.pth.before1",
+    ]
+
+
 def test_what_last_checkpoint_names_stays(tmp_path):
     checkpointer = saver(tmp_path, kept=2)
     save(checkpointer, 9, 19)
