@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.sources import OwnSet, Source, name_sources, read_sources
+from ..data.sources import OwnSet, SetSource, name_sources, read_sources
 from ..data.spread import evenly_spread
 from ..errors import EXIT_DONE, InputError
 from .common import folder_name, make_folder
@@ -88,7 +88,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
     """The checked sets, and which are to train on; warns where classes differ, which a training would refuse."""
     datasets: Any = _datasets_of_config(args) if args.config_file or args.overrides else dict.fromkeys(USES, ())
-    of_uses: dict[str, list[Source | str]] = {}
+    of_uses: dict[str, list[SetSource | str]] = {}
     problems = []
     for use in USES:
         of_uses[use], found = entries_of(args, use, datasets[use])
@@ -119,7 +119,7 @@ def _datasets_of_config(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     return {"train": datasets.TRAIN, "val": datasets.TEST}
 
 
-def _registered(names: list[str], problems: list[str]) -> dict[str, Source]:
+def _registered(names: list[str], problems: list[str]) -> dict[str, SetSource]:
     """Where registered sets stand; generated shapes are drawn if need be."""
     if not names:
         return {}
@@ -135,7 +135,7 @@ def _registered(names: list[str], problems: list[str]) -> dict[str, Source]:
         for name, files in found.items()
         if files is None
     ]
-    return {name: Source("train", "json", str(files[0]), str(files[1])) for name, files in found.items() if files}
+    return {name: SetSource("train", "json", str(files[0]), str(files[1])) for name, files in found.items() if files}
 
 
 def _check_class(name: str | None, sets: Mapping[str, OwnSet]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..data.coco_json import CocoFile
 from ..data.sources import (
     OwnSet,
-    Source,
+    SetSource,
     Use,
     name_sources,
     parse_source,
@@ -54,7 +54,7 @@ def data_words(args: argparse.Namespace, uses: Sequence[Use] = USES) -> list[str
     return words
 
 
-def entries_of(args: argparse.Namespace, use: Use, datasets: Iterable[str]) -> tuple[list[Source | str], list[str]]:
+def entries_of(args: argparse.Namespace, use: Use, datasets: Iterable[str]) -> tuple[list[SetSource | str], list[str]]:
     """The sets for one use: those that the flags name, COCO's first; without any, the entries of DATASETS.
 
     Returns:
@@ -62,7 +62,7 @@ def entries_of(args: argparse.Namespace, use: Use, datasets: Iterable[str]) -> t
     """
     files, folders = getattr(args, f"{use}_json"), getattr(args, f"{use}_images")
     problems = _unpaired(use, len(files), len(folders))
-    entries: list[Source | str] = [Source(use, "json", *pair) for pair in zip(files, folders, strict=False)]
+    entries: list[SetSource | str] = [SetSource(use, "json", *pair) for pair in zip(files, folders, strict=False)]
     entries += [voc_source(use, text) for text in getattr(args, f"{use}_voc")]
     if entries:
         return entries, problems
@@ -86,13 +86,13 @@ def read_own_sets(args: argparse.Namespace, cfg: Any) -> tuple[dict[Any, CocoFil
     from ..data.catalog import JsonDataset  # needs Detectron2, which the flags themselves do not
 
     problems: list[str] = []
-    sources: dict[str, Source] = {}
+    sources: dict[str, SetSource] = {}
     for use in USES:
         entries, found = entries_of(args, use, cfg.DATASETS[_KEYS[use]])
         cfg.DATASETS[_KEYS[use]], by_name = name_sources(entries)
         sources |= by_name
         problems += found
-    also: list[Source] = []
+    also: list[SetSource] = []
     classes = None
     if args.eval_only:
         of_model = read_classes(weights_folder(cfg))

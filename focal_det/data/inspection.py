@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-# COCO's bounds of small, medium and large objects: area in pixels of the picture as it is.
-_MEDIUM_FROM, _LARGE_FROM = 32**2, 96**2
+from .statistics import SIZE_LIMITS, statistics
+
 _QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 _SHOWN_SIZES = 5
 
@@ -30,7 +30,7 @@ def inspect_set(coco: Mapping[str, Any]) -> dict[str, Any]:
     a_picture = Counter(a["image_id"] for a in objects)
     counts = [a_picture[image["id"]] for image in coco["images"]]
     areas = np.array([a["area"] for a in objects], dtype=float)
-    small, large = int((areas < _MEDIUM_FROM).sum()), int((areas >= _LARGE_FROM).sum())
+    small, large = int((areas < SIZE_LIMITS[0]).sum()), int((areas >= SIZE_LIMITS[1]).sum())
     sizes = Counter((image["width"], image["height"]) for image in coco["images"])
     return {
         "pictures": len(counts),
@@ -48,14 +48,13 @@ def inspect_set(coco: Mapping[str, Any]) -> dict[str, Any]:
 
 def sides(coco: Mapping[str, Any]) -> np.ndarray:
     """The square root of width times height of each object, (D,), in pixels of the picture as it is."""
-    boxes = _boxes(coco)
-    return np.sqrt(boxes[:, 2] * boxes[:, 3])
+    return np.sqrt(_extents(coco).prod(axis=1))
 
 
 def aspect_ratios(coco: Mapping[str, Any]) -> np.ndarray:
     """Width over height of each object, (D,)."""
-    boxes = _boxes(coco)
-    return boxes[:, 2] / boxes[:, 3]
+    width, height = _extents(coco).T
+    return width / height
 
 
 def describe(found: Mapping[str, Any], *, is_trained_on: bool) -> str:
@@ -113,9 +112,10 @@ def _class_table(classes: list[dict[str, Any]]) -> list[str]:
     return rows
 
 
-def _boxes(coco: Mapping[str, Any]) -> np.ndarray:
-    """(D, 4) of the objects, [x, y, width, height]."""
-    return np.array([a["bbox"] for a in coco["annotations"] if not a["iscrowd"]], dtype=float).reshape(-1, 4)
+def _extents(coco: Mapping[str, Any]) -> np.ndarray:
+    """(D, 2) width and height of the objects, as far as they lie in their pictures."""
+    boxes = statistics(coco).objects.boxes
+    return boxes[:, 2:] - boxes[:, :2]
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float | None]:

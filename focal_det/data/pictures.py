@@ -14,13 +14,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import some
+from .exif import MIRRORED, TURNED, orientation
 
 _THREADS = 8  # they wait for the disk, and decoders run beside one another
 _SHOW_PROGRESS_FROM = 2000  # pictures; a bar comes for fewer too once they take longer than this:
 _SHOW_PROGRESS_AFTER = 2.0  # seconds
-_ORIENTATION = 0x0112  # EXIF's tag, which Detectron2 obeys as viewers do
-_TURNED = (5, 6, 7, 8)  # its values that swap width and height
-_MIRRORED = (2, 3, 4)  # those that turn by 180 degrees or mirror, which the size does not show
 _START_OF_SCAN, _END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 _END = {"JPEG": _END_OF_JPEG, "MPO": _END_OF_JPEG, "PNG": b"IEND\xaeB`\x82"}  # of a whole file
 _TAIL = 64  # bytes; so many zeros in the place of the end are no picture's data
@@ -92,7 +90,7 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
     name, path = image["file_name"], folder / image["file_name"]
     try:
         with path.open("rb") as file, Image.open(file) as picture:
-            turn, size = _orientation(picture), picture.size
+            turn, size = orientation(picture), picture.size
             tail, end = _tail(file), _END.get(str(picture.format))
             if decode or end is None or end not in tail:
                 picture.load()
@@ -109,7 +107,7 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
     except Exception as error:  # whatever a decoder may raise on somebody's file
         return _DAMAGED, f"{name!r} ({_reason(error)})"
     return _size_fault(name, (image["width"], image["height"]), size, turn) or (
-        "mirrored" if turn in _MIRRORED else None
+        "mirrored" if turn in MIRRORED else None
     )
 
 
@@ -117,10 +115,10 @@ _DAMAGED = "cannot be opened or are damaged; replace them{or_skip}"
 
 
 def _size_fault(name: str, said: tuple[int, int], size: tuple[int, int], turn: int) -> tuple[str, str] | None:
-    turned = size[::-1] if turn in _TURNED else size
+    turned = size[::-1] if turn in TURNED else size
     if said == turned:
         return None
-    if turn in _TURNED and said == size:
+    if turn in TURNED and said == size:
         return (
             "are annotated with their size before their EXIF rotation; Detectron2 and every viewer turn them: rotate "
             "the pixels and drop the tag, or annotate anew",
@@ -136,13 +134,6 @@ def _size_fault(name: str, said: tuple[int, int], size: tuple[int, int], turn: i
         "have another size than annotated; correct width and height, and the boxes if the pictures were resized",
         f"{name!r} {_by(turned)}, not {_by(said)}",
     )
-
-
-def _orientation(picture: Image.Image) -> int:
-    try:
-        return int(picture.getexif().get(_ORIENTATION, 1))
-    except Exception:  # of a tag that cannot be read, which Detectron2 passes over too
-        return 1
 
 
 def _tail(file: BinaryIO) -> bytes:

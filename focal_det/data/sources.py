@@ -16,7 +16,7 @@ _USUAL_SPLITS: Mapping[Use, tuple[str, ...]] = {"train": ("train",), "val": ("va
 FORMS = "'coco:FILE.json:IMAGES' or 'voc:DIR:SPLIT'"  # in DATASETS
 
 
-class Source(NamedTuple):
+class SetSource(NamedTuple):
     """Where a set stands.
 
     use: what it is for.
@@ -46,15 +46,15 @@ class OwnSet(NamedTuple):
     file: CocoFile
 
 
-def voc_source(use: Use, text: str) -> Source:
+def voc_source(use: Use, text: str) -> SetSource:
     """DIR[:SPLIT]; a folder of that very name comes first."""
     folder, colon, split = text.rpartition(":")
     if not colon or os.path.isdir(text):
-        return Source(use, "voc", text, None)
-    return Source(use, "voc", folder, split)
+        return SetSource(use, "voc", text, None)
+    return SetSource(use, "voc", folder, split)
 
 
-def parse_source(use: Use, text: str) -> Source | None:
+def parse_source(use: Use, text: str) -> SetSource | None:
     """What an entry of DATASETS says, if it is one of FORMS; None for a registered set's name.
 
     Raises:
@@ -68,17 +68,17 @@ def parse_source(use: Use, text: str) -> Source | None:
     json_file, _, image_dir = rest.rpartition(":")
     if not json_file or not image_dir:
         raise InputError(f"data set {text!r}: the folder of its pictures is missing; write 'coco:FILE.json:IMAGES'")
-    return Source(use, "json", json_file, image_dir)
+    return SetSource(use, "json", json_file, image_dir)
 
 
-def name_sources(entries: Iterable[Source | str]) -> tuple[tuple[str, ...], dict[str, Source]]:
+def name_sources(entries: Iterable[SetSource | str]) -> tuple[tuple[str, ...], dict[str, SetSource]]:
     """Names for the catalogue: train_json, train_json_2, ..., val_voc, ...; a registered set keeps its own.
 
     Returns:
         The names of all entries, and the sources by their names.
     """
     names: list[str] = []
-    sources: dict[str, Source] = {}
+    sources: dict[str, SetSource] = {}
     for entry in entries:
         if isinstance(entry, str):
             names.append(entry)
@@ -90,9 +90,9 @@ def name_sources(entries: Iterable[Source | str]) -> tuple[tuple[str, ...], dict
 
 
 def read_sources(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, SetSource],
     *,
-    also: Sequence[Source] = (),
+    also: Sequence[SetSource] = (),
     class_names: Sequence[str] | None = None,
     **picture_checks: Any,
 ) -> tuple[dict[str, OwnSet], list[str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-# COCO's areas, in square pixels of the picture as it is: small below the first, large from the second on.
-SMALL, LARGE = 32.0**2, 96.0**2
+# COCO's bounds of the area, in square pixels of the picture as it is, where medium and large objects begin.
+SIZE_LIMITS = (32**2, 96**2)
 
 
 class Objects(NamedTuple):
@@ -47,7 +47,7 @@ class SetStatistics(NamedTuple):
         return np.bincount(self.objects.classes, minlength=len(self.class_names))
 
 
-def statistics(coco: dict[str, Any]) -> SetStatistics:
+def statistics(coco: Mapping[str, Any]) -> SetStatistics:
     """Of the contents of a COCO detection file that is sound."""
     categories = sorted(coco["categories"], key=lambda c: c["id"])
     labels = {category["id"]: label for label, category in enumerate(categories)}

@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from ..errors import InputError, some
+from .exif import TURNED, orientation
 from .voc_splits import VocFolder
 
-_ORIENTATION = 0x0112  # EXIF; from 5 on width and height are swapped, and Detectron2 swaps them back
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -130,8 +130,7 @@ def _size(root: ElementTree.Element, picture: Path, name: str, problems: Problem
         return width, height
     try:
         with Image.open(picture) as opened:
-            turned = opened.getexif().get(_ORIENTATION, 1) >= 5
-            return (opened.height, opened.width) if turned else (opened.width, opened.height)
+            return (opened.height, opened.width) if orientation(opened) in TURNED else (opened.width, opened.height)
     except Exception as error:  # whatever a decoder may raise on somebody's file
         problems.add(
             "has no <size>, and its picture cannot be opened; replace the picture",

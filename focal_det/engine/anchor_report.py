@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..data.coverage import AnchorGrid, best_ious, resized
-from ..data.statistics import LARGE, SMALL, Objects, sample
+from ..data.statistics import SIZE_LIMITS, Objects, sample
 from ..modeling.anchors import cell_anchors
 
 _MOST = 100_000  # objects that are looked at, evenly through the set
@@ -89,7 +89,7 @@ def report_anchors(
     def rows(parts: list[tuple[str, np.ndarray]], least: int = 1) -> list[Row]:
         return [row(name, chosen) for name, chosen in parts if chosen.sum() >= least]
 
-    areas = objects.areas
+    areas, (medium_from, large_from) = objects.areas, SIZE_LIMITS
     whole = row("all", np.ones(len(ious), bool))
     classes = rows([(name, objects.classes == label) for label, name in enumerate(class_names)], _FEW)
     return AnchorReport(
@@ -98,9 +98,9 @@ def report_anchors(
         whole=whole,
         by_size=rows(
             [
-                ("small", areas < SMALL),
-                ("medium", (areas >= SMALL) & (areas < LARGE)),
-                ("large", areas >= LARGE),
+                ("small", areas < medium_from),
+                ("medium", (areas >= medium_from) & (areas < large_from)),
+                ("large", areas >= large_from),
             ]
         ),
         by_shape=rows(

@@ -17,8 +17,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data.statistics import SIZE_LIMITS
 from ..errors import some
-from .explain import SIZE_LIMITS, explain_nans
+from .explain import explain_nans
 
 _IOU_50, _IOU_75 = 0, 5  # places of these among the thresholds
 

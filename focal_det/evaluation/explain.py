@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ..errors import some
 
 SIZES = ("small", "medium", "large")
-SIZE_LIMITS = (32**2, 96**2)  # px of area, where medium and large begin
 SIZE_WORDS = ("area up to 32^2 px", "area of 32^2 to 96^2 px", "area from 96^2 px on")
 
 

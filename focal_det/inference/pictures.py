@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-_ORIENTATION = 0x0112  # the EXIF tag
+from ..data.exif import orientation
+
 _UPRIGHT = {  # how a picture of each orientation is turned upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,11 +65,7 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 def to_bgr(image: Image.Image) -> np.ndarray:
     """A PIL image of any mode, upright, as (H, W, 3) uint8 BGR."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # damaged EXIF; the picture itself may be sound
-        orientation = None
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    turn = _UPRIGHT.get(orientation(image))
     upright = image if turn is None else image.transpose(turn)
     return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[:, :, ::-1])
 

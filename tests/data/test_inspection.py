@@ -32,10 +32,10 @@ def test_counts_labels_and_sizes():
 
 
 def test_quantiles():
-    assert sides(COCO).tolist() == [20, 32, 96]  # sqrt(40 * 10), ...
-    assert aspect_ratios(COCO).tolist() == [4, 1, 1]
+    assert sides(COCO).tolist() == [20, 32, 7680**0.5]  # sqrt(40 * 10), ...; of 96 x 96, 80 are in the picture
+    assert aspect_ratios(COCO).tolist() == [4, 1, 1.2]
     found = inspect_set(COCO)
-    assert (found["side"]["min"], found["side"]["median"], found["side"]["max"]) == (20, 32, 96)
+    assert (found["side"]["min"], found["side"]["median"], found["side"]["max"]) == (20, 32, 87.636)
     assert (found["boxes_a_picture"]["min"], found["boxes_a_picture"]["median"]) == (0, 1)
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from focal_det.data.coco_json import read_coco
-from focal_det.data.sources import Source, parse_source, read_sources, voc_source
+from focal_det.data.sources import SetSource, parse_source, read_sources, voc_source
 from focal_det.data.voc import check_voc, read_voc
 from focal_det.errors import InputError
 
@@ -188,11 +188,11 @@ def test_folders_that_are_none(tmp_path, write_voc):
 
 def test_a_source_is_a_folder_and_its_split(tmp_path):
     (tmp_path / "a:b").mkdir()
-    assert voc_source("train", "voc:val") == Source("train", "voc", "voc", "val")
-    assert voc_source("train", "voc") == Source("train", "voc", "voc", None)
+    assert voc_source("train", "voc:val") == SetSource("train", "voc", "voc", "val")
+    assert voc_source("train", "voc") == SetSource("train", "voc", "voc", None)
     assert voc_source("val", f"{tmp_path}/a:b").detail is None
-    assert parse_source("val", "voc:some/where:test") == Source("val", "voc", "some/where", "test")
-    assert parse_source("val", "coco:a.json:b") == Source("val", "json", "a.json", "b")
+    assert parse_source("val", "voc:some/where:test") == SetSource("val", "voc", "some/where", "test")
+    assert parse_source("val", "coco:a.json:b") == SetSource("val", "json", "a.json", "b")
     assert parse_source("val", "coco_2017_val") is None
     assert "the folder of its pictures is missing" in problems(parse_source, "val", "coco:a.json")
 
@@ -218,7 +218,7 @@ def test_voc_takes_the_order_of_a_coco_file_that_has_its_classes(write_voc):
     images = [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}]
     coco = {"images": images, "annotations": [], "categories": [{"id": 4, "name": "dog"}, {"id": 7, "name": "cat"}]}
     (folder / "c.json").write_text(json.dumps(coco))
-    json_source = Source("train", "json", str(folder / "c.json"), str(folder / "JPEGImages"))
+    json_source = SetSource("train", "json", str(folder / "c.json"), str(folder / "JPEGImages"))
     sets, found = read_sources({"train_json": json_source, "val_voc": voc_source("val", str(folder))})
     assert found == []
     assert sets["val_voc"].file.class_names == ["dog", "cat"]
