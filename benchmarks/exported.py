@@ -24,12 +24,12 @@ from tabulate import tabulate
 
 from focal_det.data.shapes import draw_picture
 from focal_det.engine.environment import commit
+from focal_det.engine.machine import hardware, versions
 from focal_det.engine.predictor import Predictor, files_of_run
 from focal_det.export.int8 import round_to_8_bits
 from focal_det.export.parity import compare
 from focal_det.export.program import export_onnx, export_torch
 from focal_det.inference.exported import ExportedDetector, Metadata
-from focal_det.paper.machine import hardware, versions
 
 # Height and width; the first is the quickstart's own.
 SIZES = (

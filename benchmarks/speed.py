@@ -23,7 +23,7 @@ import torch
 from figures import write_figures
 from report import write_report
 
-from focal_det.paper.machine import processor
+from focal_det.engine.machine import processor
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

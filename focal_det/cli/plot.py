@@ -99,8 +99,8 @@ def _add_speed_accuracy(figures: argparse._SubParsersAction[argparse.ArgumentPar
 
 def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..engine.machine import hardware
     from ..paper.figures import save_figures
-    from ..paper.machine import hardware
     from ..paper.runs import Options
     from ..paper.speed_accuracy import draw_speed_accuracy, time_models, timings_as_csv
 

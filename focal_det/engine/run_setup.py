@@ -18,6 +18,7 @@ from ..files import write_text_whole
 from .config_changes import Change
 from .environment import source_version
 from .loss_keys import without_unread_keys
+from .machine import whole_machine
 
 
 def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) -> None:
@@ -41,7 +42,13 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
         write_text_whole(
             record / "config_changes.json", json.dumps([change._asdict() for change in changes], indent=1) + "\n"
         )
-        write_text_whole(record / "environment.txt", f"focal_det {source_version()}\n{collect_env_info()}\n")
+        num_gpus = comm.get_world_size() if cfg.MODEL.DEVICE.startswith("cuda") else 0
+        environment = (
+            f"focal_det {source_version()}",
+            f"hardware  {whole_machine(num_gpus)}",
+            collect_env_info(),
+        )
+        write_text_whole(record / "environment.txt", "\n".join(environment) + "\n")
         log = logging.getLogger("focal_det")
         log.info(f"Resolved configuration: {record / 'config.yaml'}")
         log.info(f"{len(changes)} keys differ from their defaults: {record / 'config_changes.json'}")

@@ -12,9 +12,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-ON_SHEET = (
-    390  # longest side of a pair's pictures, so that two pairs beside each other on a sheet are not reduced again
-)
+ON_SHEET = 390  # longest side of a pair's pictures, so that two pairs in a row of a sheet are not reduced again
 _MIN_SIDE, _MOST_ENLARGED = 320, 1600  # the shorter side is enlarged to the first, the longer to the second at most
 _GAP = 8  # white pixels between pictures
 _BAR = 24  # height of a title

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ..engine.environment import commit
 from ..engine.lock import FolderLock
+from ..engine.machine import hardware, versions
 from ..errors import EXIT_STOPPED, InputError
-from .machine import hardware, versions
 from .results import Record, Status, iterations_done, write_record
 from .runs import Run
 from .tables import ROOT

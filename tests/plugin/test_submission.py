@@ -1,9 +1,12 @@
 """What stands beside a set's detections: where it is, and without annotations the file for COCO's server."""
 
 import json
+import os
 import shutil
+import stat
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from focal_det.data.catalog import JsonDataset, register_datasets, write_checked_copy
 from focal_det.data.shapes import make_shapes, shapes_files
 from focal_det.engine.submission import SubmissionEvaluator, submission_name
 from focal_det.engine.trainer import Trainer
@@ -157,6 +161,21 @@ def test_the_trainings_own_file_again_is_named_by_what_no_later_evaluation_overw
     shutil.copyfile(annotation_file, copy)
     evaluate(tiny_cfg("OUTPUT_DIR", str(tmp_path / "out")), "val_json")
     assert record_of(tmp_path / "out" / "inference" / "val_json")["annotations"] == "../../annotations/val_json.json"
+
+
+def test_a_users_own_set_is_known_by_the_file_as_given_and_its_copy_may_be_read_by_others(tmp_path):
+    copy = tmp_path / "annotations" / "own.json"
+    own = JsonDataset("own", "mine.json", str(tmp_path), str(copy))
+    before = os.umask(0o022)
+    try:
+        write_checked_copy(own, SimpleNamespace(coco={"images": []}))
+    finally:
+        os.umask(before)
+    assert (stat.S_IMODE(copy.stat().st_mode), copy.read_text()) == (0o644, '{"images": []}')
+    register_datasets([], [own])
+    assert MetadataCatalog.get("own").given_as == "mine.json"
+    DatasetCatalog.remove("own")
+    MetadataCatalog.remove("own")
 
 
 def test_names_that_the_server_takes():

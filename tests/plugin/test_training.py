@@ -14,7 +14,9 @@ import torch
 from focal_det.cli.arguments import parse_arguments
 from focal_det.cli.prepare import check
 from focal_det.data.catalog import register_datasets
+from focal_det.engine.machine import processor
 from focal_det.engine.trainer import Trainer
+from focal_det.report.run_files import environment_facts
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS, HALF = 24, 12
@@ -89,7 +91,9 @@ def test_a_run_leaves_what_a_user_looks_for(whole):
     output, done = whole
     names = {path.name for path in output.iterdir()}
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "detections.png", "last_checkpoint"} <= names
-    assert "Test set shapes_val_8_64px" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "Test set shapes_val_8_64px" in page
+    assert f"Of model_final.pth, after {ITERATIONS} iterations." in page
     assert len(list((output / "detections").glob("*.png"))) == 3
     assert last_step_of(output)["iteration"] == ITERATIONS - 1
     assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "eta_seconds", "grad_norm"} <= set(last_step_of(output))
@@ -99,7 +103,9 @@ def test_a_run_leaves_what_a_user_looks_for(whole):
     assert changes["SEED"] == {"key": "SEED", "default": -1, "value": 7, "place": "command line"}
     assert changes["MODEL.RETINANET.NUM_CLASSES"]["place"] == "inferred"
     assert changes["MODEL.META_ARCHITECTURE"]["place"] == "configs/Base-RetinaNet-FPN.yaml"
-    assert (output / "environment.txt").read_text().startswith("focal_det ")
+    environment = (output / "environment.txt").read_text()
+    assert environment.startswith("focal_det ")
+    assert dict(environment_facts(environment))["hardware"].startswith(processor())
     assert any("num_pos_anchors" in line for line in metrics_of(output))
     assert f"iteration {ITERATIONS}/{ITERATIONS} (epoch 1.20)  eta 0:00:00" in done.stdout
     assert "Speed levers in use: FOLD" not in done.stdout  # the quickstart's norm is GN: there is nothing to fold
@@ -115,6 +121,9 @@ def test_evaluating_the_final_checkpoint_gives_the_ap_that_training_ended_with(r
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (output / "report.html").exists()  # it is about the training
     assert ap_of(done.stdout) == ap_of(trained.stdout)
+    assert json.loads((output / "inference/shapes_val_8_64px/dataset.json").read_text())["weights"] == (
+        "../../model_final.pth"
+    )
     assert (output / "config.yaml").read_text() == before  # the training's configuration is not written over
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..engine.environment import output_of
+from .environment import output_of
 
 
 def hardware(num_gpus: int) -> str:
@@ -21,6 +21,11 @@ def hardware(num_gpus: int) -> str:
             return f"{num_gpus} x {names[0]}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{processor()}, {_counted(cores or 1, 'core')}, {_counted(torch.get_num_threads(), 'thread')}"
+
+
+def whole_machine(num_gpus: int) -> str:
+    """The processor with its cores, and so many GPUs by their name."""
+    return ", ".join(dict.fromkeys((hardware(0), hardware(num_gpus))))
 
 
 def processor() -> str:
