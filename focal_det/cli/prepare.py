@@ -177,7 +177,7 @@ def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, 
         if not name or Path(name).name != name or len(name) > 255 or not (folder / name).is_file():
             return None, [f"--resume: {pointer} names {name!r}, which is no checkpoint in that folder; name one"]
         return folder / name, []
-    if any(folder.glob("*.pth")):
+    if any(folder.glob("[!.]*.pth")):  # not one that a kill left half written
         return None, [
             f"OUTPUT_DIR is {folder}, which holds checkpoints but no last_checkpoint: write the name of one into "
             f"{pointer} and add --resume, or name another OUTPUT_DIR"

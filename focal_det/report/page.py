@@ -49,7 +49,7 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
         raise InputError(f"OUTPUT_DIR {folder} cannot be written; copy the run to where it can")
     page = render(run, score_threshold=score_threshold, images=images)
     path = folder / REPORT_NAME
-    write_text_whole(path, page)
+    write_text_whole(path, page.encode("utf-8", "replace").decode("utf-8"))  # names may hold what is no text
     return path
 
 

@@ -84,7 +84,14 @@ def score_set(found: EvaluatedSet, run: Run, *, threshold: float, images: int, m
         examples = draw_examples(
             found.annotations, found.detections, matching, found.image_dir, count=images, max_bytes=max_bytes
         )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # as somebody's files may be
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # as somebody's files may be
         problem = f"Annotations and detections do not fit together ({type(error).__name__}: {error}); evaluate again."
         return replace(result, problem=problem)
     return replace(

@@ -15,6 +15,7 @@ import yaml
 from ..errors import InputError
 
 # Names in OUTPUT_DIR, and in inference/<set>/ below it.
+_LARGEST = 1e15  # of a figure that is drawn
 METRICS, CONFIG, ENVIRONMENT, CHANGES = "metrics.json", "config.yaml", "environment.txt", "config_changes.json"
 DETECTIONS, DATASET = "coco_instances_results.json", "dataset.json"
 
@@ -136,12 +137,25 @@ def _read_metrics(path: Path, missing: list[str]) -> list[dict[str, float]]:
     for line in _read_text(path, missing).splitlines():
         try:
             record = json.loads(line)
-            of_iteration.setdefault(int(record["iteration"]), {}).update(record)
-        except (ValueError, KeyError, TypeError):  # cut off where the run was ended
+            of_iteration.setdefault(_iteration(record["iteration"]), {}).update(
+                {name: value for name, value in record.items() if _can_be_drawn(value)}
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # cut off where the run was ended
             damaged += bool(line.strip())
     if damaged:
         missing.append(f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''} passed over.")
     return [of_iteration[iteration] for iteration in sorted(of_iteration)]
+
+
+def _iteration(value: Any) -> int:
+    if not _can_be_drawn(value) or not 0 <= value <= _LARGEST:
+        raise ValueError(value)
+    return int(value)
+
+
+def _can_be_drawn(value: Any) -> bool:
+    """Whether it is a number of a size that a run can have; NaN is one."""
+    return isinstance(value, (int, float)) and not abs(value) > _LARGEST
 
 
 def _parse_config(text: str, missing: list[str]) -> dict[str, Any]:
@@ -149,7 +163,7 @@ def _parse_config(text: str, missing: list[str]) -> dict[str, Any]:
         config = yaml.safe_load(text) or {}
         if isinstance(config, dict):
             return config
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         pass
     missing.append(f"{CONFIG}: not readable as YAML.")
     return {}
@@ -161,7 +175,7 @@ def _read_changes(path: Path, missing: list[str]) -> list[dict[str, Any]] | None
     try:
         changes = json.loads(path.read_text())
         return [{name: row.get(name, "") for name in ("key", "default", "value", "place")} for row in changes]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         missing.append(f"{path.name}: not readable ({error}).")
         return None
 
@@ -171,7 +185,7 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
     try:
         detections = json.loads(path.read_text())
         evaluated_at = path.stat().st_mtime
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         missing.append(f"inference/{name}/{DETECTIONS}: not readable ({error}).")
         return None
     found = EvaluatedSet(name, None, None, detections, evaluated_at)
@@ -186,7 +200,7 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
             iterations=None if record.get("iterations") is None else int(record["iterations"]),
             weights=_from_run(path.parent, record.get("weights")),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         problem = (
             f"inference/{name}/{DATASET} is not there or not readable, so the annotations are unknown; evaluating "
             "again (--eval-only) writes it."
@@ -194,7 +208,7 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
         return replace(found, problem=problem)
     try:
         annotations = json.loads(source.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         problem = f"The annotations are not readable at {source}; put them there, or evaluate again (--eval-only)."
         return replace(found, problem=problem)
     if not isinstance(annotations, dict) or not all(
@@ -213,7 +227,8 @@ def _from_run(folder: Path, place: str | None) -> str:
 def _in_order(sets: list[EvaluatedSet], config: dict[str, Any]) -> list[EvaluatedSet]:
     """The configuration's test sets first, in its order; others, of an --eval-only, behind them."""
     node = config.get("DATASETS")
-    order = list(node.get("TEST") or []) if isinstance(node, dict) else []
+    listed = node.get("TEST") if isinstance(node, dict) else None
+    order = list(listed) if isinstance(listed, (list, tuple)) else []
     ordered = sorted(sets, key=lambda s: (order.index(s.name) if s.name in order else len(order), s.name))
     if not order and len(ordered) == 1:
         return ordered
@@ -222,6 +237,6 @@ def _in_order(sets: list[EvaluatedSet], config: dict[str, Any]) -> list[Evaluate
 
 
 def _weights(folder: Path) -> list[str]:
-    names = sorted((path.name for path in folder.glob("*.pth")), reverse=True)
+    names = sorted((path.name for path in folder.glob("[!.]*.pth")), reverse=True)
     special = [name for name in ("model_best.pth", "model_final.pth") if name in names]
     return special + [name for name in names if name not in special]

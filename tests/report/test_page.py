@@ -181,6 +181,15 @@ MISSING = {
     "damaged metrics": (damage_metrics, "metrics.json: 1 damaged line passed over"),
     "damaged detections": (damage_detections, "coco_instances_results.json: not readable"),
     "not evaluated": (lambda f: os.rename(f / "inference", f / "x"), "nothing has been evaluated yet"),
+    "absurd metrics": (
+        lambda f: (
+            (f / "metrics.json").open("a").write('{"iteration": 1e999}\n{"iteration": 3, "lr": 1' + 400 * "0" + "}\n")
+        ),
+        "metrics.json: 1 damaged line passed over",
+    ),
+    "nested metrics": (lambda f: (f / "metrics.json").write_text(20000 * "["), "1 damaged line passed over"),
+    "config of another kind": (lambda f: (f / "config.yaml").write_text("DATASETS: {TEST: 5}"), "Configuration"),
+    "config with no such day": (lambda f: (f / "config.yaml").write_text("x: 2001-99-99"), "not readable as YAML"),
     "other annotations": (
         lambda f: (f.parent / "data/made_up/truth.json").write_text('{"images":[],"annotations":[],"categories":[]}'),
         "do not fit together (ValueError: detections of image_id 2, 3, 4",
