@@ -36,8 +36,8 @@ detections.json is an annotation file of it. Its pictures are those that could b
 and never an input.
 
 exit codes: 0 done, also where some pictures could not be read or drawn (each is named) or nothing was found; 1 a
-            fault while running, or no picture could be read; 2 bad input and nothing written; 130 and 143 stopped by Ctrl-C or
-            SIGTERM, with what was done until then written
+            fault while running, or no picture could be read; 2 bad input and nothing written; 130 and 143 stopped by
+            Ctrl-C or SIGTERM, with what was done until then written
 """
 
 _DEFAULT_OUT, _DEFAULT_THRESH = Path("output/predictions"), 0.4

@@ -17,7 +17,6 @@ from .outputs import Drawings, Results
 from .pictures import PictureError
 from .sources import Frame, Source, read_ahead, read_frames
 
-
 # With these no file can be written, under no name.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
