@@ -171,7 +171,7 @@ def files_of_run(output_dir: Path) -> tuple[Path, Path]:
 def _option_problems(cfg: CfgNode, score_thresh: object, batch_size: object, device: object) -> list[str]:
     """Of what the caller gave, which may be of any type."""
     problems = []
-    if score_thresh is not None and not (isinstance(score_thresh, Real) and 0 <= score_thresh <= 1):
+    if score_thresh is not None and not (isinstance(score_thresh, Real) and 0 <= float(score_thresh) <= 1):
         problems.append(f"score_thresh is {score_thresh!r}; it must be a number in [0, 1]")
     if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         problems.append(f"batch_size is {batch_size!r}; it must be a whole number, at least 1")
