@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from .common import silence_detectron2
@@ -20,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 a fault while running or writing, 2 bad input and nothing written, 75 stopped by a
-        signal with all saved, 130 interrupted.
+        signal with all saved, 130 interrupted. A SIGTERM leaves as SystemExit 143.
     """
     words = sys.argv[1:] if argv is None else argv
     parser = _parser(words)
@@ -30,8 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:  # KEY VALUE behind a flag, where argparse no longer looks for them
         args.overrides = [*args.overrides, *rest]
     silence_detectron2()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     try:
-        return int(args.run(args))
+        with _ended_by_sigterm():
+            return int(args.run(args))
     except (InputError, ImportError) as error:
         for problem in error.problems if isinstance(error, InputError) else [str(error)]:
             print(f"error: {problem}", file=sys.stderr)
@@ -44,6 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAULT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """While open, a SIGTERM ends the process as Ctrl-C does, with what is half made removed."""
+    if threading.current_thread() is not threading.main_thread():  # where none can be heeded
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

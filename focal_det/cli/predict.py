@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,6 @@ from .common import folder_name, make_folder
 
 if TYPE_CHECKING:
     from ..inference.detections import Detector
-    from ..inference.pictures import PictureError
     from ..inference.predicting import Outcome
 
 _EPILOG = """examples:
@@ -35,9 +35,9 @@ detections.json is an annotation file of it. Its pictures are those that could b
 --score-thresh; a video's frames are named clip.mp4#0, clip.mp4#10, ... Nothing is written over without --overwrite,
 and never an input.
 
-exit codes: 0 done, also where some pictures could not be read (each is named) or nothing was found; 1 a fault while
-            running, or no picture could be read; 2 bad input and nothing written; 130 and 143 stopped by Ctrl-C or
-            SIGTERM, with what was done until then written
+exit codes: 0 done, also where some pictures could not be read or drawn (each is named) or nothing was found; 1 a
+            fault while running, or no picture could be read; 2 bad input and nothing written; 130 and 143 stopped by
+            Ctrl-C or SIGTERM, with what was done until then written
 """
 
 _DEFAULT_OUT, _DEFAULT_THRESH = Path("output/predictions"), 0.4
@@ -97,7 +97,7 @@ def _predict(args: argparse.Namespace) -> int:
     args.inputs, args.overrides = _split_words(args)
     problems = _argument_problems(args)
     try:
-        sources, base, notes = find_sources(args.inputs, sys.stdin, args.out)
+        sources, base, notes = find_sources(args.inputs, _standard_input(), args.out)
     except InputError as error:
         raise InputError([*problems, *error.problems]) from error
     drawings = None if args.no_draw else drawing_files(sources, args.out)
@@ -111,8 +111,8 @@ def _predict(args: argparse.Namespace) -> int:
     make_folder(args.out)
     with StopSignals() as stop, tqdm(total=count_frames(sources, args.every), unit="picture", disable=None) as bar:
 
-        def name_bad(error: PictureError) -> None:
-            bar.write(f"warning: {error}; passed over", file=sys.stderr)
+        def name_bad(line: str) -> None:
+            bar.write(f"warning: {line}", file=sys.stderr)
 
         try:
             outcome = predict_all(
@@ -137,6 +137,12 @@ def _predict(args: argparse.Namespace) -> int:
     if stop.number is not None:
         return 128 + stop.number
     return EXIT_DONE if outcome.pictures else EXIT_FAULT
+
+
+def _standard_input() -> Iterable[str]:
+    """Its lines, as names of files are read: what is no UTF-8 in them stays as it is."""
+    binary = getattr(sys.stdin, "buffer", None)
+    return sys.stdin if binary is None else map(os.fsdecode, binary)
 
 
 def _split_words(args: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -219,6 +225,7 @@ def _summary(outcome: Outcome, args: argparse.Namespace, base: Path) -> str:
     from ..inference.outputs import DETECTIONS_FILE
 
     passed_over = f", {outcome.bad} that could not be read" if outcome.bad else ""
+    passed_over += f", {_counted(outcome.undrawn, 'drawing')} that could not be written" if outcome.undrawn else ""
     if not outcome.pictures:
         return f"no picture was looked at{passed_over}; no {DETECTIONS_FILE} is written"
     lines = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import overload
 
@@ -20,8 +21,9 @@ from ..inference.classes import CLASSES_FILE, Classes, numbered_classes, read_cl
 from ..inference.detections import Detections
 from ..inference.pictures import alike_in_size, read_picture, resize_shortest_edge, to_bgr
 from .config_file import UNSET_NUM_CLASSES, load_config
+from .detector_checks import detector_problems, is_device
 from .devices import choose_device
-from .model_checks import weights_problems
+from .model_checks import model_problems, weights_problems
 from .safe_weights import SafeCheckpointer
 
 Picture = str | Path | np.ndarray | Image.Image
@@ -66,11 +68,11 @@ class Predictor:
         cfg.defrost()
         if "FOCAL_DET" not in cfg.MODEL:
             raise InputError("config has no MODEL.FOCAL_DET: give a file, or call focal_det.add_focal_det_config on it")
-        if device is not None:
+        if is_device(device):
             cfg.MODEL.DEVICE = device
         if weights is not None:
             cfg.MODEL.WEIGHTS = str(weights)
-        problems = _option_problems(cfg, score_thresh, batch_size)
+        problems = [*_option_problems(cfg, score_thresh, batch_size, device), *detector_problems(cfg)]
         if problems:
             raise InputError(problems)
         self.notes, problems = choose_device(cfg, 1)
@@ -80,7 +82,7 @@ class Predictor:
         classes, notes = _find_classes(cfg, [Path(path).parent for path in (cfg.MODEL.WEIGHTS, *files)])
         self.class_names, self.category_ids = classes
         self.notes += notes
-        problems = problems or weights_problems(cfg, cfg.MODEL.WEIGHTS, whole=True)
+        problems = problems or model_problems(cfg) or weights_problems(cfg, cfg.MODEL.WEIGHTS, whole=True)
         if problems:
             raise InputError(problems)
         self.model = build_model(cfg).eval()
@@ -116,10 +118,12 @@ class Predictor:
 
         Raises:
             PictureError: a file that is no picture.
-            ValueError: an array of another kind.
+            ValueError: an array of another kind, or none of these.
         """
         if isinstance(pictures, (str, Path, np.ndarray, Image.Image)):
             return self([pictures])[0]
+        if not isinstance(pictures, Sequence) or isinstance(pictures, (bytes, bytearray)):
+            raise ValueError(_no_picture(pictures))
         arrays = [_as_array(picture) for picture in pictures]
         resized = [self._resized(array) for array in arrays]
         found: dict[int, Detections] = {}
@@ -164,21 +168,20 @@ def files_of_run(output_dir: Path) -> tuple[Path, Path]:
     return config, weights
 
 
-def _option_problems(cfg: CfgNode, score_thresh: float | None, batch_size: int) -> list[str]:
+def _option_problems(cfg: CfgNode, score_thresh: object, batch_size: object, device: object) -> list[str]:
+    """Of what the caller gave, which may be of any type."""
     problems = []
-    if score_thresh is not None and not 0 <= score_thresh <= 1:
-        problems.append(f"score_thresh is {score_thresh}; it must be in [0, 1]")
-    if batch_size < 1:
-        problems.append(f"batch_size is {batch_size}; it must be at least 1")
+    if score_thresh is not None and not (isinstance(score_thresh, Real) and 0 <= float(score_thresh) <= 1):
+        problems.append(f"score_thresh is {score_thresh!r}; it must be a number in [0, 1]")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        problems.append(f"batch_size is {batch_size!r}; it must be a whole number, at least 1")
+    if device is not None and not is_device(device):
+        problems.append(f"device is {device!r}; it must be cuda, cuda:<number> or cpu")
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         problems.append("no weights are given, and MODEL.WEIGHTS is empty: name a checkpoint")
     elif "://" not in weights and not Path(weights).is_file():
         problems.append(f"weights {weights}: no such file; give a checkpoint or an address")
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError:
-        problems.append(f"device is {cfg.MODEL.DEVICE}; it must be cuda, cuda:<number> or cpu")
     return problems
 
 
@@ -221,9 +224,15 @@ def _as_array(picture: Picture) -> np.ndarray:
         return read_picture(picture)
     if isinstance(picture, Image.Image):
         return to_bgr(picture)
+    if not isinstance(picture, np.ndarray):
+        raise ValueError(_no_picture(picture))
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise ValueError(f"a picture is (H, W, 3) uint8 BGR, not {picture.shape} {picture.dtype}")
     return picture
+
+
+def _no_picture(given: object) -> str:
+    return f"a picture is a file's name, a PIL image or an array (H, W, 3) uint8 BGR, not {type(given).__name__}"
 
 
 def _model_input(picture: np.ndarray, *, height: int, width: int) -> dict[str, object]:

@@ -14,7 +14,7 @@ import torch.fx.experimental._config as symbolic_shapes
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from ..inference.exported import METADATA_KEY, Metadata
+from ..inference.exported import INPUTS, METADATA_KEY, OUTPUTS, Metadata
 from .graph import DetectorGraph
 from .int8 import store_in_8_bits
 from .suppress import onnx_suppression, onnx_translations, torch_suppression
@@ -24,7 +24,6 @@ OPSET = 23
 
 # A batch to trace with; nothing of its sizes stays in the graph.
 _TRACED = (2, 3, 130, 165)
-_INPUTS, _OUTPUTS = ("images", "sizes"), ("boxes", "scores", "classes", "counts")
 _DIMENSIONS = ("batch", "height", "width")
 
 
@@ -59,8 +58,8 @@ def export_onnx(model: Any, metadata: Metadata, path: Path, *, int8: bool) -> No
             _example(),
             dynamo=True,
             opset_version=OPSET,
-            input_names=_INPUTS,
-            output_names=_OUTPUTS,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
             custom_translation_table=onnx_translations(),
             verbose=False,
         )

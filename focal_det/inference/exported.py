@@ -16,6 +16,7 @@ from .detections import Detections
 from .pictures import alike_in_size, resize_shortest_edge, to_batch
 
 METADATA_KEY = "focal_det"
+INPUTS, OUTPUTS = ["images", "sizes"], ["boxes", "scores", "classes", "counts"]
 _VERSION = 1
 
 # images (N, 3, H, W) uint8 and sizes (N, 2) int64 to boxes (N, D, 4), scores (N, D), classes (N, D), counts (N,)
@@ -48,7 +49,7 @@ class Metadata(NamedTuple):
         """What `to_json` wrote.
 
         Raises:
-            InputError: the file says nothing of the kind, or is of a newer version.
+            InputError: the file says nothing of the kind, is of a newer version, or is damaged: every value that is.
         """
         try:
             values = json.loads(text or "")
@@ -58,7 +59,49 @@ class Metadata(NamedTuple):
             raise InputError(f"{path}: not written by `focal-det export`: it does not say its classes and sizes")
         if values.pop("version", None) != _VERSION:
             raise InputError(f"{path}: written by another version of focal_det; export the model again")
+        wrong = _wrong_values(values, cls._fields)
+        if wrong:
+            raise InputError(f"{path}: damaged: {'; '.join(wrong)}; export the model again")
         return cls(**values)
+
+
+def _wrong_values(values: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """What of a file's metadata is missing, too much or not possible."""
+    wrong = [f"{name} is missing" for name in names if name not in values]
+    wrong += [f"{name!r} is not known" for name in values if name not in names]
+    if wrong:
+        return wrong
+    classes, ids = values["class_names"], values["category_ids"]
+    rules = {
+        "class_names": (_are_distinct(classes, str), "a list of distinct texts"),
+        "category_ids": (_are_distinct(ids, int), "a list of distinct whole numbers"),
+        "channels": (values["channels"] in ("BGR", "RGB"), "BGR or RGB"),
+        "min_size": (type(values["min_size"]) is int and values["min_size"] >= 0, "a whole number >= 0"),
+        "max_size": (type(values["max_size"]) is int and values["max_size"] >= 1, "a whole number >= 1"),
+        "score_thresh": (type(values["score_thresh"]) in (int, float) and 0 <= values["score_thresh"] < 1, "in [0, 1)"),
+    }
+    wrong = [f"{name} is {values[name]!r}, not {needed}" for name, (holds, needed) in rules.items() if not holds]
+    if not wrong and len(classes) != len(ids):
+        wrong.append(f"{len(classes)} class_names, but {len(ids)} category_ids")
+    return wrong
+
+
+def _are_distinct(values: Any, kind: type) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(type(value) is kind for value in values)
+        and len(set(values)) == len(values)
+    )
+
+
+class _Opened(NamedTuple):
+    """A file: its graph, its metadata, and what goes into the graph and comes out, as far as it has names."""
+
+    run: _Run
+    metadata: str | None
+    inputs: list[str]
+    outputs: list[str] | int
 
 
 class ExportedDetector:
@@ -77,12 +120,17 @@ class ExportedDetector:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file; name one that `focal-det export` wrote")
-        openers: dict[str, Callable[[Path], tuple[_Run, str | None]]]
+        openers: dict[str, Callable[[Path], _Opened]]
         openers = {".onnx": partial(_open_onnx, threads=threads), ".pt2": _open_torch}
         if path.suffix not in openers:
             raise InputError(f"{path}: an exported model ends in {' or '.join(openers)}")
-        self._run, text = openers[path.suffix](path)
-        self.metadata = Metadata.from_json(text, path)
+        opened = openers[path.suffix](path)
+        self._run, self.metadata = opened.run, Metadata.from_json(opened.metadata, path)
+        if opened.inputs != INPUTS or opened.outputs not in (OUTPUTS, len(OUTPUTS)):
+            raise InputError(
+                f"{path}: takes {opened.inputs} and gives {opened.outputs}, not {INPUTS} and {OUTPUTS}, as what "
+                "`focal-det export` writes does: export the model again"
+            )
         self.class_names, self.category_ids = self.metadata.class_names, self.metadata.category_ids
         self.score_thresh = self.metadata.score_thresh if score_thresh is None else score_thresh
         self.path = path
@@ -130,7 +178,7 @@ def _providers(onnxruntime: Any) -> list[str]:
     return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
-def _open_onnx(path: Path, threads: int) -> tuple[_Run, str | None]:
+def _open_onnx(path: Path, threads: int) -> _Opened:
     try:
         import onnxruntime
     except ImportError as error:
@@ -149,10 +197,11 @@ def _open_onnx(path: Path, threads: int) -> tuple[_Run, str | None]:
         results: Sequence[np.ndarray] = session.run(None, {"images": images, "sizes": sizes})
         return results
 
-    return run, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    names = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
+    return _Opened(run, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), *names)
 
 
-def _open_torch(path: Path) -> tuple[_Run, str | None]:
+def _open_torch(path: Path) -> _Opened:
     import torch
     import torchvision  # noqa: F401 - has the operator of the suppression
 
@@ -161,7 +210,8 @@ def _open_torch(path: Path) -> tuple[_Run, str | None]:
     try:
         # The tracer also notes that a level of a single location is laid out differently in memory, and would refuse
         # pictures of up to 128 px; the operators do not care.
-        module = torch.export.load(path, extra_files=extra).module(check_guards=False)
+        program = torch.export.load(path, extra_files=extra)
+        module = program.module(check_guards=False)
     except Exception as error:  # whatever it may raise on somebody's file
         raise InputError(f"{path}: PyTorch cannot read it ({str(error).splitlines()[0]})") from error
 
@@ -169,4 +219,5 @@ def _open_torch(path: Path) -> tuple[_Run, str | None]:
         with torch.no_grad():
             return [part.numpy() for part in module(torch.from_numpy(images), torch.from_numpy(sizes))]
 
-    return run, extra[METADATA_KEY]
+    signature = program.graph_signature  # whose outputs have the names of nodes
+    return _Opened(run, extra[METADATA_KEY], [str(name) for name in signature.user_inputs], len(signature.user_outputs))

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import some
 from ..files import write_text_whole, written_whole
 from .detections import Detections, to_coco
-from .sources import Source, video_rate
+from .sources import Source, is_utf8, video_rate
 
 DETECTIONS_FILE = "detections.json"
 
@@ -38,11 +38,18 @@ def drawing_files(sources: Iterable[Source], out: Path) -> dict[Source, Path]:
 
 
 def output_problems(files: Sequence[Path], sources: Iterable[Source], out: Path, *, overwrite: bool) -> list[str]:
-    """What speaks against writing these files: the pictures themselves, or somebody's files, are there."""
+    """What speaks against writing these files: the pictures themselves, or somebody's files, are there or above."""
     inputs = {os.path.realpath(source.path) for source in sources}
     own = [path for path in files if os.path.realpath(path) in inputs]
     if own:
         return [f"--out {out}: the drawings would take the place of their pictures ({some('', own)}); name another"]
+    above = {folder for path in files for folder in path.parents if folder.is_relative_to(out)}
+    blocking = sorted(path for path in above if os.path.lexists(path) and not path.is_dir())
+    if blocking:
+        return [f"--out {out}: {some('', blocking)} is a file, but a folder of drawings is to be there; name another"]
+    both = sorted(above.intersection(files))
+    if both:
+        return [f"--out {out}: {some('', both)} would be a file and a folder of drawings; predict them apart"]
     there = [path for path in files if os.path.lexists(path)]
     if there and not overwrite:
         return [f"--out {out} already has {some('', there)}; name another, or add --overwrite"]
@@ -75,7 +82,7 @@ class Results:
     def write(self) -> None:
         """Write the file, whole."""
         coco = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
-        write_text_whole(self.path, json.dumps(coco, ensure_ascii=False))
+        write_text_whole(self.path, json.dumps(coco))  # in ASCII, which has a word for names that are not UTF-8 too
 
 
 class Drawings:
@@ -103,13 +110,14 @@ class Drawings:
             return
         self.close()
         path = self.files[source]
+        try:
+            done, coded = cv2.imencode(path.suffix.lower(), drawing)
+        except cv2.error as error:
+            raise OSError(f"OpenCV cannot make a {path.suffix} of it: {error.err}") from error
+        if not done:
+            raise OSError(f"OpenCV cannot make a {path.suffix} of it")
         with written_whole(path) as partial:
-            try:
-                done = cv2.imwrite(str(partial), drawing)
-            except cv2.error as error:
-                raise OSError(f"{path} cannot be written ({error})") from error
-            if not done:
-                raise OSError(f"{path} cannot be written")
+            partial.write_bytes(coded.tobytes())
 
     def _add_to_video(self, source: Source, drawing: np.ndarray) -> None:
         height, width = (side // 2 * 2 for side in drawing.shape[:2])  # the format wants even sides
@@ -121,12 +129,14 @@ class Drawings:
 
     def _start_video(self, source: Source, size: tuple[int, int]) -> None:
         path = self.files[source]
+        if not is_utf8(path):
+            raise OSError("OpenCV writes videos under names in UTF-8 alone; rename the file or --out")
         rate = max(video_rate(source.path) / self.every, 1.0)
         with ExitStack() as opening:
             partial = opening.enter_context(written_whole(path))
             video = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             if not video.isOpened():
-                raise OSError(f"{path} cannot be written as a video; --no-draw writes the detections alone")
+                raise OSError("OpenCV cannot write it as a video")
             self._source, self._video, self._open = source, video, opening.pop_all()
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, some
 from .pictures import PictureError, read_picture
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif")
@@ -76,7 +76,9 @@ def find_sources(inputs: Sequence[str], lines: Iterable[str], leave_out: Path) -
     walk = _Walk(leave_out.absolute())
     for text in inputs:
         if text == "-":
-            words = [line for line in (line.rstrip("\r\n") for line in lines) if line]
+            words, no_names = _words(lines)
+            if no_names:
+                walk.notes.append(f"{some('INPUT -: passed over, as no file name holds a NUL:', no_names)}")
             if not words:
                 walk.problems.append("INPUT -: standard input names no picture")
             for word in words:
@@ -98,6 +100,12 @@ def find_sources(inputs: Sequence[str], lines: Iterable[str], leave_out: Path) -
     if len(paths) < len(walk.paths):
         walk.notes.append(f"{len(walk.paths) - len(paths)} files are named twice and taken once")
     return Sources([Source(path, path.relative_to(base).as_posix()) for path in paths], base, walk.notes)
+
+
+def _words(lines: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The lines that can be names, and as they are typed those that cannot."""
+    words = [line for line in (line.rstrip("\r\n") for line in lines) if line]
+    return [word for word in words if "\0" not in word], [repr(word) for word in words if "\0" in word]
 
 
 def _matches(pattern: str, leave_out: Path) -> list[str]:
@@ -163,6 +171,15 @@ def read_frames(sources: Iterable[Source], every: int) -> Iterator[Frame]:
             yield Frame(source, source.name, error)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether OpenCV can be given the name; others end the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def video_rate(path: Path) -> float:
     """Frames a second; 25 where the file does not say."""
     video = cv2.VideoCapture(str(path))
@@ -172,13 +189,16 @@ def video_rate(path: Path) -> float:
 
 
 def _video_length(path: Path) -> int:
-    video = cv2.VideoCapture(str(path)) if path.is_file() else None
+    video = cv2.VideoCapture(str(path)) if path.is_file() and is_utf8(path) else None
     return int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video is not None and video.isOpened() else 0
 
 
 def _video_frames(source: Source, every: int) -> Iterator[Frame]:
     if not source.path.is_file():
         yield Frame(source, source.name, PictureError(source.path, "no such file"))
+        return
+    if not is_utf8(source.path):
+        yield Frame(source, source.name, PictureError(source.path, "OpenCV reads videos of names in UTF-8 alone"))
         return
     video = cv2.VideoCapture(str(source.path))
     number = 0

@@ -127,6 +127,63 @@ def test_paths_come_from_standard_input(finder, pictures, monkeypatch, capsys):
     assert "in/gone.jpg: no such file; passed over" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("extra", [[], ["--no-draw"]])
+def test_a_name_that_is_not_utf8_costs_no_picture(finder, pictures, extra):
+    odd = os.fsencode(pictures) + b"/b\xff.png"
+    Path(os.fsdecode(odd)).write_bytes((pictures / "a.png").read_bytes())
+    Path(os.fsdecode(os.fsencode(pictures) + b"/v\xff.avi")).write_bytes(b"")
+    assert run("in", os.fsdecode(b"in/v\xff.avi"), "--out", "out", *extra) == 0
+    names = [image["file_name"] for image in written()["images"]]
+    assert names == ["a.jpg", "a.png", "b\udcff.png", "z.bmp", "x/a.jpg", "y/a.jpg"]
+    assert os.fsencode(names[2]) == b"b\xff.png"  # the name can be had back
+    assert (b"b\xff.png" in os.listdir(b"out")) == (not extra)
+
+
+def test_a_folder_that_is_not_utf8_can_be_named(finder, pictures, tmp_path):
+    folder = os.fsdecode(b"n\xfcr")
+    Path(folder).mkdir()
+    Path(folder, "a.png").write_bytes((pictures / "a.png").read_bytes())
+    code = "import sys; from focal_det.cli import predict; from test_predict import Finder;" + (
+        "predict._detector = lambda args: (Finder(), []); from focal_det.cli.main import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", "-", "--run", "unused", "--out", "out"],
+        input=b"n\xfcr\nin/a\0.png\n",
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"passed over, as no file name holds a NUL: 'in/a\\x00.png'" in done.stderr
+    assert b"1 picture, 1 detection: out (names relative to" in done.stdout
+    assert Path("out/a.png").is_file()
+
+
+def test_a_file_where_a_folder_of_drawings_is_to_be_is_named_before(finder, pictures, capsys):
+    Path("out").mkdir()
+    Path("out/x").write_text("mine")
+    assert run("in", "--out", "out", "--overwrite") == 2
+    assert "--out out: out/x is a file, but a folder of drawings is to be there" in capsys.readouterr().err
+    assert finder.batches == []
+    assert os.listdir("out") == ["x"]
+    (pictures / "detections.json").mkdir()
+    (pictures / "detections.json" / "a.png").write_bytes((pictures / "a.png").read_bytes())
+    assert run("in", "--out", "out2") == 2
+    assert "out2/detections.json would be a file and a folder of drawings" in capsys.readouterr().err
+    assert not Path("out2").exists()
+
+
+def test_a_drawing_that_cannot_be_written_is_named_and_the_others_are(finder, pictures, capsys):
+    long = "b" * 250 + ".gif"  # with .png behind it too long for a name
+    (pictures / long).write_bytes((pictures / "a.png").read_bytes())
+    assert run("in", "--out", "out") == 0
+    output = capsys.readouterr()
+    assert f"{long}.png: the drawing cannot be written (File name too long); its detections are kept" in output.err
+    assert "6 pictures, 6 detections, 1 that could not be read, 1 drawing that could not be written" in output.out
+    assert len(list(Path("out").rglob("*.*"))) == 6
+    assert len(written()["images"]) == 6
+
+
 def test_nothing_is_written_over_unless_asked_and_inputs_never(finder, pictures, capsys):
     before = (pictures / "a.jpg").read_bytes()
     assert run("in/a.jpg", "--out", "in", "--overwrite") == 2

@@ -458,6 +458,24 @@ def test_a_missing_file_is_named(tmp_path):
         ("TEST.DETECTIONS_PER_IMAGE", "0"),
         ("INPUT.FORMAT", "GREY"),
         ("INPUT.MIN_SIZE_TRAIN", "()"),
+        ("INPUT.MAX_SIZE_TRAIN", "0"),
+        ("INPUT.MAX_SIZE_TRAIN", "700"),
+        ("INPUT.MIN_SIZE_TEST", "-5"),
+        ("INPUT.MAX_SIZE_TEST", "700"),
+        ("MODEL.PIXEL_STD", "[0, 1, 1]"),
+        ("MODEL.PIXEL_STD", "[1.0, 1.0]"),
+        ("MODEL.PIXEL_MEAN", "[100.0]"),
+        ("MODEL.BACKBONE.FREEZE_AT", "-1"),
+        ("MODEL.FPN.OUT_CHANNELS", "-4"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[]]"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0, 0.0]]"),
+        ("MODEL.RETINANET.NUM_CONVS", "101"),
+        ("DATALOADER.SAMPLER_TRAIN", "Sampler"),
+        ("DATALOADER.NUM_WORKERS", "100000"),
+        ("SOLVER.GAMMA", "0.0"),
+        ("SOLVER.GAMMA", "1.5"),
+        ("MODEL.DEVICE", "meta"),
+        ("MODEL.DEVICE", "cuda:x"),
         ("MODEL.DEVICE", "gpu"),
         ("MODEL.RETINANET.NUM_CLASSES", "0"),
         ("SOLVER.AMP.DTYPE", "half"),
@@ -482,6 +500,14 @@ def test_a_value_that_cannot_work_is_named(tiny_cfg, key, value):
     assert len(found) == 1
     assert found[0].startswith(f"{key} is ")
     assert re.search("must|allowed are|name a|set it|give a|need", found[0])  # the mending
+
+
+def test_gradients_are_clipped_at_something(tiny_cfg):
+    clipped = ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.0"]
+    assert config_problems(tiny_cfg(*clipped), num_processes=1, training=True) == []  # which nothing reads
+    cfg = tiny_cfg(*clipped, "SOLVER.CLIP_GRADIENTS.ENABLED", "True")
+    (problem,) = config_problems(cfg, num_processes=1, training=True)
+    assert problem == "SOLVER.CLIP_GRADIENTS.CLIP_VALUE is 0.0; it must be > 0"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The exported detector is the detector: for batches, for every size, in each format."""
 
 import json
+import os
+import signal
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
+from focal_det.cli import export
 from focal_det.cli.main import main
 from focal_det.engine.loss_keys import without_unread_keys
 from focal_det.engine.predictor import Predictor
@@ -239,3 +242,16 @@ def test_bad_input_is_named_before_anything_is_done(run_dir, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "no.jpg", "there.onnx"]
     assert (tmp_path / "there.onnx").read_text() == "mine"
+
+
+def test_sigterm_leaves_nothing_half_made(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_write", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["export", "--run", str(run_dir), "--out", str(tmp_path / "m.onnx")])
+        assert ended.value.code == 143
+        assert signal.getsignal(signal.SIGTERM).__name__ == "<lambda>"  # as it was
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == []

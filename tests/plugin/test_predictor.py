@@ -170,8 +170,8 @@ def test_what_is_wrong_is_said_together(run_dir, files):
     assert [p.split(";")[0].split(":")[0] for p in caught.value.problems] == [
         "score_thresh is 1.5",
         "batch_size is 0",
+        "device is 'gpu'",
         f"weights {folder}/gone.pth",
-        "device is gpu",
     ]
     with pytest.raises(InputError, match=r"MODEL\.WEIGHTS is empty"):
         focal_det.Predictor(cfg)
@@ -185,6 +185,56 @@ def test_what_is_wrong_is_said_together(run_dir, files):
         predictor("gone.jpg")
     with pytest.raises(ValueError, match=r"a picture is \(H, W, 3\) uint8 BGR, not \(8, 8\) float64"):
         predictor(np.zeros((8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("INPUT.FORMAT", "XYZ"),
+        ("MODEL.PIXEL_STD", "[0, 0, 0]"),
+        ("INPUT.MIN_SIZE_TEST", "-5"),
+        ("TEST.DETECTIONS_PER_IMAGE", "-1"),
+        ("MODEL.FPN.OUT_CHANNELS", "-4"),
+        ("MODEL.RETINANET.IN_FEATURES", "['x']"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[]]"),
+        ("MODEL.FOCAL_DET.LOSS.NAME", "Nope"),
+    ],
+)
+def test_a_configuration_of_no_detector_is_refused(run_dir, files, tmp_path, capsys, key, value):
+    folder, _, _ = run_dir
+    words = {"predict": [str(files[0]), "--out", str(tmp_path / "out")], "export": ["--out", str(tmp_path / "m.onnx")]}
+    for command, own in words.items():
+        assert main([command, *own, "--run", str(folder), key, value]) == 2
+        said = capsys.readouterr().err.splitlines()
+        found = [line for line in said if line.startswith("error: ")]
+        in_one = "the configuration does not make a model" if key.endswith("IN_FEATURES") else f"{key} is "
+        assert len(found) == 1
+        assert in_one in found[0]
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("score_thresh", value) for value in ("0.5", float("nan"), [0.5])),
+        *(("batch_size", value) for value in ("2", 1.5, True, None)),
+        *(("device", value) for value in (5, "meta", "", "cuda:x")),
+    ],
+)
+def test_an_option_of_another_kind_is_named(run_dir, option, value):
+    with pytest.raises(InputError) as caught:
+        focal_det.Predictor.from_run(run_dir[0], **{option: value})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{option} is {value!r}; it must be ")
+
+
+def test_what_is_no_picture_is_named(run_dir):
+    predictor = focal_det.Predictor.from_run(run_dir[0])
+    for given in (None, b"a.png", {"a": 1}, 5):
+        for words in (given, [given]):
+            with pytest.raises(ValueError, match=f"a picture is a file's name, .*, not {type(given).__name__}"):
+                predictor(words)
 
 
 def _with_classes(folder, old, new):
