@@ -36,3 +36,9 @@ def test_a_colleague_may_read_it(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    path = tmp_path / f"{'n' * 251}.png"  # 255 bytes
+    write_text_whole(path, "whole")
+    assert path.read_text() == "whole"
