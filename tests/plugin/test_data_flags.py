@@ -274,6 +274,15 @@ def test_rows_of_the_paper_take_the_same_flags(voc, json_sets, tmp_path):
     assert run("--val-voc", str(voc)).config != run("--train-voc", str(voc)).config
 
 
+def test_shapes_are_not_drawn_before_the_arguments_are_checked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "drawn"))
+    words = ["--out", str(tmp_path / "out"), "DATASETS.TRAIN", "('shapes_train_4_64px',)", "DATASETS.TEST", "()"]
+    assert focal_det(["data", "inspect", "--only-class", "cicle", *words]) == 2
+    assert "--only-class 'cicle' is no class of these sets" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_inspects_the_sets_of_a_configuration(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     names = ["DATASETS.TRAIN", "shapes_train_4_64px", "DATASETS.TEST", "('shapes_val_3_64px', 'shapes_val_3_64px')"]
