@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..data.folders import is_writable
 from ..data.sources import OwnSet, Source
-from ..errors import some
+from ..errors import cut, some
 
 SHEET = "pictures.png"
 STATISTICS = ("statistics.txt", "statistics.json", "statistics.png")
@@ -23,6 +24,8 @@ def output_problems(
         sources: of all sets; those that are not in `sets` are generated shapes that are still to be drawn.
         sets: those that were read.
     """
+    if not is_writable(out):
+        return [f"--out {cut(out, 250)}: no folder that can be made and written; name another"]
     files, folders = [out / name for name in (*STATISTICS, SHEET)], [out / name for name in names]
     image_dirs = [own.image_dir for own in sets.values()]
     image_dirs += [str(source.detail) for name, source in sources.items() if name not in sets]
@@ -41,8 +44,8 @@ def output_problems(
         return [f"--out {out}: {some('', own)} holds or is what the data sets consist of; name another folder"]
     if there and not overwrite:
         return [f"--out {out} already has {some('', there)}; name another, or add --overwrite"]
-    wrong = [f"{path} is a folder" for path in files if path.is_dir()]
-    wrong += [f"{path} is no folder" for path in folders if os.path.lexists(path) and not path.is_dir()]
+    wrong = [f"{path} is a folder" for path in files if os.path.isdir(path)]
+    wrong += [f"{path} is no folder" for path in folders if os.path.lexists(path) and not os.path.isdir(path)]
     return [f"--out {out}: {some('', wrong)}; name another"] if wrong else []
 
 

@@ -118,6 +118,14 @@ def test_never_are_the_pictures_of_a_set_written_over(voc, tmp_path, capsys, bel
     assert files_in(out) == before
 
 
+@pytest.mark.parametrize("out", ["y" * 300, "voc/ImageSets/Main/train.txt/out"])
+def test_a_folder_that_cannot_be_made_is_named(voc, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    assert inspect("--train-voc", voc, "--out", out) == 2
+    assert "no folder that can be made and written; name another" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+
+
 def test_never_is_the_annotation_file_written_over(voc, tmp_path):
     content = {
         "images": [{"id": 1, "file_name": "p00.jpg", "width": 100, "height": 80}],
