@@ -145,6 +145,20 @@ def test_only_if_no_set_has_an_object_there_is_nothing_to_train_on(write_voc):
     checked("--train-voc", folder, "--train-voc", f"{folder}:val", "--val-voc", folder)
 
 
+def test_a_malformed_entry_is_the_one_problem(tmp_path):
+    found = problems("DATASETS.TRAIN", "('coco:a.json',)", "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out")
+    assert [line for line in found if "no box to train on" in line] == []
+    assert len([line for line in found if "the folder of its pictures is missing" in line]) == 1
+
+
+def test_one_file_for_both_uses_has_its_faults_once(json_sets, tmp_path):
+    _, path, _, folder = json_sets("one", "train")
+    Path(path).write_text("{")
+    flags = [f"--{use}-{kind}" for use in ("train", "val") for kind in ("json", "images")]
+    words = [word for flag, value in zip(flags, (path, folder) * 2, strict=True) for word in (flag, value)]
+    assert len([line for line in problems(*words) if "not JSON" in line]) == 1
+
+
 def test_an_evaluation_numbers_classes_as_the_training_did(voc, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
