@@ -159,6 +159,16 @@ def test_one_file_for_both_uses_has_its_faults_once(json_sets, tmp_path):
     assert len([line for line in problems(*words) if "not JSON" in line]) == 1
 
 
+def test_places_too_long_are_named(json_sets):
+    flags = [*json_sets("one", "train"), *json_sets("two", "val")]
+    long = "x/" * 2500
+    assert "File name too long" in problems("--train-json", long, "--train-images", long)[0]
+    assert "no such folder" in problems("--train-voc", long)[0]
+    found = problems(*flags, "OUTPUT_DIR", long, "MODEL.WEIGHTS", long)
+    assert [line[:20] for line in found] == ["MODEL.WEIGHTS is x/x", "OUTPUT_DIR is x/x/x/"]
+    assert max(map(len, found)) < 400
+
+
 def test_an_evaluation_numbers_classes_as_the_training_did(voc, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
