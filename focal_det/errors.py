@@ -25,6 +25,12 @@ class TrainingError(Exception):
     """A training that others need has failed; the message says which and where its log is."""
 
 
+def cut(value: object, length: int = 80) -> str:
+    """A value's text for a message, shortened where it is long."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def some(what: str, values: Sequence[object]) -> str:
     """The first few values, for a message that has to name many."""
     shown = ", ".join(str(v) for v in values[:_SHOWN])

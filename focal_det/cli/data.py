@@ -15,6 +15,7 @@ from ..data.spread import evenly_spread
 from ..errors import EXIT_DONE, InputError
 from .common import folder_name, make_folder
 from .datasets import USES, add_data_flags, entries_of
+from .inspect_output import SHEET, STATISTICS, output_problems
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,8 @@ _EPILOG = """examples:
   Pascal VOC     focal-det data inspect --train-voc voc:train --val-voc voc:val --only-class cell
   a config's     focal-det data inspect --config-file configs/quickstart.yaml --out output/shapes
 
-Sets that flags name need no Detectron2.
+Sets that flags name need no Detectron2. What --out already holds is not written over without --overwrite, and never
+the data sets' own files; drawings of an earlier call that are not drawn again stay.
 exit codes: 0 done; 1 a file could not be written; 2 bad input and nothing written
 """
 _COLUMNS = 4
@@ -54,6 +56,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     inspect.add_argument("--only-class", metavar="NAME", help="draw only pictures with it, and only its boxes")
     out = Path("output/inspect")
     inspect.add_argument("--out", type=folder_name, default=out, metavar="DIR", help=f"default: {out}")
+    inspect.add_argument("--overwrite", action="store_true", help="replace files of an earlier call in --out")
     inspect.set_defaults(run=_inspect)
 
 
@@ -65,7 +68,6 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.pictures < 1:
         raise InputError(f"--pictures {args.pictures} must be at least 1")
     sets, trained_on = _read(args)
-    _check_class(args.only_class, sets)
     make_folder(args.out)
     found = {name: {"source": own.place, **inspect_set(own.file.coco)} for name, own in sets.items()}
     text = "\n\n".join(
@@ -75,7 +77,7 @@ def _inspect(args: argparse.Namespace) -> int:
     for own in sets.values():
         print(*own.file.notes, sep="\n", end="\n" * bool(own.file.notes))
     print(text)
-    files = [args.out / f"statistics.{suffix}" for suffix in ("txt", "json", "png")]
+    files = [args.out / name for name in STATISTICS]
     write_text_whole(files[0], text + "\n")
     write_text_whole(files[1], json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     with written_whole(files[2]) as partial:
@@ -86,7 +88,12 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
-    """The checked sets, and which are to train on; warns where classes differ, which a training would refuse."""
+    """The checked sets, and which are to train on; warns where classes differ, which a training would refuse.
+
+    Generated shapes are drawn if need be, once nothing else is wrong.
+    """
+    from ..data.shapes import CLASSES, parse_name  # OpenCV takes its time, which --help need not wait for
+
     datasets: Any = _datasets_of_config(args) if args.config_file or args.overrides else dict.fromkeys(USES, ())
     of_uses: dict[str, list[SetSource | str]] = {}
     problems = []
@@ -97,10 +104,25 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
     if not entries and not problems:
         problems.append("no data set is named: use --train-json and --train-images, --train-voc, or --config-file")
     names, sources = name_sources(entries)
-    sources |= _registered([name for name in names if name not in sources], problems)
-    sets, found = read_sources({name: sources[name] for name in names if name in sources})
-    if problems or found:
-        raise InputError([*problems, *found])
+    registered = [name for name in names if name not in sources]
+    sources |= _registered(registered, problems)
+    to_draw = [name for name in registered if name in sources and parse_name(name) is not None]
+    sets, found = read_sources({name: s for name, s in sources.items() if name not in to_draw})
+    problems += found
+    if not problems:
+        classes = dict.fromkeys(c for own in sets.values() for c in own.file.class_names)
+        problems += _class_problems(args.only_class, [*classes, *(CLASSES if to_draw else ())])
+        problems += output_problems(args.out, names, sources, sets, overwrite=args.overwrite)
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))  # a set may be there for both uses
+    if to_draw:
+        from ..data.catalog import prepare_shapes
+
+        prepare_shapes(to_draw)
+        sets, problems = read_sources({name: sources[name] for name in names})
+        if problems:
+            raise InputError(problems)
+    sets = {name: sets[name] for name in names}
     first, *others = sets
     for name in others:
         if sets[name].file.class_names != sets[first].file.class_names:
@@ -120,15 +142,14 @@ def _datasets_of_config(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
 
 
 def _registered(names: list[str], problems: list[str]) -> dict[str, SetSource]:
-    """Where registered sets stand; generated shapes are drawn if need be."""
+    """Where registered sets stand, or shapes once they are drawn."""
     if not names:
         return {}
-    from ..data.catalog import dataset_problems, prepare_shapes, registered_files
+    from ..data.catalog import dataset_problems, registered_files
 
     problems += dataset_problems(names)
     if problems:
         return {}
-    prepare_shapes(names)
     found = {name: registered_files(name) for name in names}
     problems += [
         f"data set {name} is registered without a COCO file, so it cannot be inspected; leave it out"
@@ -138,13 +159,12 @@ def _registered(names: list[str], problems: list[str]) -> dict[str, SetSource]:
     return {name: SetSource("train", "json", str(files[0]), str(files[1])) for name, files in found.items() if files}
 
 
-def _check_class(name: str | None, sets: Mapping[str, OwnSet]) -> None:
-    names = list(dict.fromkeys(c for own in sets.values() for c in own.file.class_names))
+def _class_problems(name: str | None, names: list[str]) -> list[str]:
     if name is None or name in names:
-        return
+        return []
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-    raise InputError(f"--only-class {name!r} is no class of these sets; {hint}")
+    return [f"--only-class {name!r} is no class of these sets; {hint}"]
 
 
 def _draw_sets(sets: Mapping[str, OwnSet], args: argparse.Namespace) -> Path:
@@ -162,12 +182,10 @@ def _draw_sets(sets: Mapping[str, OwnSet], args: argparse.Namespace) -> Path:
     drawings = []
     for name, own in sets.items():
         folder = args.out / name
-        for stale in folder.glob("[0-9][0-9][0-9]_*.png"):
-            stale.unlink()
         for place, (file_name, drawing) in enumerate(_drawings(own, args.pictures, args.only_class)):
             write(folder / f"{place:03d}_{Path(file_name).stem}.png", drawing)
             drawings.append(titled(drawing, f"{name}: {file_name}"))
-    path: Path = args.out / "pictures.png"
+    path: Path = args.out / SHEET
     write(path, sheet(drawings, _COLUMNS))
     return path
 

@@ -33,7 +33,11 @@ def add_data_flags(parser: argparse.ArgumentParser, uses: Sequence[Use] = USES) 
             f"--{use}-json", action="append", default=[], metavar="FILE", help=f"COCO annotations {_PURPOSES[use]}"
         )
         group.add_argument(
-            f"--{use}-images", action="append", default=[], metavar="DIR", help="folder of their pictures, file by file"
+            f"--{use}-images",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help=f"folder of the pictures of --{use}-json; given as often, in the same order",
         )
         usual = "train" if use == "train" else "val, else test"
         group.add_argument(
@@ -115,7 +119,7 @@ def read_own_sets(args: argparse.Namespace, cfg: Any) -> tuple[dict[Any, CocoFil
         JsonDataset(name, own.place, own.image_dir, str(folder / f"{name}.json")): own.file
         for name, own in sets.items()
     }
-    return files, set(sources), problems
+    return files, set(sources), list(dict.fromkeys(problems))  # one file may be there for both uses
 
 
 def weights_folder(cfg: Any) -> Path:
@@ -137,6 +141,6 @@ def _unpaired(use: Use, files: int, folders: int) -> list[str]:
 
 def _nothing_to_train_on(sets: Collection[OwnSet]) -> list[str]:
     places = [own.place for own in sets if all(a["iscrowd"] for a in own.file.coco["annotations"])]
-    if len(places) < len(sets):
+    if not sets or len(places) < len(sets):
         return []
     return [f"{', '.join(places)}: no box to train on; annotate at least one object that is no crowd and not difficult"]

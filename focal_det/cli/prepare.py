@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ def check(args: argparse.Namespace) -> Plan:
     # From here on the configuration is sound, and the files are there.
     weights = str(checkpoint or cfg.MODEL.WEIGHTS)
     # A training fetches an address by itself.
-    if weights and (args.eval_only or args.preflight_only or Path(weights).is_file()):
+    if weights and (args.eval_only or args.preflight_only or os.path.isfile(weights)):
         problems = weights_problems(cfg, weights, whole=bool(args.eval_only or checkpoint))
     summary = summary_lines(cfg, sets, full=args.preflight_only)
     if training:
@@ -167,7 +168,7 @@ def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, 
     """The checkpoint to go on from, if any, and what speaks against the wish. No run is ever written over."""
     folder = Path(cfg.OUTPUT_DIR)
     pointer = folder / "last_checkpoint"
-    if pointer.is_file():
+    if os.path.isfile(pointer):
         name = pointer.read_bytes()[:256].decode(errors="replace").strip()
         if wish is None:
             return None, [
@@ -177,7 +178,7 @@ def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, 
         if not name or Path(name).name != name or len(name) > 255 or not (folder / name).is_file():
             return None, [f"--resume: {pointer} names {name!r}, which is no checkpoint in that folder; name one"]
         return folder / name, []
-    if any(folder.glob("[!.]*.pth")):  # not one that a kill left half written
+    if os.path.isdir(folder) and any(folder.glob("[!.]*.pth")):  # not one that a kill left half written
         return None, [
             f"OUTPUT_DIR is {folder}, which holds checkpoints but no last_checkpoint: write the name of one into "
             f"{pointer} and add --resume, or name another OUTPUT_DIR"
@@ -185,7 +186,7 @@ def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, 
     if wish == "required":
         return None, [f"--resume: no last_checkpoint in {folder}; use --resume auto to start fresh"]
     metrics = folder / "metrics.json"
-    if wish is None and metrics.is_file() and metrics.stat().st_size:
+    if wish is None and os.path.isfile(metrics) and metrics.stat().st_size:
         return None, [
             f"OUTPUT_DIR is {folder}, which holds a run that ended before its first checkpoint: name another, or add "
             "--resume auto to start again in it"

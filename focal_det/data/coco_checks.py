@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Literal
 
-from ..errors import some
+from ..errors import cut, some
 
-_MAX_COORDINATE = 1e7  # pixels; beyond it, and for inf and NaN, a box is a mistake
+_MAX_COORDINATE = 1e7  # pixels; beyond it, and for inf and NaN, a box or a size is a mistake
+_MAX_ID = 2**63  # what NumPy's integers hold, in which pycocotools keeps ids
+_MAX_CATEGORIES = 100_000  # far beyond any data set; the classes of a file that numbers its objects as such
 
 
 def shape_problems(raw: Any) -> list[str]:
@@ -27,6 +29,11 @@ def shape_problems(raw: Any) -> list[str]:
             continue
         if not rows and section != "annotations":
             problems.append(f'"{section}" is empty')
+        if section == "categories" and len(rows) > _MAX_CATEGORIES:
+            problems.append(
+                f"categories: {len(rows)} of them, more than {_MAX_CATEGORIES}; name each class once, not each object"
+            )
+            continue
         for place, row in enumerate(rows):
             wrong = _wrong_field(row, fields)
             if wrong:
@@ -43,13 +50,35 @@ def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
         if field not in row:
             return f'"{field}" is missing'
         if not isinstance(value, kind) or isinstance(value, bool):
-            return f'"{field}" is {value!r}, not {_KIND_NAMES[kind]}'
-        if field in ("width", "height") and row[field] <= 0:
-            return f'"{field}" is {value}, not a size in pixels'
+            return f'"{field}" is {cut(repr(value))}, not {_KIND_NAMES[kind]}'
+        if field in ("width", "height") and not 0 < row[field] <= _MAX_COORDINATE:
+            return f'"{field}" is {cut(value)}, not a size in pixels'
+        if kind is int and not -_MAX_ID <= row[field] < _MAX_ID:
+            return f'"{field}" is {cut(value)}, beyond an integer of 64 bits; number anew'
+        if field == "name" and not is_class_name(row[field]):
+            return f'"name" of category id={row["id"]} is {cut(repr(value))}; {CLASS_NAME_RULE}'
     for field in ("iscrowd", "ignore"):
         if row.get(field) not in (None, 0, 1):
-            return f'"{field}" is {row[field]!r}, not 0 or 1'
+            return f'"{field}" is {cut(repr(row[field]))}, not 0 or 1'
     return None
+
+
+CLASS_NAME_RULE = "a class needs a name of printable characters on one line"
+
+
+def is_class_name(text: str) -> bool:
+    """Whether it can be shown: not empty, on one line, without control characters and halves of characters."""
+    return bool(text.strip()) and text.isprintable()
+
+
+def is_number(value: Any) -> bool:
+    """Whether JSON gave a number; its true and false are Python's 1 and 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_area(value: Any) -> bool:
+    """Whether it can be an object's area in pixels."""
+    return is_number(value) and 0 < value <= _MAX_COORDINATE**2
 
 
 def _in_json(value: Any) -> str:
@@ -73,7 +102,9 @@ def id_problems(raw: dict[str, Any]) -> list[str]:
     name_counts = Counter(row["name"] for row in raw["categories"])
     repeated_names = [name for name, count in name_counts.items() if count > 1]
     if repeated_names:
-        problems.append(f"categories: repeated {some('name', repeated_names)}; each needs its own")
+        problems.append(
+            f"categories: repeated {some('name', [cut(name) for name in repeated_names])}; each needs its own"
+        )
     strangers: dict[int, list[str]] = {}
     orphans = []
     for place, annotation in enumerate(raw["annotations"]):
@@ -81,23 +112,36 @@ def id_problems(raw: dict[str, Any]) -> list[str]:
             strangers.setdefault(annotation["category_id"], []).append(annotation_name(annotation, place))
         if annotation["image_id"] not in image_ids:
             orphans.append(f"image_id={annotation['image_id']} ({annotation_name(annotation, place)})")
-    for category_id, names in strangers.items():
+    if strangers:
+        found = [f"category_id={category_id} ({some('', names)})" for category_id, names in strangers.items()]
         problems.append(
-            f"category_id={category_id} ({some('', names)}) is not in categories {sorted(category_ids)}; "
-            "add the category or correct the id"
+            f"{some('', found)} {'is' if len(found) == 1 else 'are'} not in categories "
+            f"[{some('', sorted(category_ids))}]; add the category or correct the id"
         )
     if orphans:
         problems.append(f"{some('', orphans)} not in images; add the image or remove the annotation")
     return problems
 
 
+def repeated_files(raw: dict[str, Any]) -> list[str]:
+    """A note on pictures that stand there under several ids."""
+    counts = Counter(image["file_name"] for image in raw["images"])
+    repeated = [cut(repr(name)) for name, count in counts.items() if count > 1]
+    if not repeated:
+        return []
+    return [
+        f"{len(repeated)} pictures have several ids, each with only a part of their boxes, so that objects of one are "
+        f"background under another ({some('', repeated)}); give each picture one id"
+    ]
+
+
 def number_problems(raw: dict[str, Any]) -> list[str]:
     """Boxes that are not four numbers."""
     wrong = [
-        f"bbox={annotation['bbox']} ({annotation_name(annotation, place)})"
+        f"bbox={cut(annotation['bbox'])} ({annotation_name(annotation, place)})"
         for place, annotation in enumerate(raw["annotations"])
         if len(annotation["bbox"]) != 4
-        or not all(isinstance(v, (int, float)) and abs(v) < _MAX_COORDINATE for v in annotation["bbox"])
+        or not all(is_number(v) and abs(v) < _MAX_COORDINATE for v in annotation["bbox"])
     ]
     return [f"{some('', wrong)}: a box is four numbers [x, y, width, height] in pixels"] if wrong else []
 
@@ -118,7 +162,7 @@ def unread_problems(raw: dict[str, Any], use: Literal["train", "val"]) -> list[s
     if use == "val":
         found += [
             ("an id above 0", sum(isinstance(i, int) and i <= 0 for i in ids)),  # 0 means "unmatched" to pycocotools
-            ('"area"', sum(not isinstance(row.get("area"), (int, float)) for row in rows)),
+            ('"area"', sum(not is_number(a := row.get("area")) or not 0 <= a <= _MAX_COORDINATE**2 for row in rows)),
             ('"iscrowd"', sum(row.get("iscrowd") is None for row in rows)),
         ]
     wrong = [f"{number} of {len(rows)} annotations are without {what}" for what, number in found if number]
@@ -134,4 +178,4 @@ def unread_problems(raw: dict[str, Any], use: Literal["train", "val"]) -> list[s
 
 def annotation_name(annotation: dict[str, Any], place: int) -> str:
     """By its id, or by its place where it has none."""
-    return f"annotation {annotation['id']}" if "id" in annotation else f"annotations[{place}]"
+    return f"annotation {cut(annotation['id'])}" if "id" in annotation else f"annotations[{place}]"

@@ -9,9 +9,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, some, some_lines
+from ..errors import InputError, cut, some, some_lines
 from .box_checks import format_problem, like_corners, percent, reaching_out, without_area
-from .coco_checks import annotation_name, id_problems, number_problems, shape_problems, unread_problems
+from .coco_checks import (
+    annotation_name,
+    id_problems,
+    is_area,
+    number_problems,
+    repeated_files,
+    shape_problems,
+    unread_problems,
+)
+from .folders import open_regular
 from .pictures import PictureFault, fault_lines, look_at_pictures
 
 
@@ -56,16 +65,21 @@ def read_coco(
             another size.
     """
     path = Path(json_file)
-    if not path.is_file():
-        raise InputError(f"{path}: no such annotation file")
-    if not Path(image_dir).is_dir():
-        raise InputError(f"{image_dir}: no such folder of pictures (for {path})")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_regular(path) as file:
+            raw = json.loads(file.read().decode("utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such annotation file") from error
+    except OSError as error:
+        raise InputError(
+            f"{cut(path, 250)}: an annotation file that cannot be read ({error.strerror or error}); name another"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
+    if not os.path.isdir(image_dir):
+        raise InputError(f"{cut(image_dir, 250)}: no such folder of pictures (for {path})")
     return check_coco(raw, path, image_dir, decode=decode, skip_bad_images=skip_bad_images)
 
 
@@ -110,7 +124,7 @@ def check_coco(
         problems.append(f"--skip-bad-images {skip_bad_images} leaves no picture of {len(raw['images'])}")
     if problems:
         raise InputError([f"{path}: {problem}" for problem in problems])
-    notes = [f"{path}: {note}" for note in report.notes]
+    notes = [f"{path}: {note}" for note in (*report.notes, *repeated_files(raw))]
     if report.faults:
         notes += _leave_out(raw, report.faults, path, Path(image_dir))
     return _complete(raw, path, notes, len(report.faults), is_read=as_is is None)
@@ -143,7 +157,7 @@ def _complete(raw: dict[str, Any], path: Path, notes: list[str], pictures_left_o
     """is_read: whether Detectron2 reads the result, or else the file itself."""
     names = {image["id"]: image["file_name"] for image in raw["images"]}
     given_ids = [a.get("id") for a in raw["annotations"]]
-    ids_usable = all(isinstance(i, int) and i > 0 for i in given_ids) and len(set(given_ids)) == len(given_ids)
+    ids_usable = all(type(i) is int and 0 < i < 2**63 for i in given_ids) and len(set(given_ids)) == len(given_ids)
     boxes, sizes = _arrays(raw)
     empty = without_area(boxes, sizes)
     annotations, left_out = [], []
@@ -160,7 +174,7 @@ def _complete(raw: dict[str, Any], path: Path, notes: list[str], pictures_left_o
                 "image_id": annotation["image_id"],
                 "category_id": annotation["category_id"],
                 "bbox": annotation["bbox"],
-                "area": area if isinstance(area, (int, float)) and area > 0 else width * height,
+                "area": area if is_area(area) else width * height,
                 "iscrowd": int(bool(annotation.get("iscrowd") or annotation.get("ignore"))),
             }
         )

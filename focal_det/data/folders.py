@@ -1,9 +1,30 @@
-"""Where data sets live, and whether a folder can be written."""
+"""Where data sets live, whether a folder can be written, and files that are none."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
+
+
+class IrregularFileError(OSError):
+    """A folder, pipe, socket or device stands where a file is wanted."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(f"{Path(path).name} is no regular file")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read its bytes, but nothing that would be waited for without end, such as a pipe.
+
+    Raises:
+        IrregularFileError: it is no file.
+        OSError: it is not there or cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise IrregularFileError(path)
+    return open(path, "rb")
 
 
 def datasets_root() -> Path:

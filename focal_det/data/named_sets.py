@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from ..errors import InputError
 from .catalog import datasets_root
 from .coco_json import CocoFile, check_coco
+from .folders import open_regular
 from .shapes import parse_name, shapes_files
 
 
@@ -39,7 +40,8 @@ def read_named_set(name: str, use: Literal["train", "val"], *, pictures: bool) -
             return "not a COCO file, so not described"
         annotations, folder = Path(json_file), Path(image_root)
     try:
-        raw = json.loads(annotations.read_text(encoding="utf-8-sig"))
+        with open_regular(annotations) as file:
+            raw = json.loads(file.read().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f'data set "{name}": {annotations} cannot be read ({error})') from error
     if isinstance(raw, dict) and "annotations" not in raw:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..errors import some
 from .exif import MIRRORED, TURNED, orientation
+from .folders import IrregularFileError, open_regular
 
 _THREADS = 8  # they wait for the disk, and decoders run beside one another
 _SHOW_PROGRESS_FROM = 2000  # pictures; a bar comes for fewer too once they take longer than this:
@@ -89,7 +90,7 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
     """Kind and detail of the picture's fault; "mirrored"; or None."""
     name, path = image["file_name"], folder / image["file_name"]
     try:
-        with path.open("rb") as file, Image.open(file) as picture:
+        with open_regular(path) as file, Image.open(file) as picture:
             turn, size = orientation(picture), picture.size
             tail, end = _tail(file), _END.get(str(picture.format))
             if decode or end is None or end not in tail:
@@ -98,6 +99,8 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
             return _DAMAGED, f"{name!r} (zeros where its end should be)"
     except FileNotFoundError:
         return "are not in {folder}; give their folder{or_skip}", repr(name)
+    except IrregularFileError:
+        return "are no regular files but folders, pipes or devices; replace them{or_skip}", repr(name)
     except Image.DecompressionBombError:
         return (
             f"are larger than the {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels that Pillow, and so "

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import InputError, some
+from ..errors import InputError, cut, some
+from .folders import open_regular
 
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SHOWN_SPLITS = 12
@@ -34,14 +35,14 @@ def find_folder(folder: str | os.PathLike[str]) -> VocFolder:
         InputError: there are none.
     """
     path = Path(folder)
-    if not str(folder) or not path.is_dir():
-        raise InputError(f"{folder}: no such folder; name one that holds Annotations and JPEGImages")
+    if not str(folder) or not os.path.isdir(path):
+        raise InputError(f"{cut(folder, 250)}: no such folder; name one that holds Annotations and JPEGImages")
     annotations, images = path / "Annotations", path / "JPEGImages"
-    if not annotations.is_dir():
+    if not os.path.isdir(annotations):
         if not any(path.glob("*.xml")):
             raise InputError(f"{path}: has no folder Annotations, nor annotations (*.xml) of its own; add them")
-        return VocFolder(path, path, images if images.is_dir() else path)
-    if not images.is_dir():
+        return VocFolder(path, path, images if os.path.isdir(images) else path)
+    if not os.path.isdir(images):
         raise InputError(f"{path}: has no folder JPEGImages; put the pictures there")
     return VocFolder(path, annotations, images)
 
@@ -73,19 +74,27 @@ def read_split(found: VocFolder, split: str | None, usual_splits: Sequence[str])
 
 
 def pictures_by_stem(folder: Path) -> dict[str, list[str]]:
-    """The names of a folder's pictures by what stands before their ending."""
+    """The names of a folder's pictures by what stands before their ending.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
     found: dict[str, list[str]] = {}
-    with os.scandir(folder) as entries:
-        for name in sorted(entry.name for entry in entries):
-            stem, ending = os.path.splitext(name)
-            if ending.lower() in _PICTURES:
-                found.setdefault(stem, []).append(name)
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: pictures that cannot be listed ({error.strerror}); give leave to") from error
+    for name in names:
+        stem, ending = os.path.splitext(name)
+        if ending.lower() in _PICTURES:
+            found.setdefault(stem, []).append(name)
     return found
 
 
 def _read_names(path: Path, annotation_dir: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
     names = [line.strip() for line in lines if line.strip()]
@@ -95,14 +104,20 @@ def _read_names(path: Path, annotation_dir: Path) -> list[str]:
         raise InputError(
             f"{path}: says of each picture whether it holds one class (1, -1, 0), so it is no split; take another"
         )
-    repeated = [name for name, count in Counter(names).items() if count > 1]
+    places = [name for name in names if name in (".", "..") or "/" in name or "\\" in name]
+    if places:
+        raise InputError(
+            f"{path}: {some('', [cut(repr(name)) for name in places])} is no name of a picture but a place; "
+            "write names without folder and ending"
+        )
+    repeated = [cut(name) for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(f"{path}: repeats {some('', repeated)}; name each picture once")
     return names
 
 
 def _has(annotation_dir: Path, name: str) -> bool:
-    return (annotation_dir / f"{name}.xml").is_file()
+    return os.path.isfile(annotation_dir / f"{name}.xml")
 
 
 def _named(splits: list[str]) -> str:

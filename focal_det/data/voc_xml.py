@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +12,13 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from ..errors import InputError, some
+from ..errors import InputError, cut, some
+from .coco_checks import CLASS_NAME_RULE, is_class_name
 from .exif import TURNED, orientation
+from .folders import open_regular
 from .voc_splits import VocFolder
 
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # Python takes 1_0 for one too
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -80,7 +84,7 @@ def read_annotation(folder: VocFolder, name: str, files: list[str], problems: Pr
         return None
     given = os.path.basename((root.findtext("filename") or "").strip().replace("\\", "/"))
     if len(files) != 1:  # none of the annotation's name, or a.jpg beside a.png
-        files = [given] if given and (folder.image_dir / given).is_file() else files
+        files = [given] if given and os.path.isfile(folder.image_dir / given) else files
     if not files:
         problems.add(f"no picture of that name in {folder.image_dir}; add it or take the annotation out", path.name)
         return None
@@ -105,7 +109,8 @@ class _DocumentTypeError(Exception):
 
 def _read_xml(path: Path, problems: Problems) -> ElementTree.Element | None:
     try:
-        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDocumentType())).getroot()
+        with open_regular(path) as file:
+            root = ElementTree.parse(file, ElementTree.XMLParser(target=_NoDocumentType())).getroot()
     except FileNotFoundError:
         problems.add(f"no such file in {path.parent}; add it or take its name out of the split", path.name)
     except _DocumentTypeError:
@@ -115,7 +120,9 @@ def _read_xml(path: Path, problems: Problems) -> ElementTree.Element | None:
     else:
         if root.tag == "annotation":
             return root
-        problems.add("is no annotation of VOC's; its first tag must be <annotation>", f"{path.name} (<{root.tag}>)")
+        problems.add(
+            "is no annotation of VOC's; its first tag must be <annotation>", f"{path.name} (<{cut(root.tag)}>)"
+        )
     return None
 
 
@@ -123,13 +130,13 @@ def _size(root: ElementTree.Element, picture: Path, name: str, problems: Problem
     """Width and height from <size>; where they are missing or 0, from the picture's header."""
     texts = [(root.findtext(f"size/{side}") or "0").strip() for side in ("width", "height")]
     if not all(text.isascii() and text.isdecimal() and len(text) < 10 for text in texts):
-        problems.add("<size> is not in pixels; correct it or take it out", f"{name} ({' x '.join(texts)})")
+        problems.add("<size> is not in pixels; correct it or take it out", f"{name} ({' x '.join(map(cut, texts))})")
         return None
     width, height = (int(text) for text in texts)
     if width and height:
         return width, height
     try:
-        with Image.open(picture) as opened:
+        with open_regular(picture) as file, Image.open(file) as opened:
             return (opened.height, opened.width) if orientation(opened) in TURNED else (opened.width, opened.height)
     except Exception as error:  # whatever a decoder may raise on somebody's file
         problems.add(
@@ -145,25 +152,24 @@ def _objects(root: ElementTree.Element, name: str, problems: Problems) -> Iterat
         class_name = (element.findtext("name") or "").strip()
         if not class_name:
             problems.add("an object without <name>; add its class", here)
+        elif not is_class_name(class_name):
+            problems.add(f"a <name> that cannot be shown; {CLASS_NAME_RULE}", f"{here} ({cut(repr(class_name))})")
         corners = [(element.findtext(f"bndbox/{corner}") or "").strip() for corner in _CORNERS]
-        wrong = [f"{c} is {t!r}" for c, t in zip(_CORNERS, corners, strict=True) if not _is_number(t)]
+        wrong = [f"{c} is {cut(repr(t))}" for c, t in zip(_CORNERS, corners, strict=True) if not _is_number(t)]
         if wrong:
             problems.add(
                 "a <bndbox> needs four numbers xmin, ymin, xmax, ymax; correct it", f"{here} ({', '.join(wrong)})"
             )
         difficult = (element.findtext("difficult") or "0").strip() or "0"
         if difficult not in ("0", "1"):
-            problems.add("<difficult> must be 0 or 1", f"{here} ({difficult!r})")
+            problems.add("<difficult> must be 0 or 1", f"{here} ({cut(repr(difficult))})")
         if class_name and not wrong:
             x0, y0, x1, y1 = (_number(text) for text in corners)
             yield VocObject(class_name, (x0, y0, x1, y1), difficult == "1")
 
 
 def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return _NUMBER.fullmatch(text) is not None and math.isfinite(float(text))
 
 
 def _number(text: str) -> float:

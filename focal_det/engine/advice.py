@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def checkpoints_to_come(cfg: CfgNode) -> int:
 def free_bytes(folder: str) -> int:
     """Of the disk that the folder is on, or would be on."""
     path = Path(folder).absolute()
-    while not path.exists():
+    while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from ..data.catalog import is_writable
+from ..errors import cut
 from .detector_checks import detector_problems
 
 _MOST_WORKERS = 256  # more is a slip, on which memory runs out
@@ -91,17 +93,19 @@ def _schedule_problems(cfg: CfgNode, num_processes: int) -> list[str]:
 def _path_problems(cfg: CfgNode, training: bool) -> list[str]:
     problems = []
     weights = cfg.MODEL.WEIGHTS
-    if "://" not in weights and weights and not Path(weights).is_file():
-        problems.append(f"MODEL.WEIGHTS is {weights}: no such file; give a checkpoint, a URL, or '' for none")
+    if "://" not in weights and weights and not os.path.isfile(weights):
+        problems.append(f"MODEL.WEIGHTS is {cut(weights, 250)}: no such file; give a checkpoint, a URL, or '' for none")
     if not training and not weights:
         problems.append("--eval-only evaluates MODEL.WEIGHTS, which is empty; add MODEL.WEIGHTS <checkpoint>")
-    taken = [name for name in ("inference", "detections", "annotations") if (Path(cfg.OUTPUT_DIR) / name).is_file()]
+    taken = [name for name in ("inference", "detections", "annotations") if os.path.isfile(Path(cfg.OUTPUT_DIR) / name)]
     if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
         problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}; it must be a folder of this machine")
     elif taken:
         problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, whose {taken[0]} is a file; name another or move the file")
     elif not is_writable(Path(cfg.OUTPUT_DIR)):
-        problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: not a folder that can be made and written; name another")
+        problems.append(
+            f"OUTPUT_DIR is {cut(cfg.OUTPUT_DIR, 250)}: not a folder that can be made and written; name another"
+        )
     return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ def read_classes(folder: Path) -> Classes | None:
         InputError: the file does not hold that.
     """
     path = folder / CLASSES_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

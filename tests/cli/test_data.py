@@ -68,10 +68,74 @@ def test_only_one_class(voc, tmp_path, capsys):
     assert "--only-class 'dgo' is no class of these sets; did you mean 'dog'?" in capsys.readouterr().err
 
 
-def test_drawings_of_an_earlier_call_do_not_stay(voc, tmp_path):
-    for count in (6, 2):
-        assert inspect("--train-voc", voc, "--pictures", count, "--out", tmp_path / "out") == 0
-    assert len(list((tmp_path / "out" / "train_voc").iterdir())) == 2
+def files_in(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["statistics.txt", "statistics.json", "statistics.png", "pictures.png", "train_voc/a"])
+def test_nothing_is_written_over_without_asking(voc, tmp_path, capsys, name):
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert inspect("--train-voc", voc, "--out", tmp_path / "out") == 2
+    there = mine if mine.suffix else mine.parent
+    assert f"already has {there}; name another, or add --overwrite" in capsys.readouterr().err
+    assert files_in(tmp_path / "out") == {name: b"mine"}
+
+
+def test_overwrite_replaces_the_very_files_and_takes_none_away(voc, tmp_path):
+    out = tmp_path / "out"
+    assert inspect("--train-voc", voc, "--pictures", 6, "--out", out) == 0
+    (out / "train_voc" / "009_mine.png").write_text("mine")
+    (out / "train_voc" / "000_p00.png").write_text("old")
+    before = files_in(out)
+    assert inspect("--train-voc", voc, "--pictures", 2, "--out", out, "--overwrite") == 0
+    after = files_in(out)
+    assert before.keys() < after.keys()  # 2 of 6 are p00 and p03, now as 001
+    assert after["train_voc/009_mine.png"] == b"mine"
+    assert after["train_voc/000_p00.png"] != b"old"
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+@pytest.mark.parametrize("named", [True, False])
+def test_never_are_the_pictures_of_a_set_written_over(voc, tmp_path, capsys, below, named):
+    out = tmp_path / "out"
+    folder = out / "train_json" / below
+    folder.mkdir(parents=True)
+    (voc / "JPEGImages" / "p00.jpg").rename(folder / "000_p00.png")
+    # The folder of the pictures is theirs, or one high above.
+    file_name = "000_p00.png" if named else str((folder / "000_p00.png").relative_to(tmp_path))
+    content = {
+        "images": [{"id": 1, "file_name": file_name, "width": 100, "height": 80}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    before = files_in(out)
+    words = ["--train-json", tmp_path / "a.json", "--train-images", folder if named else tmp_path]
+    assert inspect(*words, "--out", out, "--overwrite") == 2
+    assert f"{out / 'train_json'} holds or is what the data sets consist of" in capsys.readouterr().err
+    assert files_in(out) == before
+
+
+@pytest.mark.parametrize("out", ["y" * 300, "voc/ImageSets/Main/train.txt/out"])
+def test_a_folder_that_cannot_be_made_is_named(voc, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    assert inspect("--train-voc", voc, "--out", out) == 2
+    assert "no folder that can be made and written; name another" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+
+
+def test_never_is_the_annotation_file_written_over(voc, tmp_path):
+    content = {
+        "images": [{"id": 1, "file_name": "p00.jpg", "width": 100, "height": 80}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "statistics.json").write_text(json.dumps(content))
+    words = ["--train-json", tmp_path / "statistics.json", "--train-images", voc / "JPEGImages"]
+    assert inspect(*words, "--out", tmp_path, "--overwrite") == 2
+    assert json.loads((tmp_path / "statistics.json").read_text()) == content
 
 
 def test_a_picture_that_is_damaged_behind_its_header_is_passed_over_and_named(voc, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Annotation files as people have them: completed where the format allows, refused with all problems where not."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -67,6 +68,19 @@ def test_info_area_iscrowd_and_ids_are_filled_in(write):
     ]
 
 
+@pytest.mark.parametrize("area", ["Infinity", "NaN", "true", "-3", "1" + "0" * 400, '"9"'])
+def test_an_area_that_is_none_becomes_the_boxs(write, area):
+    content = json.dumps(annotations({"area": "AREA"})).replace('"AREA"', area)
+    assert read_coco(*write(content)).coco["annotations"][0]["area"] == 25
+
+
+def test_a_picture_under_two_ids_is_noted(write):
+    image = {"file_name": "a.png", "width": 100, "height": 80}
+    found = read_coco(*write(changed(images=[image | {"id": 7}, image | {"id": 9}])))
+    assert "1 pictures have several ids, each with only a part of their boxes" in found.notes[0]
+    assert "('a.png'); give each picture one id" in found.notes[0]
+
+
 def test_repeated_annotation_ids_are_renumbered(write):
     found = read_coco(*write(annotations({"id": 3}, {"id": 3})))
     assert [a["id"] for a in found.coco["annotations"]] == [1, 2]
@@ -93,6 +107,27 @@ def test_no_annotations_is_a_data_set_without_objects(write):
         ("null", "the file holds null"),
         ("9" * 5000, "not JSON"),
         (annotations({"bbox": [1, 2, 3, 10**400]}), "four numbers"),
+        (annotations({"bbox": [True, True, True, True]}), "four numbers"),
+        (annotations({"bbox": ["x" * 10**6, 2, 3, 4]}), "xxx... (annotations[0]): a box is four numbers"),
+        (annotations({"bbox": "x" * 10**6}), "xxx..., not a list"),
+        (annotations({"image_id": 10**400}), "000..., beyond an integer of 64 bits"),
+        (
+            changed(images=[{"id": 7, "file_name": "a.png", "width": 10**400, "height": 9}]),
+            "000..., not a size in pixels",
+        ),
+        (
+            changed(categories=[{"id": 5, "name": "a\nb"}]),
+            "\"name\" of category id=5 is 'a\\nb'; a class needs a name of",
+        ),
+        (changed(categories=[{"id": 5, "name": "\ud800"}]), "\"name\" of category id=5 is '\\ud800'"),
+        (changed(categories=[{"id": 5, "name": "\x1b[2J"}]), "\"name\" of category id=5 is '\\x1b[2J'"),
+        (changed(categories=[{"id": 5, "name": " "}]), "\"name\" of category id=5 is ' '"),
+        (changed(categories=[{"id": i, "name": str(i)} for i in range(100_001)]), "100001 of them, more than 100000"),
+        (
+            annotations(*({"category_id": i} for i in range(10, 22))),
+            "category_id=10 (annotations[0]), category_id=11 (annotations[1]), category_id=12 (annotations[2]), "
+            "category_id=13 (annotations[3]), category_id=14 (annotations[4]) and 7 more are not in categories [2, 5]",
+        ),
         (annotations({"iscrowd": "0"}), "\"iscrowd\" is '0', not 0 or 1"),
         ({}, '"images" is missing'),
         (changed(images=[]), '"images" is empty'),
@@ -112,6 +147,7 @@ def test_what_is_wrong_is_named_with_the_file(write, content, message):
     arguments = write(content)
     found = problems(arguments)
     assert message in found
+    assert len(found) < 1000
     assert all(line.startswith(str(arguments[0])) for line in found.splitlines())
 
 
@@ -162,5 +198,33 @@ def test_all_problems_come_at_once(write):
 
 def test_missing_file_and_folder_are_named(tmp_path, write):
     assert problems((tmp_path / "no.json", tmp_path)) == f"{tmp_path / 'no.json'}: no such annotation file"
+    long = tmp_path / ("long/" * 1000)
+    assert problems((long, tmp_path)).endswith(
+        "an annotation file that cannot be read (File name too long); name another"
+    )
+    assert len(problems((long, tmp_path))) < 400
+    assert "/proc/self/mem: an annotation file that cannot be read (Input/output error)" in problems(
+        ("/proc/self/mem", tmp_path)
+    )
     path, _ = write(GOOD)
+    assert problems((path, long)).endswith(f": no such folder of pictures (for {path})")
     assert problems((path, tmp_path / "no")).startswith(f"{tmp_path / 'no'}: no such folder")
+
+
+def test_pipes_are_not_waited_for(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe")
+    path, folder = write(GOOD)
+    assert "(pipe is no regular file); name another" in problems((tmp_path / "pipe", folder))
+    assert "(no is no regular file)" in problems((folder.joinpath("no").mkdir() or folder / "no", folder))
+    (folder / "a.png").unlink()
+    os.mkfifo(folder / "a.png")
+    found = problems((path, folder))
+    assert "1 of 2 pictures are no regular files but folders, pipes or devices; replace them" in found
+    assert found.endswith(": 'a.png'")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(write):
+    path, folder = write(GOOD)
+    path.chmod(0)
+    assert "cannot be read (Permission denied)" in problems((path, folder))

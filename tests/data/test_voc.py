@@ -1,6 +1,7 @@
 """Pascal VOC's folders: the same boxes as in COCO's form, and every fault named with its file."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -113,6 +114,11 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;">]><annotation>&
         ("{cat}{10}{10}{x}{20}", "a <bndbox> needs four numbers"),
         ("{cat}{10}{10}{nan}{20}", "b.xml object 1 (xmax is 'nan')"),
         ("{cat}{10}{10}{1e999}{20}", "b.xml object 1 (xmax is '1e999')"),
+        ("{cat}{10}{10}{1_0}{20}", "b.xml object 1 (xmax is '1_0')"),
+        ("{cat}{10}{10}{\u0661\u0662}{20}", "b.xml object 1 (xmax is '\u0661\u0662')"),
+        ("{cat}{10}{10}{%s}{20}" % ("x" * 10**5), "xxx...)"),
+        ("{a&#x202e;b}{10}{10}{20}{20}", "a <name> that cannot be shown; a class needs a name of printable characters"),
+        ("{a\nb}{10}{10}{20}{20}", "b.xml object 1 ('a\\nb')"),
         ("<annotation><object><name>x</name></object></annotation>", "xmin is '', ymin is '', xmax is '', ymax is ''"),
         ("{ }{10}{10}{20}{20}", "an object without <name>; add its class: b.xml object 1"),
         ("{cat}{10}{10}{20}{20}<difficult>yes</difficult>", "<difficult> must be 0 or 1: b.xml object 1 ('yes')"),
@@ -126,7 +132,7 @@ def test_a_broken_annotation_is_named_with_its_fix(write_voc, xml, message):
     folder = write_voc(CATS, train=CATS)
     path = folder / "Annotations" / "b.xml"
     if isinstance(xml, str) and xml.startswith("{"):
-        name, *corners = re.findall(r"{(.*?)}", xml)
+        name, *corners = re.findall(r"(?s){(.*?)}", xml)
         whole = path.read_text()
         for corner, old, new in zip(("xmin", "ymin", "xmax", "ymax"), (11, 21, 30, 60), corners, strict=True):
             whole = whole.replace(f"<{corner}>{old}<", f"<{corner}>{new}<")
@@ -134,6 +140,7 @@ def test_a_broken_annotation_is_named_with_its_fix(write_voc, xml, message):
     path.write_bytes(xml if isinstance(xml, bytes) else xml.encode())
     found = problems(read, folder)
     assert message in found
+    assert len(found) < 500
     assert found.startswith(f"{folder}:train: 1 in 3 annotations: ")
 
 
@@ -159,6 +166,33 @@ def test_what_coco_files_are_checked_for_is_named_by_the_xml_file(write_voc):
     assert "a.jpg annotation a.xml object 2 [49, 49, -9, 11]" in notes[2]
     cv2.imwrite(str(folder / "JPEGImages" / "b.jpg"), np.zeros((100, 80, 3), np.uint8))
     assert "'b.jpg' annotated as 100x80, but 80x100" in problems(check_voc, voc, ["cat"])
+
+
+@pytest.mark.parametrize("name", ["../Annotations/a", "..", "/etc/passwd", "sub/a", r"sub\a"])
+def test_a_split_names_pictures_of_its_folder_alone(write_voc, name):
+    folder = write_voc(CATS, train=["b", name])
+    found = problems(read_voc, folder, None)
+    assert f"train.txt: {name!r} is no name of a picture but a place; write names without folder and ending" in found
+
+
+def test_numbers_are_read_in_every_usual_form(write_voc):
+    boxes = read(write_voc({"a": [("cat", "+1", "1.5", "2e1", "30.0")]}, train="a"))["annotations"]
+    assert boxes[0]["bbox"] == [0, 0.5, 20, 29.5]  # x from 1 to 20, y from 1.5 to 30
+
+
+@pytest.mark.parametrize("place", ["Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/train.txt"])
+def test_pipes_are_not_waited_for(write_voc, place):
+    folder = write_voc(CATS, train=CATS)
+    xml = folder / "Annotations/a.xml"
+    xml.write_text(re.sub("<size>.*</size>", "", xml.read_text()))
+    (folder / place).unlink()
+    os.mkfifo(folder / place)
+    found = problems(read_voc, folder, None)
+    assert "a.jpg" in found and "IrregularFileError" in found if "jpg" in place else "is no regular file" in found
+
+
+def test_a_place_too_long_is_named():
+    assert "no such folder" in problems(read_voc, "long/" * 1000, None)
 
 
 def test_splits_that_cannot_be_taken(write_voc, tmp_path):

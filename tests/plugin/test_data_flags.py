@@ -145,6 +145,30 @@ def test_only_if_no_set_has_an_object_there_is_nothing_to_train_on(write_voc):
     checked("--train-voc", folder, "--train-voc", f"{folder}:val", "--val-voc", folder)
 
 
+def test_a_malformed_entry_is_the_one_problem(tmp_path):
+    found = problems("DATASETS.TRAIN", "('coco:a.json',)", "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out")
+    assert [line for line in found if "no box to train on" in line] == []
+    assert len([line for line in found if "the folder of its pictures is missing" in line]) == 1
+
+
+def test_one_file_for_both_uses_has_its_faults_once(json_sets, tmp_path):
+    _, path, _, folder = json_sets("one", "train")
+    Path(path).write_text("{")
+    flags = [f"--{use}-{kind}" for use in ("train", "val") for kind in ("json", "images")]
+    words = [word for flag, value in zip(flags, (path, folder) * 2, strict=True) for word in (flag, value)]
+    assert len([line for line in problems(*words) if "not JSON" in line]) == 1
+
+
+def test_places_too_long_are_named(json_sets):
+    flags = [*json_sets("one", "train"), *json_sets("two", "val")]
+    long = "x/" * 2500
+    assert "File name too long" in problems("--train-json", long, "--train-images", long)[0]
+    assert "no such folder" in problems("--train-voc", long)[0]
+    found = problems(*flags, "OUTPUT_DIR", long, "MODEL.WEIGHTS", long)
+    assert [line[:20] for line in found] == ["MODEL.WEIGHTS is x/x", "OUTPUT_DIR is x/x/x/"]
+    assert max(map(len, found)) < 400
+
+
 def test_an_evaluation_numbers_classes_as_the_training_did(voc, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -272,6 +296,15 @@ def test_rows_of_the_paper_take_the_same_flags(voc, json_sets, tmp_path):
     assert run(overrides=("DATASETS.TEST", f"('voc:{voc}', 'voc:{voc}:train')")).test_set == "val_voc"
     # which set is for what is part of a run's record
     assert run("--val-voc", str(voc)).config != run("--train-voc", str(voc)).config
+
+
+def test_shapes_are_not_drawn_before_the_arguments_are_checked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "drawn"))
+    words = ["--out", str(tmp_path / "out"), "DATASETS.TRAIN", "('shapes_train_4_64px',)", "DATASETS.TEST", "()"]
+    assert focal_det(["data", "inspect", "--only-class", "cicle", *words]) == 2
+    assert "--only-class 'cicle' is no class of these sets" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_inspects_the_sets_of_a_configuration(tmp_path, monkeypatch, capsys):
