@@ -149,7 +149,10 @@ class Trainer(DefaultTrainer):
         hooks.append(DrawDetections(self.cfg.VIS_PERIOD))
         hooks.append(StopOnSignal(self.checkpointer))
         if not isinstance(self._trainer, AMPTrainer):  # whose scaled gradients may overflow, and are then left out
-            is_due = (lambda iteration: _is_due(self.cfg, iteration)) if _is_on_gpu(self.cfg) else (lambda _: True)
+            cfg = (
+                self.cfg
+            )  # no part of the trainer holds the trainer, so that it goes, with its model, when it is let go
+            is_due = (lambda iteration: _is_due(cfg, iteration)) if _is_on_gpu(cfg) else (lambda _: True)
             self._trainer.register_hooks([CheckGradients(is_due)])
         return hooks + ([WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else [])
 
@@ -157,11 +160,12 @@ class Trainer(DefaultTrainer):
         """The log line, metrics.json and TensorBoard's file."""
         pictures, folder = pictures_of(self._trainer.data_loader), Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
+        keep_best = self.keep_best
         self.writers = [
             LogLine(
                 self.max_iter,
                 iterations_per_epoch=pictures / self.cfg.SOLVER.IMS_PER_BATCH if pictures else None,
-                best=lambda: self.keep_best.best,
+                best=lambda: keep_best.best,
                 device=next(self.model.parameters()).device,
             ),
             JSONWriter(str(folder / "metrics.json")),

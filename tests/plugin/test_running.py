@@ -1,8 +1,10 @@
 """What is seen of a training while it runs: the log line, the validation loss, the gradients' norm, the changes."""
 
+import gc
 import json
 import logging
 import random
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -181,6 +183,18 @@ def trained(tiny_cfg, shapes, folder, *overrides):
     trainer = Trainer(cfg)
     trainer.train()
     return trainer, [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_a_trainer_that_is_let_go_takes_its_model_with_it(tiny_cfg, shapes, tmp_path):
+    """Else models would pile up in a process until Python looks for cycles, which counts objects and not gigabytes."""
+    gc.disable()
+    try:
+        trainer, _ = trained(tiny_cfg, shapes, tmp_path / "run")
+        model = weakref.ref(trainer.model)
+        del trainer
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_a_training_is_the_same_to_the_bit_with_validation_and_without(tiny_cfg, shapes, tmp_path, lines):
