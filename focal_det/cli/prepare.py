@@ -98,8 +98,8 @@ def check(args: argparse.Namespace) -> Plan:
     checkpoint, resume_problems = _checkpoint_to_resume(cfg, args.resume) if training else (None, [])
     of_classes = _settle_classes(cfg, sets)
     if args.eval_only or checkpoint:
-        places = {dataset.name: dataset.json_file for dataset in json_files}
-        of_sets = {places.get(s.name, f"data set {s.name}"): s.class_names for s in sets}
+        files = {dataset.name: dataset.json_file for dataset in json_files}
+        of_sets = {files.get(s.name, f"data set {s.name}"): s.class_names for s in sets}
         of_classes += order_problems(weights_folder(cfg) if args.eval_only else Path(cfg.OUTPUT_DIR), of_sets)
     problems = [
         *(*value_problems, *device_problems, *_flag_problems(args)),

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
@@ -15,6 +16,8 @@ from focal_det.cli.arguments import parse_arguments
 from focal_det.cli.main import main as focal_det
 from focal_det.cli.prepare import check
 from focal_det.cli.train import main
+from focal_det.engine.config_file import load_config
+from focal_det.engine.model_checks import build_cpu_model
 from focal_det.errors import InputError
 from focal_det.paper.runs import Options, plan_table
 from focal_det.paper.tables import find_rows, find_table
@@ -315,3 +318,15 @@ def test_inspects_the_sets_of_a_configuration(tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "out" / "shapes_train_4_64px").iterdir())) == 4
     assert focal_det(["data", "inspect", "DATASETS.TRAIN", "shapes_trian_4_64px"]) == 2
     assert "are named shapes_<train|val>" in capsys.readouterr().err
+
+
+def test_an_evaluation_too_tells_who_set_which_key(json_sets, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    cfg = load_config(QUICK[1], ["MODEL.RETINANET.NUM_CLASSES", "2", "MODEL.DEVICE", "cpu"])
+    torch.save({"model": build_cpu_model(cfg).state_dict()}, run / "m.pth")
+    words = ["--eval-only", *json_sets("one", "val"), "MODEL.WEIGHTS", run / "m.pth", "OUTPUT_DIR", run]
+    places = {change.key: change.place for change in checked(*words).job.changes}
+    assert places["MODEL.WEIGHTS"] == "command line"
+    assert places["MODEL.FPN.OUT_CHANNELS"] == QUICK[1]
+    assert places["MODEL.RETINANET.NUM_CLASSES"] == "inferred"
