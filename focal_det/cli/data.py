@@ -169,24 +169,16 @@ def _class_problems(name: str | None, names: list[str]) -> list[str]:
 
 def _draw_sets(sets: Mapping[str, OwnSet], args: argparse.Namespace) -> Path:
     """Draw some pictures of each set; the sheet of them."""
-    import cv2
-
-    from ..files import written_whole
-    from ..inference.drawing import sheet, titled
-
-    def write(path: Path, picture: np.ndarray) -> None:
-        with written_whole(path) as partial:
-            if not cv2.imwrite(str(partial), picture):
-                raise OSError(f"{path} cannot be written")
+    from ..inference.drawing import sheet, titled, write_picture
 
     drawings = []
     for name, own in sets.items():
         folder = args.out / name
         for place, (file_name, drawing) in enumerate(_drawings(own, args.pictures, args.only_class)):
-            write(folder / f"{place:03d}_{Path(file_name).stem}.png", drawing)
+            write_picture(folder / f"{place:03d}_{Path(file_name).stem}.png", drawing)
             drawings.append(titled(drawing, f"{name}: {file_name}"))
     path: Path = args.out / SHEET
-    write(path, sheet(drawings, _COLUMNS))
+    write_picture(path, sheet(drawings, _COLUMNS))
     return path
 
 

@@ -153,12 +153,10 @@ def _as_json(scores: Evaluation, model: str, annotations: str) -> dict[str, Any]
 
 
 def _draw(args: argparse.Namespace, coco: dict[str, Any], detections: list[dict[str, Any]], folder: Path) -> Path:
-    import cv2
-
     from ..evaluation.drawing import draw_beside
+    from ..inference.drawing import write_picture
 
     path: Path = args.out / _SHEET
     picture = draw_beside(coco, detections, folder, count=args.draw, score_thresh=args.draw_score_thresh)
-    if not cv2.imwrite(str(path), picture):
-        raise OSError(f"{path} cannot be written")
+    write_picture(path, picture)
     return path

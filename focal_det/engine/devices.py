@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..losses.triton_loss import triton_missing
+from .environment import num_cores
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -68,8 +68,3 @@ def has_bfloat16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def num_cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

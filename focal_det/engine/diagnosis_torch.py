@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .diagnosis import BROKEN, NOTE, OK, PIP, SET_UP, Finding
-from .environment import commit, output_of
+from .environment import commit, num_cores, output_of
 
 _DETECTRON2 = "make setup DETECTRON2=<wheel, checkout or requirement>"
 
@@ -84,7 +84,7 @@ def _origin(folder: Path) -> str:
 
 def devices() -> Iterator[Finding]:
     """The processor and the GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     try:
         torch = importlib.import_module("torch")
         from .devices import has_bfloat16

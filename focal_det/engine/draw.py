@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -14,8 +13,7 @@ from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
 from ..data.spread import evenly_spread
-from ..files import written_whole
-from ..inference.drawing import ON_SHEET, draw_pair, sheet
+from ..inference.drawing import ON_SHEET, draw_pair, sheet, write_picture
 from ..inference.pictures import read_picture
 
 
@@ -47,10 +45,10 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, mapper: Any, output_di
             found = instances[instances.scores >= cfg.MODEL.FOCAL_DET.DRAW_SCORE_THRESH]
             picture = read_picture(record["file_name"])
             pair = _pair(picture, record["annotations"], found, names)
-            _write(folder / f"{place:02d}_{Path(record['file_name']).stem}.png", pair)
+            write_picture(folder / f"{place:02d}_{Path(record['file_name']).stem}.png", pair)
             small_pairs.append(_pair(picture, record["annotations"], found, names, ON_SHEET))
     path = output_dir / "detections.png"
-    _write(path, sheet(small_pairs))
+    write_picture(path, sheet(small_pairs))
     return path
 
 
@@ -65,9 +63,3 @@ def _pair(
     boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations])
     guess = found.pred_boxes.tensor.numpy(), found.pred_classes.tolist(), found.scores.tolist()
     return draw_pair(picture, (boxes, [a["category_id"] for a in annotations]), guess, names, max_side=max_side)
-
-
-def _write(path: Path, picture: np.ndarray) -> None:
-    with written_whole(path) as partial:
-        if not cv2.imwrite(str(partial), picture):
-            raise OSError(f"{path} cannot be written")

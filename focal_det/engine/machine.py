@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from .environment import output_of
+from .environment import num_cores, output_of
 
 
 def hardware(num_gpus: int) -> str:
@@ -19,8 +18,7 @@ def hardware(num_gpus: int) -> str:
         names = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
         if names:
             return f"{num_gpus} x {names[0]}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor()}, {_counted(cores or 1, 'core')}, {_counted(torch.get_num_threads(), 'thread')}"
+    return f"{processor()}, {_counted(num_cores(), 'core')}, {_counted(torch.get_num_threads(), 'thread')}"
 
 
 def whole_machine(num_gpus: int) -> str:

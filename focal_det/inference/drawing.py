@@ -12,6 +12,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..files import written_whole
+
 ON_SHEET = 390  # longest side of a pair's pictures, so that two pairs in a row of a sheet are not reduced again
 _MIN_SIDE, _MOST_ENLARGED = 320, 1600  # the shorter side is enlarged to the first, the longer to the second at most
 _GAP = 8  # white pixels between pictures
@@ -109,6 +111,24 @@ def sheet(pictures: Sequence[np.ndarray], columns: int = 2, max_width: int = 160
         sizes = [(max(1, int(p.shape[1] * scale)), max(1, int(p.shape[0] * scale))) for p in pictures]
         pictures = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p, size in zip(pictures, sizes, strict=True)]
     return _on_white([list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)])
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 BGR in the format of the path's suffix, whole or not at all.
+
+    Not by OpenCV's own writing, which does not survive names that are not UTF-8.
+
+    Raises:
+        OSError: it cannot be written, or not in that format.
+    """
+    try:
+        done, coded = cv2.imencode(path.suffix.lower(), picture)
+    except cv2.error as error:
+        raise OSError(f"OpenCV cannot make a {path.suffix} of it: {error.err}") from error
+    if not done:
+        raise OSError(f"OpenCV cannot make a {path.suffix} of it")
+    with written_whole(path) as partial:
+        partial.write_bytes(coded.tobytes())
 
 
 def class_colour(label: int, num_classes: int) -> Colour:

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import some
 from ..files import write_text_whole, written_whole
 from .detections import Detections, to_coco
+from .drawing import write_picture
 from .sources import Source, is_utf8, video_rate
 
 DETECTIONS_FILE = "detections.json"
@@ -109,15 +110,7 @@ class Drawings:
             self._add_to_video(source, drawing)
             return
         self.close()
-        path = self.files[source]
-        try:
-            done, coded = cv2.imencode(path.suffix.lower(), drawing)
-        except cv2.error as error:
-            raise OSError(f"OpenCV cannot make a {path.suffix} of it: {error.err}") from error
-        if not done:
-            raise OSError(f"OpenCV cannot make a {path.suffix} of it")
-        with written_whole(path) as partial:
-            partial.write_bytes(coded.tobytes())
+        write_picture(self.files[source], drawing)
 
     def _add_to_video(self, source: Source, drawing: np.ndarray) -> None:
         height, width = (side // 2 * 2 for side in drawing.shape[:2])  # the format wants even sides
