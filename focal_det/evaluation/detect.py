@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..inference.detections import Detector, to_coco
-from ..inference.pictures import alike_in_size, read_picture
+from ..inference.pictures import read_picture
+from ..inference.sources import read_ahead
 
 
 def detect_all(
@@ -29,22 +30,14 @@ def detect_all(
     """
     category_ids = _ids_of(detector.class_names, ground_truth["categories"])
     images = ground_truth["images"]
-    chunks = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    coming = read_ahead(((image, read_picture(folder / image["file_name"])) for image in images), 2 * batch_size)
     results: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(1) as reader, tqdm(total=len(images), desc="detecting", unit="picture") as bar:
-        coming = reader.submit(_read, chunks[0], folder)
-        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
-            pictures = coming.result()
-            coming = reader.submit(_read, following, folder)  # the next are read while these are looked at
-            for batch in alike_in_size(pictures, batch_size):
-                for i, found in zip(batch, detector([pictures[i] for i in batch]), strict=True):
-                    results += to_coco(found, chunk[i]["id"], category_ids)
-            bar.update(len(chunk))
+    with tqdm(total=len(images), desc="detecting", unit="picture") as bar:
+        while batch := list(islice(coming, batch_size)):
+            for (image, _), found in zip(batch, detector([picture for _, picture in batch]), strict=True):
+                results += to_coco(found, image["id"], category_ids)
+            bar.update(len(batch))
     return results
-
-
-def _read(images: Sequence[Mapping[str, Any]], folder: Path) -> list[Any]:
-    return [read_picture(folder / image["file_name"]) for image in images]
 
 
 def _ids_of(class_names: Sequence[str], categories: Sequence[Mapping[str, Any]]) -> list[int]:
