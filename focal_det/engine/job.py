@@ -21,6 +21,7 @@ from .devices import share_cores
 from .hooks import TrainingStopped
 from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
+from .run_record import RunRecord
 from .run_setup import set_up_run
 from .trainer import Trainer, ap_name
 
@@ -29,6 +30,8 @@ from .trainer import Trainer, ap_name
 class Job:
     """What to do: a frozen configuration whose data sets have been prepared.
 
+    checkpoint: that a training goes on from; None starts it anew.
+    record: of a training, what each of its checkpoints says of it.
     notes: warnings about it, said before the start.
     changes: of the configuration from its defaults.
     """
@@ -36,8 +39,9 @@ class Job:
     cfg: CfgNode
     json_datasets: tuple[JsonDataset, ...]
     eval_only: bool
-    resume: bool
     processes_per_machine: int
+    checkpoint: Path | None = None
+    record: RunRecord | None = None
     notes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
 
@@ -48,7 +52,7 @@ def run_job(job: Job, stopped: Any) -> None:
     Args:
         stopped: an event shared by the processes; set when a signal ended the training after saving.
     """
-    cfg = job.cfg
+    cfg = _with_one_seed(job.cfg)
     share_cores(cfg, job.processes_per_machine)
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
     set_up_run(cfg, training=not job.eval_only, changes=job.changes)
@@ -59,8 +63,8 @@ def run_job(job: Job, stopped: Any) -> None:
         RunCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
         _evaluate(cfg, model)
         return
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=job.resume)
+    trainer = Trainer(cfg, record=job.record, checkpoint=job.checkpoint)
+    trainer.resume_or_load(resume=job.checkpoint is not None)
     if trainer.start_iter >= trainer.max_iter:
         _log().info(
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
@@ -109,6 +113,15 @@ def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None
             get_event_storage().put_scalars(**figures, smoothing_hint=False)
             JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
     Trainer.draw(cfg, model)
+
+
+def _with_one_seed(cfg: CfgNode) -> CfgNode:
+    """With the main process's SEED: one that was drawn, each machine drew for itself."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = comm.all_gather(cfg.SEED)[0]
+    cfg.freeze()
+    return cfg
 
 
 def _log() -> logging.Logger:

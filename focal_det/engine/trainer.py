@@ -27,6 +27,7 @@ from .first_loss import CheckFirstLoss
 from .hooks import CheckGradients, DrawDetections, LogAssignment, StopOnSignal
 from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
 from .nan_words import nan_lines
+from .run_record import RunRecord
 from .submission import SubmissionEvaluator
 from .validation import ValidationLoss
 
@@ -39,12 +40,14 @@ class Trainer(DefaultTrainer):
 
     Args:
         cfg: frozen; its data sets are registered.
+        record: of the run, for its checkpoints.
+        checkpoint: what `resume_or_load` goes on from; None for what last_checkpoint names.
 
     Raises:
         TrainingStopped: from `train`, when a signal stopped it and all is saved.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, record: RunRecord | None = None, checkpoint: Path | None = None) -> None:
         # Not DefaultTrainer's own constructor, which wraps the model for a GPU of each rank's number;
         # the same parts in the same order, with a wrapper that fits the device.
         super(DefaultTrainer, self).__init__()
@@ -56,7 +59,12 @@ class Trainer(DefaultTrainer):
         self._trainer = make_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RunCheckpointer(
-            model, cfg.OUTPUT_DIR, kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT,
+            record=record,
+            resumed=checkpoint,
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER

@@ -14,6 +14,7 @@ from torch import nn
 
 from focal_det.engine.checkpoints import KeepBest, RunCheckpointer, retention_words
 from focal_det.engine.model_checks import weights_problems
+from focal_det.errors import TrainingError
 
 
 def names(folder):
@@ -86,7 +87,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match=r"model_final\.pth could not be written \(No space left on device\)"):
         checkpointer.save("model_final")
     assert (tmp_path / "model_final.pth").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
@@ -191,7 +192,7 @@ def test_a_best_that_cannot_be_read_is_put_aside_and_not_lost(tmp_path):
     hook = KeepBest(saver(tmp_path), "bbox/AP")
     hook.before_train()
     evaluated(hook, 9, 1.0)
-    assert (tmp_path / "model_best.pth.unread").read_bytes() == b"torn"
+    assert (tmp_path / "model_best.pth.before1").read_bytes() == b"torn"
     assert best_of(tmp_path)["best"]["AP"] == 1.0
 
 
