@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files import put_aside
 
 _OF_A_RUN = re.compile(r"model_(\d{7}|final)\.pth")
-_PARTIAL = re.compile(r"\.\d+\.part\.pth")  # what `focal_det.files.written_whole` was writing when it was killed
+_PARTIAL = re.compile(r"\.\d+\.part(\.pth)?")  # what `focal_det.files.written_whole` was writing when it was killed
 _SEEDS = 2**31
 
 # Name, size and time of change of what a training writes last.
@@ -124,7 +124,7 @@ def settle_seed(cfg: CfgNode, checkpoint: Checkpoint | None) -> str | None:
         cfg.SEED = before
         return f"{told}going on with the run's, {before}"
     cfg.SEED = secrets.randbelow(_SEEDS)
-    return f"{told}drew {cfg.SEED}, which config.yaml holds"
+    return f"{told}drew {cfg.SEED}, which config.yaml will hold"
 
 
 def take_folder(output_dir: str, resumption: Resumption) -> None:
@@ -143,7 +143,7 @@ def take_folder(output_dir: str, resumption: Resumption) -> None:
             path.unlink()
     metrics = folder / "metrics.json"
     if resumption.checkpoint is None and metrics.is_file() and metrics.stat().st_size:
-        put_aside(metrics)
+        print(f"{metrics} of a run that ended before its first checkpoint is now {put_aside(metrics)}", flush=True)
 
 
 def _state_of(folder: Path) -> FolderState:
