@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 _PAPERS_LR = 0.01 / 16  # of one picture (section 4.1)
 _MUCH = 4  # times the paper's lr: what fine-tuned weights under frozen normalisation mostly do not stand
 _MANY_EPOCHS, _USUAL_EPOCHS = 500, 50  # more than the first only memorise; small sets are fitted by the second
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # full, or no more to be written
 _BYTES = 4  # of a number in a checkpoint
 
 

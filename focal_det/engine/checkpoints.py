@@ -125,8 +125,12 @@ class RunCheckpointer(SafeCheckpointer):
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
-            newest = os.path.basename(super().get_checkpoint_file())
-            raise TrainingError(not_written_words(path, cause, checkpoint_bytes(self.model), newest)) from error
+            raise self.not_written(path, cause) from error
+
+    def not_written(self, path: Path, error: OSError) -> TrainingError:
+        """What to raise of a file in the run's folder that the disk did not take; says how to go on."""
+        newest = os.path.basename(super().get_checkpoint_file())
+        return TrainingError(not_written_words(path, error, checkpoint_bytes(self.model), newest))
 
     def _remove_oldest(self) -> None:
         folder = Path(self.save_dir)

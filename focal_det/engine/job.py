@@ -15,6 +15,7 @@ from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
+from .advice import DISK_ERRORS
 from .checkpoints import RunCheckpointer
 from .config_changes import Change
 from .devices import share_cores
@@ -79,6 +80,11 @@ def run_job(job: Job, stopped: Any) -> None:
     except TrainingStopped:
         stopped.set()
         return
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or pictures")
+        raise trainer.checkpointer.not_written(what, error) from error
     except FloatingPointError:
         _log().error(
             "The training diverged. What helps: a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "

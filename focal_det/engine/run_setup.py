@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..errors import TrainingError
 from ..files import write_text_whole
+from .advice import DISK_ERRORS
 from .config_changes import Change
 from .environment import source_version
 from .loss_keys import without_unread_keys
@@ -64,6 +65,6 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
 def _without_trace(record: logging.LogRecord) -> bool:
     """What Detectron2 logs of an error while training: of one that says what to do no more than that."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, TrainingError):
+    if isinstance(error, TrainingError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS):
         record.msg, record.args, record.exc_info = str(error), (), None
     return True

@@ -115,6 +115,14 @@ def test_what_last_checkpoint_names_stays(tmp_path):
     assert names(tmp_path) == ["model_0000009.pth", "model_0000019.pth", "model_best.pth"]
 
 
+def test_what_was_just_written_stays_whatever_else_a_checkpoint_says_is_the_runs(tmp_path):
+    (tmp_path / "model_0000099.pth").write_text("newer, or somebody's")
+    checkpointer = saver(tmp_path, kept=1)
+    checkpointer.written.names = {"model_0000099.pth"}
+    save(checkpointer, 9)
+    assert names(tmp_path) == ["model_0000009.pth", "model_0000099.pth"]
+
+
 def test_another_rank_writes_and_removes_nothing(tmp_path):
     save(saver(tmp_path), 9, 19)
     other = saver(tmp_path, kept=1)

@@ -301,6 +301,22 @@ def test_a_damaged_newest_one_is_told_and_the_one_before_is_taken(tmp_path):
     assert (found.checkpoint.path.name, found.checkpoint.done) == ("model_0000019.pth", 20)
 
 
+def test_a_newest_one_with_another_number_in_it_is_not_taken(tmp_path):
+    save(tmp_path, 9)
+    save(tmp_path, 19)
+    newest = tmp_path / "model_0000019.pth"
+    data = bytearray(newest.read_bytes())
+    place = data.index(torch.full((2,), 20.0).numpy().tobytes())
+    data[place] ^= 1
+    newest.write_bytes(data)
+    for pointed in (True, False):
+        found = find_checkpoint(tmp_path, "required")
+        assert found.checkpoint.done == 10
+        if pointed:
+            assert "is not as it was written); going on from" in found.warnings[0]
+            (tmp_path / "last_checkpoint").unlink()
+
+
 def test_what_the_user_points_to_is_taken_and_a_longer_run_is_newer_than_its_first_end(tmp_path):
     save(tmp_path, 9)
     save(tmp_path, 9, "model_final")
