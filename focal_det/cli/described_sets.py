@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 
 from ..data.catalog import JsonDataset, class_names, dataset_problems
 from ..data.coco_json import CocoFile
+from ..data.fingerprint import fingerprint
 from ..data.named_sets import read_named_set
 from ..data.statistics import Objects, SetStatistics, joined, statistics
 from ..errors import InputError
@@ -24,6 +25,7 @@ class DescribedSet(NamedTuple):
     notes: warnings about it.
     boxes_left_out: how many have no area.
     is_trained_on: or evaluated on.
+    fingerprint: of its content, see `focal_det.data.fingerprint`.
     """
 
     name: str
@@ -34,6 +36,7 @@ class DescribedSet(NamedTuple):
     notes: Sequence[str] = ()
     boxes_left_out: int = 0
     is_trained_on: bool = False
+    fingerprint: str | None = None
 
 
 def read_sets(
@@ -91,4 +94,5 @@ def _described(name: str, file: CocoFile) -> DescribedSet:
         content=statistics(file.coco),
         notes=file.notes,
         boxes_left_out=file.boxes_left_out,
+        fingerprint=fingerprint(file.coco),
     )

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, InputError
+from ..errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    InputError,
+    TrainingError,
+)
 from .arguments import parse_arguments
 from .common import silence_detectron2
 
@@ -20,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 done, 2 bad input and nothing started, 75 stopped by a signal after saving. A fault while
-        running leaves as its exception, which Python turns into 1.
+        The exit code: 0 done, 1 a fault that says what to do, 2 bad input and nothing started, 75 stopped by a signal
+        after saving. Any other fault while running leaves as its exception, which Python turns into 1.
     """
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     silence_detectron2()
@@ -33,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAULT
     except KeyboardInterrupt:
         print("stopped outside of training: nothing to save", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -44,6 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..engine.lock import FolderLock
     from .prepare import check, write  # takes seconds to import, which --help need not wait for
+    from .resuming import take_folder
 
     plan = check(args)
     print("\n".join(plan.summary), flush=True)
@@ -52,6 +64,8 @@ def _run(args: argparse.Namespace) -> int:
         return EXIT_DONE
     alone = args.machine_rank == 0 and not args.eval_only
     with FolderLock(plan.job.cfg.OUTPUT_DIR) if alone else nullcontext():
+        if alone and plan.resumption is not None:
+            take_folder(plan.job.cfg.OUTPUT_DIR, plan.resumption)
         write(plan)
         return EXIT_STOPPED if _launch(args, plan.job) else EXIT_DONE
 
