@@ -25,6 +25,10 @@ class TrainingError(Exception):
     """A training that others need has failed; the message says which and where its log is."""
 
 
+class StartError(Exception):
+    """The processes of a training did not come together; the message says who is missing and what to look at."""
+
+
 def cut(value: object, length: int = 80) -> str:
     """A value's text for a message, shortened where it is long."""
     text = str(value)

@@ -1,0 +1,210 @@
+"""Who is there: before anything long all processes or machines sign in and reach one another, or it is said who not.
+
+PyTorch's own start would wait for half an hour and name nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ..errors import InputError, StartError
+
+_PATIENCE = 0.1  # seconds between two looks
+_FAREWELL = 10.0  # seconds for the last to see that all have come
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who signs in.
+
+    number, count: of this one, from 0, and of all.
+    what: "machine" or "rank".
+    host, port: of the store that number 0 holds.
+    started: how, such as "--num-machines 2 --num-gpus 8"; the same of all.
+    """
+
+    number: int
+    count: int
+    what: str
+    host: str
+    port: int
+    started: str
+
+    @property
+    def address(self) -> str:
+        return f"tcp://{self.host}:{self.port}"
+
+    @property
+    def advice(self) -> str:
+        """What to look at where somebody is missing."""
+        if self.what == "rank":
+            return f"did their processes start, and do they reach {self.address}?"
+        return f"is the same command running there with that --machine-rank, and does it reach {self.address}?"
+
+
+def open_store(caller: Caller, seconds: float, *, is_host: bool) -> dist.TCPStore:
+    """Number 0's store, opened there and reached from elsewhere.
+
+    Raises:
+        InputError: the port is in use on the host.
+        StartError: the host was not reached within `seconds`.
+    """
+    if not is_host:
+        _wait_for_host(caller, seconds)
+    try:
+        return dist.TCPStore(
+            caller.host,
+            caller.port,
+            is_master=is_host,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=max(1.0, seconds)),
+        )
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            raise InputError(
+                f"port {caller.port} of {caller.address} is in use on this machine, perhaps by another training: name "
+                "another, the same for all (--dist-url; under torchrun --master-port; under SLURM MASTER_PORT)"
+            ) from error
+        raise StartError(f"{caller.address} was not reached from here: {first_line(error)}") from error
+
+
+def _wait_for_host(caller: Caller, seconds: float) -> None:
+    """By plain connections, which a Ctrl-C interrupts, as PyTorch's are not."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((caller.host, caller.port), timeout=2.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"{caller.what} 0 of {caller.count} was not reached at {caller.address} within {seconds:g} s "
+                    f"(--start-timeout): {error}; {caller.advice}"
+                ) from error
+        time.sleep(_PATIENCE)
+
+
+@contextmanager
+def signed_in(store: dist.Store, caller: Caller) -> Iterator[None]:
+    """Sign in; whoever leaves by an exception signs out again, so that the same can come anew."""
+    with _lost_store_in_words(caller):
+        here = {"name": socket.gethostname(), "started": caller.started}
+        if store.add(f"came/{caller.number}", 1) > 1:
+            other = json.loads(store.get(f"is/{caller.number}"))["name"]
+            flag = "--machine-rank" if caller.what == "machine" else "rank"
+            _end(
+                store,
+                f"two processes came as {flag} {caller.number} of {caller.count}, on {other} and on {here['name']}: "
+                f"give each {caller.what} a number of its own",
+            )
+        store.set(f"is/{caller.number}", json.dumps(here))
+        store.add("came", 1)
+    try:
+        yield
+    except BaseException:
+        try:
+            store.add("came", -1)
+            store.delete_key(f"is/{caller.number}")
+            store.add(f"came/{caller.number}", -1)
+        except RuntimeError:
+            pass  # the store went first
+        raise
+
+
+def wait_for_all(store: dist.Store, caller: Caller, seconds: float) -> None:
+    """Return when all have signed in.
+
+    Raises:
+        StartError: who has not within `seconds`, or was started otherwise; the same words on all that have come.
+    """
+    deadline = time.monotonic() + seconds
+    with _lost_store_in_words(caller):
+        while store.add("came", 0) < caller.count:
+            _raise_if_ended(store)
+            if time.monotonic() > deadline:
+                gone = [n for n in range(caller.count) if not store.check([f"is/{n}"])]
+                who = f"{caller.what}{'s' if len(gone) > 1 else ''} {', '.join(map(str, gone))} of {caller.count}"
+                _end(store, f"{who} did not come within {seconds:g} s (--start-timeout): {caller.advice}")
+            time.sleep(_PATIENCE)
+        for number in range(caller.count):
+            other = json.loads(store.get(f"is/{number}"))["started"]
+            if other != caller.started:
+                _end(
+                    store,
+                    f"{caller.what} {number} was started with {other}, {caller.what} {caller.number} with "
+                    f"{caller.started}: all must have the same",
+                )
+        _raise_if_ended(store)
+        store.add("seen", 1)
+        if caller.number == 0:  # the store goes with this process
+            while store.add("seen", 0) < caller.count and time.monotonic() < deadline + _FAREWELL:
+                _raise_if_ended(store)
+                time.sleep(_PATIENCE)
+
+
+def _raise_if_ended(store: dist.Store) -> None:
+    if store.check(["end"]):
+        raise StartError(store.get("end").decode())
+
+
+def _end(store: dist.Store, words: str) -> None:
+    """End it for all that have come."""
+    store.set("end", words)
+    time.sleep(10 * _PATIENCE)
+    raise StartError(words)
+
+
+@contextmanager
+def _lost_store_in_words(caller: Caller) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # PyTorch's DistError
+        raise StartError(
+            f"{caller.what} 0 at {caller.address} ended before all had come: look at its messages"
+        ) from error
+
+
+def reach_all(seconds: float = 60.0) -> None:
+    """Sum a number over all ranks, on the device that they train on; at once if there is one rank.
+
+    Raises:
+        StartError: not done within `seconds`; names the ranks that are missing where that can be known.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    limit, on_gpu = timedelta(seconds=seconds), dist.get_backend() == "nccl"
+    try:
+        group = dist.new_group(backend="gloo", timeout=limit)
+        assert isinstance(group, dist.ProcessGroup)  # all ranks are in it
+        dist.monitored_barrier(group, timeout=limit, wait_all_ranks=True)
+    except RuntimeError as error:
+        raise StartError(
+            f"not all ranks answer within {seconds:g} s: {first_line(error)}; does a firewall stand between the "
+            "machines, or has one several networks? GLOO_SOCKET_IFNAME names the one to use"
+        ) from error
+    total = torch.ones(1, device="cuda" if on_gpu else "cpu")
+    work, deadline = dist.all_reduce(total, async_op=True), time.monotonic() + seconds
+    while not work.is_completed():
+        if time.monotonic() > deadline:
+            raise StartError(
+                f"all ranks answer, but their GPUs did not add up a number within {seconds:g} s: set "
+                "NCCL_SOCKET_IFNAME to the network between the machines; NCCL_DEBUG=INFO says what NCCL tries"
+            )
+        time.sleep(0.01)
+    work.wait()
+    if int(total.item()) != dist.get_world_size():
+        raise StartError(f"the sum of ones over {dist.get_world_size()} ranks is {total.item():g}")
+
+
+def first_line(error: BaseException) -> str:
+    """Of what PyTorch says, without its stack of C++."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
