@@ -30,7 +30,7 @@ from ..engine.hooks import STOP_SIGNALS
 from ..engine.job import Job, run_job
 from ..engine.lock import FolderLock
 from ..engine.processes import Place
-from ..engine.roll_call import Caller, first_line, open_store, reach_all, signed_in, wait_for_all
+from ..engine.roll_call import Caller, call_roll, first_line, open_store, reach_all
 from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, StartError
 from .common import print_problems
 from .prepare import Plan, check, write
@@ -68,12 +68,13 @@ def _come_together(args: argparse.Namespace, plan: Plan) -> None:
         write(plan)
         return
     started = f"--num-machines {args.num_machines} --num-gpus {args.num_gpus}"
-    caller = Caller(args.machine_rank, args.num_machines, "machine", address[1], int(address[2]), started)
+    caller = Caller(
+        args.machine_rank, args.num_machines, "machine", address[1], int(address[2]), started, args.start_timeout
+    )
     deadline = time.monotonic() + args.start_timeout
-    store = open_store(caller, args.start_timeout, is_host=args.machine_rank == 0)
-    with signed_in(store, caller):
-        write(plan)
-        wait_for_all(store, caller, deadline - time.monotonic())
+    store = open_store(caller, deadline, is_host=args.machine_rank == 0)
+    write(plan)
+    call_roll(store, caller, deadline)
 
 
 def _launch(args: argparse.Namespace, job: Job) -> int:
@@ -154,13 +155,12 @@ def _join(place: Place, seconds: float) -> None:
     if gpus:
         torch.cuda.set_device(gpu_of(place.local_rank, gpus))
     started = f"{place.world_size} processes, {place.processes_per_machine} on each machine"
-    caller = Caller(place.rank, place.world_size, "rank", place.host, place.port, started)
+    caller = Caller(place.rank, place.world_size, "rank", place.host, place.port, started, seconds)
     deadline = time.monotonic() + seconds
     is_host = place.rank == 0 and not place.store_is_there
-    server = open_store(caller, seconds, is_host=is_host)
+    server = open_store(caller, deadline, is_host=is_host)
     store = dist.PrefixStore(f"focal_det/{place.restarts}", server)
-    with signed_in(store, caller):
-        wait_for_all(store, caller, deadline - time.monotonic())
+    call_roll(store, caller, deadline)
     server.set_timeout(timedelta(seconds=60))
     try:
         dist.init_process_group(

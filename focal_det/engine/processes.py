@@ -85,7 +85,7 @@ def _of_torchrun(environ: Mapping[str, str]) -> Place:
         store_is_there=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
     return _consistent(
-        place, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "use one --nproc-per-node for all"
+        place, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "use the same --nproc-per-node on all machines"
     )
 
 
@@ -171,7 +171,8 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 def _consistent(place: Place, rank: str, size: str, local_rank: str, per_machine: str, fix: str) -> Place:
     """The place, if its numbers fit; the words are the names of the variables that they came from."""
     count = place.processes_per_machine
-    values = f"{rank} {place.rank}, {size} {place.world_size}, {local_rank} {place.local_rank}, {per_machine} {count}"
+    named = {rank: place.rank, size: place.world_size, local_rank: place.local_rank, per_machine: count}
+    values = ", ".join(f"{name} is {value}" for name, value in named.items())
     if not 0 < place.port < 65536:
         raise InputError(f"MASTER_PORT is {place.port}; ports go from 1 to 65535")
     if place.rank >= place.world_size or count < 1 or place.local_rank >= count:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -30,6 +29,7 @@ class Caller:
     what: "machine" or "rank".
     host, port: of the store that number 0 holds.
     started: how, such as "--num-machines 2 --num-gpus 8"; the same of all.
+    seconds: --start-timeout, within which all must have come.
     """
 
     number: int
@@ -38,35 +38,42 @@ class Caller:
     host: str
     port: int
     started: str
+    seconds: float
 
     @property
     def address(self) -> str:
         return f"tcp://{self.host}:{self.port}"
 
-    @property
-    def advice(self) -> str:
-        """What to look at where somebody is missing."""
-        if self.what == "rank":
-            return f"did their processes start, and do they reach {self.address}?"
-        return f"is the same command running there with that --machine-rank, and does it reach {self.address}?"
+    def missing(self, numbers: Sequence[int]) -> str:
+        """What is said where these have not come."""
+        who = f"{self.what}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} of {self.count}"
+        asked = (
+            "did their processes start, and do they reach"
+            if self.what == "rank"
+            else f"is the same command running there with --machine-rank {numbers[0]}, and does it reach"
+        )
+        return f"{who} did not come within {self.seconds:g} s (--start-timeout): {asked} {self.address}?"
 
 
-def open_store(caller: Caller, seconds: float, *, is_host: bool) -> dist.TCPStore:
+def open_store(caller: Caller, deadline: float, *, is_host: bool) -> dist.TCPStore:
     """Number 0's store, opened there and reached from elsewhere.
+
+    Args:
+        deadline: of the monotonic clock.
 
     Raises:
         InputError: the port is in use on the host.
-        StartError: the host was not reached within `seconds`.
+        StartError: the host was not reached by then.
     """
     if not is_host:
-        _wait_for_host(caller, seconds)
+        _wait_for_host(caller, deadline)
     try:
         return dist.TCPStore(
             caller.host,
             caller.port,
             is_master=is_host,
             wait_for_workers=False,
-            timeout=timedelta(seconds=max(1.0, seconds)),
+            timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
         )
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
@@ -77,83 +84,82 @@ def open_store(caller: Caller, seconds: float, *, is_host: bool) -> dist.TCPStor
         raise StartError(f"{caller.address} was not reached from here: {first_line(error)}") from error
 
 
-def _wait_for_host(caller: Caller, seconds: float) -> None:
+def _wait_for_host(caller: Caller, deadline: float) -> None:
     """By plain connections, which a Ctrl-C interrupts, as PyTorch's are not."""
-    deadline = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection((caller.host, caller.port), timeout=2.0).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise StartError(
-                    f"{caller.what} 0 of {caller.count} was not reached at {caller.address} within {seconds:g} s "
-                    f"(--start-timeout): {error}; {caller.advice}"
-                ) from error
+                raise StartError(f"{caller.missing([0])} Last: {error}") from error
         time.sleep(_PATIENCE)
 
 
-@contextmanager
-def signed_in(store: dist.Store, caller: Caller) -> Iterator[None]:
-    """Sign in; whoever leaves by an exception signs out again, so that the same can come anew."""
-    with _lost_store_in_words(caller):
-        here = {"name": socket.gethostname(), "started": caller.started}
-        if store.add(f"came/{caller.number}", 1) > 1:
-            other = json.loads(store.get(f"is/{caller.number}"))["name"]
-            flag = "--machine-rank" if caller.what == "machine" else "rank"
-            _end(
-                store,
-                f"two processes came as {flag} {caller.number} of {caller.count}, on {other} and on {here['name']}: "
-                f"give each {caller.what} a number of its own",
-            )
-        store.set(f"is/{caller.number}", json.dumps(here))
-        store.add("came", 1)
-    try:
-        yield
-    except BaseException:
-        try:
-            store.add("came", -1)
-            store.delete_key(f"is/{caller.number}")
-            store.add(f"came/{caller.number}", -1)
-        except RuntimeError:
-            pass  # the store went first
-        raise
-
-
-def wait_for_all(store: dist.Store, caller: Caller, seconds: float) -> None:
-    """Return when all have signed in.
+def call_roll(store: dist.Store, caller: Caller, deadline: float) -> None:
+    """Sign in, and return when all have.
 
     Raises:
-        StartError: who has not within `seconds`, or was started otherwise; the same words on all that have come.
+        StartError: who has not by then, or came twice, or was started otherwise; the same words on all that have come.
     """
-    deadline = time.monotonic() + seconds
-    with _lost_store_in_words(caller):
-        while store.add("came", 0) < caller.count:
-            _raise_if_ended(store)
-            if time.monotonic() > deadline:
-                gone = [n for n in range(caller.count) if not store.check([f"is/{n}"])]
-                who = f"{caller.what}{'s' if len(gone) > 1 else ''} {', '.join(map(str, gone))} of {caller.count}"
-                _end(store, f"{who} did not come within {seconds:g} s (--start-timeout): {caller.advice}")
-            time.sleep(_PATIENCE)
-        for number in range(caller.count):
-            other = json.loads(store.get(f"is/{number}"))["started"]
-            if other != caller.started:
-                _end(
-                    store,
-                    f"{caller.what} {number} was started with {other}, {caller.what} {caller.number} with "
-                    f"{caller.started}: all must have the same",
-                )
-        _raise_if_ended(store)
-        store.add("seen", 1)
-        if caller.number == 0:  # the store goes with this process
-            while store.add("seen", 0) < caller.count and time.monotonic() < deadline + _FAREWELL:
-                _raise_if_ended(store)
-                time.sleep(_PATIENCE)
+    try:
+        _sign_in(store, caller)
+        try:
+            _wait_for_all(store, caller, deadline)
+        except KeyboardInterrupt:  # it may come again
+            store.delete_key(f"is/{caller.number}")
+            store.add(f"came/{caller.number}", -1)
+            store.add("came", -1)
+            raise
+    except RuntimeError as error:  # of PyTorch, whose store went
+        raise StartError(
+            f"{caller.what} 0 at {caller.address} ended before all had come: look at its messages"
+        ) from error
 
 
-def _raise_if_ended(store: dist.Store) -> None:
+def _sign_in(store: dist.Store, caller: Caller) -> None:
+    here = {"name": socket.gethostname(), "started": caller.started}
+    if store.add(f"came/{caller.number}", 1) > 1:
+        other = json.loads(store.get(f"is/{caller.number}"))["name"]
+        flag = "--machine-rank" if caller.what == "machine" else "rank"
+        _end(
+            store,
+            f"two processes came as {flag} {caller.number} of {caller.count}, on {other} and on {here['name']}: "
+            f"give each {caller.what} a number of its own",
+        )
+    store.set(f"is/{caller.number}", json.dumps(here))
+    store.add("came", 1)
+
+
+def _wait_for_all(store: dist.Store, caller: Caller, deadline: float) -> None:
+    while store.add("came", 0) < caller.count:
+        _raise_if_ended(store, caller)
+        if time.monotonic() > deadline:
+            _end(store, caller.missing([n for n in range(caller.count) if not store.check([f"is/{n}"])]))
+        time.sleep(_PATIENCE)
+    for number in range(caller.count):
+        other = json.loads(store.get(f"is/{number}"))["started"]
+        if other != caller.started:
+            _end(
+                store,
+                f"{caller.what} {number} was started with {other}, {caller.what} {caller.number} with "
+                f"{caller.started}: all must have the same",
+            )
+    _raise_if_ended(store, caller)
+    store.add("seen", 1)
+    while caller.number == 0 and store.add("seen", 0) < caller.count:  # the store goes with this process
+        _raise_if_ended(store, caller)
+        if time.monotonic() > deadline + _FAREWELL:
+            break
+        time.sleep(_PATIENCE)
+
+
+def _raise_if_ended(store: dist.Store, caller: Caller) -> None:
     if store.check(["end"]):
-        raise StartError(store.get("end").decode())
+        words = store.get("end").decode()
+        if caller.number == 0:  # the store goes with this process: the others read it first
+            time.sleep(10 * _PATIENCE)
+        raise StartError(words)
 
 
 def _end(store: dist.Store, words: str) -> None:
@@ -161,16 +167,6 @@ def _end(store: dist.Store, words: str) -> None:
     store.set("end", words)
     time.sleep(10 * _PATIENCE)
     raise StartError(words)
-
-
-@contextmanager
-def _lost_store_in_words(caller: Caller) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # PyTorch's DistError
-        raise StartError(
-            f"{caller.what} 0 at {caller.address} ended before all had come: look at its messages"
-        ) from error
 
 
 def reach_all(seconds: float = 60.0) -> None:
