@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
@@ -11,6 +13,11 @@ from ..errors import InputError
 def silence_detectron2() -> None:
     """Keep PyTorch's warning of Detectron2's use of torch.jit from the screen."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+
+
+def print_problems(problems: Sequence[str]) -> None:
+    """Each on a line of its own, on stderr."""
+    print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr, flush=True)
 
 
 def folder_name(text: str) -> Path:

@@ -62,8 +62,11 @@ def _classes_of(first: DescribedSet, num_classes: int) -> Classes:
     return Classes(*known) if known is not None else numbered_classes(num_classes)
 
 
-def check(args: argparse.Namespace) -> Plan:
+def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
     """Check the command line, the configuration and the data; print warnings, and nothing else.
+
+    Args:
+        own_gpu: each process sees one GPU, which no other one sees.
 
     Raises:
         InputError: every problem found; nothing is written.
@@ -75,7 +78,7 @@ def check(args: argparse.Namespace) -> Plan:
         raise InputError(problems) from error
     loaded = cfg.clone()
     training = not args.eval_only
-    warnings, device_problems = choose_device(cfg, args.num_gpus)
+    warnings, device_problems = choose_device(cfg, args.num_gpus, own_gpu=own_gpu)
     if training and not problems:
         warnings += [*_settle_schedule(cfg, args), *schedule_warnings(cfg)]
     json_files, own_names, own_problems = read_own_sets(args, cfg)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from detectron2.config import CfgNode
 
 from ..engine.checkpoint_file import DamagedError, contents, damage
 from ..engine.checkpoints import BEST, POINTER
+from ..engine.lock import FolderLock
 from ..engine.run_record import RunRecord, compare
 from ..errors import InputError
 from ..files import put_aside
@@ -127,23 +129,28 @@ def settle_seed(cfg: CfgNode, checkpoint: Checkpoint | None) -> str | None:
     return f"{told}drew {cfg.SEED}, which config.yaml will hold"
 
 
-def take_folder(output_dir: str, resumption: Resumption) -> None:
-    """Make the folder this training's; to be called with its lock held.
+@contextmanager
+def folder_taken(output_dir: str, resumption: Resumption) -> Iterator[None]:
+    """Have the folder for this training alone.
 
     What a killed one was still writing goes. The metrics of one that ended before its first checkpoint are put aside.
 
     Raises:
-        InputError: it is not as it was when the decision fell; nothing was changed.
+        InputError: another training is in it, or it is not as it was when the decision fell; nothing was changed.
     """
     folder = Path(output_dir)
-    if _state_of(folder) != resumption.seen:
-        raise InputError(f"OUTPUT_DIR {folder}: another training has written here since this one looked; start again")
-    for path in folder.iterdir():
-        if _PARTIAL.fullmatch(path.name):
-            path.unlink()
-    metrics = folder / "metrics.json"
-    if resumption.checkpoint is None and metrics.is_file() and metrics.stat().st_size:
-        print(f"{metrics} of a run that ended before its first checkpoint is now {put_aside(metrics)}", flush=True)
+    with FolderLock(output_dir):
+        if _state_of(folder) != resumption.seen:
+            raise InputError(
+                f"OUTPUT_DIR {folder}: another training has written here since this one looked; start again"
+            )
+        for path in folder.iterdir():
+            if _PARTIAL.fullmatch(path.name):
+                path.unlink()
+        metrics = folder / "metrics.json"
+        if resumption.checkpoint is None and metrics.is_file() and metrics.stat().st_size:
+            print(f"{metrics} of a run that ended before its first checkpoint is now {put_aside(metrics)}", flush=True)
+        yield
 
 
 def _state_of(folder: Path) -> FolderState:

@@ -50,7 +50,7 @@ def run_job(job: Job, stopped: Any) -> None:
     Args:
         stopped: an event shared by the processes; set when a signal ended the training after saving.
     """
-    cfg = _with_one_seed(job.cfg)
+    cfg = job.cfg
     share_cores(cfg, job.processes_per_machine)
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
     set_up_run(cfg, training=not job.eval_only, changes=job.changes)
@@ -94,15 +94,6 @@ def run_job(job: Job, stopped: Any) -> None:
         _log().info(
             f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
         )
-
-
-def _with_one_seed(cfg: CfgNode) -> CfgNode:
-    """With the main process's SEED: one that was drawn, each machine drew for itself."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SEED = comm.all_gather(cfg.SEED)[0]
-    cfg.freeze()
-    return cfg
 
 
 def _log() -> logging.Logger:

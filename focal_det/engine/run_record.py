@@ -2,11 +2,12 @@
 
 Three rules, for a run that took a week:
 1. What changes nothing of what is trained is free, such as where the run stands, how it is evaluated, what is drawn,
-   how often it is saved; and so is what changes it by rounding alone, such as the device. It is told.
+   how often it is saved; and so is what changes it by rounding alone, such as the device, and the number of processes
+   where they don't group pictures by shape. It is told.
 2. SOLVER.MAX_ITER is free, to train on or to end sooner, where the lr of an iteration does not depend on it.
-3. Anything else makes another training of it: learning rate, schedule, loss, matching, augmentation, batch, data, SEED,
-   number of processes. Each is told with both values and refused, unless --allow-changes lets the new values hold from
-   the resumed iteration on.
+3. Anything else makes another training of it: learning rate, schedule, loss, matching, augmentation, batch, data, SEED.
+   Each is told with both values and refused, unless --allow-changes lets the new values hold from the resumed iteration
+   on.
 A key that only one of two versions of focal_det or Detectron2 has is told: its default is what was done before.
 """
 
@@ -132,12 +133,13 @@ def compare(before: RunRecord, now: RunRecord) -> Comparison:
     if before.class_names != now.class_names:
         found.refused.append(f"classes: {_told(list(before.class_names))} before, {_told(list(now.class_names))} now")
     if before.world_size != now.world_size:
-        shared = (
-            f"each groups its own pictures by their shape ({_GROUPING}), so that other ones meet in a batch"
-            if now.config.get(_GROUPING)
-            else "the batches keep their pictures, but not the random sizes and flips of these"
-        )
-        found.refused.append(f"processes: {before.world_size} before, {now.world_size} now; {shared}")
+        words = f"processes: {before.world_size} before, {now.world_size} now"
+        if now.config.get(_GROUPING):
+            found.refused.append(
+                f"{words}; each groups its own pictures by their shape ({_GROUPING}), so that others meet in a batch"
+            )
+        else:
+            found.notes.append(f"{words}, the same up to rounding")
     for name, then, today in (("focal_det", before.focal_det, now.focal_det), ("torch", before.torch, now.torch)):
         if then != today:
             found.notes.append(f"{name}: {then} before, {today} now")

@@ -122,6 +122,8 @@ def test_classes_processes_and_versions(record):
     assert len(compare(record, replace(record, class_names=("a", "c", "b"))).refused) == 1
     (line,) = compare(record, replace(record, world_size=1)).refused
     assert line.startswith("processes: 2 before, 1 now; each groups its own pictures by their shape")
+    apart = replace(record, config={**record.config, "DATALOADER.ASPECT_RATIO_GROUPING": False})
+    assert compare(apart, replace(apart, world_size=1)) == ([], ["processes: 2 before, 1 now, the same up to rounding"])
     found = compare(record, replace(record, torch="9", focal_det="8"))
     assert (found.refused, len(found.notes)) == ([], 2)
     older = replace(record, config={key: value for key, value in record.config.items() if key != "SOLVER.GAMMA"})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from focal_det.cli.resuming import find_checkpoint, take_folder
+from focal_det.cli.resuming import find_checkpoint, folder_taken
 from focal_det.engine.checkpoint_file import contents, damage
 from focal_det.engine.checkpoints import RunCheckpointer
 from focal_det.errors import InputError, TrainingError
@@ -183,7 +183,8 @@ def check_nothing_is_lost(states, case):
         assert all((folder / name).read_bytes() == content for name, content in OF_THE_USER.items())
         if (before / "model_best.pth").is_file():
             assert damage(folder / "model_best.pth") is None
-        take_folder(folder, find_checkpoint(folder, "auto"))
+        with folder_taken(folder, find_checkpoint(folder, "auto")):
+            pass
         assert not [path for path in folder.iterdir() if ".part" in path.name]
         if number % 5 == 0:  # and a run that goes on gets as far as one that was not killed
             action(folder)
@@ -363,16 +364,18 @@ def test_a_folder_that_changed_since_it_was_looked_at_is_left_alone(tmp_path):
     save(tmp_path, 19)
     partial = tmp_path / ".77.part.pth"
     partial.touch()
-    with pytest.raises(InputError, match="another training has written here"):
-        take_folder(tmp_path, found)
+    with pytest.raises(InputError, match="another training has written here"), folder_taken(tmp_path, found):
+        pass
     assert partial.exists()
-    take_folder(tmp_path, find_checkpoint(tmp_path, "required"))
+    with folder_taken(tmp_path, find_checkpoint(tmp_path, "required")):
+        pass
     assert not partial.exists()
 
 
 def test_metrics_of_a_run_without_checkpoint_are_put_aside(tmp_path):
     for number in (1, 2):
         (tmp_path / "metrics.json").write_text(f'{{"iteration": {number}}}\n')
-        take_folder(tmp_path, find_checkpoint(tmp_path, "auto"))
+        with folder_taken(tmp_path, find_checkpoint(tmp_path, "auto")):
+            pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json.before1", "metrics.json.before2"]
     assert (tmp_path / "metrics.json.before2").read_text() == '{"iteration": 2}\n'
