@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+LONGEST_YAML = 2**17  # bytes; a configuration that a run writes has 6 kB, and PyYAML reads some 40 kB a second
 _MOST_VALUES = 100_000  # of a YAML file, each counted as often as it is named; a configuration has 300
 _LONGEST_NUMBER = 1000  # characters; Python takes seconds for numbers of many thousands
 
@@ -17,9 +18,11 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is no YAML, has a tag that makes anything but plain data, or names parts so often, by
-            aliases, that it means more than `_MOST_VALUES` values.
+            aliases, that it means more than `_MOST_VALUES` values; or it is longer than `LONGEST_YAML`.
         ValueError, RecursionError: a number or nesting that Python refuses.
     """
+    if len(text) > LONGEST_YAML:
+        raise yaml.YAMLError(f"it is longer than {LONGEST_YAML} characters")
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()

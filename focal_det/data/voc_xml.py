@@ -18,7 +18,7 @@ from .picture_files import open_picture
 from .voc_splits import VocFolder
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # Python takes 1_0 for one too
-_LARGEST = 2**24  # bytes of an annotation; one of 100 objects has 20 kB
+_LARGEST = 2**22  # bytes of an annotation; one of 100 objects has 20 kB
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 

@@ -10,10 +10,9 @@ import yaml
 
 from ..data.folders import open_regular
 from ..errors import InputError
-from ..plain_data import parse_yaml
+from ..plain_data import LONGEST_YAML, parse_yaml
 
 _BASE = "_BASE_"
-_LARGEST = 2**20  # bytes of a file; one that a run writes has 6 kB
 _MOST_LAYERS = 100  # of all files together: each may name others, which name others
 
 
@@ -46,7 +45,7 @@ def _read(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[Layer]:
     if len(read) > _MOST_LAYERS:
         raise InputError(f"config file {read[0]}: its {_BASE} files are more than {_MOST_LAYERS}; name fewer")
     try:
-        with open_regular(path, most=_LARGEST) as file:
+        with open_regular(path, most=LONGEST_YAML) as file:
             keys = parse_yaml(file.read().decode("utf-8"))
     except yaml.constructor.ConstructorError as error:
         raise InputError(

@@ -68,7 +68,8 @@ def to_bgr(image: Image.Image) -> np.ndarray:
     """A PIL image of any mode, upright, as (H, W, 3) uint8 BGR."""
     turn = _UPRIGHT.get(orientation(image))
     upright = image if turn is None else image.transpose(turn)
-    return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[:, :, ::-1])
+    colours = upright if upright.mode == "RGB" else upright.convert("RGB")  # a copy, which may take 500 MB
+    return np.ascontiguousarray(np.asarray(colours)[:, :, ::-1])
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
