@@ -79,6 +79,23 @@ def test_bad_pictures_are_named(tmp_path, kind):
     assert "'a.jpg'" in fault.detail
 
 
+def damaged_png(path):
+    """A sound end, and damage in the middle."""
+    Image.fromarray(60 * np.random.randint(0, 4, (48, 64, 3), np.uint8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[1000:1100] = b"\xff" * 100
+    path.write_bytes(data)
+
+
+def test_damage_in_the_middle_of_a_png_is_found_at_every_start(tmp_path):
+    """Pillow decodes a PNG to look for its EXIF tag; the error was lost there, and the picture half black."""
+    damaged_png(tmp_path / "a.png")
+    with pytest.raises(PictureError, match="data stream"):
+        read_picture(tmp_path / "a.png")
+    (fault,) = look_at_pictures([{"file_name": "a.png", "width": 64, "height": 48}], tmp_path).faults
+    assert "'a.png' (OSError)" in fault.detail
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
 def test_pictures_of_other_modes_are_read(tmp_path, mode):
     (tmp_path / "a.tif").write_bytes(saved("TIFF", mode))
@@ -223,12 +240,8 @@ def test_names_cannot_leave_the_folder_of_drawings(tmp_path):
 
 def test_evaluating_leaves_out_bad_pictures_up_to_the_bound(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
-    noise = Image.fromarray(60 * np.random.randint(0, 4, (48, 64, 3), np.uint8))
-    for name in ("a.png", "b.png"):
-        noise.save(tmp_path / name)
-    damaged = bytearray((tmp_path / "b.png").read_bytes())
-    damaged[1000:1100] = b"\xff" * 100  # in the middle, which only decoding finds
-    (tmp_path / "b.png").write_bytes(damaged)
+    (tmp_path / "a.png").write_bytes(saved("PNG", size=(64, 48)))
+    damaged_png(tmp_path / "b.png")
     images = [{"id": i, "file_name": n, "width": 64, "height": 48} for i, n in ((1, "a.png"), (2, "b.png"))]
     boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 30, 20]} for i in (1, 2)]
     categories = [{"id": i, "name": name} for i, name in enumerate(("disk", "box", "triangle"), start=1)]
