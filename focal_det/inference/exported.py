@@ -135,7 +135,6 @@ class ExportedDetector:
         if path.suffix not in openers:
             raise InputError(f"{path}: an exported model ends in {' or '.join(openers)}")
         if path.suffix == ".pt2" and not trusted:
-            # Its pickles, its symbols (which sympy evaluates) and its operators (looked up by any name) are programs.
             raise InputError(
                 f"{path}: a .pt2 file can run any program when PyTorch opens it; if you made it yourself, or trust "
                 "whoever did, add --trust-model (trusted=True in Python), or take an .onnx, which runs none"

@@ -7,10 +7,12 @@ import pickle
 import time
 import zipfile
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from focal_det.cli.main import main as focal_det
 from focal_det.cli.train import main as train
@@ -20,6 +22,8 @@ from focal_det.engine.predictor import Predictor
 from focal_det.engine.safe_weights import SafeCheckpointer
 from focal_det.errors import InputError
 from focal_det.report.run_files import read_run
+
+ROOT = Path(__file__).parents[3]
 
 
 class Evil:
@@ -175,3 +179,33 @@ def test_an_exported_program_is_not_opened_unless_it_is_trusted(tmp_path, capsys
     with suppress(Exception):  # of whatever PyTorch makes of it
         torch.export.load(model)
     assert made.exists()  # so the test's file is one that does
+
+
+def test_every_command_that_reads_annotations_refuses_names_that_lead_outside(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "out.png")
+    categories = [{"id": i, "name": name} for i, name in enumerate(("disk", "box", "triangle"), start=1)]
+    image = {"id": 4, "file_name": str(tmp_path / "out.png"), "width": 64, "height": 48}
+    box = {"id": 1, "image_id": 4, "category_id": 1, "bbox": [1, 2, 30, 20]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
+    of_train = ["--train-json", path, "--train-images", tmp_path / "in"]
+    of_val = ["--val-json", path, "--val-images", tmp_path / "in"]
+    start = ["--config-file", ROOT / "configs/quickstart.yaml", "--preflight-only", "MODEL.WEIGHTS", ""]
+    of_model = ["--model", ROOT / "models/quickstart_int8.onnx", "--json", path, "--images", tmp_path / "in"]
+    model = tmp_path / "model.pth"
+    torch.save({}, model)
+    for command, words in [
+        (train, [*of_train, *of_val, *start]),
+        (focal_det, ["data", "inspect", *of_train, "--out", tmp_path / "inspected"]),
+        (focal_det, ["evaluate", *of_model, "--draw", 0, "--out", tmp_path / "evaluated"]),
+        (focal_det, ["analyze", "loss-cdf", model, *of_val, "--config-file", start[1], "--out", tmp_path / "plots"]),
+    ]:
+        words = [str(word) for word in words]
+        assert command(words) == 2
+        said = capsys.readouterr().err
+        assert f"{path}: 1 of 1 file_names lead out of the folder of pictures" in said
+        assert "(image id=4)" in said
+        if "analyze" not in words:  # whose model is none
+            at = words.index("MODEL.WEIGHTS") if "MODEL.WEIGHTS" in words else len(words)
+            assert command([*words[:at], "--allow-outside-images", *words[at:]]) == 0
