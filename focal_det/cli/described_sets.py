@@ -11,6 +11,7 @@ from ..data.catalog import JsonDataset, class_names, dataset_problems
 from ..data.coco_json import CocoFile
 from ..data.fingerprint import fingerprint
 from ..data.named_sets import read_named_set
+from ..data.sources import Use
 from ..data.statistics import Objects, SetStatistics, joined, statistics
 from ..errors import InputError
 
@@ -46,6 +47,7 @@ def read_sets(
     *,
     evaluated: Collection[str],
     pictures: bool,
+    allow_outside: bool,
 ) -> tuple[list[DescribedSet], list[str]]:
     """The sets in their order, and what is wrong with those that are named.
 
@@ -55,6 +57,7 @@ def read_sets(
         of_flags: names of all that flags can give.
         evaluated: names of those that are evaluated on.
         pictures: also decode the pictures of the sets that are named.
+        allow_outside: whether their names may lead out of their folder.
     """
     problems = dataset_problems(name for name in names if name not in of_flags)
     read = {dataset.name: file for dataset, file in json_files.items()}
@@ -66,7 +69,8 @@ def read_sets(
             sets.append(DescribedSet(name, False))
         else:
             try:
-                found = read_named_set(name, "val" if name in evaluated else "train", pictures=pictures)
+                use: Use = "val" if name in evaluated else "train"
+                found = read_named_set(name, use, pictures=pictures, allow_outside=allow_outside)
                 if isinstance(found, str):
                     sets.append(DescribedSet(name, True, class_names(name), remark=found))
                 else:

@@ -84,7 +84,12 @@ def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
     json_files, own_names, own_problems = read_own_sets(args, cfg)
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
     sets, set_problems = read_sets(
-        names, json_files, own_names, evaluated=cfg.DATASETS.TEST, pictures=args.preflight_only
+        names,
+        json_files,
+        own_names,
+        evaluated=cfg.DATASETS.TEST,
+        pictures=args.preflight_only,
+        allow_outside=args.allow_outside,
     )
     if training:
         sets = [s._replace(is_trained_on=place < len(cfg.DATASETS.TRAIN)) for place, s in enumerate(sets)]
