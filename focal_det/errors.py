@@ -25,7 +25,7 @@ class TrainingError(Exception):
     """A training that others need has failed; the message says which and where its log is."""
 
 
-class StartError(Exception):
+class StartError(TrainingError):
     """The processes of a training did not come together; the message says who is missing and what to look at."""
 
 

@@ -31,7 +31,7 @@ from ..engine.job import Job, run_job
 from ..engine.lock import FolderLock
 from ..engine.processes import Place
 from ..engine.roll_call import Caller, call_roll, first_line, open_store, reach_all
-from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, StartError
+from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, StartError, TrainingError
 from .common import print_problems
 from .prepare import Plan, check, write
 
@@ -113,10 +113,12 @@ def _run_rank(job: Job, stopped: Any) -> None:
     """The job as rank 0's machine has decided it, with its seed and its checkpoint to go on from."""
     try:
         reach_all()
-    except StartError as error:
+        run_job(comm.all_gather(job)[0], stopped)
+    except TrainingError as error:
+        if comm.get_world_size() == 1:  # this is the process that was started, which says it
+            raise
         print_problems([str(error)])
         raise SystemExit(EXIT_FAULT) from None
-    run_job(comm.all_gather(job)[0], stopped)
 
 
 def _pass_on(number: int, _: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, StartError
+from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from .arguments import parse_arguments
 from .common import print_problems, silence_detectron2
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, ImportError) as error:
         print_problems(error.problems if isinstance(error, InputError) else [str(error)])
         return EXIT_BAD_INPUT
-    except StartError as error:
+    except TrainingError as error:
         print_problems([str(error)])
         return EXIT_FAULT
     except KeyboardInterrupt:
