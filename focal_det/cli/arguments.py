@@ -62,6 +62,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         choices=("required", "auto"),
         help="go on from OUTPUT_DIR's last checkpoint; 'auto' starts fresh if there is none",
     )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="let a resumed run go on with settings or data that are not those of its checkpoint",
+    )
     parser.add_argument("--preflight-only", action="store_true", help="check everything, print a summary and stop")
     parser.add_argument(
         "--scale-lr",

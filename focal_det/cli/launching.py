@@ -28,12 +28,12 @@ from ..data.catalog import prepare_shapes
 from ..engine.devices import gpu_of
 from ..engine.hooks import STOP_SIGNALS
 from ..engine.job import Job, run_job
-from ..engine.lock import FolderLock
 from ..engine.processes import Place
 from ..engine.roll_call import Caller, call_roll, first_line, open_store, reach_all
-from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, StartError, TrainingError
+from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError
 from .common import print_problems
 from .prepare import Plan, check, write
+from .resuming import folder_taken
 
 
 def run_as_launcher(args: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def run_as_launcher(args: argparse.Namespace) -> int:
 
     Raises:
         InputError: bad input, or a port in use.
-        StartError: a machine did not come.
+        TrainingError: a machine did not come.
     """
     plan = check(args)
     print("\n".join(plan.summary), flush=True)
@@ -52,8 +52,8 @@ def run_as_launcher(args: argparse.Namespace) -> int:
         print("ready: nothing was written")
         return EXIT_DONE
     with ExitStack() as held:
-        if args.machine_rank == 0 and not args.eval_only:
-            held.enter_context(FolderLock(plan.job.cfg.OUTPUT_DIR))
+        if args.machine_rank == 0 and plan.resumption is not None:
+            held.enter_context(folder_taken(plan.job.cfg.OUTPUT_DIR, plan.resumption))
         _come_together(args, plan)
         return _launch(args, plan.job)
 
@@ -97,7 +97,7 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
             if "EADDRINUSE" not in str(error):
                 raise
             if args.dist_url != "auto" or not tries_left:
-                raise StartError(
+                raise TrainingError(
                     f"the port of --dist-url {args.dist_url} was taken by another process while this one started: "
                     "run again, or name another port"
                 ) from None
@@ -135,7 +135,7 @@ def run_as_rank(args: argparse.Namespace, place: Place) -> int:
 
     Raises:
         InputError: flags that would start other processes.
-        StartError: a rank did not come, or does not answer.
+        TrainingError: a rank did not come, or does not answer.
     """
     if (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) != (1, 1, 0, "auto"):
         raise InputError(
@@ -173,7 +173,7 @@ def _join(place: Place, seconds: float) -> None:
             timeout=DEFAULT_TIMEOUT,
         )
     except RuntimeError as error:
-        raise StartError(f"rank {place.rank} did not reach the others: {first_line(error)}") from error
+        raise TrainingError(f"rank {place.rank} did not reach the others: {first_line(error)}") from error
     reach_all()
     comm.create_local_process_group(place.processes_per_machine)
 
@@ -186,8 +186,8 @@ def _run_together(args: argparse.Namespace, place: Place) -> int:
             try:
                 plan = check(args, own_gpu=torch.cuda.device_count() == 1)
                 print("\n".join(plan.summary), flush=True)
-                if not args.preflight_only and not args.eval_only:
-                    held.enter_context(FolderLock(plan.job.cfg.OUTPUT_DIR))
+                if not args.preflight_only and plan.resumption is not None:
+                    held.enter_context(folder_taken(plan.job.cfg.OUTPUT_DIR, plan.resumption))
             except InputError as error:
                 problems = error.problems
         if not _all_agree(problems):

@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 done, 1 the processes did not come together, 2 bad input and nothing started, 75 stopped by a
-        signal after saving. A fault while running leaves as its exception, which Python turns into 1.
+        The exit code: 0 done, 1 a fault that says what to do, 2 bad input and nothing started, 75 stopped by a signal
+        after saving. Any other fault while running leaves as its exception, which Python turns into 1.
     """
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     silence_detectron2()

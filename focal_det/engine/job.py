@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -11,12 +12,14 @@ from detectron2.utils import comm
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
+from .advice import DISK_ERRORS
 from .checkpoints import RunCheckpointer
 from .config_changes import Change
 from .devices import share_cores
 from .hooks import TrainingStopped
 from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
+from .run_record import RunRecord
 from .run_setup import set_up_run
 from .trainer import Trainer
 
@@ -25,6 +28,8 @@ from .trainer import Trainer
 class Job:
     """What to do: a frozen configuration whose data sets have been prepared.
 
+    checkpoint: that a training goes on from; None starts it anew.
+    record: of a training, what each of its checkpoints says of it.
     notes: warnings about it, said before the start.
     changes: of the configuration from its defaults.
     """
@@ -32,8 +37,9 @@ class Job:
     cfg: CfgNode
     json_datasets: tuple[JsonDataset, ...]
     eval_only: bool
-    resume: bool
     processes_per_machine: int
+    checkpoint: Path | None = None
+    record: RunRecord | None = None
     notes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
 
@@ -56,8 +62,8 @@ def run_job(job: Job, stopped: Any) -> None:
         Trainer.test(cfg, model)
         Trainer.draw(cfg, model)
         return
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=job.resume)
+    trainer = Trainer(cfg, record=job.record, checkpoint=job.checkpoint)
+    trainer.resume_or_load(resume=job.checkpoint is not None)
     if trainer.start_iter >= trainer.max_iter:
         _log().info(
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
@@ -68,6 +74,11 @@ def run_job(job: Job, stopped: Any) -> None:
     except TrainingStopped:
         stopped.set()
         return
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or pictures")
+        raise trainer.checkpointer.not_written(what, error) from error
     except FloatingPointError:
         _log().error(
             "The training diverged. What helps: a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "

@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ..errors import InputError, StartError
+from ..errors import InputError, TrainingError
 
 _PATIENCE = 0.1  # seconds between two looks
 _FAREWELL = 10.0  # seconds for the last to see that all have come
@@ -63,7 +63,7 @@ def open_store(caller: Caller, deadline: float, *, is_host: bool) -> dist.TCPSto
 
     Raises:
         InputError: the port is in use on the host.
-        StartError: the host was not reached by then.
+        TrainingError: the host was not reached by then.
     """
     if not is_host:
         _wait_for_host(caller, deadline)
@@ -81,7 +81,7 @@ def open_store(caller: Caller, deadline: float, *, is_host: bool) -> dist.TCPSto
                 f"port {caller.port} of {caller.address} is in use on this machine, perhaps by another training: name "
                 "another, the same for all (--dist-url; under torchrun --master-port; under SLURM MASTER_PORT)"
             ) from error
-        raise StartError(f"{caller.address} was not reached from here: {first_line(error)}") from error
+        raise TrainingError(f"{caller.address} was not reached from here: {first_line(error)}") from error
 
 
 def _wait_for_host(caller: Caller, deadline: float) -> None:
@@ -92,7 +92,7 @@ def _wait_for_host(caller: Caller, deadline: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise StartError(f"{caller.missing([0])} Last: {error}") from error
+                raise TrainingError(f"{caller.missing([0])} Last: {error}") from error
         time.sleep(_PATIENCE)
 
 
@@ -100,7 +100,7 @@ def call_roll(store: dist.Store, caller: Caller, deadline: float) -> None:
     """Sign in, and return when all have.
 
     Raises:
-        StartError: who has not by then, or came twice, or was started otherwise; the same words on all that have come.
+        TrainingError: who has not by then, or came twice, or was started otherwise; the same on all that have come.
     """
     try:
         _sign_in(store, caller)
@@ -112,7 +112,7 @@ def call_roll(store: dist.Store, caller: Caller, deadline: float) -> None:
             store.add("came", -1)
             raise
     except RuntimeError as error:  # of PyTorch, whose store went
-        raise StartError(
+        raise TrainingError(
             f"{caller.what} 0 at {caller.address} ended before all had come: look at its messages"
         ) from error
 
@@ -159,21 +159,21 @@ def _raise_if_ended(store: dist.Store, caller: Caller) -> None:
         words = store.get("end").decode()
         if caller.number == 0:  # the store goes with this process: the others read it first
             time.sleep(10 * _PATIENCE)
-        raise StartError(words)
+        raise TrainingError(words)
 
 
 def _end(store: dist.Store, words: str) -> None:
     """End it for all that have come."""
     store.set("end", words)
     time.sleep(10 * _PATIENCE)
-    raise StartError(words)
+    raise TrainingError(words)
 
 
 def reach_all(seconds: float = 60.0) -> None:
     """Sum a number over all ranks, on the device that they train on; at once if there is one rank.
 
     Raises:
-        StartError: not done within `seconds`; names the ranks that are missing where that can be known.
+        TrainingError: not done within `seconds`; names the ranks that are missing where that can be known.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -183,7 +183,7 @@ def reach_all(seconds: float = 60.0) -> None:
         assert isinstance(group, dist.ProcessGroup)  # all ranks are in it
         dist.monitored_barrier(group, timeout=limit, wait_all_ranks=True)
     except RuntimeError as error:
-        raise StartError(
+        raise TrainingError(
             f"not all ranks answer within {seconds:g} s: {first_line(error)}; does a firewall stand between the "
             "machines, or has one several networks? GLOO_SOCKET_IFNAME names the one to use"
         ) from error
@@ -191,14 +191,14 @@ def reach_all(seconds: float = 60.0) -> None:
     work, deadline = dist.all_reduce(total, async_op=True), time.monotonic() + seconds
     while not work.is_completed():
         if time.monotonic() > deadline:
-            raise StartError(
+            raise TrainingError(
                 f"all ranks answer, but their GPUs did not add up a number within {seconds:g} s: set "
                 "NCCL_SOCKET_IFNAME to the network between the machines; NCCL_DEBUG=INFO says what NCCL tries"
             )
         time.sleep(0.01)
     work.wait()
     if int(total.item()) != dist.get_world_size():
-        raise StartError(f"the sum of ones over {dist.get_world_size()} ranks is {total.item():g}")
+        raise TrainingError(f"the sum of ones over {dist.get_world_size()} ranks is {total.item():g}")
 
 
 def first_line(error: BaseException) -> str:

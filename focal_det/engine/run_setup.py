@@ -14,7 +14,9 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from ..errors import TrainingError
 from ..files import write_text_whole
+from .advice import DISK_ERRORS
 from .config_changes import Change
 from .environment import source_version
 from .loss_keys import without_unread_keys
@@ -35,6 +37,7 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
         folder.mkdir(parents=True, exist_ok=True)
     for name in ("fvcore", "detectron2", "focal_det"):
         setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_trace)
     if comm.is_main_process():
         record = folder if training else folder / "inference"
         record.mkdir(exist_ok=True)
@@ -57,3 +60,11 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """What Detectron2 logs of an error while training: of one that says what to do no more than that."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, TrainingError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS):
+        record.msg, record.args, record.exc_info = str(error), (), None
+    return True

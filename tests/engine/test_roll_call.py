@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from focal_det.engine import roll_call
 from focal_det.engine.roll_call import Caller, call_roll, open_store, reach_all
-from focal_det.errors import InputError, StartError
+from focal_det.errors import InputError, TrainingError
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def come(caller, before=lambda: None):
         store = open_store(caller, deadline, is_host=caller.number == 0)
         before()
         call_roll(store, caller, deadline)
-    except StartError as error:
+    except TrainingError as error:
         return str(error)
     return None
 
@@ -85,7 +85,7 @@ def test_who_left_by_ctrl_c_may_come_again(port, monkeypatch):
 def test_a_host_that_ends_early_is_named(port):
     def leave():
         time.sleep(0.5)
-        raise StartError("bad input")
+        raise TrainingError("bad input")
 
     said = at_once((come, machine(0, port), leave), (come, machine(1, port)))
     assert said[0] == "bad input"
@@ -113,7 +113,7 @@ def test_ranks_that_do_not_answer_are_named(port, monkeypatch):
             raise RuntimeError("Ranks 1 failed to pass monitoredBarrier in 100 ms\nException raised from C++")
 
         monkeypatch.setattr(dist, "monitored_barrier", barrier)
-        with pytest.raises(StartError, match=r"within 0.1 s: Ranks 1 failed.*GLOO_SOCKET_IFNAME") as caught:
+        with pytest.raises(TrainingError, match=r"within 0.1 s: Ranks 1 failed.*GLOO_SOCKET_IFNAME") as caught:
             reach_all(0.1)
         assert "C++" not in str(caught.value)
     finally:
