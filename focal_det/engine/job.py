@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
@@ -24,7 +21,7 @@ from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
 from .run_record import RunRecord
 from .run_setup import set_up_run
-from .trainer import Trainer, ap_name
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,8 @@ def run_job(job: Job, stopped: Any) -> None:
     if job.eval_only:
         model = Trainer.build_model(cfg)
         RunCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-        _evaluate(cfg, model)
+        Trainer.test(cfg, model)
+        Trainer.draw(cfg, model)
         return
     trainer = Trainer(cfg, record=job.record, checkpoint=job.checkpoint)
     trainer.resume_or_load(resume=job.checkpoint is not None)
@@ -71,10 +69,6 @@ def run_job(job: Job, stopped: Any) -> None:
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
             f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
         )
-        with EventStorage(trainer.max_iter - 1):
-            _evaluate(cfg, trainer.model, finished=trainer)
-        write_last_page(cfg.OUTPUT_DIR)
-        return
     try:
         trainer.train()
     except TrainingStopped:
@@ -93,32 +87,13 @@ def run_job(job: Job, stopped: Any) -> None:
         raise
     write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():
-        words = loss_warning([value for value, _ in trainer.storage.history("total_loss").values()])
+        words = loss_warning([value for value, _ in trainer.storage.histories()["total_loss"].values()])
         if words:
             _log().warning(words)
         scores = scores_line(cfg, {name: value for name, (value, _) in trainer.storage.latest().items()})
         _log().info(
             f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
         )
-
-
-def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None:
-    """Evaluate and draw; of a finished training all is done that is done at its end, and goes into its metrics.json.
-
-    Args:
-        finished: the training, in an `EventStorage` at its last iteration.
-    """
-    results = Trainer.test(cfg, model)
-    if finished is not None:
-        figures = flatten_results_dict(results)
-        if finished.validation_loss:
-            figures |= finished.validation_loss.measure(model)
-        if comm.is_main_process():
-            finished.keep_best.recall()
-            finished.keep_best.consider(figures.get(ap_name(cfg), math.nan), finished.iter)
-            get_event_storage().put_scalars(**figures, smoothing_hint=False)
-            JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
-    Trainer.draw(cfg, model)
 
 
 def _with_one_seed(cfg: CfgNode) -> CfgNode:

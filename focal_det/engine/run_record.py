@@ -135,7 +135,7 @@ def compare(before: RunRecord, now: RunRecord) -> Comparison:
         shared = (
             f"each groups its own pictures by their shape ({_GROUPING}), so that other ones meet in a batch"
             if now.config.get(_GROUPING)
-            else "the batches keep their pictures, but not the random sizes and flips of these"
+            else "the batches keep their pictures, and the weights change by rounding alone"
         )
         found.refused.append(f"processes: {before.world_size} before, {now.world_size} now; {shared}")
     for name, then, today in (("focal_det", before.focal_det, now.focal_det), ("torch", before.torch, now.torch)):
