@@ -57,9 +57,9 @@ class MetricsFile(EventWriter):
 
     def go_on_after(self, iteration: int) -> None:
         """Take out the lines of later iterations, which come again, and one that a kill left half written."""
-        self._written = iteration
         lines = self._lines()
         kept = [line for at, line in lines if 0 <= at <= iteration]
+        self._written = max((_iteration_of(line) for line in kept), default=-1)
         if len(kept) < len(lines):
             beyond = f"{len(lines) - len(kept)} lines beyond iteration {iteration}"
             logging.getLogger(__name__).info(f"{self._path}: {beyond} come again, and are taken out until then")

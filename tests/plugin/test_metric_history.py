@@ -20,6 +20,8 @@ def run(file, steps, history):
             storage.iter = iteration
             storage.put_scalar("loss", iteration * 7 % 50)
             storage.put_scalar("lr", iteration, smoothing_hint=False)
+            if iteration == 30:
+                storage.put_scalar("once", 1.0, smoothing_hint=False)  # not written yet when the run is stopped
             if iteration % 10 == 9:
                 file.write()
         return history.state_dict()
@@ -28,14 +30,15 @@ def run(file, steps, history):
 def test_medians_go_on_over_what_was_before(tmp_path):
     run(MetricsFile(tmp_path / "whole.json"), range(60), MetricHistory())
     state = run(MetricsFile(tmp_path / "parts.json"), range(34), MetricHistory())
-    assert {len(metric["values"]) for metric in state.values()} == {WINDOW}
+    assert {len(metric["values"]) for metric in state.values()} == {WINDOW, 1}
     history, file = MetricHistory(), MetricsFile(tmp_path / "parts.json")
     history.load_state_dict(state)
     file.go_on_after(33)
     run(file, range(34, 60), history)
     assert lines_of(tmp_path / "parts.json") == lines_of(tmp_path / "whole.json")
+    assert lines_of(tmp_path / "parts.json")[3] == {"iteration": 30, "once": 1.0}
     # the median of the newest 20 of 0, 7, 14 ... modulo 50, of iterations 20 to 39
-    assert lines_of(tmp_path / "whole.json")[3] == {"iteration": 39, "loss": 23.5, "lr": 39.0}
+    assert lines_of(tmp_path / "whole.json")[4] == {"iteration": 39, "loss": 23.5, "lr": 39.0}
 
 
 def test_lines_beyond_the_checkpoint_and_half_a_line_go(tmp_path):
