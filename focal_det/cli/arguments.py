@@ -67,6 +67,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     scale.add_argument("--num-machines", type=int, default=1, help="default 1")
     scale.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (default 0)")
     scale.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; 'auto' on one machine")
+    scale.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=600,
+        metavar="SECONDS",
+        help="of several processes, end all when none gets any further for so long (default 600; 0: never)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
     # "--resume" takes an optional word; without this it would take the first override's key for it.
     words = [

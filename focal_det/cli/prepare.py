@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -133,6 +134,7 @@ def check(args: argparse.Namespace) -> Plan:
         processes_per_machine=args.num_gpus,
         notes=(*warnings, *of_data),
         changes=config_changes(cfg, loaded, places),
+        hang_timeout=args.hang_timeout,
     )
     classes = _classes_of(sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
     return Plan(job, json_files, names, [*of_data, *summary], classes)
@@ -159,6 +161,8 @@ def _flag_problems(args: argparse.Namespace) -> list[str]:
         )
     if args.eval_only and args.resume:
         problems.append("--eval-only and --resume exclude each other: name the checkpoint with MODEL.WEIGHTS")
+    if not 0 <= args.hang_timeout < math.inf:
+        problems.append(f"--hang-timeout is {args.hang_timeout:g}; it must be 0 (never) or a number of seconds")
     if args.skip_bad_images < 0:
         problems.append(f"--skip-bad-images is {args.skip_bad_images}; it must be 0 or more")
     return problems

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,17 @@ from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
+from ..errors import EXIT_FAULT, TrainingError
 from .checkpoints import RunCheckpointer
 from .config_changes import Change
 from .devices import share_cores
-from .hooks import TrainingStopped
+from .faults import what_helps
 from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
-from .run_setup import set_up_run
+from .run_setup import log_file, set_up_run
+from .stopping import Stopping, TrainingStopped, stopped_words
 from .trainer import Trainer, ap_name
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Job:
 
     notes: warnings about it, said before the start.
     changes: of the configuration from its defaults.
+    hang_timeout: seconds in which no rank gets further, after which all end; 0 is never.
     """
 
     cfg: CfgNode
@@ -40,6 +47,7 @@ class Job:
     processes_per_machine: int
     notes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    hang_timeout: float = 0
 
 
 def run_job(job: Job, stopped: Any) -> None:
@@ -47,40 +55,59 @@ def run_job(job: Job, stopped: Any) -> None:
 
     Args:
         stopped: an event shared by the processes; set when a signal ended the training after saving.
+
+    Raises:
+        TrainingError: whatever went wrong, with what helps, in one line; its trace is in the log. Of several ranks each
+            prints that line instead, and ends with exit code 1.
     """
+    with Watch(job.hang_timeout) as watch, nullcontext() if job.eval_only else Stopping() as stopping:
+        watch.stopping = stopping
+        try:
+            _set_up(job)
+            if stopping is None:
+                model = Trainer.build_model(job.cfg)
+                RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
+                _evaluate(job.cfg, model)
+            elif not _train(job, stopping, watch):
+                stopped.set()
+        except Exception as error:
+            _log().debug("Its trace:", exc_info=True)
+            words = f"{watch.tell(error)}. {what_helps(error)} (trace: {log_file(job.cfg)})"
+            if watch.ranks == 1:
+                raise TrainingError(words) from error
+            print(f"error: {words}", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAULT)  # at once: the ends of process groups wait for ranks that are gone
+
+
+def _set_up(job: Job) -> None:
     cfg = job.cfg
     share_cores(cfg, job.processes_per_machine)
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
     set_up_run(cfg, training=not job.eval_only, changes=job.changes)
     if job.notes and comm.is_main_process():
         _log().warning("Said before the start:\n" + "\n".join(job.notes))
-    if job.eval_only:
-        model = Trainer.build_model(cfg)
-        RunCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-        _evaluate(cfg, model)
-        return
+
+
+def _train(job: Job, stopping: Stopping, watch: Watch) -> bool:
+    """Train; False if a signal stopped it."""
+    cfg = job.cfg
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=job.resume)
-    if trainer.start_iter >= trainer.max_iter:
-        _log().info(
-            f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
-            f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
-        )
-        with EventStorage(trainer.max_iter - 1):
-            _evaluate(cfg, trainer.model, finished=trainer)
-        write_last_page(cfg.OUTPUT_DIR)
-        return
+    watch.follow(trainer)
     try:
+        if trainer.start_iter >= trainer.max_iter:
+            _log().info(
+                f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
+                f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
+            )
+            with EventStorage(trainer.max_iter - 1):
+                _evaluate(cfg, trainer.model, finished=trainer)
+            write_last_page(cfg.OUTPUT_DIR)
+            return True
         trainer.train()
     except TrainingStopped:
-        stopped.set()
-        return
-    except FloatingPointError:
-        _log().error(
-            "The training diverged. What helps: a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True; and a look at the boxes, with --preflight-only"
-        )
-        raise
+        _log().warning(stopped_words(stopping.agreed, stopping.done, trainer.start_iter, trainer.max_iter))
+        return False
     write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         words = loss_warning([value for value, _ in trainer.storage.history("total_loss").values()])
@@ -90,6 +117,7 @@ def run_job(job: Job, stopped: Any) -> None:
         _log().info(
             f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
         )
+    return True
 
 
 def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None:

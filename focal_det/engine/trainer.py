@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.engine.hooks import EvalHook
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
@@ -24,9 +25,11 @@ from .checkpoints import KeepBest, RunCheckpointer, retention_words
 from .deferred_metrics import DeferredMetrics
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
-from .hooks import CheckGradients, DrawDetections, LogAssignment, StopOnSignal
+from .divergence import CheckNumbers, suspects
+from .hooks import DrawDetections, LogAssignment
 from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
 from .nan_words import nan_lines
+from .stopping import StopOnSignal, stoppable
 from .submission import SubmissionEvaluator
 from .validation import ValidationLoss
 
@@ -104,6 +107,11 @@ class Trainer(DefaultTrainer):
         return build_detection_train_loader(cfg, pin_memory=cfg.MODEL.DEVICE.startswith("cuda"))
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """Detectron2's, which a signal ends; see `stoppable`."""
+        return stoppable(super().build_test_loader(cfg, dataset_name))
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Detectron2's, with one kernel for the update of all parameters if MODEL.FOCAL_DET.SPEED.FUSED_SGD."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)
@@ -147,13 +155,12 @@ class Trainer(DefaultTrainer):
         hooks += [self.validation_loss] if self.validation_loss else []
         hooks.append(self.keep_best)
         hooks.append(DrawDetections(self.cfg.VIS_PERIOD))
-        hooks.append(StopOnSignal(self.checkpointer))
-        if not isinstance(self._trainer, AMPTrainer):  # whose scaled gradients may overflow, and are then left out
-            cfg = (
-                self.cfg
-            )  # no part of the trainer holds the trainer, so that it goes, with its model, when it is let go
-            is_due = (lambda iteration: _is_due(cfg, iteration)) if _is_on_gpu(cfg) else (lambda _: True)
-            self._trainer.register_hooks([CheckGradients(is_due)])
+        place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks.insert(place, StopOnSignal(self.checkpointer))
+        scaled = isinstance(self._trainer, AMPTrainer)  # such gradients may overflow, and are then left out
+        check = CheckNumbers(self.cfg, _when_due(self.cfg), gradients=not scaled)
+        check.follow(self.model)
+        self._trainer.register_hooks([check])
         return hooks + ([WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else [])
 
     def build_writers(self) -> list[EventWriter]:
@@ -195,17 +202,24 @@ def make_step(
     if not _is_on_gpu(cfg):
         return step(model, data_loader, optimizer)
     deferred = type(f"Deferred{step.__name__}", (DeferredMetrics, step), {})
-    return deferred(model, data_loader, optimizer, is_due=lambda iteration: _is_due(cfg, iteration))
+    return deferred(model, data_loader, optimizer, is_due=_when_due(cfg))
 
 
 def _is_on_gpu(cfg: CfgNode) -> bool:
     return bool(cfg.MODEL.DEVICE.startswith("cuda"))
 
 
-def _is_due(cfg: CfgNode, iteration: int) -> bool:
-    """Whether numbers are read from a GPU: before they are logged, and before a checkpoint could save what diverged."""
+def _when_due(cfg: CfgNode) -> Callable[[int], bool]:
+    """Of an iteration, whether numbers are read from a GPU: before they are logged or a checkpoint could save what
+    diverged, and at each step where the run has diverged before. Of a processor they always are.
+    """
+    if not _is_on_gpu(cfg):
+        return lambda _: True
     periods = (WRITE_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER)
-    return any(period > 0 and (iteration + 1) % period == 0 for period in periods)
+    again = suspects(cfg.OUTPUT_DIR, WRITE_PERIOD)
+    return lambda iteration: (
+        iteration in again or any(period > 0 and (iteration + 1) % period == 0 for period in periods)
+    )
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
