@@ -78,7 +78,13 @@ class CheckNumbers(HookBase):
         path = None
         if own == worst:
             path = write_divergence(
-                self.cfg, self.trainer.model, batch, losses, bad if self.gradients else [], iteration=iteration
+                self.cfg,
+                self.trainer.model,
+                batch,
+                losses,
+                bad if self.gradients else [],
+                iteration=iteration,
+                is_first=self.is_due(iteration - 1),
             )
         if worst == 2:
             what = f"Loss became infinite or NaN at iteration={iteration}"
@@ -98,6 +104,7 @@ def write_divergence(
     bad_gradients: Sequence[str],
     *,
     iteration: int,
+    is_first: bool,
 ) -> Path | None:
     """Write OUTPUT_DIR/diverged/iteration_<iteration>_rank<rank>.pth: the batch, the weights, losses, configuration.
 
@@ -107,6 +114,8 @@ def write_divergence(
         model: whose weights the step has not changed yet.
         losses: scalars by name.
         bad_gradients: names of the parameters whose gradients are no numbers.
+        iteration: where it was noticed.
+        is_first: whether the step before was looked at too, and was sound.
 
     Returns:
         The file; None if it could not be written, which is logged.
@@ -119,6 +128,7 @@ def write_divergence(
     content = {
         "format": FORMAT,
         "iteration": iteration,
+        "is_first": is_first,
         "rank": comm.get_rank(),
         "ranks": comm.get_world_size(),
         "seed": cfg.SEED,

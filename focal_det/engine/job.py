@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from .run_setup import log_file, set_up_run
 from .stopping import Stopping, TrainingStopped, stopped_words
 from .trainer import Trainer, ap_name
 from .watch import Watch
+from .workers import STOP_SIGNALS
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def run_job(job: Job, stopped: Any) -> None:
         TrainingError: whatever went wrong, with what helps, in one line; its trace is in the log. Of several ranks each
             prints that line instead, and ends with exit code 1.
     """
+    if job.eval_only:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a rank that starts holds them back; see train_net.py
     with Watch(job.hang_timeout) as watch, nullcontext() if job.eval_only else Stopping() as stopping:
         watch.stopping = stopping
         try:

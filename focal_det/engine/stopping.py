@@ -55,7 +55,7 @@ class Stopping:
         self._handlers = {number: signal.signal(number, _leave_to_the_listener) for number in STOP_SIGNALS}
         self._shield = workers_shielded()
         self._shield.__enter__()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a launcher holds them back from a rank that starts
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a rank that starts holds them back; see train_net.py
         self._outer, _current = _current, self
         return self
 

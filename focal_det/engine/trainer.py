@@ -13,8 +13,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
@@ -23,9 +23,9 @@ from ..modeling.retinanet import FocalRetinaNet
 from .bfloat16 import BFloat16Trainer
 from .checkpoints import KeepBest, RunCheckpointer, retention_words
 from .deferred_metrics import DeferredMetrics
+from .divergence import CheckNumbers, suspects
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
-from .divergence import CheckNumbers, suspects
 from .hooks import DrawDetections, LogAssignment
 from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
 from .nan_words import nan_lines

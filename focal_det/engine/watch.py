@@ -52,7 +52,7 @@ class Watch:
         self.stopping: Stopping | None = None
         self._sign = {"host": socket.gethostname(), "iteration": 0, "place": 0, "moves": 0, "beat": 0, "done": False}
         self._verdict: str | None = None
-        self._moves = _Unchanged()
+        self._moves, self._rounds = _Unchanged(), 0
         self._closed = threading.Event()
 
     def __enter__(self) -> Watch:
@@ -61,12 +61,15 @@ class Watch:
         store = dist.group.WORLD.get_group_store().clone()  # a connection of its own: none waits for the other's answer
         store.set_timeout(timedelta(seconds=self._dead_after))  # of what `multi_get` waits for
         self._store = dist.PrefixStore("focal_det/watch", store)
-        self._seen = {rank: _Unchanged() for rank in (range(self.ranks) if self.rank == 0 else [0]) if rank != self.rank}
+        self._seen = {
+            rank: _Unchanged() for rank in (range(self.ranks) if self.rank == 0 else [0]) if rank != self.rank
+        }
         for key in _WORDS if self.rank == 0 else ():
             self._store.set(key, "")
         self._beat()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=part, daemon=True) for part in (self._run, self._run_beside)]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -74,12 +77,14 @@ class Watch:
         if self.ranks == 1:
             return
         self._closed.set()
-        self._thread.join()
+        self._threads[0].join(self._dead_after)
         self._sign["done"] = True
         try:
             self._beat()
             deadline = time.monotonic() + (LEAVE_AFTER if self._verdict is None else 0)
-            while self.rank == 0 and time.monotonic() < deadline and not all(s["done"] for s in self._read()[1].values()):
+            while (
+                self.rank == 0 and time.monotonic() < deadline and not all(s["done"] for s in self._read()[1].values())
+            ):
                 time.sleep(PERIOD / 10)
         except RuntimeError:
             pass  # nobody is there any more
@@ -137,7 +142,17 @@ class Watch:
             except RuntimeError as error:
                 who = "rank 0 does not answer any more" if self.rank else "a rank has not started"
                 self._verdict = f"{who} ({str(error).splitlines()[0]})"
+            self._rounds += 1
             if self._verdict is not None:
+                self._end()
+
+    def _run_beside(self) -> None:
+        """End where the store's process is stopped: what is asked of it then waits without end."""
+        rounds = _Unchanged()
+        while not self._closed.wait(PERIOD):
+            rounds.look(self._rounds)
+            if rounds.looks * PERIOD >= self._dead_after + PERIOD and self._verdict is None:
+                self._verdict = f"rank 0 is stopped: it has not answered for {self._dead_after:g} s"
                 self._end()
 
     def _once(self) -> str | None:

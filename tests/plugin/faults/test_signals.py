@@ -1,5 +1,6 @@
 """Signals to a training: to one rank, to all processes, at the times when it is hardest to stop."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -7,6 +8,8 @@ import time
 import pytest
 from torch.utils.data import DataLoader
 
+from focal_det.cli.signals import PassOn
+from focal_det.cli.train import main
 from focal_det.engine.trainer import Trainer
 from focal_det.engine.workers import workers_shielded
 from focal_det.modeling.retinanet import FocalRetinaNet
@@ -113,6 +116,74 @@ def test_a_second_signal_ends_at_once_even_where_the_first_waits_for_another_ran
     while not run.ranks[0].ended() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert run.ranks[0].code == 128 + signal.SIGTERM
+
+
+# --- before the training ---------------------------------------------------------------------------------------------
+
+
+def forked(do):
+    """Do it in a forked process; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            code = do()
+        except SystemExit as left:
+            code = left.code
+        finally:
+            os._exit(code)
+    return pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_while_data_are_drawn_nothing_is_lost_and_nothing_left(tmp_path, monkeypatch, capfd, number):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    words = [
+        *("--config-file", "configs/quickstart.yaml", "DATASETS.TRAIN", "shapes_train_20000_64px"),
+        *("DATASETS.TEST", "shapes_val_4_64px", "OUTPUT_DIR", str(tmp_path / "run")),
+    ]
+    pid = forked(lambda: main(words))
+    while not list((tmp_path / "datasets").rglob("*.png")):
+        time.sleep(0.01)
+    os.kill(pid, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert f"{number.name}: nothing was trained yet: the same command starts again" in capfd.readouterr().err
+    assert not list((tmp_path / "datasets").rglob("*.png"))
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, 3), (2, 128 + signal.SIGTERM)])
+def test_a_launcher_passes_a_signal_on_and_ends_all_at_a_second(tmp_path, times, code):
+    def rank():
+        def hear(*_):
+            (tmp_path / "heard").touch()
+            if times == 1:
+                os._exit(3)
+
+        signal.signal(signal.SIGTERM, hear)
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        time.sleep(60)
+
+    def launch():
+        passing, child = PassOn(), multiprocessing.get_context("fork").Process(target=rank)
+        child.start()
+        child.join()
+        assert not passing.ended_before_listening(child.exitcode)
+        return child.exitcode
+
+    pid = forked(launch)
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGTERM)
+    while not (tmp_path / "heard").exists():
+        time.sleep(0.01)
+    if times == 2:
+        time.sleep(1.1)
+        os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
