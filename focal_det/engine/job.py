@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
@@ -28,7 +24,7 @@ from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
 from .run_setup import log_file, set_up_run
 from .stopping import Stopping, TrainingStopped, stopped_words
-from .trainer import Trainer, ap_name
+from .trainer import Trainer
 from .watch import Watch
 from .workers import STOP_SIGNALS
 
@@ -71,7 +67,8 @@ def run_job(job: Job, stopped: Any) -> None:
             if stopping is None:
                 model = Trainer.build_model(job.cfg)
                 RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
-                _evaluate(job.cfg, model)
+                Trainer.test(job.cfg, model)
+                Trainer.draw(job.cfg, model)
             elif not _train(job, stopping, watch):
                 stopped.set()
         except Exception as error:
@@ -98,23 +95,19 @@ def _train(job: Job, stopping: Stopping, watch: Watch) -> bool:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=job.resume)
     watch.follow(trainer)
+    if trainer.start_iter >= trainer.max_iter:
+        _log().info(
+            f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
+            f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
+        )
     try:
-        if trainer.start_iter >= trainer.max_iter:
-            _log().info(
-                f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
-                f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
-            )
-            with EventStorage(trainer.max_iter - 1):
-                _evaluate(cfg, trainer.model, finished=trainer)
-            write_last_page(cfg.OUTPUT_DIR)
-            return True
         trainer.train()
     except TrainingStopped:
         _log().warning(stopped_words(stopping.agreed, stopping.done, trainer.start_iter, trainer.max_iter))
         return False
     write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():
-        words = loss_warning([value for value, _ in trainer.storage.history("total_loss").values()])
+        words = loss_warning([value for value, _ in trainer.storage.histories()["total_loss"].values()])
         if words:
             _log().warning(words)
         scores = scores_line(cfg, {name: value for name, (value, _) in trainer.storage.latest().items()})
@@ -122,25 +115,6 @@ def _train(job: Job, stopping: Stopping, watch: Watch) -> bool:
             f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
         )
     return True
-
-
-def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None:
-    """Evaluate and draw; of a finished training all is done that is done at its end, and goes into its metrics.json.
-
-    Args:
-        finished: the training, in an `EventStorage` at its last iteration.
-    """
-    results = Trainer.test(cfg, model)
-    if finished is not None:
-        figures = flatten_results_dict(results)
-        if finished.validation_loss:
-            figures |= finished.validation_loss.measure(model)
-        if comm.is_main_process():
-            finished.keep_best.recall()
-            finished.keep_best.consider(figures.get(ap_name(cfg), math.nan), finished.iter)
-            get_event_storage().put_scalars(**figures, smoothing_hint=False)
-            JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
-    Trainer.draw(cfg, model)
 
 
 def _log() -> logging.Logger:

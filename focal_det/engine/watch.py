@@ -50,7 +50,8 @@ class Watch:
         self._hang_timeout = hang_timeout
         self._dead_after = min(DEAD_AFTER, hang_timeout or DEAD_AFTER)
         self.stopping: Stopping | None = None
-        self._sign = {"host": socket.gethostname(), "iteration": 0, "place": 0, "moves": 0, "beat": 0, "done": False}
+        self._sign: dict[str, Any] = {"host": socket.gethostname(), "iteration": 0, "place": 0, "done": False}
+        self._sign |= {"moves": 0, "beat": 0}  # which count up
         self._verdict: str | None = None
         self._moves, self._rounds = _Unchanged(), 0
         self._closed = threading.Event()
@@ -58,12 +59,13 @@ class Watch:
     def __enter__(self) -> Watch:
         if self.ranks == 1:
             return self
-        store = dist.group.WORLD.get_group_store().clone()  # a connection of its own: none waits for the other's answer
+        world = dist.group.WORLD
+        assert world is not None
+        store = world.get_group_store().clone()  # a connection of its own: none waits for the other's answer
         store.set_timeout(timedelta(seconds=self._dead_after))  # of what `multi_get` waits for
         self._store = dist.PrefixStore("focal_det/watch", store)
-        self._seen = {
-            rank: _Unchanged() for rank in (range(self.ranks) if self.rank == 0 else [0]) if rank != self.rank
-        }
+        seen = range(1, self.ranks) if self.rank == 0 else [0]
+        self._seen = {rank: _Unchanged() for rank in seen}
         for key in _WORDS if self.rank == 0 else ():
             self._store.set(key, "")
         self._beat()
@@ -81,10 +83,8 @@ class Watch:
         self._sign["done"] = True
         try:
             self._beat()
-            deadline = time.monotonic() + (LEAVE_AFTER if self._verdict is None else 0)
-            while (
-                self.rank == 0 and time.monotonic() < deadline and not all(s["done"] for s in self._read()[1].values())
-            ):
+            deadline = time.monotonic() + (LEAVE_AFTER if self.rank == 0 and self._verdict is None else 0)
+            while time.monotonic() < deadline and not all(sign["done"] for sign in self._read()[1].values()):
                 time.sleep(PERIOD / 10)
         except RuntimeError:
             pass  # nobody is there any more
@@ -108,7 +108,7 @@ class Watch:
         if iteration is not None:
             sign["iteration"] = iteration
         sign["place"] = place
-        sign["moves"] = int(sign["moves"]) + 1
+        sign["moves"] += 1
 
     def tell(self, error: BaseException) -> str:
         """Say to all ranks that this one has failed, and wait until they know.
@@ -190,7 +190,7 @@ class Watch:
         return f"{words}; the others wait for {names}, {_PLACES[first[1]]}"
 
     def _beat(self) -> None:
-        self._sign["beat"] = int(self._sign["beat"]) + 1
+        self._sign["beat"] += 1
         self._store.set(f"sign/{self.rank}", json.dumps(self._sign))
 
     def _read(self) -> tuple[dict[str, str], dict[int, dict[str, Any]]]:

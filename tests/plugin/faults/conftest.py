@@ -60,13 +60,14 @@ class Run:
         """Until rank 0 has printed the words."""
         deadline = time.monotonic() + seconds
         while words not in self.ranks[0].text:
-            assert time.monotonic() < deadline and not self.ranks[0].ended(), self.ranks[0].text[-3000:]
+            is_there = time.monotonic() < deadline and not self.ranks[0].ended()
+            assert is_there, self.ranks[0].text[-3000:]
             time.sleep(0.01)
 
     def codes(self, seconds=60):
         """The exit codes of all, when all have ended."""
         deadline = time.monotonic() + seconds
-        while not all([rank.ended() for rank in self.ranks]):
+        while not all(rank.ended() for rank in self.ranks):
             assert time.monotonic() < deadline, self.ranks[0].text[-3000:]
             time.sleep(0.01)
         return [rank.code for rank in self.ranks]

@@ -71,7 +71,7 @@ def test_the_first_module_that_overflows_is_named(kept, capsys):
 
     steps, verdict = replayed(kept(spoil), capsys)
     assert "first module that is no number: head.bbox_pred" in steps
-    assert "picture 1 of 2, 0.jpg: " in verdict and "picture 2 of 2" in verdict
+    assert [line.split(",")[0] for line in verdict.splitlines()] == ["picture 1 of 2", "picture 2 of 2"]
 
 
 def test_what_only_half_precision_cannot_hold_is_said(kept, capsys):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
@@ -182,8 +183,8 @@ def test_a_launcher_passes_a_signal_on_and_ends_all_at_a_second(tmp_path, times,
         os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
     time.sleep(0.1)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    status = Path("/proc", (tmp_path / "pid").read_text(), "status")
+    assert not status.exists() or "State:\tZ" in status.read_text()  # nobody may have asked for its end yet
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
