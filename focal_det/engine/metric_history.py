@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from detectron2.utils.events import EventStorage, EventWriter, get_event_storage, has_event_storage
 
 from ..files import write_text_whole
 
@@ -23,7 +23,9 @@ class MetricHistory:
         self._loaded: Mapping[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the storage in use; of each metric its newest (value, iteration), and whether medians are taken of it."""
+        """Of each metric its newest (value, iteration), and whether medians are taken of it; {} outside of training."""
+        if not has_event_storage():
+            return {}
         storage = get_event_storage()
         hints = storage.smoothing_hints()
         return {
