@@ -69,11 +69,13 @@ def run_job(job: Job, stopped: Any) -> None:
                 RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
                 Trainer.test(job.cfg, model)
                 Trainer.draw(job.cfg, model)
-            elif not _train(job, stopping, watch):
-                stopped.set()
+            else:
+                _train(job, stopping, watch)
+        except TrainingStopped:
+            stopped.set()
         except Exception as error:
             _log().debug("Its trace:", exc_info=True)
-            words = f"{watch.tell(error)}. {what_helps(error)} (trace: {log_file(job.cfg)})"
+            words = " ".join(filter(None, (watch.tell(error), what_helps(error), f"(trace: {log_file(job.cfg)})")))
             if watch.ranks == 1:
                 raise TrainingError(words) from error
             print(f"error: {words}", file=sys.stderr, flush=True)
@@ -89,9 +91,11 @@ def _set_up(job: Job) -> None:
         _log().warning("Said before the start:\n" + "\n".join(job.notes))
 
 
-def _train(job: Job, stopping: Stopping, watch: Watch) -> bool:
-    """Train; False if a signal stopped it."""
+def _train(job: Job, stopping: Stopping, watch: Watch) -> None:
     cfg = job.cfg
+    if (number := stopping.agreement.now(stopping.asked)) != 0:  # it came while the ranks started
+        _log().warning(stopped_words(number, 0, 0, cfg.SOLVER.MAX_ITER))
+        raise TrainingStopped
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=job.resume)
     watch.follow(trainer)
@@ -104,7 +108,7 @@ def _train(job: Job, stopping: Stopping, watch: Watch) -> bool:
         trainer.train()
     except TrainingStopped:
         _log().warning(stopped_words(stopping.agreed, stopping.done, trainer.start_iter, trainer.max_iter))
-        return False
+        raise
     write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         words = loss_warning([value for value, _ in trainer.storage.histories()["total_loss"].values()])
@@ -114,7 +118,6 @@ def _train(job: Job, stopping: Stopping, watch: Watch) -> bool:
         _log().info(
             f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
         )
-    return True
 
 
 def _log() -> logging.Logger:

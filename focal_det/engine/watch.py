@@ -123,7 +123,7 @@ class Watch:
         try:
             if _is_lost_connection(error):
                 _log().error(f"{self._name(self.rank, self._sign)} lost its connection to another rank: {what}")
-                words = "rank 0 is gone" if self.rank else words
+                words = "rank 0 is gone: neither it nor the job's store answers" if self.rank else words
                 self._store.set("lost", "yes")
                 deadline = time.monotonic() + DEAD_AFTER_LOST + 3 * PERIOD
                 while not self._read()[0]["verdict"] and time.monotonic() < deadline:

@@ -108,7 +108,7 @@ def test_a_second_signal_ends_at_once_even_where_the_first_waits_for_another_ran
 
     run = start(prepare=prepare)
     run.wait_for("first class loss")
-    time.sleep(0.5)
+    time.sleep(0.2)
     run.ranks[0].kill(signal.SIGTERM)
     time.sleep(1.2)
     assert not run.ranks[0].ended()
