@@ -1,18 +1,17 @@
-"""train_net.py: check everything, then hand a frozen configuration to Detectron2's launcher."""
+"""train_net.py: from the command line to an exit code."""
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
 
-from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_STOPPED, InputError, TrainingError
+from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from .arguments import parse_arguments
-from .common import silence_detectron2
-from .signals import PassOn, killed_words, stopping_before_training
+from .common import print_problems, silence_detectron2
+from .signals import stopping_before_training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,58 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stopping_before_training(trains=not (args.eval_only or args.preflight_only)):
             return _run(args)
     except (InputError, ImportError) as error:
-        problems = error.problems if isinstance(error, InputError) else [str(error)]
-        for problem in problems:
-            print(f"error: {problem}", file=sys.stderr)
+        print_problems(error.problems if isinstance(error, InputError) else [str(error)])
         return EXIT_BAD_INPUT
+    except TrainingError as error:
+        print_problems([str(error)])
+        return EXIT_FAULT
     except KeyboardInterrupt:
         print("stopped outside of training: nothing to save", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAULT
+    finally:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            # when the first rank has ended, torchrun sends a SIGTERM to the others, which are about to end likewise
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _run(args: argparse.Namespace) -> int:
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
-    from ..engine.lock import FolderLock
-    from .prepare import check, write  # takes seconds to import, which --help need not wait for
+    from ..engine.processes import place_from_environment
+    from .launching import run_as_launcher, run_as_rank  # takes seconds to import, which --help need not wait for
 
-    plan = check(args)
-    print("\n".join(plan.summary), flush=True)
-    if args.preflight_only:
-        print("ready: nothing was written")
-        return EXIT_DONE
-    alone = args.machine_rank == 0 and not args.eval_only
-    with FolderLock(plan.job.cfg.OUTPUT_DIR) if alone else nullcontext():
-        write(plan)
-        return _launch(args, plan.job)
-
-
-def _launch(args: argparse.Namespace, job: Any) -> int:
-    """Run the job in its processes; the exit code."""
-    from detectron2.engine import launch
-    from torch.multiprocessing import ProcessExitedException
-
-    from ..engine.job import run_job
-
-    stopped = multiprocessing.get_context("spawn").Event()
-    # One alone is the process that trains, and listens itself.
-    signals = PassOn() if args.num_gpus * args.num_machines > 1 else None
-    try:
-        launch(
-            run_job,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(job, stopped),
-        )
-    except ProcessExitedException as error:
-        if signals is not None and not args.eval_only and signals.ended_before_listening(error.exit_code):
-            return EXIT_STOPPED
-        if error.exit_code < 0:
-            rank = args.machine_rank * args.num_gpus + error.error_index
-            raise TrainingError(killed_words(rank, error.exit_code)) from None
-        return error.exit_code  # the rank has said why
-    return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
+    place = place_from_environment(os.environ)
+    return run_as_launcher(args) if place is None else run_as_rank(args, place)

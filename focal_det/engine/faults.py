@@ -20,6 +20,4 @@ def what_helps(error: BaseException) -> str:
             "What helps: fewer pictures at once (SOLVER.IMS_PER_BATCH, with --scale-lr), smaller ones "
             "(INPUT.MIN_SIZE_TRAIN, INPUT.MAX_SIZE_TRAIN), SOLVER.AMP.ENABLED True"
         )
-    if isinstance(error, OSError):
-        return "What helps: room and the right to write in OUTPUT_DIR; what was saved before is whole: --resume goes on"
     return ""

@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -16,12 +17,14 @@ from detectron2.utils import comm
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
 from ..errors import EXIT_FAULT, TrainingError
+from .advice import DISK_ERRORS
 from .checkpoints import RunCheckpointer
 from .config_changes import Change
 from .devices import share_cores
 from .faults import what_helps
 from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
+from .run_record import RunRecord
 from .run_setup import log_file, set_up_run
 from .stopping import Stopping, TrainingStopped, stopped_words
 from .trainer import Trainer
@@ -33,6 +36,8 @@ from .workers import STOP_SIGNALS
 class Job:
     """What to do: a frozen configuration whose data sets have been prepared.
 
+    checkpoint: that a training goes on from; None starts it anew.
+    record: of a training, what each of its checkpoints says of it.
     notes: warnings about it, said before the start.
     changes: of the configuration from its defaults.
     hang_timeout: seconds in which no rank gets further, after which all end; 0 is never.
@@ -41,8 +46,9 @@ class Job:
     cfg: CfgNode
     json_datasets: tuple[JsonDataset, ...]
     eval_only: bool
-    resume: bool
     processes_per_machine: int
+    checkpoint: Path | None = None
+    record: RunRecord | None = None
     notes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     hang_timeout: float = 0
@@ -75,7 +81,8 @@ def run_job(job: Job, stopped: Any) -> None:
             stopped.set()
         except Exception as error:
             _log().debug("Its trace:", exc_info=True)
-            words = " ".join(filter(None, (watch.tell(error), what_helps(error), f"(trace: {log_file(job.cfg)})")))
+            where = "" if isinstance(error, TrainingError) else f"(trace: {log_file(job.cfg)})"
+            words = " ".join(filter(None, (watch.tell(error), what_helps(error), where)))
             if watch.ranks == 1:
                 raise TrainingError(words) from error
             print(f"error: {words}", file=sys.stderr, flush=True)
@@ -96,8 +103,8 @@ def _train(job: Job, stopping: Stopping, watch: Watch) -> None:
     if (number := stopping.agreement.now(stopping.asked)) != 0:  # it came while the ranks started
         _log().warning(stopped_words(number, 0, 0, cfg.SOLVER.MAX_ITER))
         raise TrainingStopped
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=job.resume)
+    trainer = Trainer(cfg, record=job.record, checkpoint=job.checkpoint)
+    trainer.resume_or_load(resume=job.checkpoint is not None)
     watch.follow(trainer)
     if trainer.start_iter >= trainer.max_iter:
         _log().info(
@@ -108,6 +115,11 @@ def _train(job: Job, stopping: Stopping, watch: Watch) -> None:
         trainer.train()
     except TrainingStopped:
         _log().warning(stopped_words(stopping.agreed, stopping.done, trainer.start_iter, trainer.max_iter))
+        raise
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or pictures")
+            raise trainer.checkpointer.not_written(what, error) from error
         raise
     write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -172,7 +171,7 @@ class StopOnSignal(HookBase):
         step, name = getattr(self.trainer, "_trainer", None), f"model_{self.trainer.iter:07d}"
         if isinstance(step, DeferredMetrics):
             step.flush_metrics()  # nothing that diverged is saved
-        if Path(self.checkpointer.get_checkpoint_file()).name != f"{name}.pth":
+        if f"{name}.pth" not in self.checkpointer.written.names:  # else it was due anyway
             self.checkpointer.save(name, iteration=self.trainer.iter)
 
 

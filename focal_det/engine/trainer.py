@@ -31,6 +31,7 @@ from .hooks import DrawDetections, LogAssignment
 from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
 from .metric_history import MetricHistory, MetricsFile
 from .nan_words import nan_lines
+from .run_record import RunRecord
 from .stopping import StopOnSignal, stoppable
 from .submission import SubmissionEvaluator
 from .train_loader import TrainLoader, build_train_loader
@@ -45,12 +46,14 @@ class Trainer(DefaultTrainer):
 
     Args:
         cfg: frozen; its data sets are registered.
+        record: of the run, for its checkpoints.
+        checkpoint: what `resume_or_load` goes on from; None for what last_checkpoint names.
 
     Raises:
         TrainingStopped: from `train`, when a signal stopped it and all is saved.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, record: RunRecord | None = None, checkpoint: Path | None = None) -> None:
         # Not DefaultTrainer's own constructor, which wraps the model for a GPU of each rank's number;
         # the same parts in the same order, with a wrapper that fits the device.
         super(DefaultTrainer, self).__init__()
@@ -62,7 +65,12 @@ class Trainer(DefaultTrainer):
         self._trainer = make_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RunCheckpointer(
-            model, cfg.OUTPUT_DIR, kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT,
+            record=record,
+            resumed=checkpoint,
+            trainer=weakref.proxy(self),
         )
         self.metric_history = MetricHistory()
         self.checkpointer.add_checkpointable("metrics", self.metric_history)

@@ -17,7 +17,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from ..errors import EXIT_FAULT
+from ..errors import EXIT_FAULT, TrainingError
 from .stopping import Stopping
 
 PERIOD = 1.0  # seconds between two signs of life, and between two looks
@@ -116,7 +116,8 @@ class Watch:
         Returns:
             Which rank failed and why, in one line: another one, if this one only lost its connection to it.
         """
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+        what = " ".join(what.split())
         words = f"{self._name(self.rank, self._sign)} failed: {what}"
         if self.ranks == 1:
             return what

@@ -1,7 +1,5 @@
 """What the tests on Detectron2 share: a tiny configuration, random batches, runs of the command line."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from forked import Prepared
 
 import focal_det.plugin  # noqa: F401
 from focal_det.engine.config_file import load_config
@@ -49,7 +48,7 @@ def random_batch(objects_per_image, *, size=(96, 128), num_classes=3, seed=0):
     return batch
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batch_of():
     return random_batch
 
@@ -66,12 +65,15 @@ def wait_for():
     return wait
 
 
+@pytest.fixture(scope="session")
+def prepared():
+    """Forks runs of train_net.py and focal-det from a process that has imported all they need."""
+    process = Prepared()
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def train_net():
-    """Runs train_net.py in a process of its own."""
-
-    def run(*words, env=None, timeout=300):
-        command = [sys.executable, str(ROOT / "train_net.py"), *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout, check=False)
-
-    return run
+def train_net(prepared):
+    """Runs train_net.py; what a true process has beyond a forked one, `test_training.py` holds."""
+    return prepared.run

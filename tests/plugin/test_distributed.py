@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +15,6 @@ from detectron2.utils import comm
 
 from focal_det.engine.devices import num_cores
 from focal_det.engine.validation import validation_losses
-
-ROOT = Path(__file__).parents[2]
 
 
 def step(model, batch):
@@ -57,54 +53,59 @@ def worker(rank, rendezvous, cases, results):
     dist.destroy_process_group()
 
 
-def in_two_processes(folder, cases):
-    """Of each rank the list of its states, one for each case."""
-    mp.spawn(worker, (folder / "rendezvous", cases, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
-
-
-def test_two_processes_have_the_losses_of_one_channels_last_too(tiny_cfg, batch_of, tmp_path):
-    # Not the gradients: one picture is summed in another order than two, and a ReLU next to zero would tell.
+@pytest.fixture(scope="module")
+def in_two_processes(tmp_path_factory, tiny_cfg, batch_of):
+    """Of each case by name its configuration, its batch and, of both ranks, what was seen; all in one start of two."""
     frozen = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.PIXEL_STD", "[500., 500., 500.]")
-    cfg, batch = tiny_cfg(*frozen), batch_of((4, 3))
-    ranks = in_two_processes(tmp_path, [(cfg, batch)])
+    cases = {
+        **{(mode, counts): (tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", mode), batch_of(counts)) for mode, counts in CASES},
+        "frozen": (tiny_cfg(*frozen), batch_of((4, 3))),
+        "ema": (tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", "ema"), batch_of((0, 9))),
+    }
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (folder / "rendezvous", list(cases.values()), folder), nprocs=2)
+    ranks = [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
+    return {name: (*case, *states) for (name, case), *states in zip(cases.items(), *ranks, strict=True)}
+
+
+def test_two_processes_have_the_losses_of_one_channels_last_too(in_two_processes):
+    # Not the gradients: one picture is summed in another order than two, and a ReLU next to zero would tell.
+    cfg, batch, main, _ = in_two_processes["frozen"]
     torch.manual_seed(0)
     model = build_model(cfg)
     assert model.memory_format is torch.channels_last
     for name, loss in step(model, batch).items():
-        torch.testing.assert_close(ranks[0][0]["losses"][name], loss, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(main["losses"][name], loss, rtol=1e-5, atol=1e-8)
 
 
-def test_two_processes_equal_one(tiny_cfg, batch_of, tmp_path):
-    cases = [(tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", mode), batch_of(counts)) for mode, counts in CASES]
-    ranks = in_two_processes(tmp_path, cases)
-    for place, (cfg, batch) in enumerate(cases):
+def test_two_processes_equal_one(in_two_processes):
+    for case in CASES:
+        cfg, batch, *ranks = in_two_processes[case]
         torch.manual_seed(0)
         model = build_model(cfg)
         losses = step(model, batch)
         for name, loss in losses.items():
-            torch.testing.assert_close(ranks[0][place]["losses"][name], loss, rtol=1e-5, atol=1e-8)
+            torch.testing.assert_close(ranks[0]["losses"][name], loss, rtol=1e-5, atol=1e-8)
         validation = validation_losses(model, [[picture] for picture in batch])
-        for states in ranks:
-            assert states[place]["validation"] == pytest.approx(validation, rel=1e-5, abs=1e-8)
+        for rank in ranks:
+            assert rank["validation"] == pytest.approx(validation, rel=1e-5, abs=1e-8)
         for name, parameter in model.named_parameters():
             scale = parameter.grad.abs().max().item()
-            for states in ranks:
-                grad = states[place]["grads"][name]
+            for rank in ranks:
+                grad = rank["grads"][name]
                 torch.testing.assert_close(grad, parameter.grad, rtol=1e-5, atol=1e-5 * scale + 1e-9)
 
 
-def test_the_moving_average_is_the_same_on_all_ranks(tiny_cfg, batch_of, tmp_path):
-    cfg = tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", "ema")
-    first, second = in_two_processes(tmp_path, [(cfg, batch_of((0, 9)))])
-    averages = [rank[0]["buffers"]["normalizer.ema"].item() for rank in (first, second)]
-    assert first[0]["num_assigned"].item() == 0
-    assigned = second[0]["num_assigned"].item()
+def test_the_moving_average_is_the_same_on_all_ranks(in_two_processes):
+    *_, first, second = in_two_processes["ema"]
+    averages = [rank["buffers"]["normalizer.ema"].item() for rank in (first, second)]
+    assert first["num_assigned"].item() == 0
+    assigned = second["num_assigned"].item()
     assert assigned > 0
     assert averages == [pytest.approx(0.9 * 100 + 0.1 * (1 + assigned) / 2)] * 2  # none counts as one
 
 
-def small_run(output, datasets, *words):
+def small_run(prepared, output, datasets, *words):
     options = [
         *("--config-file", "configs/quickstart.yaml", "--num-gpus", "2"),
         *("DATASETS.TRAIN", "shapes_train_16_64px", "DATASETS.TEST", "shapes_val_4_64px"),
@@ -113,21 +114,14 @@ def small_run(output, datasets, *words):
         *("OUTPUT_DIR", str(output), *words),
     ]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
-    return subprocess.Popen(
-        [sys.executable, "train_net.py", *options],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return prepared.popen(*options, env=environment, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on the CPU are for machines without a GPU")
 @pytest.mark.skipif(num_cores() < 2, reason="two processes need two cores")
-def test_train_net_in_two_processes_stops_on_a_signal_and_goes_on(tmp_path, wait_for):
+def test_train_net_in_two_processes_stops_on_a_signal_and_goes_on(tmp_path, prepared, wait_for):
     output, datasets = tmp_path / "output", tmp_path / "datasets"
-    process = small_run(output, datasets, "SOLVER.MAX_ITER", "2000", "SOLVER.CHECKPOINT_PERIOD", "10")
+    process = small_run(prepared, output, datasets, "SOLVER.MAX_ITER", "2000", "SOLVER.CHECKPOINT_PERIOD", "10")
     wait_for(output / "last_checkpoint", process)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=100)
@@ -135,7 +129,7 @@ def test_train_net_in_two_processes_stops_on_a_signal_and_goes_on(tmp_path, wait
     assert "in 2 processes" in text
     stopped_at = int((output / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
 
-    resumed = small_run(output, datasets, "SOLVER.MAX_ITER", str(stopped_at + 3), "--resume")
+    resumed = small_run(prepared, output, datasets, "SOLVER.MAX_ITER", str(stopped_at + 3), "--resume")
     text, _ = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, text[-3000:]
     assert f"Starting training from iteration {stopped_at + 1}" in text

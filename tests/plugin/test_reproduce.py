@@ -17,6 +17,7 @@ import torch
 from focal_det.cli.main import main
 from focal_det.engine.lock import FolderLock
 from focal_det.errors import InputError, TrainingError
+from focal_det.paper import sweep
 from focal_det.paper.reproduce import check_plan, describe, run_plan
 from focal_det.paper.results import Status, read_metrics, read_record
 from focal_det.paper.runs import Options, Run, plan_table
@@ -51,7 +52,8 @@ with open(os.path.join(folder, "metrics.json"), "a") as f:
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Every training is the stand-in."""
+    """Every training is the stand-in, whose end is not waited for longer than it takes."""
+    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.02)
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
@@ -260,7 +262,7 @@ def test_what_nohup_ignores_stays_ignored(plan_of, ignored):
     assert seen == [signal.SIG_IGN]
 
 
-def test_two_at_once_share_the_rows(tmp_path, stand_in):
+def test_two_at_once_share_the_rows(tmp_path, prepared, stand_in):
     env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
     program = f"""
 import sys
@@ -275,7 +277,8 @@ table = load_tables()["table3"]
 options = Options("mini", (1, 2), Path({str(tmp_path / "out")!r}), overrides=tuple({TINY!r}))
 run_plan(plan_table(table, list(table.rows.values()), options), "command")
 """
-    both = [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=env) for _ in range(2)]
+    (tmp_path / "both.py").write_text(program)
+    both = [prepared.popen(program=tmp_path / "both.py", env=env) for _ in range(2)]
     assert [process.wait(timeout=200) for process in both] == [0, 0]
     started = sorted((tmp_path / "out" / "runs").rglob("started"))
     assert [len(path.read_text()) for path in started] == [1] * 8
@@ -327,11 +330,16 @@ def test_the_backbone_is_trained_first_and_kept_without_the_head(plan_of, tmp_pa
     assert starts(plan.runs[0]) == 1
 
 
-def reproduce(*words, tmp_path):
-    env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
-    command = [sys.executable, "-c", "import sys; from focal_det.cli.main import main; sys.exit(main())"]
-    command += ["reproduce", "table3", "--rows", "ce,fl", "--scale", "mini", "--out", str(tmp_path / "out"), *words]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def reproduce(prepared, tmp_path):
+    """Starts focal-det reproduce; its trainings are true processes of train_net.py."""
+
+    def start(*words):
+        env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
+        words = ["table3", "--rows", "ce,fl", "--scale", "mini", "--out", tmp_path / "out", *words]
+        return prepared.popen("reproduce", *words, program="focal-det", env=env, stderr=subprocess.STDOUT)
+
+    return start
 
 
 def test_a_training_that_died_in_its_final_evaluation_is_evaluated_and_done(tmp_path, train_net, monkeypatch):
@@ -350,13 +358,13 @@ def test_a_training_that_died_in_its_final_evaluation_is_evaluated_and_done(tmp_
     assert again.keys() >= ap.keys() - {"s_per_iteration"}
 
 
-def test_stopped_in_the_middle_of_a_row_it_goes_on_there(tmp_path, wait_for):
+def test_stopped_in_the_middle_of_a_row_it_goes_on_there(tmp_path, reproduce, wait_for):
     words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth", "SOLVER.MAX_ITER", "3")]
     words += ["MODEL.WEIGHTS", str(tmp_path / "w.pth"), "SOLVER.MAX_ITER", "40", "MODEL.BACKBONE.FREEZE_AT", "0"]
     torch.save({"model": {}}, tmp_path / "w.pth")
     first = tmp_path / "out" / "runs" / "table1a" / "alpha_.75" / "seed1"
     second = tmp_path / "out" / "runs" / "table1b" / "gamma_2" / "seed1"
-    process = reproduce(*words, tmp_path=tmp_path)
+    process = reproduce(*words)
     wait_for(second / "metrics.json", process)
     lines = 0
     while lines < 1 and process.poll() is None:
@@ -371,7 +379,7 @@ def test_stopped_in_the_middle_of_a_row_it_goes_on_there(tmp_path, wait_for):
     assert (second / "last_checkpoint").is_file()
     finished = (first / "metrics.json").stat().st_mtime_ns
 
-    process = reproduce(*words, tmp_path=tmp_path)
+    process = reproduce(*words)
     out = process.communicate(timeout=200)[0]
     assert process.returncode == 0, out
     assert "1 of 2 trainings are finished already" in out

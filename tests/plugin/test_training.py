@@ -52,19 +52,21 @@ def environment(folder):
     return {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")}
 
 
-def run(runs, *words):
+@pytest.fixture(scope="module")
+def run(runs, prepared):
+    """Forks a run."""
     folder, base = runs
-    command = [sys.executable, "train_net.py", *base, *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment(folder), timeout=300, check=False
-    )
+    return lambda *words: prepared.run(*base, *words, env=environment(folder))
 
 
 @pytest.fixture(scope="module")
 def whole(runs):
-    """The uninterrupted run's folder and output."""
-    output = runs[0] / "whole"
-    done = run(runs, "OUTPUT_DIR", output)
+    """The uninterrupted run's folder and output; in a true process, from `python train_net.py` to its end."""
+    folder, base = runs
+    output = folder / "whole"
+    command = [sys.executable, "train_net.py", *base, "OUTPUT_DIR", str(output)]
+    options = {"cwd": ROOT, "env": environment(folder), "timeout": 300, "check": False}
+    done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return output, done
 
@@ -113,11 +115,11 @@ def test_a_run_leaves_what_a_user_looks_for(whole):
     assert "Traceback" not in done.stderr
 
 
-def test_evaluating_the_final_checkpoint_gives_the_ap_that_training_ended_with(runs, whole):
+def test_evaluating_the_final_checkpoint_gives_the_ap_that_training_ended_with(run, whole):
     output, trained = whole
     before = (output / "config.yaml").read_text()
     (output / "report.html").unlink()
-    done = run(runs, "--eval-only", "MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output)
+    done = run("--eval-only", "MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (output / "report.html").exists()  # it is about the training
     assert ap_of(done.stdout) == ap_of(trained.stdout)
@@ -127,13 +129,10 @@ def test_evaluating_the_final_checkpoint_gives_the_ap_that_training_ended_with(r
     assert (output / "config.yaml").read_text() == before  # the training's configuration is not written over
 
 
-def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, whole, wait_for):
+def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, run, prepared, whole, wait_for):
     folder, base = runs
     output = folder / "stopped"
-    command = [sys.executable, "train_net.py", *base, "OUTPUT_DIR", str(output)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = prepared.popen(*base, "OUTPUT_DIR", output, env=environment(folder), stderr=subprocess.STDOUT)
     wait_for(output / "last_checkpoint", process)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=100)
@@ -143,11 +142,11 @@ def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, whole,
     stopped_at = int((output / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
     assert HALF - 1 <= stopped_at < ITERATIONS - 1
 
-    refused = run(runs, "OUTPUT_DIR", output)
+    refused = run("OUTPUT_DIR", output)
     assert refused.returncode == 2
     assert "already holds a run" in refused.stderr
 
-    done = run(runs, "--resume", "OUTPUT_DIR", output)
+    done = run("--resume", "OUTPUT_DIR", output)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"Starting training from iteration {stopped_at + 1}" in done.stdout
     expected, resumed = final_state(whole[0]), final_state(output)
@@ -161,24 +160,25 @@ def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, whole,
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda data: data[: len(data) // 2], "cannot be read as a checkpoint"),
-        (lambda data: b"", "cannot be read as a checkpoint"),
-    ],
+    ("damage", "reason"),
+    [(lambda data: data[: len(data) // 2], "cut off"), (lambda data: b"", "it is empty")],
 )
-def test_a_damaged_checkpoint_is_refused(runs, whole, tmp_path, damage, message):
+def test_a_damaged_checkpoint_is_refused(run, whole, tmp_path, damage, reason):
     data = (whole[0] / "model_final.pth").read_bytes()
     (tmp_path / "model_final.pth").write_bytes(damage(data))
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
-    for words in (("--resume", "OUTPUT_DIR", tmp_path), ("--eval-only", "MODEL.WEIGHTS", tmp_path / "model_final.pth")):
-        done = run(runs, *words)
+    weights = tmp_path / "model_final.pth"
+    for words, message in (
+        (("--resume", "OUTPUT_DIR", tmp_path), reason),
+        (("--eval-only", "MODEL.WEIGHTS", weights), "cannot be read as a checkpoint"),
+    ):
+        done = run(*words)
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_weights_of_another_model_are_refused(runs, whole):
+def test_weights_of_another_model_are_refused(runs, run, whole):
     words = (
         "MODEL.WEIGHTS",
         whole[0] / "model_final.pth",
@@ -187,7 +187,7 @@ def test_weights_of_another_model_are_refused(runs, whole):
         "MODEL.FPN.OUT_CHANNELS",
         32,
     )
-    done = run(runs, "--eval-only", *words, "OUTPUT_DIR", runs[0] / "none")
+    done = run("--eval-only", *words, "OUTPUT_DIR", runs[0] / "none")
     assert done.returncode == 2
     assert "does not fit the configuration's model: " in done.stderr
     assert "weights are missing, such as head.cls_subnet" in done.stderr
@@ -207,7 +207,7 @@ def test_resuming_loads_iteration_lr_and_normaliser_as_they_were_saved(runs, who
     register_datasets((*job.cfg.DATASETS.TRAIN, *job.cfg.DATASETS.TEST), ())
     trainer = Trainer(job.cfg)
     assert trainer.model.criterion.normalizer.ema == 100
-    trainer.resume_or_load(resume=job.resume)
+    trainer.resume_or_load(resume=True)
     saved = torch.load(output / checkpoint, weights_only=True)
     assert trainer.start_iter == HALF
     assert trainer.model.criterion.normalizer.ema == saved["model"]["criterion.normalizer.ema"] != 100
@@ -215,9 +215,9 @@ def test_resuming_loads_iteration_lr_and_normaliser_as_they_were_saved(runs, who
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.01}  # warmed up, before the first drop
 
 
-def test_a_finished_run_is_evaluated_and_says_so(runs, whole):
+def test_a_finished_run_is_evaluated_and_says_so(run, whole):
     before = metrics_of(whole[0])
-    done = run(runs, "--resume", "OUTPUT_DIR", whole[0])
+    done = run("--resume", "OUTPUT_DIR", whole[0])
     assert done.returncode == 0, done.stderr[-3000:]
     after = metrics_of(whole[0])  # the last line, of the evaluation, has come again in its own place
     assert [line["iteration"] for line in after] == [line["iteration"] for line in before]
@@ -227,15 +227,15 @@ def test_a_finished_run_is_evaluated_and_says_so(runs, whole):
     assert ap_of(done.stdout) == ap_of(whole[1].stdout)
 
 
-def test_resume_auto_starts_fresh_where_there_is_nothing(runs):
+def test_resume_auto_starts_fresh_where_there_is_nothing(runs, run):
     output = runs[0] / "fresh"
-    done = run(runs, "--resume", "auto", "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 2)
+    done = run("--resume", "auto", "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (output / "model_final.pth").is_file()
 
 
-def test_detectron2s_own_retinanet_trains_from_the_same_command(runs):
+def test_detectron2s_own_retinanet_trains_from_the_same_command(runs, run):
     output = runs[0] / "detectron2"
-    done = run(runs, "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 2, "MODEL.META_ARCHITECTURE", "RetinaNet")
+    done = run("OUTPUT_DIR", output, "SOLVER.MAX_ITER", 2, "MODEL.META_ARCHITECTURE", "RetinaNet")
     assert done.returncode == 0, done.stderr[-3000:]
     assert last_step_of(output)["iteration"] == 1

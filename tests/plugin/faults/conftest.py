@@ -115,7 +115,8 @@ def start(tiny_cfg, tmp_path, monkeypatch):
         cfg = tiny_cfg(*words, *overrides)
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = SETS[:1], SETS[1:]
         cfg.freeze()
-        job = Job(cfg, (), False, resume, ranks, hang_timeout=hang_timeout)
+        checkpoint = tmp_path / "run" / "model_final.pth" if resume else None
+        job = Job(cfg, (), False, ranks, checkpoint=checkpoint, hang_timeout=hang_timeout)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
