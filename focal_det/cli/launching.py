@@ -113,10 +113,12 @@ def _run_rank(job: Job, stopped: Any) -> None:
     """The job as rank 0's machine has decided it, with its seed and its checkpoint to go on from."""
     try:
         reach_all()
+        run_job(comm.all_gather(job)[0], stopped)
     except TrainingError as error:
+        if comm.get_world_size() == 1:  # this is the process that was started, which says it
+            raise
         print_problems([str(error)])
         raise SystemExit(EXIT_FAULT) from None
-    run_job(comm.all_gather(job)[0], stopped)
 
 
 def run_as_rank(args: argparse.Namespace, place: Place) -> int:

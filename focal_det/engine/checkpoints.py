@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from ..errors import TrainingError
 from ..files import put_aside, write_text_whole, written_whole
 from .advice import checkpoint_bytes, not_written_words
-from .checkpoint_file import contents, damage
+from .checkpoint_file import DamagedError, contents, damage
 from .run_record import RunRecord
 from .safe_weights import SafeCheckpointer
 from .weights_summary import weights_summary
@@ -74,7 +74,7 @@ class RunCheckpointer(SafeCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         with self._told_if_not_written(path):
             if _PERIODIC.fullmatch(path.name):
-                if path.is_file() and path.name not in self.written.names:
+                if path.is_file() and path.name not in self.written.names and not self._is_of_this_run(path):
                     _log().warning(f"{path} was there before this run wrote one of that name: now {put_aside(path)}")
                 self.written.names.add(path.name)  # before it is written, so that it is in it
             self._write(path, state)
@@ -114,6 +114,13 @@ class RunCheckpointer(SafeCheckpointer):
             if reason:
                 raise OSError(errno.EIO, f"read back, {reason}")
         _log().info(f"Saved {path}")
+
+    def _is_of_this_run(self, path: Path) -> bool:
+        """Whether the run wrote it, and was killed before it could note that: what comes now is the same again."""
+        try:
+            return self.record is not None and contents(path).get("run") == self.record.plain()
+        except DamagedError:
+            return False
 
     @contextmanager
     def _told_if_not_written(self, path: Path) -> Iterator[None]:

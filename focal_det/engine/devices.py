@@ -12,6 +12,8 @@ from .environment import num_cores
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+_MOST_PER_CORE = 8  # processes; slow, but as a test may want it; more are a slip
+
 
 def choose_device(cfg: CfgNode, num_gpus: int, *, own_gpu: bool = False) -> tuple[list[str], list[str]]:
     """Set MODEL.DEVICE, and what is in bfloat16 or by Triton's kernels, to what this machine has.
@@ -45,6 +47,10 @@ def choose_device(cfg: CfgNode, num_gpus: int, *, own_gpu: bool = False) -> tupl
     if cfg.MODEL.DEVICE.startswith("cuda"):
         if num_gpus > gpus and not own_gpu:
             return warnings, [f"--num-gpus is {num_gpus}, but {gpus} are visible; ask for at most {gpus}"]
+    elif num_gpus > _MOST_PER_CORE * cores:
+        return warnings, [
+            f"--num-gpus is {num_gpus}, but this machine has no GPU in use and {cores} cores; ask for at most {cores}"
+        ]
     elif num_gpus > cores:
         warnings.append(
             f"{num_gpus} processes share the {cores} cores of this machine, which has no GPU in use: {cores} are faster"

@@ -17,6 +17,7 @@ from detectron2.data.common import ToIterableDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..data.named_faults import named_faults
 from .random_numbers import PICTURE, STEP, set_random_numbers
 
 Picture = dict[str, Any]
@@ -36,7 +37,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Picture], Picture] | None
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    mapper = mapper or DatasetMapper(cfg, True)
+    mapper = named_faults(mapper or DatasetMapper(cfg, True))
     # The records as they are: they are mapped later, by place.
     source = build_detection_train_loader(cfg, mapper=_as_it_is)
     while not isinstance(source, ToIterableDataset):

@@ -149,6 +149,10 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, PeriodicWriter):
                 hook.after_train()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Detectron2's; after the training, too, with the last iteration that was done, where it counts one more."""
+        return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """See `focal_det.engine.train_loader`."""

@@ -155,6 +155,7 @@ def test_the_same_batch_changes_nothing():
         (0, "cuda", 2, "cpu", "in 2 processes", None),
         (0, "cpu", 1, "cpu", None, None),
         (0, "cpu", 5, "cpu", "5 processes share the 4 cores", None),
+        (0, "cpu", 33, "cpu", None, "ask for at most 4"),
         (2, "cuda", 2, "cuda", None, None),
         (2, "cuda", 3, "cuda", None, "2 are visible"),
         (2, "cpu", 1, "cpu", None, None),

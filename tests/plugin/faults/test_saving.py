@@ -377,5 +377,5 @@ def test_metrics_of_a_run_without_checkpoint_are_put_aside(tmp_path):
         (tmp_path / "metrics.json").write_text(f'{{"iteration": {number}}}\n')
         with folder_taken(tmp_path, find_checkpoint(tmp_path, "auto")):
             pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json.before1", "metrics.json.before2"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["metrics.json.before1", "metrics.json.before2"]
     assert (tmp_path / "metrics.json.before2").read_text() == '{"iteration": 2}\n'
