@@ -83,6 +83,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     scale.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (default 0)")
     scale.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; 'auto' on one machine")
     scale.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=600,
+        metavar="SECONDS",
+        help="of several processes, end all when none gets any further for so long (default 600; 0: never)",
+    )
+    scale.add_argument(
         "--start-timeout",
         type=seconds,
         default=300.0,

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -26,7 +24,6 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..data.catalog import prepare_shapes
 from ..engine.devices import gpu_of
-from ..engine.hooks import STOP_SIGNALS
 from ..engine.job import Job, run_job
 from ..engine.processes import Place
 from ..engine.roll_call import Caller, call_roll, first_line, open_store, reach_all
@@ -34,6 +31,7 @@ from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputE
 from .common import print_problems
 from .prepare import Plan, check, write
 from .resuming import folder_taken
+from .signals import PassOn, killed_words
 
 
 def run_as_launcher(args: argparse.Namespace) -> int:
@@ -79,9 +77,8 @@ def _come_together(args: argparse.Namespace, plan: Plan) -> None:
 
 def _launch(args: argparse.Namespace, job: Job) -> int:
     stopped = multiprocessing.get_context("spawn").Event()
-    if args.num_gpus * args.num_machines > 1:  # else this process is the one that trains, and listens itself
-        for number in STOP_SIGNALS:
-            signal.signal(number, _pass_on)
+    # One alone is the process that trains, and listens itself.
+    signals = PassOn() if args.num_gpus * args.num_machines > 1 else None
     for tries_left in (1, 0):
         try:
             launch(
@@ -103,9 +100,12 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
                 ) from None
             print("warning: the free port was taken by another process; trying another", file=sys.stderr, flush=True)
         except ProcessExitedException as error:
-            if error.exit_code != EXIT_FAULT:
-                raise
-            return EXIT_FAULT  # the rank has said why
+            if signals is not None and not args.eval_only and signals.ended_before_listening(error.exit_code):
+                return EXIT_STOPPED
+            if error.exit_code < 0:
+                rank = args.machine_rank * args.num_gpus + error.error_index
+                raise TrainingError(killed_words(rank, error.exit_code)) from None
+            return error.exit_code  # the rank has said why
     return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 
@@ -119,12 +119,6 @@ def _run_rank(job: Job, stopped: Any) -> None:
             raise
         print_problems([str(error)])
         raise SystemExit(EXIT_FAULT) from None
-
-
-def _pass_on(number: int, _: Any) -> None:
-    for process in multiprocessing.active_children():
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, number)
 
 
 def run_as_rank(args: argparse.Namespace, place: Place) -> int:

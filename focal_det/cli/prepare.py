@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -155,6 +156,7 @@ def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
         record=record,
         notes=(*warnings, *of_data),
         changes=config_changes(cfg, loaded, places),
+        hang_timeout=args.hang_timeout,
     )
     return Plan(job, json_files, names, [*of_data, *summary], classes, resumption)
 
@@ -193,6 +195,8 @@ def _flag_problems(args: argparse.Namespace) -> list[str]:
         )
     if args.eval_only and args.resume:
         problems.append("--eval-only and --resume exclude each other: name the checkpoint with MODEL.WEIGHTS")
+    if not 0 <= args.hang_timeout < math.inf:
+        problems.append(f"--hang-timeout is {args.hang_timeout:g}; it must be 0 (never) or a number of seconds")
     if args.allow_changes and not args.resume:
         problems.append("--allow-changes is of a run that goes on; add --resume")
     if args.skip_bad_images < 0:

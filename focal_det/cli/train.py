@@ -7,25 +7,25 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from .arguments import parse_arguments
 from .common import print_problems, silence_detectron2
+from .signals import stopping_before_training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 done, 1 a fault that says what to do, 2 bad input and nothing started, 75 stopped by a signal
-        after saving. Any other fault while running leaves as its exception, which Python turns into 1.
+        The exit code: 0 done, 1 a fault while running, 2 bad input and nothing started, 75 stopped by a signal after
+        saving; of a signal before the training began that leaves as SystemExit.
     """
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     silence_detectron2()
-    before = signal.signal(signal.SIGTERM, _end)
     try:
-        return _run(args)
+        with stopping_before_training(trains=not (args.eval_only or args.preflight_only)):
+            return _run(args)
     except (InputError, ImportError) as error:
         print_problems(error.problems if isinstance(error, InputError) else [str(error)])
         return EXIT_BAD_INPUT
@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped outside of training: nothing to save", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
-        # when the first rank has ended, torchrun sends a SIGTERM to the others, which are about to end likewise
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else before)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            # when the first rank has ended, torchrun sends a SIGTERM to the others, which are about to end likewise
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -47,8 +48,3 @@ def _run(args: argparse.Namespace) -> int:
 
     place = place_from_environment(os.environ)
     return run_as_launcher(args) if place is None else run_as_rank(args, place)
-
-
-def _end(number: int, _: Any) -> None:
-    """Outside of training a SIGTERM ends the process as Ctrl-C does, with what is half made removed."""
-    raise SystemExit(128 + number)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +16,20 @@ from detectron2.utils import comm
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
+from ..errors import EXIT_FAULT, TrainingError
 from .advice import DISK_ERRORS
 from .checkpoints import RunCheckpointer
 from .config_changes import Change
 from .devices import share_cores
-from .hooks import TrainingStopped
+from .faults import what_helps
 from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
 from .run_record import RunRecord
-from .run_setup import set_up_run
+from .run_setup import log_file, set_up_run
+from .stopping import Stopping, TrainingStopped, stopped_words
 from .trainer import Trainer
+from .watch import Watch
+from .workers import STOP_SIGNALS
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Job:
     record: of a training, what each of its checkpoints says of it.
     notes: warnings about it, said before the start.
     changes: of the configuration from its defaults.
+    hang_timeout: seconds in which no rank gets further, after which all end; 0 is never.
     """
 
     cfg: CfgNode
@@ -42,6 +51,7 @@ class Job:
     record: RunRecord | None = None
     notes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    hang_timeout: float = 0
 
 
 def run_job(job: Job, stopped: Any) -> None:
@@ -49,21 +59,53 @@ def run_job(job: Job, stopped: Any) -> None:
 
     Args:
         stopped: an event shared by the processes; set when a signal ended the training after saving.
+
+    Raises:
+        TrainingError: whatever went wrong, with what helps, in one line; its trace is in the log. Of several ranks each
+            prints that line instead, and ends with exit code 1.
     """
+    if job.eval_only:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a rank that starts holds them back; see train_net.py
+    with Watch(job.hang_timeout) as watch, nullcontext() if job.eval_only else Stopping() as stopping:
+        watch.stopping = stopping
+        try:
+            _set_up(job)
+            if stopping is None:
+                model = Trainer.build_model(job.cfg)
+                RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
+                Trainer.test(job.cfg, model)
+                Trainer.draw(job.cfg, model)
+            else:
+                _train(job, stopping, watch)
+        except TrainingStopped:
+            stopped.set()
+        except Exception as error:
+            _log().debug("Its trace:", exc_info=True)
+            where = "" if isinstance(error, TrainingError) else f"(trace: {log_file(job.cfg)})"
+            words = " ".join(filter(None, (watch.tell(error), what_helps(error), where)))
+            if watch.ranks == 1:
+                raise TrainingError(words) from error
+            print(f"error: {words}", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAULT)  # at once: the ends of process groups wait for ranks that are gone
+
+
+def _set_up(job: Job) -> None:
     cfg = job.cfg
     share_cores(cfg, job.processes_per_machine)
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
     set_up_run(cfg, training=not job.eval_only, changes=job.changes)
     if job.notes and comm.is_main_process():
         _log().warning("Said before the start:\n" + "\n".join(job.notes))
-    if job.eval_only:
-        model = Trainer.build_model(cfg)
-        RunCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-        Trainer.test(cfg, model)
-        Trainer.draw(cfg, model)
-        return
+
+
+def _train(job: Job, stopping: Stopping, watch: Watch) -> None:
+    cfg = job.cfg
+    if (number := stopping.agreement.now(stopping.asked)) != 0:  # it came while the ranks started
+        _log().warning(stopped_words(number, 0, 0, cfg.SOLVER.MAX_ITER))
+        raise TrainingStopped
     trainer = Trainer(cfg, record=job.record, checkpoint=job.checkpoint)
     trainer.resume_or_load(resume=job.checkpoint is not None)
+    watch.follow(trainer)
     if trainer.start_iter >= trainer.max_iter:
         _log().info(
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
@@ -72,18 +114,12 @@ def run_job(job: Job, stopped: Any) -> None:
     try:
         trainer.train()
     except TrainingStopped:
-        stopped.set()
-        return
+        _log().warning(stopped_words(stopping.agreed, stopping.done, trainer.start_iter, trainer.max_iter))
+        raise
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or pictures")
-        raise trainer.checkpointer.not_written(what, error) from error
-    except FloatingPointError:
-        _log().error(
-            "The training diverged. What helps: a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True; and a look at the boxes, with --preflight-only"
-        )
+        if error.errno in DISK_ERRORS:
+            what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or pictures")
+            raise trainer.checkpointer.not_written(what, error) from error
         raise
     write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():

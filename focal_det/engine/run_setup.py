@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..errors import TrainingError
 from ..files import write_text_whole
-from .advice import DISK_ERRORS
 from .config_changes import Change
 from .environment import source_version
 from .loss_keys import without_unread_keys
@@ -36,8 +35,10 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
     for name in ("fvcore", "detectron2", "focal_det"):
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_trace)
+        logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                handler.addFilter(_has_no_trace)
     if comm.is_main_process():
         record = folder if training else folder / "inference"
         record.mkdir(exist_ok=True)
@@ -62,9 +63,12 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
 
 
-def _without_trace(record: logging.LogRecord) -> bool:
-    """What Detectron2 logs of an error while training: of one that says what to do no more than that."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, TrainingError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS):
-        record.msg, record.args, record.exc_info = str(error), (), None
-    return True
+def log_file(cfg: CfgNode) -> Path:
+    """This process's log."""
+    rank = comm.get_rank()
+    return Path(cfg.OUTPUT_DIR) / (f"log.txt.rank{rank}" if rank else "log.txt")
+
+
+def _has_no_trace(record: logging.LogRecord) -> bool:
+    """Of what goes to the screen: a trace stands in the log, and the last line says what happened."""
+    return not record.exc_info

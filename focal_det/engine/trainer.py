@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from ..modeling.retinanet import FocalRetinaNet
 from .bfloat16 import BFloat16Trainer
 from .checkpoints import KeepBest, RunCheckpointer, retention_words
 from .deferred_metrics import DeferredMetrics
+from .divergence import CheckNumbers, suspects
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
-from .hooks import CheckGradients, DrawDetections, LogAssignment, StopOnSignal
+from .hooks import DrawDetections, LogAssignment
 from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
 from .metric_history import MetricHistory, MetricsFile
 from .nan_words import nan_lines
 from .run_record import RunRecord
+from .stopping import StopOnSignal, stoppable
 from .submission import SubmissionEvaluator
 from .train_loader import TrainLoader, build_train_loader
 from .validation import ValidationLoss
@@ -137,6 +140,15 @@ class Trainer(DefaultTrainer):
         for hook in () if is_done else self._after_saving:
             hook.after_step()
 
+    def after_train(self) -> None:
+        """Detectron2's; after a fault only what was measured is written, and nothing evaluated."""
+        if not isinstance(sys.exc_info()[1], Exception):
+            super().after_train()
+            return
+        for hook in self._hooks:
+            if isinstance(hook, PeriodicWriter):
+                hook.after_train()
+
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's; after the training, too, with the last iteration that was done, where it counts one more."""
         return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
@@ -145,6 +157,11 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """See `focal_det.engine.train_loader`."""
         return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """Detectron2's, which a signal ends; see `stoppable`."""
+        return stoppable(super().build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -194,11 +211,10 @@ class Trainer(DefaultTrainer):
         model = _unwrapped(self.model)
         if isinstance(model, FocalRetinaNet) and comm.is_main_process():
             first.append(LogAssignment(model.criterion))
-        if not isinstance(self._trainer, AMPTrainer):  # whose scaled gradients may overflow, and are then left out
-            # no part of the trainer holds the trainer, so that it goes, with its model, when it is let go
-            cfg = self.cfg
-            is_due = (lambda iteration: _is_due(cfg, iteration)) if _is_on_gpu(cfg) else (lambda _: True)
-            self._trainer.register_hooks([CheckGradients(is_due)])
+        scaled = isinstance(self._trainer, AMPTrainer)  # such gradients may overflow, and are then left out
+        check = CheckNumbers(self.cfg, _when_due(self.cfg), gradients=not scaled)
+        check.follow(self.model)
+        self._trainer.register_hooks([check])
         self._after_saving: list[HookBase] = [
             evaluate,
             *([self.validation_loss] if self.validation_loss else []),
@@ -247,17 +263,24 @@ def make_step(
     if not _is_on_gpu(cfg):
         return step(model, data_loader, optimizer)
     deferred = type(f"Deferred{step.__name__}", (DeferredMetrics, step), {})
-    return deferred(model, data_loader, optimizer, is_due=lambda iteration: _is_due(cfg, iteration))
+    return deferred(model, data_loader, optimizer, is_due=_when_due(cfg))
 
 
 def _is_on_gpu(cfg: CfgNode) -> bool:
     return bool(cfg.MODEL.DEVICE.startswith("cuda"))
 
 
-def _is_due(cfg: CfgNode, iteration: int) -> bool:
-    """Whether numbers are read from a GPU: before they are logged, and before a checkpoint could save what diverged."""
+def _when_due(cfg: CfgNode) -> Callable[[int], bool]:
+    """Of an iteration, whether numbers are read from a GPU: before they are logged or a checkpoint could save what
+    diverged, and at each step where the run has diverged before. Of a processor they always are.
+    """
+    if not _is_on_gpu(cfg):
+        return lambda _: True
     periods = (WRITE_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER)
-    return any(period > 0 and (iteration + 1) % period == 0 for period in periods)
+    again = suspects(cfg.OUTPUT_DIR, WRITE_PERIOD)
+    return lambda iteration: (
+        iteration in again or any(period > 0 and (iteration + 1) % period == 0 for period in periods)
+    )
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:

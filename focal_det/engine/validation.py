@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.spread import evenly_spread
 from ..modeling.normalizer import LossNormalizer
 from ..modeling.retinanet import FocalRetinaNet
+from .stopping import stoppable
 
 PICTURES = 200
 
@@ -125,8 +126,10 @@ class ValidationLoss(HookBase):
     def _build_loader(self, records: list[dict[str, Any]]) -> Any:
         mapper = DatasetMapper(self.cfg, is_train=False)
         mapper.is_train = True  # else it leaves the annotations out; the picture is resized as for testing
-        return build_detection_test_loader(
-            DatasetFromList(records, serialize=False), mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
+        return stoppable(
+            build_detection_test_loader(
+                DatasetFromList(records, serialize=False), mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
+            )
         )
 
 
