@@ -203,7 +203,8 @@ def test_a_row_starts_and_trains(sets, tmp_path, monkeypatch, row):
     # its own configuration but for the data, their size, and the weights, which would have to be downloaded
     words = ["DATASETS.TRAIN", sets[0], "DATASETS.TEST", sets[1], "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
     words += ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
-    words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"]
+    words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"]
+    words += ["MODEL.RETINANET.NUM_CLASSES", "3"]
     cfg = row_config(row, "full", words)
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     assert config_problems(cfg, num_processes=1, training=True) == []
