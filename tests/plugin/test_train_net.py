@@ -183,7 +183,7 @@ def test_a_folder_that_another_training_wrote_to_in_the_meantime_is_left_alone(c
         (output / "model_0000009.pth").write_text("of the other")
         return plan
 
-    monkeypatch.setattr("focal_det.cli.prepare.check", overtaken)
+    monkeypatch.setattr("focal_det.cli.launching.check", overtaken)
     assert main([*QUICK, "OUTPUT_DIR", str(output)]) == 2
     assert "another training has written here since this one looked" in capsys.readouterr().err
     assert sorted(path.name for path in output.iterdir()) == [".lock", "model_0000009.pth"]
@@ -195,7 +195,7 @@ def test_a_fault_that_says_what_to_do_ends_with_1_and_no_stack_trace(capsys, tmp
         raise TrainingError("model_0000009.pth could not be written")
 
     monkeypatch.setattr("focal_det.cli.prepare.prepare_shapes", lambda names: None)
-    monkeypatch.setattr("focal_det.cli.train._launch", full)
+    monkeypatch.setattr("focal_det.cli.launching._launch", full)
     assert main([*QUICK, "OUTPUT_DIR", str(tmp_path)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: model_0000009.pth could not be written"
 
