@@ -69,7 +69,7 @@ def start(prepared, folder, kill_at=""):
 
 def steps_done(folder):
     path = Path(f"{folder}.steps")
-    return int(path.read_text()) if path.is_file() else 0
+    return int(path.read_text() or 0) if path.is_file() else 0
 
 
 def newest_whole(folder):
