@@ -72,7 +72,7 @@ def main() -> int:
         export_onnx(rounded.model, metadata, files["ONNX, 8 bits"], int8=True)
         export_torch(model.model, metadata, files["torch.export"])
         megabytes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
-        detectors = {name: ExportedDetector(path, threads=args.threads) for name, path in files.items()}
+        detectors = {name: ExportedDetector(path, trusted=True, threads=args.threads) for name, path in files.items()}
     sample = pictures()
     parities = {
         name: compare(rounded if "8 bits" in name else model, detector, sample, cut=cut, most=most)

@@ -22,7 +22,7 @@ class InputError(ValueError):
 
 
 class TrainingError(Exception):
-    """A training that others need has failed; the message says which and where its log is."""
+    """A training cannot start or go on, or one that others need has failed; the message says why and what to do."""
 
 
 def cut(value: object, length: int = 80) -> str:

@@ -22,7 +22,7 @@ MATHEMATICS = [
 ]
 # The layers, lowest first; a module imports from its own layer's siblings and from below.
 LAYERS = [
-    ["focal_det.errors", "focal_det.files", "focal_det.registries", "focal_det.config"],
+    ["focal_det.errors", "focal_det.files", "focal_det.plain_data", "focal_det.registries", "focal_det.config"],
     ["focal_det.losses"],
     ["focal_det.modeling"],
     ["focal_det.plugin"],

@@ -15,6 +15,8 @@ _EPILOG = """examples:
                        OUTPUT_DIR output/mine
   change a key     train_net.py --config-file configs/quickstart.yaml SOLVER.BASE_LR 0.02
   8 GPUs           train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml --num-gpus 8
+  torchrun, SLURM  torchrun --nproc-per-node 8 train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml
+                   srun --ntasks-per-node 8 python train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml
   go on            train_net.py --config-file configs/quickstart.yaml --resume
   evaluate         train_net.py --config-file configs/quickstart.yaml --eval-only \\
                        MODEL.WEIGHTS output/quickstart/model_final.pth
@@ -22,6 +24,14 @@ _EPILOG = """examples:
 exit codes: 0 done, 1 a fault while running, 2 bad input and nothing started,
             75 stopped by a signal after saving (run again with --resume)
 """
+
+
+def seconds(text: str) -> float:
+    """The type of --start-timeout: above 0, and at most a day."""
+    value = float(text)
+    if not 0 < value <= 86400:
+        raise ValueError
+    return value
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -52,6 +62,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         choices=("required", "auto"),
         help="go on from OUTPUT_DIR's last checkpoint; 'auto' starts fresh if there is none",
     )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="let a resumed run go on with settings or data that are not those of its checkpoint",
+    )
     parser.add_argument("--preflight-only", action="store_true", help="check everything, print a summary and stop")
     parser.add_argument(
         "--scale-lr",
@@ -67,6 +82,20 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     scale.add_argument("--num-machines", type=int, default=1, help="default 1")
     scale.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (default 0)")
     scale.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; 'auto' on one machine")
+    scale.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=600,
+        metavar="SECONDS",
+        help="of several processes, end all when none gets any further for so long (default 600; 0: never)",
+    )
+    scale.add_argument(
+        "--start-timeout",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="of several processes or machines: how long to wait until all have come (default 300)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
     # "--resume" takes an optional word; without this it would take the first override's key for it.
     words = [

@@ -2,15 +2,23 @@
 
 import argparse
 import os
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.picture_names import FLAG as OUTSIDE_FLAG
 from ..errors import InputError
 
 
 def silence_detectron2() -> None:
     """Keep PyTorch's warning of Detectron2's use of torch.jit from the screen."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+
+
+def print_problems(problems: Sequence[str]) -> None:
+    """Each on a line of its own, on stderr."""
+    print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr, flush=True)
 
 
 def folder_name(text: str) -> Path:
@@ -27,6 +35,23 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     """Add --out, the folder of figures."""
     default = Path("output/plots")
     parser.add_argument("--out", type=folder_name, default=default, metavar="DIR", help=f"default: {default}")
+
+
+def add_outside_flag(parser: argparse._ActionsContainer) -> None:
+    """Add --allow-outside-images."""
+    parser.add_argument(
+        OUTSIDE_FLAG,
+        dest="allow_outside",
+        action="store_true",
+        help="read pictures whose names in the annotations lead out of the folder of pictures (absolute, or by '..')",
+    )
+
+
+def add_trust_flag(parser: argparse._ActionsContainer) -> None:
+    """Add --trust-model."""
+    parser.add_argument(
+        "--trust-model", action="store_true", help="open --model though it is a .pt2, which can run any program"
+    )
 
 
 def make_folder(folder: Path) -> None:

@@ -107,7 +107,9 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
     registered = [name for name in names if name not in sources]
     sources |= _registered(registered, problems)
     to_draw = [name for name in registered if name in sources and parse_name(name) is not None]
-    sets, found = read_sources({name: s for name, s in sources.items() if name not in to_draw})
+    sets, found = read_sources(
+        {name: s for name, s in sources.items() if name not in to_draw}, allow_outside=args.allow_outside
+    )
     problems += found
     if not problems:
         classes = dict.fromkeys(c for own in sets.values() for c in own.file.class_names)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.coco_json import CocoFile
+from ..data.picture_names import FLAG as OUTSIDE_FLAG
 from ..data.sources import (
     OwnSet,
     SetSource,
@@ -19,6 +20,7 @@ from ..data.sources import (
 )
 from ..errors import InputError
 from ..inference.classes import read_classes
+from .common import add_outside_flag
 
 USES: tuple[Use, ...] = ("train", "val")
 _KEYS: dict[Use, str] = {"train": "TRAIN", "val": "TEST"}
@@ -47,6 +49,7 @@ def add_data_flags(parser: argparse.ArgumentParser, uses: Sequence[Use] = USES) 
             metavar="DIR[:SPLIT]",
             help=f"Pascal VOC's folder {_PURPOSES[use]}, and the split of its ImageSets/Main (default: {usual})",
         )
+    add_outside_flag(group)
 
 
 def data_words(args: argparse.Namespace, uses: Sequence[Use] = USES) -> list[str]:
@@ -55,7 +58,7 @@ def data_words(args: argparse.Namespace, uses: Sequence[Use] = USES) -> list[str
     for flag in (f"--{use}-{kind}" for use in uses for kind in ("json", "images", "voc")):
         for value in getattr(args, flag[2:].replace("-", "_")):
             words += [flag, value]
-    return words
+    return [*words, *([OUTSIDE_FLAG] if args.allow_outside else [])]
 
 
 def entries_of(args: argparse.Namespace, use: Use, datasets: Iterable[str]) -> tuple[list[SetSource | str], list[str]]:
@@ -109,6 +112,7 @@ def read_own_sets(args: argparse.Namespace, cfg: Any) -> tuple[dict[Any, CocoFil
         class_names=classes,
         decode=args.preflight_only,
         skip_bad_images=max(0, args.skip_bad_images),
+        allow_outside=args.allow_outside,
     )
     problems += found
     trained = {name: own for name, own in sets.items() if sources[name].use == "train"}

@@ -9,7 +9,9 @@ from detectron2.data import MetadataCatalog
 
 from ..data.catalog import JsonDataset, class_names, dataset_problems
 from ..data.coco_json import CocoFile
+from ..data.fingerprint import fingerprint
 from ..data.named_sets import read_named_set
+from ..data.sources import Use
 from ..data.statistics import Objects, SetStatistics, joined, statistics
 from ..errors import InputError
 
@@ -24,6 +26,7 @@ class DescribedSet(NamedTuple):
     notes: warnings about it.
     boxes_left_out: how many have no area.
     is_trained_on: or evaluated on.
+    fingerprint: of its content, see `focal_det.data.fingerprint`.
     """
 
     name: str
@@ -34,6 +37,7 @@ class DescribedSet(NamedTuple):
     notes: Sequence[str] = ()
     boxes_left_out: int = 0
     is_trained_on: bool = False
+    fingerprint: str | None = None
 
 
 def read_sets(
@@ -43,6 +47,7 @@ def read_sets(
     *,
     evaluated: Collection[str],
     pictures: bool,
+    allow_outside: bool,
 ) -> tuple[list[DescribedSet], list[str]]:
     """The sets in their order, and what is wrong with those that are named.
 
@@ -52,6 +57,7 @@ def read_sets(
         of_flags: names of all that flags can give.
         evaluated: names of those that are evaluated on.
         pictures: also decode the pictures of the sets that are named.
+        allow_outside: whether their names may lead out of their folder.
     """
     problems = dataset_problems(name for name in names if name not in of_flags)
     read = {dataset.name: file for dataset, file in json_files.items()}
@@ -63,7 +69,8 @@ def read_sets(
             sets.append(DescribedSet(name, False))
         else:
             try:
-                found = read_named_set(name, "val" if name in evaluated else "train", pictures=pictures)
+                use: Use = "val" if name in evaluated else "train"
+                found = read_named_set(name, use, pictures=pictures, allow_outside=allow_outside)
                 if isinstance(found, str):
                     sets.append(DescribedSet(name, True, class_names(name), remark=found))
                 else:
@@ -91,4 +98,5 @@ def _described(name: str, file: CocoFile) -> DescribedSet:
         content=statistics(file.coco),
         notes=file.notes,
         boxes_left_out=file.boxes_left_out,
+        fingerprint=fingerprint(file.coco),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EXIT_DONE, InputError
 from ..files import write_text_whole
-from .common import folder_name, make_folder
+from .common import add_outside_flag, add_trust_flag, folder_name, make_folder
 
 if TYPE_CHECKING:
     from ..data.coco_json import CocoFile
@@ -42,9 +42,18 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True, metavar="FILE", help="that focal-det export wrote: .onnx or .pt2")
+    add_trust_flag(parser)
     parser.add_argument("--json", metavar="FILE", help="COCO annotations")
     parser.add_argument("--images", metavar="DIR", help="folder of their pictures")
     parser.add_argument("--voc", metavar="DIR[:SPLIT]", help="instead: Pascal VOC's folder (split: val, else test)")
+    add_outside_flag(parser)
+    parser.add_argument(
+        "--skip-bad-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="decode all pictures first and leave out up to N bad ones (default 0)",
+    )
     parser.add_argument("--shapes", metavar="NAME", help="instead: generated shapes, drawn if they are not there yet")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (default 8)")
     parser.add_argument("--draw", type=int, default=16, metavar="N", help="pictures to draw (default 16)")
@@ -64,7 +73,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ..inference.pictures import PictureError
 
     _check_options(args)
-    detector = ExportedDetector(args.model)
+    detector = ExportedDetector(args.model, trusted=args.trust_model)
     annotations, images, coco_file = _data(args, detector.class_names)
     for note in coco_file.notes:
         print(note)
@@ -93,6 +102,8 @@ def _check_options(args: argparse.Namespace) -> None:
         problems.append("give one of --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME")
     if args.batch_size < 1:
         problems.append(f"--batch-size {args.batch_size} must be at least 1")
+    if args.skip_bad_images < 0:
+        problems.append(f"--skip-bad-images {args.skip_bad_images} must be at least 0")
     if args.draw < 0:
         problems.append(f"--draw {args.draw} must be at least 0")
     if args.json is not None and Path(args.json).resolve() in [
@@ -115,8 +126,15 @@ def _data(args: argparse.Namespace, class_names: Sequence[str]) -> tuple[str, st
     from ..data.shapes import make_shapes, shapes_files
     from ..data.sources import read_sources, voc_source
 
+    checks: dict[str, Any] = {
+        "allow_outside": args.allow_outside,
+        "skip_bad_images": args.skip_bad_images,
+        "decode": args.skip_bad_images > 0,
+    }
     if args.voc is not None:
-        sets, problems = read_sources({"voc": voc_source("val", args.voc)}, class_names=class_names)
+        sets, problems = read_sources(
+            {"voc": voc_source("val", args.voc)}, class_names=class_names, allow_outside=args.allow_outside
+        )
         if problems:
             raise InputError(problems)
         return sets["voc"].place, sets["voc"].image_dir, sets["voc"].file
@@ -132,7 +150,7 @@ def _data(args: argparse.Namespace, class_names: Sequence[str]) -> tuple[str, st
                 "a folder that can be written"
             ) from error
         annotations, images = (str(path) for path in shapes_files(args.shapes, datasets_root()))
-    return annotations, images, read_coco(annotations, images)
+    return annotations, images, read_coco(annotations, images, **checks)
 
 
 def _table(scores: Evaluation) -> str:

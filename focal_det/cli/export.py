@@ -89,7 +89,7 @@ def _export(args: argparse.Namespace) -> int:
         thresh = _write(predictor, partial, int8=rounded)
         parity = compare(
             predictor,
-            ExportedDetector(partial),
+            ExportedDetector(partial, trusted=True),  # ours
             pictures,
             cut=thresh,
             most=predictor.cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -17,7 +17,7 @@ from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, T
 from .common import silence_detectron2
 
 # Each in the module of its name, imported for that command alone: some work where the packages of others are missing.
-_COMMANDS = ("doctor", "data", "predict", "export", "evaluate", "report", "reproduce", "plot", "analyze")
+_COMMANDS = ("doctor", "data", "predict", "export", "evaluate", "report", "replay", "reproduce", "plot", "analyze")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..errors import EXIT_DONE, EXIT_FAULT, InputError
-from .common import folder_name, make_folder
+from .common import add_trust_flag, folder_name, make_folder
 
 if TYPE_CHECKING:
     from ..inference.detections import Detector
@@ -65,6 +65,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     model.add_argument(
         "--model", metavar="FILE", help="what focal-det export wrote, .onnx or .pt2, which needs no Detectron2"
     )
+    add_trust_flag(model)
     parser.add_argument(
         "--config-file", action="append", metavar="FILE", help="of --weights (default: config.yaml beside them)"
     )
@@ -183,7 +184,8 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
     if args.model is not None:
         from ..inference.exported import ExportedDetector
 
-        exported = ExportedDetector(args.model)  # gives what is below the threshold too, down to the file's own
+        # It gives what is below the threshold too, down to the file's own.
+        exported = ExportedDetector(args.model, trusted=args.trust_model)
         if args.score_thresh < exported.metadata.score_thresh:
             raise InputError(exported.too_low(args.score_thresh))
         return exported, []

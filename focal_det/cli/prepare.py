@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -23,12 +24,14 @@ from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config
 from ..engine.devices import choose_device
 from ..engine.job import Job
 from ..engine.model_checks import model_problems, weights_problems
+from ..engine.run_record import RunRecord, TrainingSet
 from ..engine.schedule import scale_schedule
 from ..errors import InputError
 from ..inference.classes import Classes, numbered_classes, write_classes
 from .class_order import order_problems
 from .datasets import read_own_sets, weights_folder
 from .described_sets import DescribedSet, read_sets
+from .resuming import Resumption, change_lines, find_checkpoint, settle_seed
 from .summary import describe_training, summary_lines
 
 
@@ -40,6 +43,7 @@ class Plan(NamedTuple):
     dataset_names: tuple[str, ...]
     summary: list[str]
     classes: Classes
+    resumption: Resumption | None
 
 
 def write(plan: Plan) -> None:
@@ -59,8 +63,11 @@ def _classes_of(first: DescribedSet, num_classes: int) -> Classes:
     return Classes(*known) if known is not None else numbered_classes(num_classes)
 
 
-def check(args: argparse.Namespace) -> Plan:
+def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
     """Check the command line, the configuration and the data; print warnings, and nothing else.
+
+    Args:
+        own_gpu: each process sees one GPU, which no other one sees.
 
     Raises:
         InputError: every problem found; nothing is written.
@@ -72,13 +79,18 @@ def check(args: argparse.Namespace) -> Plan:
         raise InputError(problems) from error
     loaded = cfg.clone()
     training = not args.eval_only
-    warnings, device_problems = choose_device(cfg, args.num_gpus)
+    warnings, device_problems = choose_device(cfg, args.num_gpus, own_gpu=own_gpu)
     if training and not problems:
         warnings += [*_settle_schedule(cfg, args), *schedule_warnings(cfg)]
     json_files, own_names, own_problems = read_own_sets(args, cfg)
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
     sets, set_problems = read_sets(
-        names, json_files, own_names, evaluated=cfg.DATASETS.TEST, pictures=args.preflight_only
+        names,
+        json_files,
+        own_names,
+        evaluated=cfg.DATASETS.TEST,
+        pictures=args.preflight_only,
+        allow_outside=args.allow_outside,
     )
     if training:
         sets = [s._replace(is_trained_on=place < len(cfg.DATASETS.TRAIN)) for place, s in enumerate(sets)]
@@ -95,22 +107,23 @@ def check(args: argparse.Namespace) -> Plan:
     value_problems = problems + config_problems(
         cfg, num_processes=max(1, args.num_gpus * args.num_machines), training=training
     )
-    checkpoint, resume_problems = _checkpoint_to_resume(cfg, args.resume) if training else (None, [])
+    resumption = find_checkpoint(Path(cfg.OUTPUT_DIR), args.resume) if training else None
+    checkpoint = resumption.checkpoint if resumption else None
     of_classes = _settle_classes(cfg, sets)
-    if args.eval_only or checkpoint:
+    if args.eval_only or checkpoint or (args.resume and resumption and resumption.problems):
         files = {dataset.name: dataset.json_file for dataset in json_files}
         of_sets = {files.get(s.name, f"data set {s.name}"): s.class_names for s in sets}
         of_classes += order_problems(weights_folder(cfg) if args.eval_only else Path(cfg.OUTPUT_DIR), of_sets)
     problems = [
         *(*value_problems, *device_problems, *_flag_problems(args)),
-        *(*own_problems, *set_problems, *resume_problems, *of_classes),
+        *(*own_problems, *set_problems, *(resumption.problems if resumption else ()), *of_classes),
     ]
     if not value_problems:  # else the parts trip over the same
         problems += model_problems(_with_classes(cfg))
     _raise_if(problems)
 
     # From here on the configuration is sound, and the files are there.
-    weights = str(checkpoint or cfg.MODEL.WEIGHTS)
+    weights = str(checkpoint.path if checkpoint else cfg.MODEL.WEIGHTS)
     # A training fetches an address by itself.
     if weights and (args.eval_only or args.preflight_only or os.path.isfile(weights)):
         problems = weights_problems(cfg, weights, whole=bool(args.eval_only or checkpoint))
@@ -118,6 +131,15 @@ def check(args: argparse.Namespace) -> Plan:
     if training:
         found = describe_training(cfg, [s for s in sets if s.is_trained_on], full=args.preflight_only)
         problems, warnings, summary = problems + found.problems, warnings + found.warnings, summary + found.lines
+    classes = _classes_of(sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
+    record = None
+    if resumption:
+        seed_words = settle_seed(cfg, checkpoint)
+        warnings += [*resumption.warnings, *([seed_words] if seed_words else [])]
+        record = _record(cfg, args, sets, classes)
+        if checkpoint:
+            of_changes, refused = change_lines(checkpoint, record, allowed=args.allow_changes)
+            problems, warnings = problems + refused, warnings + of_changes
     _raise_if(problems)
 
     warnings = [f"warning: {warning}" for warning in warnings]
@@ -129,13 +151,27 @@ def check(args: argparse.Namespace) -> Plan:
         cfg=cfg,
         json_datasets=tuple(json_files),
         eval_only=args.eval_only,
-        resume=checkpoint is not None,
         processes_per_machine=args.num_gpus,
+        checkpoint=checkpoint.path if checkpoint else None,
+        record=record,
         notes=(*warnings, *of_data),
         changes=config_changes(cfg, loaded, places),
+        hang_timeout=args.hang_timeout,
     )
-    classes = _classes_of(sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
-    return Plan(job, json_files, names, [*of_data, *summary], classes)
+    return Plan(job, json_files, names, [*of_data, *summary], classes, resumption)
+
+
+def _record(cfg: CfgNode, args: argparse.Namespace, sets: Sequence[DescribedSet], classes: Classes) -> RunRecord:
+    return RunRecord.of(
+        cfg,
+        training_sets=[
+            TrainingSet(s.name, s.content.pictures if s.content else None, s.fingerprint)
+            for s in sets
+            if s.is_trained_on
+        ],
+        class_names=classes.names,
+        world_size=max(1, args.num_gpus * args.num_machines),
+    )
 
 
 def _raise_if(problems: list[str]) -> None:
@@ -159,39 +195,13 @@ def _flag_problems(args: argparse.Namespace) -> list[str]:
         )
     if args.eval_only and args.resume:
         problems.append("--eval-only and --resume exclude each other: name the checkpoint with MODEL.WEIGHTS")
+    if not 0 <= args.hang_timeout < math.inf:
+        problems.append(f"--hang-timeout is {args.hang_timeout:g}; it must be 0 (never) or a number of seconds")
+    if args.allow_changes and not args.resume:
+        problems.append("--allow-changes is of a run that goes on; add --resume")
     if args.skip_bad_images < 0:
         problems.append(f"--skip-bad-images is {args.skip_bad_images}; it must be 0 or more")
     return problems
-
-
-def _checkpoint_to_resume(cfg: CfgNode, wish: str | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, if any, and what speaks against the wish. No run is ever written over."""
-    folder = Path(cfg.OUTPUT_DIR)
-    pointer = folder / "last_checkpoint"
-    if os.path.isfile(pointer):
-        name = pointer.read_bytes()[:256].decode(errors="replace").strip()
-        if wish is None:
-            return None, [
-                f"OUTPUT_DIR is {folder}, which already holds a run ({name}): "
-                "add --resume to go on with it, or name another OUTPUT_DIR"
-            ]
-        if not name or Path(name).name != name or len(name) > 255 or not (folder / name).is_file():
-            return None, [f"--resume: {pointer} names {name!r}, which is no checkpoint in that folder; name one"]
-        return folder / name, []
-    if os.path.isdir(folder) and any(folder.glob("[!.]*.pth")):  # not one that a kill left half written
-        return None, [
-            f"OUTPUT_DIR is {folder}, which holds checkpoints but no last_checkpoint: write the name of one into "
-            f"{pointer} and add --resume, or name another OUTPUT_DIR"
-        ]
-    if wish == "required":
-        return None, [f"--resume: no last_checkpoint in {folder}; use --resume auto to start fresh"]
-    metrics = folder / "metrics.json"
-    if wish is None and os.path.isfile(metrics) and metrics.stat().st_size:
-        return None, [
-            f"OUTPUT_DIR is {folder}, which holds a run that ended before its first checkpoint: name another, or add "
-            "--resume auto to start again in it"
-        ]
-    return None, []
 
 
 def _settle_classes(cfg: CfgNode, sets: Sequence[DescribedSet]) -> list[str]:

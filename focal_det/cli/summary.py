@@ -98,8 +98,6 @@ def _schedule_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]
         drops = ", ".join(str(step) for step in solver.STEPS if step < solver.MAX_ITER)
         lr += f", times {solver.GAMMA:g} at {drops}" if drops else ", no drops"
     yield f"{told}; {lr}"
-    if cfg.SEED < 0:
-        yield "note: SEED is -1, so the run cannot be repeated exactly; set SEED to a number to be able to"
 
 
 def _trained_pictures(cfg: CfgNode, sets: Sequence[DescribedSet]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import InputError, cut, some, some_lines
+from ..plain_data import parse_json
 from .box_checks import format_problem, like_corners, percent, reaching_out, without_area
 from .coco_checks import (
     annotation_name,
@@ -21,7 +21,10 @@ from .coco_checks import (
     unread_problems,
 )
 from .folders import open_regular
+from .picture_names import name_problems
 from .pictures import PictureFault, fault_lines, look_at_pictures
+
+LARGEST_JSON = 2**33  # bytes; Objects365's has 6 GB
 
 
 class CocoFile(NamedTuple):
@@ -49,6 +52,7 @@ def read_coco(
     *,
     decode: bool = False,
     skip_bad_images: int = 0,
+    allow_outside: bool = False,
 ) -> CocoFile:
     """Read a COCO detection file and check all that training or evaluation would trip over.
 
@@ -58,16 +62,17 @@ def read_coco(
         decode: every picture, not only those whose file does not end as it should.
         skip_bad_images: so many pictures that are missing, damaged or of another size are left out, with their
             annotations, and noted; more are a problem.
+        allow_outside: whether names of pictures may lead out of their folder.
 
     Raises:
         InputError: with every problem found: no such file, not JSON, not COCO's lists, repeated or unknown ids,
-            boxes that are not four numbers or are stored as corners, pictures that are missing, damaged or of
-            another size.
+            boxes that are not four numbers or are stored as corners, pictures that are missing, damaged, of
+            another size or outside their folder.
     """
     path = Path(json_file)
     try:
-        with open_regular(path) as file:
-            raw = json.loads(file.read().decode("utf-8-sig"))
+        with open_regular(path, most=LARGEST_JSON) as file:
+            raw = parse_json(file.read())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such annotation file") from error
     except OSError as error:
@@ -76,11 +81,13 @@ def read_coco(
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: needs more memory than there is; split the file") from error
     if not os.path.isdir(image_dir):
         raise InputError(f"{cut(image_dir, 250)}: no such folder of pictures (for {path})")
-    return check_coco(raw, path, image_dir, decode=decode, skip_bad_images=skip_bad_images)
+    return check_coco(raw, path, image_dir, decode=decode, skip_bad_images=skip_bad_images, allow_outside=allow_outside)
 
 
 def check_coco(
@@ -91,6 +98,7 @@ def check_coco(
     pictures: bool = True,
     decode: bool = False,
     skip_bad_images: int = 0,
+    allow_outside: bool = False,
     as_is: Literal["train", "val"] | None = None,
 ) -> CocoFile:
     """What `read_coco` does with a file's contents, whatever they were read from.
@@ -99,7 +107,7 @@ def check_coco(
         raw: what the file holds, as JSON would give it.
         path: of the file, for messages.
         pictures: whether to look at them.
-        decode, skip_bad_images: see `read_coco`.
+        decode, skip_bad_images, allow_outside: see `read_coco`.
         as_is: the use for which Detectron2 reads the file itself, so that nothing can be completed or left out; None
             if it reads what is returned.
 
@@ -110,8 +118,9 @@ def check_coco(
     if problems:
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
 
-    problems = [*id_problems(raw), *number_problems(raw)]
-    report = look_at_pictures(raw["images"] if pictures else [], Path(image_dir), decode=decode)
+    outside = name_problems(raw["images"], allow_outside=allow_outside)
+    problems = [*id_problems(raw), *number_problems(raw), *outside]
+    report = look_at_pictures(raw["images"] if pictures and not outside else [], Path(image_dir), decode=decode)
     problems += unread_problems(raw, as_is) if as_is else []
     if not problems:
         problem = format_problem(*_arrays(raw))

@@ -10,7 +10,13 @@ MIRRORED = (2, 3, 4)  # those that turn by 180 degrees or mirror, which the size
 
 
 def orientation(picture: Image.Image) -> int:
-    """The tag's value; 1, upright, where it is missing or cannot be read: the picture itself may be sound."""
+    """The tag's value; 1, upright, where it is missing or cannot be read: the picture itself may be sound.
+
+    Raises:
+        Exception: whatever Pillow raises on a PNG that cannot be decoded.
+    """
+    if picture.format == "PNG":
+        picture.load()  # as getexif does: its error would be lost below, and the rest of the picture stay black
     try:
         return int(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # whatever Pillow may raise on somebody's file

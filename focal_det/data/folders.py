@@ -15,15 +15,29 @@ class IrregularFileError(OSError):
         super().__init__(f"{Path(path).name} is no regular file")
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+class TooLargeError(OSError):
+    """A file is far beyond what one of its kind can be."""
+
+    def __init__(self, path: str | os.PathLike[str], size: int, most: int) -> None:
+        super().__init__(f"{Path(path).name} has {size / 1e6:.0f} MB, more than the {most / 1e6:.0f} MB that are read")
+
+
+def open_regular(path: str | os.PathLike[str], *, most: int | None = None) -> BinaryIO:
     """Open a file to read its bytes, but nothing that would be waited for without end, such as a pipe.
+
+    Args:
+        most: bytes that it may have.
 
     Raises:
         IrregularFileError: it is no file.
+        TooLargeError: it has more bytes.
         OSError: it is not there or cannot be read.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
         raise IrregularFileError(path)
+    if most is not None and found.st_size > most:
+        raise TooLargeError(path, found.st_size, most)
     return open(path, "rb")
 
 

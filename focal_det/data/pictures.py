@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..errors import some
 from .exif import MIRRORED, TURNED, orientation
 from .folders import IrregularFileError, open_regular
+from .picture_files import open_picture
 
 _THREADS = 8  # they wait for the disk, and decoders run beside one another
 _SHOW_PROGRESS_FROM = 2000  # pictures; a bar comes for fewer too once they take longer than this:
@@ -90,7 +91,7 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
     """Kind and detail of the picture's fault; "mirrored"; or None."""
     name, path = image["file_name"], folder / image["file_name"]
     try:
-        with open_regular(path) as file, Image.open(file) as picture:
+        with open_regular(path) as file, open_picture(file) as picture:
             turn, size = orientation(picture), picture.size
             tail, end = _tail(file), _END.get(str(picture.format))
             if decode or end is None or end not in tail:

@@ -13,6 +13,7 @@ from .folders import open_regular
 
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SHOWN_SPLITS = 12
+_LARGEST_SPLIT = 2**26  # bytes; ImageNet's names have 40 MB
 
 
 class VocFolder(NamedTuple):
@@ -93,7 +94,7 @@ def pictures_by_stem(folder: Path) -> dict[str, list[str]]:
 
 def _read_names(path: Path, annotation_dir: Path) -> list[str]:
     try:
-        with open_regular(path) as file:
+        with open_regular(path, most=_LARGEST_SPLIT) as file:
             lines = file.read().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from PIL import Image
-
 from ..errors import InputError, cut, some
 from .coco_checks import CLASS_NAME_RULE, is_class_name
 from .exif import TURNED, orientation
 from .folders import open_regular
+from .picture_files import open_picture
 from .voc_splits import VocFolder
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # Python takes 1_0 for one too
+_LARGEST = 2**22  # bytes of an annotation; one of 100 objects has 20 kB
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -109,7 +109,7 @@ class _DocumentTypeError(Exception):
 
 def _read_xml(path: Path, problems: Problems) -> ElementTree.Element | None:
     try:
-        with open_regular(path) as file:
+        with open_regular(path, most=_LARGEST) as file:
             root = ElementTree.parse(file, ElementTree.XMLParser(target=_NoDocumentType())).getroot()
     except FileNotFoundError:
         problems.add(f"no such file in {path.parent}; add it or take its name out of the split", path.name)
@@ -136,7 +136,7 @@ def _size(root: ElementTree.Element, picture: Path, name: str, problems: Problem
     if width and height:
         return width, height
     try:
-        with open_regular(picture) as file, Image.open(file) as opened:
+        with open_regular(picture) as file, open_picture(file) as opened:
             return (opened.height, opened.width) if orientation(opened) in TURNED else (opened.width, opened.height)
     except Exception as error:  # whatever a decoder may raise on somebody's file
         problems.add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 _PAPERS_LR = 0.01 / 16  # of one picture (section 4.1)
 _MUCH = 4  # times the paper's lr: what fine-tuned weights under frozen normalisation mostly do not stand
 _MANY_EPOCHS, _USUAL_EPOCHS = 500, 50  # more than the first only memorise; small sets are fitted by the second
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # full, or no more to be written
 _BYTES = 4  # of a number in a checkpoint
 
 
@@ -77,13 +79,11 @@ def checkpoint_bytes(model: torch.nn.Module) -> int:
 
 
 def checkpoints_to_come(cfg: CfgNode) -> int:
-    """How many more checkpoints the run will have at a time: those of each period that stay, and one being written;
-    the best and the final; less those that are there.
-    """
+    """How many checkpoints will stay, those of each period, the best and the final, less those that are there."""
     there = len(list(Path(cfg.OUTPUT_DIR).glob("model_*.pth")))
     periodic, kept = cfg.SOLVER.MAX_ITER // max(1, cfg.SOLVER.CHECKPOINT_PERIOD), cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT
-    if 0 < kept < periodic:
-        periodic = kept + 1
+    if kept > 0:
+        periodic = min(periodic, kept)
     return max(0, periodic + 2 - there)
 
 
@@ -96,16 +96,37 @@ def free_bytes(folder: str) -> int:
 
 
 def disk_advice(cfg: CfgNode, each: int) -> tuple[list[str], list[str]]:
-    """Warnings and problems of the space for the run's checkpoints of so many bytes each."""
+    """Warnings and problems of the space for the run's checkpoints of so many bytes each.
+
+    A problem if those that will stay do not fit; a warning if one more does not, which is written before an older one
+    goes.
+    """
     number, free = checkpoints_to_come(cfg), free_bytes(cfg.OUTPUT_DIR)
-    needed = number * each
-    if needed <= free:
+    if free >= (number + 1) * each:
         return [], []
     told = (
         f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, whose disk has {gigabytes(free)} free; {number} checkpoints of "
-        f"{gigabytes(each)} need {gigabytes(needed)}: make room, or lower MODEL.FOCAL_DET.CHECKPOINTS_KEPT"
+        f"{gigabytes(each)} need {gigabytes(number * each)}, and {gigabytes(each)} while one is written: make room, or "
+        "lower MODEL.FOCAL_DET.CHECKPOINTS_KEPT"
     )
-    return ([], [told]) if free < min(number, 2) * each else ([told], [])
+    return ([], [told]) if free < number * each else ([told], [])
+
+
+def not_written_words(path: Path, error: OSError, needed: int, newest: str) -> str:
+    """What of a training could not be written and why, what there is, and how to go on.
+
+    Args:
+        needed: the file's bytes.
+        newest: name of the checkpoint that --resume goes on from; "" for none.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        missing = max(needed - free_bytes(str(path.parent)), 10**6)
+        mend = f"free {gigabytes(missing)} on its disk, or lower MODEL.FOCAL_DET.CHECKPOINTS_KEPT"
+    else:
+        mend = f"see to it that {path.parent} can be written"
+    there = f"The newest checkpoint there is {newest}, as it was" if newest else "There is no checkpoint yet"
+    again = "run again with --resume" if newest else "start again with --resume auto"
+    return f"{path} could not be written ({error.strerror or error}). {there}: {mend}, then {again}."
 
 
 def gigabytes(number: int) -> str:

@@ -14,9 +14,7 @@ class BFloat16Trainer(SimpleTrainer):
 
     def __init__(self, model: torch.nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(model, data_loader, optimizer)
-        for name, module in model.named_modules():
-            if name.endswith("top_block") and next(module.parameters()).device.type == "cpu":
-                _compute_in_float32(module)
+        keep_top_in_float32(model)
 
     def run_step(self) -> None:
         """One step: data, losses, gradients, update."""
@@ -33,13 +31,19 @@ class BFloat16Trainer(SimpleTrainer):
         self.optimizer.step()
 
 
-def _compute_in_float32(module: torch.nn.Module) -> None:
-    """Keep a module out of autocast.
+def keep_top_in_float32(model: torch.nn.Module) -> None:
+    """Keep P6 and P7 out of autocast, if the model is on a processor.
 
-    For P6 and P7 on processors: of a 3x3 convolution with stride 2 on a 1x1 map, which small pictures have at P7,
+    Of a 3x3 convolution with stride 2 on a 1x1 map, which small pictures have at P7,
     PyTorch 2.15's bfloat16 kernel leaves the taps that meet only padding unwritten in the weight's gradient, so they
     hold whatever was in memory. They are few operations, so float32 costs nothing.
     """
+    for name, module in model.named_modules():
+        if name.endswith("top_block") and next(module.parameters()).device.type == "cpu":
+            _compute_in_float32(module)
+
+
+def _compute_in_float32(module: torch.nn.Module) -> None:
     forward = module.forward
 
     def forward_in_float32(x: torch.Tensor) -> Any:

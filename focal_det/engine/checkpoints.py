@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,84 +16,140 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from ..files import write_text_whole
+from ..errors import TrainingError
+from ..files import put_aside, write_text_whole, written_whole
+from .advice import checkpoint_bytes, not_written_words
+from .checkpoint_file import DamagedError, contents, damage
+from .run_record import RunRecord
 from .safe_weights import SafeCheckpointer
 from .weights_summary import weights_summary
 
 BEST = "model_best"
+POINTER = "last_checkpoint"
 _PERIODIC = re.compile(r"model_\d{7}\.pth")  # Detectron2's name for them
 
 
 class RunCheckpointer(SafeCheckpointer):
     """Detectron2's, which keeps the newest periodic checkpoints, and sums up in one message what fitted.
 
-    What it has written is in every checkpoint, so that a run that goes on knows which files are its own.
+    A checkpoint takes its name when it is whole, on the disk and read back, and only then is last_checkpoint moved on,
+    and an older one removed: a kill, a crash or a full disk at any moment leaves what there was before. What it has
+    written, and what the run is, is in every checkpoint.
 
     Args:
         model, save_dir, checkpointables: Detectron2's.
         kept: periodic checkpoints that stay, >= 1; 0 keeps all. Of the files in `save_dir` only those that this run or
             one that it resumes wrote are removed, never the best, the final one or what last_checkpoint names.
+        record: of the run; None leaves it out.
+        resumed: the checkpoint to go on from; None for what last_checkpoint names.
     """
 
-    def __init__(self, model: torch.nn.Module, save_dir: str = "", *, kept: int = 0, **checkpointables: Any) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        kept: int = 0,
+        record: RunRecord | None = None,
+        resumed: Path | None = None,
+        **checkpointables: Any,
+    ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.kept = kept
+        self.record = record
+        self.resumed = resumed
         self.written = WrittenFiles()
         self.add_checkpointable("written_checkpoints", self.written)
 
     def save(self, name: str, **state: Any) -> None:
-        """Write a checkpoint, the one that --resume goes on from; then remove periodic ones that are too many."""
-        file_name = f"{name}.pth"
-        if _PERIODIC.fullmatch(file_name):
-            self._put_aside_if_not_ours(file_name)
-            self.written.add(file_name)
-        self._save_whole(file_name, state)
-        if self.save_dir and self.save_to_disk:
-            self.tag_last_checkpoint(file_name)
-            if self.kept:
-                self._remove_oldest()
+        """Write a checkpoint, the one that --resume goes on from; then remove periodic ones that are too many.
+
+        On the main process; on others it does nothing. No other process is asked for anything.
+
+        Raises:
+            TrainingError: it cannot be written; says how to go on.
+        """
+        if not (self.save_dir and self.save_to_disk):
+            return
+        path = Path(self.save_dir) / f"{name}.pth"
+        with self._told_if_not_written(path):
+            if _PERIODIC.fullmatch(path.name):
+                if path.is_file() and path.name not in self.written.names and not self._is_of_this_run(path):
+                    _log().warning(f"{path} was there before this run wrote one of that name: now {put_aside(path)}")
+                self.written.names.add(path.name)  # before it is written, so that it is in it
+            self._write(path, state)
+        with self._told_if_not_written(path.with_name(POINTER)):
+            self.tag_last_checkpoint(path.name)
+        if self.kept:
+            self._remove_oldest()
 
     def save_best(self, **state: Any) -> Path:
-        """Write model_best.pth; --resume does not go on from it."""
-        self._save_whole(f"{BEST}.pth", state)
-        return Path(self.save_dir) / f"{BEST}.pth"
+        """Write model_best.pth; --resume does not go on from it. Raises as `save` does."""
+        path = Path(self.save_dir) / f"{BEST}.pth"
+        if self.save_dir and self.save_to_disk:
+            with self._told_if_not_written(path):
+                self._write(path, state)
+        return path
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return self.resumed is not None or super().has_checkpoint()
+
+    def get_checkpoint_file(self) -> str:
+        """The one to go on from."""
+        return str(self.resumed or super().get_checkpoint_file())
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Say in last_checkpoint what --resume goes on from; not of a file that is still to get its name."""
-        if not last_filename_basename.startswith("."):
-            write_text_whole(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+        """Say in last_checkpoint what --resume goes on from."""
+        write_text_whole(Path(self.save_dir) / POINTER, last_filename_basename, durable=True)
 
-    def _save_whole(self, file_name: str, state: dict[str, Any]) -> None:
-        """Beside its name first, so that a kill or a full disk leaves what was there before."""
-        partial = Path(self.save_dir) / f".{os.getpid()}.part.pth"
-        level = self.logger.level
+    def _write(self, path: Path, state: Mapping[str, Any]) -> None:
+        """What Detectron2 writes, and the run's record."""
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        run = {"run": self.record.plain()} if self.record else {}
+        with written_whole(path, durable=True) as partial:
+            with partial.open("wb") as file:
+                torch.save({"model": self.model.state_dict(), **parts, **state, **run}, file)
+            reason = damage(partial)
+            if reason:
+                raise OSError(errno.EIO, f"read back, {reason}")
+        _log().info(f"Saved {path}")
+
+    def _is_of_this_run(self, path: Path) -> bool:
+        """Whether the run wrote it, and was killed before it could note that: what comes now is the same again."""
         try:
-            self.logger.setLevel(logging.WARNING)  # it would name the partial file
-            super().save(partial.stem, **state)
-            if self.save_dir and self.save_to_disk:
-                partial.replace(partial.with_name(file_name))
-                _log().info(f"Saved {partial.with_name(file_name)}")
-        finally:
-            self.logger.setLevel(level)
-            if self.save_dir and self.save_to_disk:
-                partial.unlink(missing_ok=True)
+            return self.record is not None and contents(path).get("run") == self.record.plain()
+        except DamagedError:
+            return False
 
-    def _put_aside_if_not_ours(self, file_name: str) -> None:
-        path = Path(self.save_dir) / file_name
-        if not (self.save_dir and self.save_to_disk and path.is_file()) or file_name in self.written.names:
-            return
-        number = next(n for n in range(1, 10**6) if not path.with_name(f"{file_name}.before{n}").exists())
-        aside = path.with_name(f"{file_name}.before{number}")
-        path.replace(aside)
-        _log().warning(f"{path} was there before this run wrote one of that name: it is now {aside}")
+    @contextmanager
+    def _told_if_not_written(self, path: Path) -> Iterator[None]:
+        """Turn what the disk refuses into what to do about it."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # PyTorch's writer puts an error of its own before the disk's
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise self.not_written(path, cause) from error
+
+    def not_written(self, path: Path, error: OSError) -> TrainingError:
+        """What to raise of a file in the run's folder that the disk did not take; says how to go on."""
+        newest = os.path.basename(super().get_checkpoint_file())
+        return TrainingError(not_written_words(path, error, checkpoint_bytes(self.model), newest))
 
     def _remove_oldest(self) -> None:
         folder = Path(self.save_dir)
         mine = sorted(name for name in self.written.names if (folder / name).is_file())
         for name in mine[: -self.kept]:
-            if os.path.basename(self.get_checkpoint_file()) != name:
+            if os.path.basename(super().get_checkpoint_file()) == name:
+                continue
+            try:
                 (folder / name).unlink()
                 self.written.names.discard(name)
+            except OSError as error:
+                _log().warning(f"{folder / name} cannot be removed ({error.strerror}); it stays")
 
     def _load_model(self, checkpoint: Any) -> Any:
         names = logging.getLogger("detectron2.checkpoint.c2_model_loading")  # a table, and lines for each that differs
@@ -117,10 +175,6 @@ class WrittenFiles:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-
-    def add(self, name: str) -> None:
-        """Before it is written, so that it is in it."""
-        self.names.add(name)
 
     def state_dict(self) -> dict[str, Any]:
         return {"names": sorted(self.names)}
@@ -165,12 +219,12 @@ class KeepBest(HookBase):
         if not comm.is_main_process() or not path.is_file():
             return
         try:
-            entry = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["best"]
+            reason = damage(path)
+            entry = {} if reason else contents(path)["best"]
             self.best = float(entry["AP"]), int(entry["iteration"]) + 1
-        except Exception as error:  # whatever a reader of somebody's file may raise
-            aside = path.with_suffix(".pth.unread")
-            path.replace(aside)
-            _log().warning(f"{path} does not say what its AP was ({type(error).__name__}): it is now {aside}")
+        except (KeyError, TypeError, ValueError):
+            told = f"is damaged ({reason})" if reason else "does not say what its AP was"
+            _log().warning(f"{path} {told}: it is now {put_aside(path)}")
 
     def consider(self, ap: float, iteration: int) -> None:
         """Keep the model if it is the best.

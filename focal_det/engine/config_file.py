@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_focal_det_config
@@ -96,6 +97,11 @@ def leaves(node: dict[str, Any], known: dict[str, Any] | None = None, prefix: st
             yield from leaves(value, known, dotted + ".")
         else:
             yield dotted, value
+
+
+def plain_values(cfg: CfgNode) -> dict[str, Any]:
+    """A configuration's values by dotted key, as plain data: lists for tuples."""
+    return dict(leaves(yaml.safe_load(cfg.dump())))
 
 
 def key_value_pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -12,12 +12,15 @@ from .environment import num_cores
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+_MOST_PER_CORE = 8  # processes; slow, but as a test may want it; more are a slip
 
-def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
+
+def choose_device(cfg: CfgNode, num_gpus: int, *, own_gpu: bool = False) -> tuple[list[str], list[str]]:
     """Set MODEL.DEVICE, and what is in bfloat16 or by Triton's kernels, to what this machine has.
 
     Args:
         num_gpus: processes on this machine; on a machine without a GPU they share its processor cores.
+        own_gpu: each process sees one GPU, which no other one sees.
 
     Returns:
         Warnings and problems.
@@ -42,18 +45,27 @@ def choose_device(cfg: CfgNode, num_gpus: int) -> tuple[list[str], list[str]]:
         speed.TRITON = False
         warnings.append(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
     if cfg.MODEL.DEVICE.startswith("cuda"):
-        if num_gpus > gpus:
+        if num_gpus > gpus and not own_gpu:
             return warnings, [f"--num-gpus is {num_gpus}, but {gpus} are visible; ask for at most {gpus}"]
-    elif num_gpus > cores:
+    elif num_gpus > _MOST_PER_CORE * cores:
         return warnings, [
             f"--num-gpus is {num_gpus}, but this machine has no GPU in use and {cores} cores; ask for at most {cores}"
         ]
-    elif num_gpus > 1 and gpus > 0:
+    elif num_gpus > cores:
+        warnings.append(
+            f"{num_gpus} processes share the {cores} cores of this machine, which has no GPU in use: {cores} are faster"
+        )
+    if not cfg.MODEL.DEVICE.startswith("cuda") and num_gpus > 1 and gpus > 0:
         return warnings, [
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE} with --num-gpus {num_gpus} on a machine with GPUs: "
             "hide them with CUDA_VISIBLE_DEVICES= to train in several processes on the processor"
         ]
     return warnings, []
+
+
+def gpu_of(local_rank: int, visible: int) -> int:
+    """The GPU of a process: by its number on the machine, or the only one that SLURM lets it see."""
+    return local_rank if visible > 1 else 0
 
 
 def share_cores(cfg: CfgNode, num_processes: int) -> None:

@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import logging
-import math
+import os
+import signal
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..data.catalog import JsonDataset, register_datasets
+from ..errors import EXIT_FAULT, TrainingError
+from .advice import DISK_ERRORS
 from .checkpoints import RunCheckpointer
 from .config_changes import Change
 from .devices import share_cores
-from .hooks import TrainingStopped
+from .faults import what_helps
 from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
-from .run_setup import set_up_run
-from .trainer import Trainer, ap_name
+from .run_record import RunRecord
+from .run_setup import log_file, set_up_run
+from .stopping import Stopping, TrainingStopped, stopped_words
+from .trainer import Trainer
+from .watch import Watch
+from .workers import STOP_SIGNALS
 
 
 @dataclass(frozen=True)
 class Job:
     """What to do: a frozen configuration whose data sets have been prepared.
 
+    checkpoint: that a training goes on from; None starts it anew.
+    record: of a training, what each of its checkpoints says of it.
     notes: warnings about it, said before the start.
     changes: of the configuration from its defaults.
+    hang_timeout: seconds in which no rank gets further, after which all end; 0 is never.
     """
 
     cfg: CfgNode
     json_datasets: tuple[JsonDataset, ...]
     eval_only: bool
-    resume: bool
     processes_per_machine: int
+    checkpoint: Path | None = None
+    record: RunRecord | None = None
     notes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    hang_timeout: float = 0
 
 
 def run_job(job: Job, stopped: Any) -> None:
@@ -47,68 +59,77 @@ def run_job(job: Job, stopped: Any) -> None:
 
     Args:
         stopped: an event shared by the processes; set when a signal ended the training after saving.
+
+    Raises:
+        TrainingError: whatever went wrong, with what helps, in one line; its trace is in the log. Of several ranks each
+            prints that line instead, and ends with exit code 1.
     """
+    if job.eval_only:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a rank that starts holds them back; see train_net.py
+    with Watch(job.hang_timeout) as watch, nullcontext() if job.eval_only else Stopping() as stopping:
+        watch.stopping = stopping
+        try:
+            _set_up(job)
+            if stopping is None:
+                model = Trainer.build_model(job.cfg)
+                RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
+                Trainer.test(job.cfg, model)
+                Trainer.draw(job.cfg, model)
+            else:
+                _train(job, stopping, watch)
+        except TrainingStopped:
+            stopped.set()
+        except Exception as error:
+            _log().debug("Its trace:", exc_info=True)
+            where = "" if isinstance(error, TrainingError) else f"(trace: {log_file(job.cfg)})"
+            words = " ".join(filter(None, (watch.tell(error), what_helps(error), where)))
+            if watch.ranks == 1:
+                raise TrainingError(words) from error
+            print(f"error: {words}", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAULT)  # at once: the ends of process groups wait for ranks that are gone
+
+
+def _set_up(job: Job) -> None:
     cfg = job.cfg
     share_cores(cfg, job.processes_per_machine)
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
     set_up_run(cfg, training=not job.eval_only, changes=job.changes)
     if job.notes and comm.is_main_process():
         _log().warning("Said before the start:\n" + "\n".join(job.notes))
-    if job.eval_only:
-        model = Trainer.build_model(cfg)
-        RunCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-        _evaluate(cfg, model)
-        return
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=job.resume)
+
+
+def _train(job: Job, stopping: Stopping, watch: Watch) -> None:
+    cfg = job.cfg
+    if (number := stopping.agreement.now(stopping.asked)) != 0:  # it came while the ranks started
+        _log().warning(stopped_words(number, 0, 0, cfg.SOLVER.MAX_ITER))
+        raise TrainingStopped
+    trainer = Trainer(cfg, record=job.record, checkpoint=job.checkpoint)
+    trainer.resume_or_load(resume=job.checkpoint is not None)
+    watch.follow(trainer)
     if trainer.start_iter >= trainer.max_iter:
         _log().info(
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
             f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
         )
-        with EventStorage(trainer.max_iter - 1):
-            _evaluate(cfg, trainer.model, finished=trainer)
-        write_last_page(cfg.OUTPUT_DIR)
-        return
     try:
         trainer.train()
     except TrainingStopped:
-        stopped.set()
-        return
-    except FloatingPointError:
-        _log().error(
-            "The training diverged. What helps: a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True; and a look at the boxes, with --preflight-only"
-        )
+        _log().warning(stopped_words(stopping.agreed, stopping.done, trainer.start_iter, trainer.max_iter))
+        raise
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or pictures")
+            raise trainer.checkpointer.not_written(what, error) from error
         raise
     write_last_page(cfg.OUTPUT_DIR)
     if comm.is_main_process():
-        words = loss_warning([value for value, _ in trainer.storage.history("total_loss").values()])
+        words = loss_warning([value for value, _ in trainer.storage.histories()["total_loss"].values()])
         if words:
             _log().warning(words)
         scores = scores_line(cfg, {name: value for name, (value, _) in trainer.storage.latest().items()})
         _log().info(
             f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
         )
-
-
-def _evaluate(cfg: CfgNode, model: Any, finished: Trainer | None = None) -> None:
-    """Evaluate and draw; of a finished training all is done that is done at its end, and goes into its metrics.json.
-
-    Args:
-        finished: the training, in an `EventStorage` at its last iteration.
-    """
-    results = Trainer.test(cfg, model)
-    if finished is not None:
-        figures = flatten_results_dict(results)
-        if finished.validation_loss:
-            figures |= finished.validation_loss.measure(model)
-        if comm.is_main_process():
-            finished.keep_best.recall()
-            finished.keep_best.consider(figures.get(ap_name(cfg), math.nan), finished.iter)
-            get_event_storage().put_scalars(**figures, smoothing_hint=False)
-            JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")).write()
-    Trainer.draw(cfg, model)
 
 
 def _log() -> logging.Logger:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import weakref
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +22,9 @@ class FolderLock:
     def __init__(self, folder: str, name: str = ".lock") -> None:
         self.path = Path(folder) / name
         self._file: IO[str] | None = None
+        lock = weakref.ref(self)
+        # else a loader's worker that outlives a killed process by some seconds would hold it
+        os.register_at_fork(after_in_child=lambda: _close(lock()))
 
     def __enter__(self) -> FolderLock:
         """Raises InputError if another process holds the lock."""
@@ -35,5 +40,9 @@ class FolderLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        _close(self)
+
+
+def _close(lock: FolderLock | None) -> None:
+    if lock is not None and lock._file is not None:
+        lock._file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
     for name in ("fvcore", "detectron2", "focal_det"):
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+        logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                handler.addFilter(_has_no_trace)
     if comm.is_main_process():
         record = folder if training else folder / "inference"
         record.mkdir(exist_ok=True)
@@ -57,3 +61,14 @@ def set_up_run(cfg: CfgNode, *, training: bool, changes: Sequence[Change] = ()) 
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
+def log_file(cfg: CfgNode) -> Path:
+    """This process's log."""
+    rank = comm.get_rank()
+    return Path(cfg.OUTPUT_DIR) / (f"log.txt.rank{rank}" if rank else "log.txt")
+
+
+def _has_no_trace(record: logging.LogRecord) -> bool:
+    """Of what goes to the screen: a trace stands in the log, and the last line says what happened."""
+    return not record.exc_info

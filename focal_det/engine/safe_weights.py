@@ -1,58 +1,31 @@
-"""Weights from strangers: files are read as data, never as programs, which a pickle is.
-
-PyTorch reads .pth files that way by itself (`weights_only`); Detectron2 unpickles the .pkl files of its model zoo.
-"""
+"""Weights from strangers: files are read as data, never as programs, which a pickle is."""
 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-# What NumPy's arrays and numbers are pickled by, under NumPy 1's and 2's names for its parts, and dictionaries.
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(
-        (f"numpy.{core}.{part}", name)
-        for core in ("core", "_core")
-        for part, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-    ),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(
-                f"it holds {module}.{name}, where weights are arrays alone; such a file can run any program, so it is "
-                "not read"
-            )
-        return super().find_class(module, name)
-
-
-def load_arrays(file: IO[bytes]) -> Any:
-    """What a pickle holds, if that is arrays, numbers and texts in lists and dictionaries.
-
-    Raises:
-        pickle.UnpicklingError: anything else is in it; nothing of it was run.
-    """
-    return _ArraysOnly(file, encoding="latin1").load()
+from .array_pickle import load_arrays
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's, which reads .pkl files by `load_arrays`.
+    """Detectron2's, which reads .pkl files by `load_arrays` and others by `load_tensors`.
 
-    They are the model zoo's, a dictionary with "model" and "__author__", or Caffe2's, the weights themselves or under
-    "blobs", whose names Detectron2 matches with its own.
+    .pkl files are the model zoo's, a dictionary with "model" and "__author__", or Caffe2's, the weights themselves or
+    under "blobs", whose names Detectron2 matches with its own.
     """
 
     def _load_file(self, filename: str) -> Any:
-        if Path(filename).suffix != ".pkl":
+        if filename.endswith(".pyth"):  # pycls'
+            state = load_tensors(filename)["model_state"]
+            weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        if not filename.endswith(".pkl"):
             return super()._load_file(filename)
         with self.path_manager.open(filename, "rb") as file:
             content = load_arrays(file)
@@ -63,3 +36,21 @@ class SafeCheckpointer(DetectionCheckpointer):
         weights = content.get("blobs", content)
         trained = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
         return {"model": trained, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, f: str) -> Any:
+        return load_tensors(f)
+
+
+def load_tensors(path: str | Path) -> Any:
+    """What `torch.save` wrote, of tensors, numbers and texts alone, on the CPU.
+
+    Raises:
+        pickle.UnpicklingError: anything else is in it, and nothing of it was run; or it is compressed, which
+            `torch.save` never does, and which lets a small file fill the memory.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise pickle.UnpicklingError("it is compressed, which no checkpoint of PyTorch is, so it is not read")
+    # Said here, so that no default and no TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD says otherwise.
+    return torch.load(path, map_location="cpu", weights_only=True)

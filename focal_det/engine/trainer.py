@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, TensorboardXWriter
 
 from ..modeling.retinanet import FocalRetinaNet
 from .bfloat16 import BFloat16Trainer
 from .checkpoints import KeepBest, RunCheckpointer, retention_words
 from .deferred_metrics import DeferredMetrics
+from .divergence import CheckNumbers, suspects
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
-from .hooks import CheckGradients, DrawDetections, LogAssignment, StopOnSignal
+from .hooks import DrawDetections, LogAssignment
 from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
+from .metric_history import MetricHistory, MetricsFile
 from .nan_words import nan_lines
+from .run_record import RunRecord
+from .stopping import StopOnSignal, stoppable
 from .submission import SubmissionEvaluator
+from .train_loader import TrainLoader, build_train_loader
 from .validation import ValidationLoss
 
 # Iterations between two lines of the log, Detectron2's default.
@@ -39,12 +46,14 @@ class Trainer(DefaultTrainer):
 
     Args:
         cfg: frozen; its data sets are registered.
+        record: of the run, for its checkpoints.
+        checkpoint: what `resume_or_load` goes on from; None for what last_checkpoint names.
 
     Raises:
         TrainingStopped: from `train`, when a signal stopped it and all is saved.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, record: RunRecord | None = None, checkpoint: Path | None = None) -> None:
         # Not DefaultTrainer's own constructor, which wraps the model for a GPU of each rank's number;
         # the same parts in the same order, with a wrapper that fits the device.
         super(DefaultTrainer, self).__init__()
@@ -56,8 +65,16 @@ class Trainer(DefaultTrainer):
         self._trainer = make_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RunCheckpointer(
-            model, cfg.OUTPUT_DIR, kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT,
+            record=record,
+            resumed=checkpoint,
+            trainer=weakref.proxy(self),
         )
+        self.metric_history = MetricHistory()
+        self.checkpointer.add_checkpointable("metrics", self.metric_history)
+        self.metrics_file = MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json")
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -84,24 +101,67 @@ class Trainer(DefaultTrainer):
         return model
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Detectron2's; and if the head is left as it was initialised, its first loss will be checked."""
+        """Detectron2's; a run that goes on takes its lr and the like from the configuration, and the rest as saved.
+
+        If the head is left as it was initialised, its first loss will be checked.
+        """
         model = _unwrapped(self.model)
         head = model.head if isinstance(model, FocalRetinaNet) else torch.nn.Module()
         before = copy.deepcopy(head.state_dict())
-        groups = self.optimizer.param_groups
-        ways = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in groups]
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        base_lrs = self.scheduler.base_lrs
         super().resume_or_load(resume)
-        for group, way in zip(self.optimizer.param_groups, ways, strict=True):
-            group.update(way)  # this run's, not the saved one's
-        _lay_out_as_parameters(self.optimizer)
+        if self.start_iter > 0:
+            self.scheduler.base_lrs = base_lrs
+            for group, of_config, lr in zip(
+                self.optimizer.param_groups, settings, self.scheduler.get_lr(), strict=True
+            ):
+                group.update({**of_config, "lr": lr})
+            _lay_out_as_parameters(self.optimizer)
+            if isinstance(self.data_loader, TrainLoader):
+                self.data_loader.start = self.start_iter
         is_fresh = all(torch.equal(before[name], value) for name, value in head.state_dict().items())
         if isinstance(model, FocalRetinaNet) and is_fresh:
             self.register_hooks([CheckFirstLoss(model.criterion, self.cfg.MODEL.RETINANET.PRIOR_PROB)])
 
+    def before_train(self) -> None:
+        """Detectron2's; of a run that goes on, first what its last step may not have come to after it was saved."""
+        super().before_train()
+        if self.start_iter == 0:
+            return
+        last = self.start_iter - 1
+        self.iter = self.storage.iter = last  # which it stays if there is nothing left to train
+        self.metric_history.recall(self.storage)
+        is_done = comm.all_gather(self.metrics_file.has_beyond(last, ap_name(self.cfg)))[
+            0
+        ]  # as the main process sees it
+        if comm.is_main_process():
+            self.metrics_file.go_on_after(last if is_done else last - 1)
+        for hook in () if is_done else self._after_saving:
+            hook.after_step()
+
+    def after_train(self) -> None:
+        """Detectron2's; after a fault only what was measured is written, and nothing evaluated."""
+        if not isinstance(sys.exc_info()[1], Exception):
+            super().after_train()
+            return
+        for hook in self._hooks:
+            if isinstance(hook, PeriodicWriter):
+                hook.after_train()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detectron2's; after the training, too, with the last iteration that was done, where it counts one more."""
+        return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        """Detectron2's; for a GPU with pictures in pinned memory, from which it copies by itself."""
-        return build_detection_train_loader(cfg, pin_memory=cfg.MODEL.DEVICE.startswith("cuda"))
+        """See `focal_det.engine.train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """Detectron2's, which a signal ends; see `stoppable`."""
+        return stoppable(super().build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -137,24 +197,32 @@ class Trainer(DefaultTrainer):
                 logging.getLogger(__name__).info(f"Ground truth beside detections: {sheet}")
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, what looks at their results, the drawings, and its writers last."""
-        hooks = [hook for hook in super().build_hooks() if hook is not None]
-        if comm.is_main_process():
-            hooks.pop()  # Detectron2's, which loses all but the last of the evaluations between two writes
+        """Detectron2's hooks and ours: what changes the state or measures the step, what saves, and what follows.
+
+        What follows does not change what is saved, and is done after a resume if the step did not come to it.
+        """
+        of_detectron2 = [hook for hook in super().build_hooks() if hook is not None]
+        evaluate = next(hook for hook in of_detectron2 if isinstance(hook, EvalHook))
+        # Not its writer, which loses all but the last of the evaluations between two writes.
+        first = [
+            hook for hook in of_detectron2 if not isinstance(hook, EvalHook | PeriodicCheckpointer | PeriodicWriter)
+        ]
+        saving = [hook for hook in of_detectron2 if isinstance(hook, PeriodicCheckpointer)]
         model = _unwrapped(self.model)
         if isinstance(model, FocalRetinaNet) and comm.is_main_process():
-            hooks.append(LogAssignment(model.criterion))
-        hooks += [self.validation_loss] if self.validation_loss else []
-        hooks.append(self.keep_best)
-        hooks.append(DrawDetections(self.cfg.VIS_PERIOD))
-        hooks.append(StopOnSignal(self.checkpointer))
-        if not isinstance(self._trainer, AMPTrainer):  # whose scaled gradients may overflow, and are then left out
-            cfg = (
-                self.cfg
-            )  # no part of the trainer holds the trainer, so that it goes, with its model, when it is let go
-            is_due = (lambda iteration: _is_due(cfg, iteration)) if _is_on_gpu(cfg) else (lambda _: True)
-            self._trainer.register_hooks([CheckGradients(is_due)])
-        return hooks + ([WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else [])
+            first.append(LogAssignment(model.criterion))
+        scaled = isinstance(self._trainer, AMPTrainer)  # such gradients may overflow, and are then left out
+        check = CheckNumbers(self.cfg, _when_due(self.cfg), gradients=not scaled)
+        check.follow(self.model)
+        self._trainer.register_hooks([check])
+        self._after_saving: list[HookBase] = [
+            evaluate,
+            *([self.validation_loss] if self.validation_loss else []),
+            self.keep_best,
+            DrawDetections(self.cfg.VIS_PERIOD),
+            *([WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else []),
+        ]
+        return [*first, *saving, StopOnSignal(self.checkpointer), *self._after_saving]
 
     def build_writers(self) -> list[EventWriter]:
         """The log line, metrics.json and TensorBoard's file."""
@@ -168,7 +236,7 @@ class Trainer(DefaultTrainer):
                 best=lambda: keep_best.best,
                 device=next(self.model.parameters()).device,
             ),
-            JSONWriter(str(folder / "metrics.json")),
+            self.metrics_file,
             TensorboardXWriter(str(folder)),
         ]
         return self.writers
@@ -195,17 +263,24 @@ def make_step(
     if not _is_on_gpu(cfg):
         return step(model, data_loader, optimizer)
     deferred = type(f"Deferred{step.__name__}", (DeferredMetrics, step), {})
-    return deferred(model, data_loader, optimizer, is_due=lambda iteration: _is_due(cfg, iteration))
+    return deferred(model, data_loader, optimizer, is_due=_when_due(cfg))
 
 
 def _is_on_gpu(cfg: CfgNode) -> bool:
     return bool(cfg.MODEL.DEVICE.startswith("cuda"))
 
 
-def _is_due(cfg: CfgNode, iteration: int) -> bool:
-    """Whether numbers are read from a GPU: before they are logged, and before a checkpoint could save what diverged."""
+def _when_due(cfg: CfgNode) -> Callable[[int], bool]:
+    """Of an iteration, whether numbers are read from a GPU: before they are logged or a checkpoint could save what
+    diverged, and at each step where the run has diverged before. Of a processor they always are.
+    """
+    if not _is_on_gpu(cfg):
+        return lambda _: True
     periods = (WRITE_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER)
-    return any(period > 0 and (iteration + 1) % period == 0 for period in periods)
+    again = suspects(cfg.OUTPUT_DIR, WRITE_PERIOD)
+    return lambda iteration: (
+        iteration in again or any(period > 0 and (iteration + 1) % period == 0 for period in periods)
+    )
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, DatasetMapper, build_detection_test_loader
@@ -21,6 +17,7 @@ from torch import Tensor, nn
 from ..data.spread import evenly_spread
 from ..modeling.normalizer import LossNormalizer
 from ..modeling.retinanet import FocalRetinaNet
+from .stopping import stoppable
 
 PICTURES = 200
 
@@ -80,7 +77,7 @@ class ValidationLoss(HookBase):
     """Put `validation_losses` over the first test set into the metrics at every evaluation, and log them.
 
     At most `PICTURES` pictures, evenly spread, resized as for testing. On every process. The training goes on as it
-    would without: random numbers too are left as they were.
+    would without.
 
     Args:
         cfg: its data sets are registered.
@@ -116,8 +113,7 @@ class ValidationLoss(HookBase):
                 _log().info(f"No validation loss: {self._why_not(model)}")
             return {}
         self._loader = self._loader or self._build_loader(self._records)
-        with random_numbers_kept():
-            losses = validation_losses(model, self._loader)
+        losses = validation_losses(model, self._loader)
         words = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
         _log().info(f"{words} over {len(self._records)} pictures of {self.cfg.DATASETS.TEST[0]}")
         return losses
@@ -130,21 +126,11 @@ class ValidationLoss(HookBase):
     def _build_loader(self, records: list[dict[str, Any]]) -> Any:
         mapper = DatasetMapper(self.cfg, is_train=False)
         mapper.is_train = True  # else it leaves the annotations out; the picture is resized as for testing
-        return build_detection_test_loader(
-            DatasetFromList(records, serialize=False), mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
+        return stoppable(
+            build_detection_test_loader(
+                DatasetFromList(records, serialize=False), mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
+            )
         )
-
-
-@contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Leave the random numbers of Python, NumPy and PyTorch as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):  # nothing on a GPU draws any
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _log() -> logging.Logger:

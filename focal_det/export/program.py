@@ -14,7 +14,7 @@ import torch.fx.experimental._config as symbolic_shapes
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from ..inference.exported import INPUTS, METADATA_KEY, OUTPUTS, Metadata
+from ..inference.exported import DIGEST_KEY, INPUTS, METADATA_KEY, NO_DIGEST, OUTPUTS, Metadata, digest_of
 from .graph import DetectorGraph
 from .int8 import store_in_8_bits
 from .suppress import onnx_suppression, onnx_translations, torch_suppression
@@ -69,9 +69,10 @@ def export_onnx(model: Any, metadata: Metadata, path: Path, *, int8: bool) -> No
     _strip(proto)
     if int8:
         store_in_8_bits(proto)
-    onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
+    onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json(), DIGEST_KEY: NO_DIGEST})
     onnx.checker.check_model(proto, full_check=True)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    written: bytes = proto.SerializeToString(deterministic=True)
+    path.write_bytes(written.replace(NO_DIGEST.encode(), digest_of(written, NO_DIGEST).encode(), 1))
 
 
 def _trace(graph: DetectorGraph) -> ExportedProgram:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,12 @@ from .pictures import alike_in_size, resize_shortest_edge, to_batch
 
 METADATA_KEY = "focal_det"
 INPUTS, OUTPUTS = ["images", "sizes"], ["boxes", "scores", "classes", "counts"]
+# Of an ONNX file's metadata too: the SHA-256 of the file's bytes, with zeros where this itself stands.
+DIGEST_KEY, NO_DIGEST = "focal_det_sha256", "0" * 64
 _VERSION = 1
+
+# How a tensor of an ONNX file says, in protobuf, that its numbers lie in another file: a text of 8 bytes, "location".
+_ELSEWHERE = re.compile(rb"\n(\x08|\x88\x80*\0)location")
 
 # images (N, 3, H, W) uint8 and sizes (N, 2) int64 to boxes (N, D, 4), scores (N, D), classes (N, D), counts (N,)
 _Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
@@ -109,14 +116,17 @@ class ExportedDetector:
 
     Args:
         path: .onnx, run by onnxruntime, or .pt2, run by PyTorch.
+        trusted: whether whoever made the file may run programs here, which a .pt2 does when it is opened.
         score_thresh: detections of at least this score, in [0, 1]; none: the file's own.
         threads: of onnxruntime; 0: as many as it finds right. PyTorch has `torch.set_num_threads`.
 
     Raises:
-        InputError: no such file, not one of ours, a threshold below that in the file.
+        InputError: no such file, not one of ours, a .pt2 that is not trusted, a threshold below that in the file.
     """
 
-    def __init__(self, path: str | Path, *, score_thresh: float | None = None, threads: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, *, trusted: bool = False, score_thresh: float | None = None, threads: int = 0
+    ) -> None:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file; name one that `focal-det export` wrote")
@@ -124,6 +134,11 @@ class ExportedDetector:
         openers = {".onnx": partial(_open_onnx, threads=threads), ".pt2": _open_torch}
         if path.suffix not in openers:
             raise InputError(f"{path}: an exported model ends in {' or '.join(openers)}")
+        if path.suffix == ".pt2" and not trusted:
+            raise InputError(
+                f"{path}: a .pt2 file can run any program when PyTorch opens it; if you made it yourself, or trust "
+                "whoever did, add --trust-model (trusted=True in Python), or take an .onnx, which runs none"
+            )
         opened = openers[path.suffix](path)
         self._run, self.metadata = opened.run, Metadata.from_json(opened.metadata, path)
         if opened.inputs != INPUTS or opened.outputs not in (OUTPUTS, len(OUTPUTS)):
@@ -178,27 +193,39 @@ def _providers(onnxruntime: Any) -> list[str]:
     return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
+def digest_of(model: bytes, said: str) -> str:
+    """The SHA-256 of an ONNX file that says this one under `DIGEST_KEY`."""
+    return hashlib.sha256(model.replace(said.encode(), NO_DIGEST.encode(), 1)).hexdigest()
+
+
 def _open_onnx(path: Path, threads: int) -> _Opened:
     try:
         import onnxruntime
     except ImportError as error:
         raise InputError(f"{path}: onnxruntime is needed ({error}): pip install onnxruntime") from error
 
+    model = path.read_bytes()
+    if _ELSEWHERE.search(model):
+        raise InputError(f"{path}: its weights are in other files, which `focal-det export` never does: it is not read")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Weights in 8 bits are multiplied out once, at the start, instead of at every call.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=_providers(onnxruntime))
+        session = onnxruntime.InferenceSession(model, options, providers=_providers(onnxruntime))
+        metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # whatever it may raise on somebody's file
         raise InputError(f"{path}: onnxruntime cannot read it ({str(error).splitlines()[0]})") from error
+    said = metadata.get(DIGEST_KEY)  # files of before have none
+    if said is not None and digest_of(model, said) != said:
+        raise InputError(f"{path}: damaged: its SHA-256 is not the one it was written with; copy or export it again")
 
     def run(images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
         results: Sequence[np.ndarray] = session.run(None, {"images": images, "sizes": sizes})
         return results
 
     names = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
-    return _Opened(run, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), *names)
+    return _Opened(run, metadata.get(METADATA_KEY), *names)
 
 
 def _open_torch(path: Path) -> _Opened:

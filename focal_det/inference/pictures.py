@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..data.exif import orientation
+from ..data.picture_files import open_picture
 
 _UPRIGHT = {  # how a picture of each orientation is turned upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,7 +50,7 @@ def read_picture(path: str | Path) -> np.ndarray:
             raise PictureError(path, "a folder, no picture")
         if path.stat().st_size == 0:
             raise PictureError(path, "the file is empty")
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return to_bgr(image)
     except PictureError:
         raise
@@ -67,7 +68,8 @@ def to_bgr(image: Image.Image) -> np.ndarray:
     """A PIL image of any mode, upright, as (H, W, 3) uint8 BGR."""
     turn = _UPRIGHT.get(orientation(image))
     upright = image if turn is None else image.transpose(turn)
-    return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[:, :, ::-1])
+    colours = upright if upright.mode == "RGB" else upright.convert("RGB")  # a copy, which may take 500 MB
+    return np.ascontiguousarray(np.asarray(colours)[:, :, ::-1])
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:

@@ -21,6 +21,8 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 # Read by OpenCV when it opens its first video: what is wrong with one is said here, in a line, and not by FFmpeg.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+# A "video" may be a list of addresses, which FFmpeg would fetch.
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
 
 T = TypeVar("T")
 

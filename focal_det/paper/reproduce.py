@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..data.catalog import dataset_problems, is_writable
+from ..engine.safe_weights import load_tensors
 from ..errors import InputError, TrainingError, some
 from ..files import written_whole
 from .cost import gpu_hours, hours_here, hours_in_miniature
@@ -126,6 +127,6 @@ def _keep_backbone(run: Run, file: Path) -> None:
         return
     if run.status is not Status.DONE:
         raise TrainingError(f"{run.name}: {outcome(run, run.status)}; no row can start without it")
-    weights: Mapping[str, torch.Tensor] = torch.load(run.folder / "model_final.pth", map_location="cpu")["model"]
+    weights: Mapping[str, torch.Tensor] = load_tensors(run.folder / "model_final.pth")["model"]
     with written_whole(file) as partial:
         torch.save({"model": {k: v for k, v in weights.items() if k.startswith("backbone.")}}, partial)

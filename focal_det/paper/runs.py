@@ -10,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from ..data.sources import name_sources, parse_source
-from ..engine.config_file import key_value_pairs, leaves, load_config
+from ..engine.config_file import key_value_pairs, load_config, plain_values
 from ..errors import InputError
 from .results import Record, Status, has_trained, read_metrics, read_record
 from .tables import ROOT, Row, Table, backbone_config, configs_of, load_tables
@@ -215,9 +214,8 @@ def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
     flags = zip(options.data_flags[::2], options.data_flags[1::2], strict=True)
     data = " ".join(f"{flag} {Path(path).absolute()}" for flag, path in flags)
     test_set = _first_test_set(cfg, options.data_flags)
-    return Run(
-        f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, test_set, {_DATA: data, **_by_key(cfg)}
-    )
+    settings = {_DATA: data, **plain_values(cfg)}
+    return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, test_set, settings)
 
 
 def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:
@@ -250,14 +248,11 @@ def _backbone_run(cfg: CfgNode, file: Path, options: Options) -> Run:
     words += [*own, "OUTPUT_DIR", str(folder)]
     resolved = load_config(ROOT / config, [*own, "OUTPUT_DIR", ""])
     test_set = _first_test_set(resolved, ())
-    return Run(f"backbone {file.stem}", folder, tuple(words), resolved.SOLVER.MAX_ITER, test_set, _by_key(resolved))
+    return Run(
+        f"backbone {file.stem}", folder, tuple(words), resolved.SOLVER.MAX_ITER, test_set, plain_values(resolved)
+    )
 
 
 def _shortest(path: Path) -> Path:
     """Relative to where the user stands, if it lies below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _by_key(cfg: CfgNode) -> dict[str, Any]:
-    """A configuration's values by dotted key, as plain data."""
-    return dict(leaves(yaml.safe_load(cfg.dump())))

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
+from ..plain_data import parse_yaml
 
 # Names in OUTPUT_DIR, and in inference/<set>/ below it.
 _LARGEST = 1e15  # of a figure that is drawn
@@ -160,7 +161,7 @@ def _can_be_drawn(value: Any) -> bool:
 
 def _parse_config(text: str, missing: list[str]) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(text) or {}
+        config = parse_yaml(text) or {}
         if isinstance(config, dict):
             return config
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -125,7 +125,8 @@ def test_bad_input_is_named(tmp_path, shapes, capsys):
         (["--model", tmp_path / "none.onnx", *data], "none.onnx: no such file"),
         (["--model", shapes[0], *data], "an exported model ends in .onnx or .pt2"),
         (["--model", tmp_path / "no.onnx", *data], "no.onnx: onnxruntime cannot read it"),
-        (["--model", tmp_path / "no.pt2", *data], "no.pt2: PyTorch cannot read it"),
+        (["--model", tmp_path / "no.pt2", *data], "no.pt2: a .pt2 file can run any program when PyTorch opens it"),
+        (["--model", tmp_path / "no.pt2", "--trust-model", *data], "no.pt2: PyTorch cannot read it"),
         (["--model", MODEL, "--json", other, "--images", shapes[1]], "unlike circle, disk"),
     ]:
         out = tmp_path / "out"

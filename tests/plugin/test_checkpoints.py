@@ -14,6 +14,7 @@ from torch import nn
 
 from focal_det.engine.checkpoints import KeepBest, RunCheckpointer, retention_words
 from focal_det.engine.model_checks import weights_problems
+from focal_det.errors import TrainingError
 
 
 def names(folder):
@@ -86,7 +87,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match=r"model_final\.pth could not be written \(No space left on device\)"):
         checkpointer.save("model_final")
     assert (tmp_path / "model_final.pth").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
@@ -112,6 +113,14 @@ def test_what_last_checkpoint_names_stays(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")  # by the user, who wants to go back to it
     checkpointer.save_best(iteration=19)
     assert names(tmp_path) == ["model_0000009.pth", "model_0000019.pth", "model_best.pth"]
+
+
+def test_what_was_just_written_stays_whatever_else_a_checkpoint_says_is_the_runs(tmp_path):
+    (tmp_path / "model_0000099.pth").write_text("newer, or somebody's")
+    checkpointer = saver(tmp_path, kept=1)
+    checkpointer.written.names = {"model_0000099.pth"}
+    save(checkpointer, 9)
+    assert names(tmp_path) == ["model_0000009.pth", "model_0000099.pth"]
 
 
 def test_another_rank_writes_and_removes_nothing(tmp_path):
@@ -191,7 +200,7 @@ def test_a_best_that_cannot_be_read_is_put_aside_and_not_lost(tmp_path):
     hook = KeepBest(saver(tmp_path), "bbox/AP")
     hook.before_train()
     evaluated(hook, 9, 1.0)
-    assert (tmp_path / "model_best.pth.unread").read_bytes() == b"torn"
+    assert (tmp_path / "model_best.pth.before1").read_bytes() == b"torn"
     assert best_of(tmp_path)["best"]["AP"] == 1.0
 
 

@@ -1,6 +1,5 @@
 """The engine's small parts: drawing, schedule, devices, catalogue, and what belongs to the stop on a signal."""
 
-import signal
 from types import SimpleNamespace
 
 import cv2
@@ -20,7 +19,7 @@ from focal_det.engine import devices
 from focal_det.engine.bfloat16 import BFloat16Trainer
 from focal_det.engine.devices import choose_device
 from focal_det.engine.draw import draw_detections
-from focal_det.engine.hooks import DrawDetections, LogAssignment, StopOnSignal, TrainingStopped
+from focal_det.engine.hooks import DrawDetections, LogAssignment
 from focal_det.engine.schedule import scale_schedule
 from focal_det.engine.trainer import step_of
 from focal_det.errors import InputError
@@ -155,7 +154,8 @@ def test_the_same_batch_changes_nothing():
         (0, "cuda", 1, "cpu", "NO GPU HERE", None),
         (0, "cuda", 2, "cpu", "in 2 processes", None),
         (0, "cpu", 1, "cpu", None, None),
-        (0, "cpu", 5, "cpu", None, "ask for at most 4"),
+        (0, "cpu", 5, "cpu", "5 processes share the 4 cores", None),
+        (0, "cpu", 33, "cpu", None, "ask for at most 4"),
         (2, "cuda", 2, "cuda", None, None),
         (2, "cuda", 3, "cuda", None, "2 are visible"),
         (2, "cpu", 1, "cpu", None, None),
@@ -229,42 +229,8 @@ def test_gradients_of_p6_and_p7_are_right_in_bfloat16_on_a_map_of_one_pixel(tiny
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-class Saver:
-    def __init__(self):
-        self.saved = []
-
-    def save(self, name, **state):
-        self.saved.append((name, state))
-
-
 def trainer_at(iteration, max_iter=100):
     return SimpleNamespace(iter=iteration, max_iter=max_iter)
-
-
-def test_a_signal_saves_after_the_step_and_stops():
-    saver = Saver()
-    hook = StopOnSignal(saver)
-    hook.trainer = trainer_at(41)
-    before = signal.getsignal(signal.SIGUSR1)
-    hook.before_train()
-    try:
-        hook.after_step()  # nothing came
-        signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGUSR1)  # at once again: the same wish, passed on twice
-        with pytest.raises(TrainingStopped):
-            hook.after_step()
-    finally:
-        hook.after_train()
-    assert saver.saved == [("model_0000041", {"iteration": 41})]
-    assert signal.getsignal(signal.SIGUSR1) == before
-
-
-def test_a_signal_in_the_last_step_lets_the_run_finish():
-    hook = StopOnSignal(Saver())
-    hook.trainer = trainer_at(99)
-    hook.received = "SIGTERM"
-    hook.after_step()
-    assert hook.checkpointer.saved == []
 
 
 def test_assigned_anchors_are_logged_every_period():

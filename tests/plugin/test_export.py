@@ -112,7 +112,7 @@ def files(run_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
 def test_a_file_finds_what_the_run_finds(run_dir, files, name):
-    predictor, detector = Predictor.from_run(run_dir), ExportedDetector(files[name])
+    predictor, detector = Predictor.from_run(run_dir), ExportedDetector(files[name], trusted=True)
     if name == "int8":
         round_to_8_bits(predictor.model)
     assert (detector.class_names, detector.category_ids) == (["a", "b", "c"], [2, 5, 9])
@@ -148,13 +148,13 @@ def test_what_stands_in_an_onnx_file(files):
 @pytest.mark.parametrize("name", ["onnx", "pt2"])
 def test_the_threshold_can_be_raised_and_not_lowered(files, name):
     (array,) = pictures([(128, 128)])
-    (every,) = ExportedDetector(files[name])([array])
+    (every,) = ExportedDetector(files[name], trusted=True)([array])
     middle = float(np.median(every.scores))
-    (some,) = ExportedDetector(files[name], score_thresh=middle)([array])
+    (some,) = ExportedDetector(files[name], trusted=True, score_thresh=middle)([array])
     assert 0 < len(some.scores) < len(every.scores)
     assert (some.scores >= middle).all()
     with pytest.raises(InputError, match=r"score threshold 0.1 is below 0.25.*export it again"):
-        ExportedDetector(files[name], score_thresh=0.1)
+        ExportedDetector(files[name], trusted=True, score_thresh=0.1)
 
 
 @pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
@@ -163,7 +163,7 @@ def test_a_batch_of_several_sizes_is_the_models_own_batch(run_dir, files, name):
     if name == "int8":
         round_to_8_bits(model)
     images, sizes = as_batch(pictures([(64, 96), (40, 31), (90, 50)], seed=2))
-    boxes, scores, classes, counts = ExportedDetector(files[name])._run(images.numpy(), sizes.numpy())
+    boxes, scores, classes, counts = ExportedDetector(files[name], trusted=True)._run(images.numpy(), sizes.numpy())
     with torch.no_grad():
         expected = model(
             [
@@ -193,7 +193,7 @@ def test_pictures_with_one_detection_or_none(run_dir, tmp_path, kind):
     cv2.imwrite(str(tmp_path / "a.png"), array)
     words = ["export", "--run", run_dir, "--out", path, "--score-thresh", between, "--check", tmp_path / "a.png"]
     assert main([str(word) for word in words]) == 0
-    detector = ExportedDetector(path)
+    detector = ExportedDetector(path, trusted=True)
     assert len(detector([array])[0].scores) == 1
     assert len(detector([bare])[0].scores) == 0
     assert [len(found.scores) for found in detector([array, bare])] == [1, 0]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from focal_det.cli.prepare import check
 from focal_det.cli.train import main
 from focal_det.engine.lock import FolderLock
+from focal_det.errors import TrainingError
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--config-file", "configs/quickstart.yaml", "DATALOADER.NUM_WORKERS", "0"]
@@ -169,6 +171,33 @@ def test_two_trainings_into_one_folder_are_refused(capsys, tmp_path, monkeypatch
     assert not (tmp_path / "datasets").exists()
     with FolderLock(str(tmp_path / "output")):
         pass  # given back
+
+
+def test_a_folder_that_another_training_wrote_to_in_the_meantime_is_left_alone(capsys, tmp_path, monkeypatch):
+    output = tmp_path / "output"
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+
+    def overtaken(args):
+        plan = check(args)
+        output.mkdir()
+        (output / "model_0000009.pth").write_text("of the other")
+        return plan
+
+    monkeypatch.setattr("focal_det.cli.launching.check", overtaken)
+    assert main([*QUICK, "OUTPUT_DIR", str(output)]) == 2
+    assert "another training has written here since this one looked" in capsys.readouterr().err
+    assert sorted(path.name for path in output.iterdir()) == [".lock", "model_0000009.pth"]
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_a_fault_that_says_what_to_do_ends_with_1_and_no_stack_trace(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise TrainingError("model_0000009.pth could not be written")
+
+    monkeypatch.setattr("focal_det.cli.prepare.prepare_shapes", lambda names: None)
+    monkeypatch.setattr("focal_det.cli.launching._launch", full)
+    assert main([*QUICK, "OUTPUT_DIR", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: model_0000009.pth could not be written"
 
 
 @pytest.mark.parametrize("blocked", ["inference", "detections", "annotations"])

@@ -1,0 +1,220 @@
+"""Start the processes of a training by Detectron2's launcher, or be one of those that torchrun or SLURM started.
+
+Either way the input is checked first, all are called before anything long, and what rank 0 decided holds for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import DEFAULT_TIMEOUT, launch
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from ..data.catalog import prepare_shapes
+from ..engine.devices import gpu_of
+from ..engine.job import Job, run_job
+from ..engine.processes import Place
+from ..engine.roll_call import Caller, call_roll, first_line, open_store, reach_all
+from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError
+from .common import print_problems
+from .prepare import Plan, check, write
+from .resuming import folder_taken
+from .signals import PassOn, killed_words
+
+
+def run_as_launcher(args: argparse.Namespace) -> int:
+    """Check, write, call the other machines if there are any, and start this machine's processes.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: bad input, or a port in use.
+        TrainingError: a machine did not come.
+    """
+    plan = check(args)
+    print("\n".join(plan.summary), flush=True)
+    if args.preflight_only:
+        print("ready: nothing was written")
+        return EXIT_DONE
+    with ExitStack() as held:
+        if args.machine_rank == 0 and plan.resumption is not None:
+            held.enter_context(folder_taken(plan.job.cfg.OUTPUT_DIR, plan.resumption))
+        _come_together(args, plan)
+        return _launch(args, plan.job)
+
+
+def _come_together(args: argparse.Namespace, plan: Plan) -> None:
+    """Write what the job reads, between opening the port, which shows whether it is free, and the roll call.
+
+    The store is closed at the end, and its port is free for the ranks.
+    """
+    address = re.fullmatch(r"tcp://(.+):(\d+)", args.dist_url)
+    if address is None or args.num_gpus * args.num_machines == 1:
+        write(plan)
+        return
+    started = f"--num-machines {args.num_machines} --num-gpus {args.num_gpus}"
+    caller = Caller(
+        args.machine_rank, args.num_machines, "machine", address[1], int(address[2]), started, args.start_timeout
+    )
+    deadline = time.monotonic() + args.start_timeout
+    store = open_store(caller, deadline, is_host=args.machine_rank == 0)
+    write(plan)
+    call_roll(store, caller, deadline)
+
+
+def _launch(args: argparse.Namespace, job: Job) -> int:
+    stopped = multiprocessing.get_context("spawn").Event()
+    # One alone is the process that trains, and listens itself.
+    signals = PassOn() if args.num_gpus * args.num_machines > 1 else None
+    for tries_left in (1, 0):
+        try:
+            launch(
+                _run_rank,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(job, stopped),
+            )
+            break
+        except ProcessRaisedException as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            if args.dist_url != "auto" or not tries_left:
+                raise TrainingError(
+                    f"the port of --dist-url {args.dist_url} was taken by another process while this one started: "
+                    "run again, or name another port"
+                ) from None
+            print("warning: the free port was taken by another process; trying another", file=sys.stderr, flush=True)
+        except ProcessExitedException as error:
+            if signals is not None and not args.eval_only and signals.ended_before_listening(error.exit_code):
+                return EXIT_STOPPED
+            if error.exit_code < 0:
+                rank = args.machine_rank * args.num_gpus + error.error_index
+                raise TrainingError(killed_words(rank, error.exit_code)) from None
+            return error.exit_code  # the rank has said why
+    return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
+
+
+def _run_rank(job: Job, stopped: Any) -> None:
+    """The job as rank 0's machine has decided it, with its seed and its checkpoint to go on from."""
+    try:
+        reach_all()
+        run_job(comm.all_gather(job)[0], stopped)
+    except TrainingError as error:
+        if comm.get_world_size() == 1:  # this is the process that was started, which says it
+            raise
+        print_problems([str(error)])
+        raise SystemExit(EXIT_FAULT) from None
+
+
+def run_as_rank(args: argparse.Namespace, place: Place) -> int:
+    """Be one of the processes that torchrun or SLURM started: rank 0 checks, writes and tells the others.
+
+    Returns:
+        The exit code, the same in all processes.
+
+    Raises:
+        InputError: flags that would start other processes.
+        TrainingError: a rank did not come, or does not answer.
+    """
+    if (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) != (1, 1, 0, "auto"):
+        raise InputError(
+            f"{place.started_by} has started {place.world_size} processes; leave out --num-gpus, --num-machines, "
+            "--machine-rank and --dist-url, which would start others"
+            + (", or keep them with `env -u SLURM_STEP_ID python ...`" if place.started_by == "SLURM" else "")
+        )
+    args.num_gpus, args.num_machines = place.processes_per_machine, place.world_size // place.processes_per_machine
+    args.dist_url = f"tcp://{place.host}:{place.port}"
+    _join(place, args.start_timeout)
+    try:
+        return _run_together(args, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(place: Place, seconds: float) -> None:
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(gpu_of(place.local_rank, gpus))
+    started = f"{place.world_size} processes, {place.processes_per_machine} on each machine"
+    caller = Caller(place.rank, place.world_size, "rank", place.host, place.port, started, seconds)
+    deadline = time.monotonic() + seconds
+    is_host = place.rank == 0 and not place.store_is_there
+    server = open_store(caller, deadline, is_host=is_host)
+    store = dist.PrefixStore(f"focal_det/{place.restarts}", server)
+    call_roll(store, caller, deadline)
+    server.set_timeout(timedelta(seconds=60))
+    try:
+        dist.init_process_group(
+            "nccl" if gpus else "gloo",
+            store=store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=DEFAULT_TIMEOUT,
+        )
+    except RuntimeError as error:
+        raise TrainingError(f"rank {place.rank} did not reach the others: {first_line(error)}") from error
+    reach_all()
+    comm.create_local_process_group(place.processes_per_machine)
+
+
+def _run_together(args: argparse.Namespace, place: Place) -> int:
+    plan: Plan | None = None
+    with ExitStack() as held:
+        problems: list[str] = []
+        if place.rank == 0:
+            try:
+                plan = check(args, own_gpu=torch.cuda.device_count() == 1)
+                print("\n".join(plan.summary), flush=True)
+                if not args.preflight_only and plan.resumption is not None:
+                    held.enter_context(folder_taken(plan.job.cfg.OUTPUT_DIR, plan.resumption))
+            except InputError as error:
+                problems = error.problems
+        if not _all_agree(problems):
+            return EXIT_BAD_INPUT
+        if args.preflight_only:
+            if place.rank == 0:
+                print("ready: nothing was written")
+            return EXIT_DONE
+        job, names = comm.all_gather((plan.job, plan.dataset_names) if plan else None)[0]
+        try:
+            if plan:
+                write(plan)
+            elif place.local_rank == 0:
+                prepare_shapes(names)
+        except InputError as error:
+            problems = error.problems
+        if not _all_agree(problems):
+            return EXIT_BAD_INPUT
+        folder = Path(job.cfg.OUTPUT_DIR)
+        if not args.eval_only and not folder.is_dir():
+            problems = [f"OUTPUT_DIR {folder} is not seen by rank {place.rank}: name one that all machines share"]
+        if not _all_agree(problems):
+            return EXIT_BAD_INPUT
+        stopped = threading.Event()
+        run_job(job, stopped)
+        return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
+
+
+def _all_agree(problems: list[str]) -> bool:
+    """Whether no rank has a problem; else rank 0 prints those of all, and none goes on before that."""
+    found = [problem for of_rank in comm.all_gather(problems) for problem in of_rank]
+    if found:
+        if comm.is_main_process():
+            print_problems(list(dict.fromkeys(found)))
+        comm.synchronize()
+    return not found

@@ -1,0 +1,90 @@
+"""Signals to the command that trains, as long as no rank of it listens; and how they reach its ranks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import EXIT_STOPPED
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SAME_WISH_SECONDS = 1.0  # a launcher above this one may pass on what a terminal has sent to all
+
+
+@contextmanager
+def stopping_before_training(*, trains: bool) -> Iterator[None]:
+    """While open, a signal ends the command with what is half made removed.
+
+    A command that trains leaves as SystemExit 75, since nothing is lost and it can be given again; another as
+    SystemExit 143 of a SIGTERM and KeyboardInterrupt of Ctrl-C. A training listens itself while it runs.
+    """
+    handlers = dict.fromkeys(STOP_SIGNALS, _end_untrained) if trains else {signal.SIGTERM: _end}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_untrained(number: int, _: Any) -> None:
+    print(_nothing_trained(number), file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_STOPPED)
+
+
+def _end(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def _nothing_trained(number: int) -> str:
+    return f"{signal.Signals(number).name}: nothing was trained yet: the same command starts again"
+
+
+class PassOn:
+    """Made by a process whose children train: passes signals on to them, and ends all at once at a second one."""
+
+    def __init__(self) -> None:
+        self._asked, self._since = 0, 0.0
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, _: Any) -> None:
+        now = time.monotonic()
+        is_second = self._asked and now - self._since > _SAME_WISH_SECONDS
+        if not self._asked:
+            self._asked, self._since = number, now
+        for process in multiprocessing.active_children():
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL if is_second else number)
+        if is_second:
+            os._exit(128 + number)
+
+    def ended_before_listening(self, exit_code: int) -> bool:
+        """Whether a child that ended so did of a signal that came before it could listen, so that nothing was trained.
+
+        Then that is said.
+
+        Args:
+            exit_code: of the child, of a signal's death its negative number.
+        """
+        is_so = self._asked != 0 and -exit_code in STOP_SIGNALS
+        if is_so:
+            print(_nothing_trained(self._asked), file=sys.stderr, flush=True)
+        return is_so
+
+
+def killed_words(rank: int, exit_code: int) -> str:
+    """What to say of a rank that a signal has ended.
+
+    Args:
+        exit_code: the signal's negative number.
+    """
+    name = signal.Signals(-exit_code).name
+    why = ": the system does that when memory runs out (see dmesg)" if -exit_code == signal.SIGKILL else ""
+    return f"rank {rank} was ended by {name}{why}. Run again with --resume auto to go on from what was saved"

@@ -1,0 +1,201 @@
+"""Stopping on a signal: it is noticed at once, and all ranks agree where they stop, save and leave."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from .agreement import Agreement
+from .deferred_metrics import DeferredMetrics
+from .workers import STOP_SIGNALS, workers_shielded
+
+# A terminal sends Ctrl-C to every process of the job and the launcher passes it on once more: one wish, not two.
+_SAME_WISH_SECONDS = 1.0
+
+_current: Stopping | None = None
+
+
+class TrainingStopped(BaseException):
+    """A signal ended the training early and everything is saved. Not an Exception: nothing went wrong."""
+
+
+class Stopping:
+    """While open, SIGTERM, SIGINT and SIGUSR1 to any rank are a wish to stop; a second one ends its process at once.
+
+    To be opened by all ranks at once, each in its main thread. A thread notices the signals, since the main one may
+    wait for a rank that will never answer; loader workers do not notice them.
+
+    Attributes:
+        wish: the signal's number; 0 as long as none came.
+        elsewhere: likewise, of another rank, as far as it is known here.
+        agreed: the signal on which all ranks stop; 0 as long as they do not.
+        done: iterations of the training that are done.
+    """
+
+    def __init__(self) -> None:
+        self.wish = self.elsewhere = self.agreed = self.done = 0
+        self.agreement = Agreement()
+
+    def __enter__(self) -> Stopping:
+        global _current
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, _leave_to_the_listener) for number in STOP_SIGNALS}
+        self._shield = workers_shielded()
+        self._shield.__enter__()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a rank that starts holds them back; see train_net.py
+        self._outer, _current = _current, self
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        global _current
+        _current = self._outer
+        self._shield.__exit__(*error)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.write(self._write, b"\0")
+        self._listener.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    @property
+    def asked(self) -> int:
+        """The signal that came to any rank, as far as it is known here; 0 if none."""
+        return self.wish or self.elsewhere
+
+    def stop_if_agreed(self, number: int) -> None:
+        """Raises TrainingStopped, if `number` is a signal's; to be called with the same number on all ranks."""
+        if number:
+            self.agreed = number
+            raise TrainingStopped
+
+    def _listen(self) -> None:
+        since = 0.0
+        while (number := os.read(self._read, 1)[0]) != 0:
+            if number not in STOP_SIGNALS:
+                continue
+            now = time.monotonic()
+            if not self.wish:
+                self.wish, since = number, now
+                name = signal.Signals(number).name
+                _log().warning(f"{name}: finishing this step, then saving; once more to end at once.")
+            elif now - since > _SAME_WISH_SECONDS:
+                os._exit(128 + number)
+
+
+class StoppableLoader:
+    """A loader for a test set, which all ranks leave with `TrainingStopped` at its end or as soon as a wish is known.
+
+    They leave it together: a rank that learns of the wish late has had more pictures, and no rank is left waiting.
+
+    Args:
+        loader: with a length; of this rank's share.
+    """
+
+    def __init__(self, loader: Any, stopping: Stopping) -> None:
+        self._loader = loader
+        self._stopping = stopping
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        stopping = self._stopping
+        for batch in self._loader:
+            if stopping.asked:
+                break
+            yield batch
+        stopping.stop_if_agreed(stopping.agreement.now(stopping.asked))
+
+
+def stoppable(loader: Any) -> Any:
+    """The loader of a test set, as a `StoppableLoader` where a `Stopping` is open: not where one evaluates alone."""
+    return loader if _current is None else StoppableLoader(loader, _current)
+
+
+class StopOnSignal(HookBase):
+    """Lets all ranks stop at the same step's end, with all saved; see `Stopping`, without which it does nothing.
+
+    A wish is known to all one step later. To stand after what changes the state and saves it at its times, and before
+    what evaluates: that is done after a resume.
+
+    Args:
+        checkpointer: of the run.
+
+    Raises:
+        TrainingStopped: before the first step, after a step, or before the final evaluation.
+    """
+
+    def __init__(self, checkpointer: Any) -> None:
+        self.checkpointer = checkpointer
+        self._stopping: Stopping | None = None
+
+    def before_train(self) -> None:
+        self._stopping = _current
+        if self._stopping is not None:
+            self._stopping.done = self.trainer.start_iter
+            self._stopping.stop_if_agreed(self._stopping.agreement.now(self._stopping.asked))
+
+    def after_step(self) -> None:
+        if self._stopping is not None:
+            self._stopping.done = self.trainer.iter + 1
+            agreed = self._stopping.agreement.one_call_later(self._stopping.asked)
+            if self.trainer.iter + 1 < self.trainer.max_iter:  # else it is asked once more in `after_train`
+                self._stopping.stop_if_agreed(agreed)
+
+    def after_train(self) -> None:
+        stopping = self._stopping
+        if stopping is None:
+            return
+        if self.trainer.iter >= self.trainer.max_iter:  # all steps are done, and the last is saved
+            stopping.stop_if_agreed(stopping.agreement.now(stopping.asked))
+        if stopping.agreed and stopping.done > self.trainer.start_iter:
+            self._save()
+            comm.synchronize()  # no rank leaves while the main one is still saving
+        if self.trainer.iter + 1 >= self.trainer.max_iter:  # where the hooks behind this one would evaluate
+            stopping.stop_if_agreed(stopping.agreed)
+
+    def _save(self) -> None:
+        step, name = getattr(self.trainer, "_trainer", None), f"model_{self.trainer.iter:07d}"
+        if isinstance(step, DeferredMetrics):
+            step.flush_metrics()  # nothing that diverged is saved
+        if f"{name}.pth" not in self.checkpointer.written.names:  # else it was due anyway
+            self.checkpointer.save(name, iteration=self.trainer.iter)
+
+
+def stopped_words(number: int, done: int, started_with: int, max_iter: int) -> str:
+    """What to say when a signal has stopped a training.
+
+    Args:
+        number: the signal's.
+        done: iterations that are done, `started_with` of them before this start.
+        max_iter: of the whole training.
+    """
+    name = signal.Signals(number).name
+    if done == 0:
+        return f"{name}: nothing was trained yet: the same command starts again"
+    if done >= max_iter:
+        return f"{name}: stopped with all {done} iterations done and saved. Run again with --resume to evaluate."
+    if done == started_with:
+        return f"{name}: nothing more was trained: the same command goes on after iteration {done - 1}"
+    return f"{name}: stopped after iteration {done - 1}, all saved. Run again with --resume to go on."
+
+
+def _leave_to_the_listener(number: int, frame: Any) -> None:
+    """So that the signal does nothing else."""
+
+
+def _log() -> logging.Logger:
+    return logging.getLogger(__name__)

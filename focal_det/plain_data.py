@@ -1,0 +1,82 @@
+"""YAML and JSON as data: no tags, no more work and memory than the text's own size justifies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+LONGEST_YAML = 2**17  # bytes; a configuration that a run writes has 6 kB, and PyYAML reads some 40 kB a second
+_MOST_VALUES = 100_000  # of a YAML file, each counted as often as it is named; a configuration has 300
+_LONGEST_NUMBER = 1000  # characters; Python takes seconds for numbers of many thousands
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says, in plain data.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, has a tag that makes anything but plain data, or names parts so often, by
+            aliases, that it means more than `_MOST_VALUES` values; or it is longer than `LONGEST_YAML`.
+        ValueError, RecursionError: a number or nesting that Python refuses.
+    """
+    if len(text) > LONGEST_YAML:
+        raise yaml.YAMLError(f"it is longer than {LONGEST_YAML} characters")
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_size(root, {})
+        return loader.construct_document(root)
+    except (AttributeError, KeyError, TypeError) as error:  # PyYAML's own, on tags of other kinds of value
+        raise yaml.YAMLError(f"a value that its tag does not fit ({error})") from error
+    finally:
+        loader.dispose()
+
+
+def _check_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node means; `known` of those that were looked at, 0 while inside them."""
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.MappingNode):
+            parts = (part for pair in node.value for part in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif not node.tag.endswith(":str") and len(node.value) > _LONGEST_NUMBER:
+            raise _refused(node, f"a value of {len(node.value)} characters that is no text")
+        known[id(node)] = 1 + sum(_check_size(part, known) for part in parts)
+        if known[id(node)] > _MOST_VALUES:
+            raise _refused(node, f"it means more than {_MOST_VALUES} values; write fewer, or fewer aliases (*name)")
+    elif known[id(node)] == 0:
+        raise _refused(node, "a value that contains itself by an alias (*name)")
+    return known[id(node)]
+
+
+def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def parse_json(data: bytes) -> Any:
+    """What a JSON text in UTF-8 says.
+
+    Raises:
+        UnicodeDecodeError: it is not in UTF-8.
+        ValueError: it is no JSON, says a name twice in one object, or is nested too deeply or has numbers too long.
+    """
+    text = data.decode("utf-8-sig")
+    try:
+        return json.loads(text, object_pairs_hook=_named_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'an object says "{twice[:40]}" twice, with two values')
+    return found

@@ -1,0 +1,121 @@
+"""All that are there go on, and who is missing is named on each of the others; over real sockets of this machine."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch.distributed as dist
+
+from focal_det.engine import roll_call
+from focal_det.engine.roll_call import Caller, call_roll, open_store, reach_all
+from focal_det.errors import InputError, TrainingError
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def come(caller, before=lambda: None):
+    """Reach the store and sign in, as a machine's launcher does; what was said if it failed."""
+    deadline = time.monotonic() + caller.seconds
+    try:
+        store = open_store(caller, deadline, is_host=caller.number == 0)
+        before()
+        call_roll(store, caller, deadline)
+    except TrainingError as error:
+        return str(error)
+    return None
+
+
+def machine(number, port, count=2, started="--num-gpus 1", seconds=20.0):
+    return Caller(number, count, "machine", "127.0.0.1", port, started, seconds)
+
+
+def at_once(*calls):
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result(timeout=30) for future in [pool.submit(*call) for call in calls]]
+
+
+def test_all_come_and_the_port_is_free_again(port):
+    assert at_once(*((come, machine(number, port, 3)) for number in range(3))) == [None] * 3
+    assert at_once(*((come, machine(number, port)) for number in range(2))) == [None] * 2
+
+
+def test_who_is_missing_is_named_on_all_that_came(port):
+    callers = [Caller(n, 6, "rank", "127.0.0.1", port, "6 processes", 1.0) for n in (0, 1, 2, 4)]
+    said = at_once(*((come, caller) for caller in callers))
+    assert len(set(said)) == 1
+    assert said[0].startswith("ranks 3, 5 of 6 did not come within 1 s (--start-timeout): did their processes start")
+    assert f"tcp://127.0.0.1:{port}" in said[0]
+
+
+def test_a_missing_host_is_named(port):
+    words = come(machine(1, port, seconds=0.3))
+    assert words.startswith("machine 0 of 2 did not come within 0.3 s")
+    assert "--machine-rank 0" in words
+
+
+def test_two_of_the_same_number_are_named(port):
+    said = at_once((come, machine(0, port, 3)), (come, machine(1, port, 3)), (come, machine(1, port, 3)))
+    assert all("two processes came as --machine-rank 1 of 3" in words for words in said)
+
+
+def test_machines_started_otherwise_are_named(port):
+    said = at_once((come, machine(0, port)), (come, machine(1, port, started="--num-gpus 8")))
+    assert all("--num-gpus 8" in words and "all must have the same" in words for words in said)
+
+
+def test_who_left_by_ctrl_c_may_come_again(port, monkeypatch):
+    def leave(seconds):
+        raise KeyboardInterrupt
+
+    store = open_store(machine(0, port), time.monotonic() + 5, is_host=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(roll_call.time, "sleep", leave)
+        with pytest.raises(KeyboardInterrupt):
+            call_roll(store, machine(1, port), time.monotonic() + 5)
+    again = ((call_roll, store, machine(number, port), time.monotonic() + 5) for number in range(2))
+    assert at_once(*again) == [None, None]
+
+
+def test_a_host_that_ends_early_is_named(port):
+    def leave():
+        time.sleep(0.5)
+        raise TrainingError("bad input")
+
+    said = at_once((come, machine(0, port), leave), (come, machine(1, port)))
+    assert said[0] == "bad input"
+    assert said[1] == f"machine 0 at tcp://127.0.0.1:{port} ended before all had come: look at its messages"
+
+
+def test_a_port_in_use_is_bad_input():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} .* is in use .* name another"):
+            open_store(machine(0, port), time.monotonic() + 5, is_host=True)
+
+
+def test_ranks_that_do_not_answer_are_named(port, monkeypatch):
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    monkeypatch.setattr(dist, "monitored_barrier", lambda *_, **__: 1 / 0)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        reach_all()  # alone there is nobody to ask
+        monkeypatch.setattr(dist, "get_world_size", lambda *_: 2)
+
+        def barrier(*_, **__):
+            raise RuntimeError("Ranks 1 failed to pass monitoredBarrier in 100 ms\nException raised from C++")
+
+        monkeypatch.setattr(dist, "monitored_barrier", barrier)
+        with pytest.raises(TrainingError, match=r"within 0.1 s: Ranks 1 failed.*GLOO_SOCKET_IFNAME") as caught:
+            reach_all(0.1)
+        assert "C++" not in str(caught.value)
+    finally:
+        dist.destroy_process_group()
+    assert roll_call.first_line(ValueError()) == "ValueError"

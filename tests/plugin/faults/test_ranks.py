@@ -1,0 +1,121 @@
+"""A rank that fails, dies or hangs, or meets what is no number: all end, in bounded time, and say which and why."""
+
+import signal
+import time
+
+import pytest
+import torch
+
+from focal_det.engine import watch
+from focal_det.engine.trainer import Trainer
+from focal_det.modeling.retinanet import FocalRetinaNet
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch):
+    """The ranks are forked from this process, and wait as long as it says."""
+    monkeypatch.setattr(watch, "DEAD_AFTER_LOST", 2.0)
+    monkeypatch.setattr(watch, "LEAVE_AFTER", 1.0)
+
+
+def at_step(iteration, do, rank):
+    """Lets one rank do something in place of a step."""
+
+    def prepare(this, ranks):
+        if this == rank:
+            step = Trainer.run_step
+            Trainer.run_step = lambda self: do() if self.iter == iteration else step(self)
+
+    return prepare
+
+
+def fail():
+    raise ValueError("a broken\nhook")
+
+
+def seconds_to_the_end(run, words="first class loss", do=None):
+    run.wait_for(words)
+    time.sleep(0.2)
+    began = time.monotonic()
+    if do:
+        do()
+    return run.codes(), time.monotonic() - began
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_on_one_rank_ends_all_with_its_words(start, rank):
+    run = start(prepare=at_step(2, fail, rank))
+    codes, seconds = seconds_to_the_end(run)
+    assert codes == [1, 1]
+    assert seconds < 10
+    for text in (one.text for one in run.ranks):
+        last = text.splitlines()[-1]
+        assert last.startswith(f"error: rank {rank} of 2 on ")
+        assert ", at iteration 2, failed: ValueError: a broken hook" in last
+        assert "Traceback" not in text
+    log = run.folder / "run" / ("log.txt.rank1" if rank else "log.txt")
+    assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_all(start, rank):
+    run = start()
+    codes, seconds = seconds_to_the_end(run, do=lambda: run.ranks[rank].kill(signal.SIGKILL))
+    assert sorted(codes) == [-signal.SIGKILL, 1]
+    assert seconds < 2 + 1 + 4
+    assert f"rank {rank}" in run.ranks[1 - rank].text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_ends_the_others(start, rank):
+    run = start(hang_timeout=2)
+
+    def stop():
+        run.ranks[rank].kill(signal.SIGSTOP)
+        began = time.monotonic()
+        while not run.ranks[1 - rank].ended() and time.monotonic() < began + 20:
+            time.sleep(0.01)
+        run.ranks[rank].kill(signal.SIGKILL)
+
+    codes, seconds = seconds_to_the_end(run, do=stop)
+    assert sorted(codes) == [-signal.SIGKILL, 1]
+    assert seconds < 2 + 1 + 1 + 4
+    assert f"rank {rank}" in run.ranks[1 - rank].text.splitlines()[-1]
+
+
+def test_a_rank_that_hangs_is_named(start):
+    run = start(hang_timeout=2, prepare=at_step(2, lambda: time.sleep(60), 1))
+    codes, seconds = seconds_to_the_end(run)
+    assert codes == [1, 1]
+    assert seconds < 2 + 1 + 1 + 4
+    last = run.ranks[0].text.splitlines()[-1]
+    assert "no rank got any further for 2 s (--hang-timeout); the others wait for rank 1 of 2 on " in last
+
+
+def infinite_loss(at):
+    """Lets rank 1's box loss be infinite in one step."""
+
+    def prepare(rank, ranks):
+        if rank == 1:
+            forward, count = FocalRetinaNet.forward, iter(range(1000))
+
+            def broken(self, batch):
+                losses = forward(self, batch)
+                return {**losses, "loss_box_reg": losses["loss_box_reg"] / (next(count) != at)}
+
+            FocalRetinaNet.forward = broken
+
+    return prepare
+
+
+def test_what_is_no_number_on_one_rank_ends_all_before_the_weights_change(start):
+    run = start(prepare=infinite_loss(3))
+    codes, seconds = seconds_to_the_end(run)
+    assert codes == [1, 1]
+    assert seconds < 10
+    files = sorted(path.name for path in (run.folder / "run" / "diverged").iterdir())
+    assert files == ["iteration_0000003_rank1.pth"]
+    kept = torch.load(run.folder / "run" / "diverged" / files[0], weights_only=True)
+    assert (kept["iteration"], kept["rank"], kept["ranks"], kept["seed"]) == (3, 1, 2, 3)
+    assert all(value.isfinite().all() for value in kept["model"].values())
+    assert run.checkpoints() == []

@@ -1,0 +1,72 @@
+"""metrics.json of a run that goes on is that of a run that was never stopped."""
+
+import json
+
+import pytest
+from detectron2.utils.events import EventStorage
+
+from focal_det.engine.metric_history import WINDOW, MetricHistory, MetricsFile
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(file, steps, history):
+    """Steps of a training, with a metric that is smoothed and one that is not; a line every tenth."""
+    with EventStorage(steps.start) as storage:
+        history.recall(storage)
+        for iteration in steps:
+            storage.iter = iteration
+            storage.put_scalar("loss", iteration * 7 % 50)
+            storage.put_scalar("lr", iteration, smoothing_hint=False)
+            if iteration == 30:
+                storage.put_scalar("once", 1.0, smoothing_hint=False)  # not written yet when the run is stopped
+            if iteration % 10 == 9:
+                file.write()
+        return history.state_dict()
+
+
+def test_medians_go_on_over_what_was_before(tmp_path):
+    run(MetricsFile(tmp_path / "whole.json"), range(60), MetricHistory())
+    state = run(MetricsFile(tmp_path / "parts.json"), range(34), MetricHistory())
+    assert {len(metric["values"]) for metric in state.values()} == {WINDOW, 1}
+    history, file = MetricHistory(), MetricsFile(tmp_path / "parts.json")
+    history.load_state_dict(state)
+    file.go_on_after(33)
+    run(file, range(34, 60), history)
+    assert lines_of(tmp_path / "parts.json") == lines_of(tmp_path / "whole.json")
+    assert lines_of(tmp_path / "parts.json")[3] == {"iteration": 30, "once": 1.0}
+    # the median of the newest 20 of 0, 7, 14 ... modulo 50, of iterations 20 to 39
+    assert lines_of(tmp_path / "whole.json")[4] == {"iteration": 39, "loss": 23.5, "lr": 39.0}
+
+
+def test_lines_beyond_the_checkpoint_and_half_a_line_go(tmp_path):
+    path = tmp_path / "metrics.json"
+    whole = [json.dumps({"iteration": i, "loss": 1.0}) + "\n" for i in (9, 19, 29)]
+    path.write_text("".join(whole) + '{"iteration": 39, "lo')
+    MetricsFile(path).go_on_after(19)
+    assert path.read_text() == "".join(whole[:2])
+    path.write_text("".join(whole) + "no JSON\n")
+    MetricsFile(path).go_on_after(99)
+    assert path.read_text() == "".join(whole)
+
+
+def test_nothing_there_is_nothing_to_cut(tmp_path):
+    MetricsFile(tmp_path / "metrics.json").go_on_after(5)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], False),
+        ([{"iteration": 5, "loss": 1}], False),  # the evaluation after it may not have been
+        ([{"iteration": 5, "bbox/AP": 1}], True),
+        ([{"iteration": 4, "bbox/AP": 1}], False),
+        ([{"iteration": 6, "loss": 1}], True),
+    ],
+)
+def test_whether_a_step_was_done_to_its_end(tmp_path, lines, expected):
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert MetricsFile(tmp_path / "metrics.json").has_beyond(5, "bbox/AP") is expected
