@@ -1,5 +1,6 @@
 """The exported detector is the detector: for batches, for every size, in each format."""
 
+import functools
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from focal_det.errors import InputError
 from focal_det.export.graph import DetectorGraph
 from focal_det.export.int8 import round_to_8_bits
 from focal_det.export.suppress import onnx_suppression, torch_suppression
+from focal_det.inference import exported
 from focal_det.inference.exported import ExportedDetector
 
 # So that an untrained model finds something in every picture: a prior far above the threshold, not too many of a level.
@@ -89,6 +91,14 @@ def run_dir(tmp_path_factory, tiny_cfg):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _a_program_is_opened_once():
+    """PyTorch takes seconds to read one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exported, "_open_torch", functools.cache(exported._open_torch))
+        yield
+
+
 @pytest.fixture(scope="module")
 def files(run_dir, tmp_path_factory):
     """The run exported in each format, by the command."""
@@ -102,12 +112,12 @@ def files(run_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
 def test_a_file_finds_what_the_run_finds(run_dir, files, name):
-    predictor, exported = Predictor.from_run(run_dir), ExportedDetector(files[name], trusted=True)
+    predictor, detector = Predictor.from_run(run_dir), ExportedDetector(files[name], trusted=True)
     if name == "int8":
         round_to_8_bits(predictor.model)
-    assert (exported.class_names, exported.category_ids) == (["a", "b", "c"], [2, 5, 9])
+    assert (detector.class_names, detector.category_ids) == (["a", "b", "c"], [2, 5, 9])
     arrays = pictures([(300, 200), (128, 128), (40, 31), (90, 400)], seed=1)
-    for ours, theirs in zip(predictor(arrays), exported(arrays[:2]) + exported(arrays[2:]), strict=True):
+    for ours, theirs in zip(predictor(arrays), detector(arrays[:2]) + detector(arrays[2:]), strict=True):
         assert len(ours.scores) > 0
         np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-5)
         np.testing.assert_allclose(theirs.boxes, ours.boxes, atol=0.02)
