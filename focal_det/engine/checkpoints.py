@@ -25,6 +25,7 @@ from .safe_weights import SafeCheckpointer
 from .weights_summary import weights_summary
 
 BEST = "model_best"
+FINAL = "model_final"  # Detectron2's name for what is saved after the last step
 POINTER = "last_checkpoint"
 _PERIODIC = re.compile(r"model_\d{7}\.pth")  # Detectron2's name for them
 

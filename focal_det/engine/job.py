@@ -29,7 +29,7 @@ from .run_setup import log_file, set_up_run
 from .stopping import Stopping, TrainingStopped, stopped_words
 from .trainer import Trainer
 from .watch import Watch
-from .workers import STOP_SIGNALS
+from .workers import STOP_SIGNALS, start_workers_by_fork
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def run_job(job: Job, stopped: Any) -> None:
 def _set_up(job: Job) -> None:
     cfg = job.cfg
     share_cores(cfg, job.processes_per_machine)
+    start_workers_by_fork()
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
     set_up_run(cfg, training=not job.eval_only, changes=job.changes)
     if job.notes and comm.is_main_process():

@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
 from ..modeling.folded_conv import FoldedConv2d
 from ..modeling.retinanet import FocalRetinaNet
+from .stopping import TrainingStopped
 
 _SMOOTHED = 20  # iterations whose median is shown, as in metrics.json
 _FOR_ETA = 200  # iterations whose mean time the rest is expected to take
@@ -99,6 +100,11 @@ class WriteMetrics(PeriodicWriter):
         super().__init__(writers, period)
         self._others = [writer for writer in writers if not isinstance(writer, LogLine)]
         self._eval_period = eval_period
+
+    def after_train(self) -> None:
+        """Detectron2's, but of a run that is stopped: what its last step came to is written when it goes on."""
+        if not isinstance(sys.exc_info()[1], TrainingStopped):
+            super().after_train()
 
     def after_step(self) -> None:
         super().after_step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,6 +89,8 @@ class MetricsFile(EventWriter):
         with self._path.open("a", encoding="utf-8") as file:
             for iteration, metrics in sorted(lines.items()):
                 file.write(json.dumps({**metrics, "iteration": iteration}, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # no checkpoint may outlast the lines before it
         self._written = max(lines)
 
 

@@ -12,7 +12,7 @@ PICTURE, STEP = 0, 1
 
 
 def set_random_numbers(*key: int) -> None:
-    """Start the generators of Python, NumPy and PyTorch, on every device in use, from a key.
+    """Start the generators of Python, NumPy and PyTorch, and of this process's GPU if it is in use, from a key.
 
     Equal keys give equal numbers, in any process; other keys numbers that have nothing to do with them. Some 20 us.
 

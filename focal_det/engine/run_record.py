@@ -160,11 +160,15 @@ def _compare_key(found: Comparison, key: str, before: RunRecord, now: RunRecord)
             found.notes.append(f"{words}, so the run {'goes on for longer' if today > then else 'ends sooner'}")
         else:
             found.refused.append(f"{words}; {now.config[_SCHEDULER]} makes the lr of each iteration by it")
-    elif key.startswith(_FREE) and not key.startswith(_NOT_FREE):
-        rounding = ", the same up to rounding" if key.startswith(_BY_ROUNDING) else ""
+    elif _is_among(key, _FREE) and not key.startswith(_NOT_FREE):
+        rounding = ", the same up to rounding" if _is_among(key, _BY_ROUNDING) else ""
         found.notes.append(words + rounding)
     else:
         found.refused.append(words)
+
+
+def _is_among(key: str, names: Sequence[str]) -> bool:
+    return any(key.startswith(name) if name.endswith((".", "_")) else key == name for name in names)
 
 
 def _compare_sets(found: Comparison, before: Sequence[TrainingSet], now: Sequence[TrainingSet]) -> None:

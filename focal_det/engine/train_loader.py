@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -97,6 +98,8 @@ class TrainLoader:
             batch_size=None,
             sampler=self._order,
             num_workers=num_workers,
+            # two pictures ahead for each worker, as PyTorch has it, but at least two batches in all
+            prefetch_factor=max(2, math.ceil(2 * batch_size / num_workers)) if num_workers else None,
             pin_memory=pin_memory,
             collate_fn=_as_it_is,
         )
@@ -117,7 +120,7 @@ class _Order(Sampler[tuple[int, int]]):
         self.skipped = 0  # batches
         self._indices = indices
         self._batch_size = batch_size
-        self._is_wide = [r["width"] > r["height"] for r in records] if by_orientation else [True] * len(records)
+        self._is_wide = [_is_wide(records[i]) if by_orientation else True for i in range(len(records))]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         places = itertools.count(comm.get_rank(), comm.get_world_size())
@@ -145,6 +148,10 @@ class _Placed(Dataset[Picture]):
         place, index = item
         set_random_numbers(PICTURE, self._seed, place)
         return self._mapper(self._records[index])
+
+
+def _is_wide(record: Picture) -> bool:
+    return bool(record["width"] > record["height"])
 
 
 def _as_it_is(thing: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's, with evaluation always on, drawings, and DDP that also works on the CPU."""
+"""The trainer: Detectron2's, which goes on exactly, stops on a signal, checks its numbers and evaluates always."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from detectron2.utils.events import EventWriter, TensorboardXWriter
 
 from ..modeling.retinanet import FocalRetinaNet
 from .bfloat16 import BFloat16Trainer
-from .checkpoints import KeepBest, RunCheckpointer, retention_words
+from .checkpoints import FINAL, KeepBest, RunCheckpointer, retention_words
 from .deferred_metrics import DeferredMetrics
 from .divergence import CheckNumbers, suspects
 from .draw import draw_detections
@@ -61,7 +61,9 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         on_cpu = next(model.parameters()).device.type == "cpu"
-        model = create_ddp_model(model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {}))
+        # Not the GPU of the rank's number, which Detectron2 takes: a scheduler may show it but one.
+        device_ids = None if on_cpu else [torch.cuda.current_device()]
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = make_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RunCheckpointer(
@@ -132,11 +134,13 @@ class Trainer(DefaultTrainer):
         last = self.start_iter - 1
         self.iter = self.storage.iter = last  # which it stays if there is nothing left to train
         self.metric_history.recall(self.storage)
-        is_done = comm.all_gather(self.metrics_file.has_beyond(last, ap_name(self.cfg)))[
-            0
-        ]  # as the main process sees it
+        if self.start_iter >= self.max_iter and Path(self.checkpointer.get_checkpoint_file()).name != f"{FINAL}.pth":
+            self.checkpointer.save(FINAL, iteration=last)  # it was killed between its last two checkpoints
+        is_done = False
         if comm.is_main_process():
+            is_done = self.metrics_file.has_beyond(last, ap_name(self.cfg))
             self.metrics_file.go_on_after(last if is_done else last - 1)
+        is_done = comm.all_gather(is_done)[0]  # evaluating is for all ranks or none
         for hook in () if is_done else self._after_saving:
             hook.after_step()
 

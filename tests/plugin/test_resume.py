@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 
@@ -108,11 +109,11 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The uninterrupted run: its pictures and its outcome."""
+    """The uninterrupted run: its pictures, its outcome and its folder."""
     folder, seen = tmp_path_factory.mktemp("whole"), []
     with surroundings(folder / "datasets"):
         assert not train(arguments(folder / "run"), seen=seen)
-    return seen, outcome(folder / "run")
+    return seen, outcome(folder / "run"), folder / "run"
 
 
 # In the middle of an epoch and of an lr; right after an lr has dropped; where an evaluation and a checkpoint are due;
@@ -133,7 +134,7 @@ def rank_of_two(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     comm.create_local_process_group(2)
-    settings = {"SOLVER.IMS_PER_BATCH": 4, "SOLVER.MAX_ITER": 12, "DATALOADER.NUM_WORKERS": 1, "TEST.EVAL_PERIOD": 0}
+    settings = {"SOLVER.IMS_PER_BATCH": 4, "SOLVER.MAX_ITER": 12, "DATALOADER.NUM_WORKERS": 1, "TEST.EVAL_PERIOD": 5}
     whole, parts = [], []
     with surroundings(folder / "datasets"):
         assert not train(arguments(folder / "whole", **settings), seen=whole)
@@ -147,3 +148,18 @@ def rank_of_two(rank, folder):
 def test_so_it_is_with_two_ranks_of_which_one_is_told_to_stop(tmp_path):
     mp.spawn(rank_of_two, (tmp_path,), nprocs=2)
     assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
+
+
+def test_killed_between_its_last_two_checkpoints_it_still_gets_its_final_one(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[2], folder)
+    for name in ("model_final.pth", "model_best.pth"):
+        (folder / name).unlink()
+    (folder / "last_checkpoint").write_text("model_0000014.pth")
+    with surroundings(tmp_path / "datasets"):
+        assert not train(arguments(folder, "--resume", **{"SOLVER.MAX_ITER": 15}))  # all of which are done
+    last, final = (torch.load(folder / f"model_{name}.pth", weights_only=True) for name in ("0000014", "final"))
+    torch.testing.assert_close(final["model"], last["model"], rtol=0, atol=0)
+    assert final["iteration"] == final["trainer"]["iteration"] == 14
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    assert json.loads((folder / "metrics.json").read_text().splitlines()[-1])["iteration"] == 15  # the evaluation
