@@ -24,7 +24,7 @@ from ..engine.config_file import UNSET_NUM_CLASSES, key_value_pairs, load_config
 from ..engine.devices import choose_device
 from ..engine.job import Job
 from ..engine.model_checks import model_problems, weights_problems
-from ..engine.run_record import RunRecord, TrainingSet
+from ..engine.run_record import RunRecord, UsedSet
 from ..engine.schedule import scale_schedule
 from ..errors import InputError
 from ..inference.classes import Classes, numbered_classes, write_classes
@@ -162,13 +162,11 @@ def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
 
 
 def _record(cfg: CfgNode, args: argparse.Namespace, sets: Sequence[DescribedSet], classes: Classes) -> RunRecord:
+    used = {s.name: UsedSet(s.name, s.content.pictures if s.content else None, s.fingerprint) for s in sets}
     return RunRecord.of(
         cfg,
-        training_sets=[
-            TrainingSet(s.name, s.content.pictures if s.content else None, s.fingerprint)
-            for s in sets
-            if s.is_trained_on
-        ],
+        training_sets=[used[s.name] for s in sets if s.is_trained_on],
+        tested_on=used[cfg.DATASETS.TEST[0]],
         class_names=classes.names,
         world_size=max(1, args.num_gpus * args.num_machines),
     )

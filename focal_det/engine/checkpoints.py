@@ -221,8 +221,16 @@ class KeepBest(HookBase):
             return
         try:
             reason = damage(path)
-            entry = {} if reason else contents(path)["best"]
-            self.best = float(entry["AP"]), int(entry["iteration"]) + 1
+            held = {} if reason else contents(path)
+            best = float(held["best"]["AP"]), int(held["best"]["iteration"]) + 1
+            before, now = RunRecord.read(held.get("run")), self.checkpointer.record
+            if before and now and not before.tested_on.is_same_as(now.tested_on):
+                _log().warning(
+                    f"{path} is the best on another test set, {before.tested_on.name} of "
+                    f"{before.tested_on.pictures} pictures: it is now {put_aside(path)}"
+                )
+                return
+            self.best = best
         except (KeyError, TypeError, ValueError):
             told = f"is damaged ({reason})" if reason else "does not say what its AP was"
             _log().warning(f"{path} {told}: it is now {put_aside(path)}")

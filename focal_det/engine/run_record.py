@@ -45,8 +45,8 @@ _GROUPING = "DATALOADER.ASPECT_RATIO_GROUPING"
 
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """A data set that is trained on.
+class UsedSet:
+    """A data set as a run uses it.
 
     pictures: None if they are not known before the start.
     fingerprint: of its content, see `focal_det.data.fingerprint`; None if its name is all that is known.
@@ -56,19 +56,27 @@ class TrainingSet:
     pictures: int | None
     fingerprint: str | None
 
+    def is_same_as(self, other: UsedSet) -> bool:
+        """By content where both are known by it, else by name."""
+        if self.fingerprint and other.fingerprint:
+            return self.fingerprint == other.fingerprint
+        return self.name == other.name
+
 
 @dataclass(frozen=True)
 class RunRecord:
     """What decides what a run trains.
 
     config: the resolved configuration, plain values by dotted key; SEED is never negative.
+    tested_on: the first set that it is evaluated on, whose AP says which model is the best.
     class_names: in the order of the labels.
     world_size: processes over all machines.
     focal_det, torch: their versions, the first with its commit.
     """
 
     config: Mapping[str, Any]
-    training_sets: tuple[TrainingSet, ...]
+    training_sets: tuple[UsedSet, ...]
+    tested_on: UsedSet
     class_names: tuple[str, ...]
     world_size: int
     focal_det: str
@@ -76,12 +84,19 @@ class RunRecord:
 
     @classmethod
     def of(
-        cls, cfg: CfgNode, *, training_sets: Sequence[TrainingSet], class_names: Sequence[str], world_size: int
+        cls,
+        cfg: CfgNode,
+        *,
+        training_sets: Sequence[UsedSet],
+        tested_on: UsedSet,
+        class_names: Sequence[str],
+        world_size: int,
     ) -> RunRecord:
         """Of a run that is about to start with this focal_det and PyTorch."""
         return cls(
             config=plain_values(without_unread_keys(cfg)),
             training_sets=tuple(training_sets),
+            tested_on=tested_on,
             class_names=tuple(class_names),
             world_size=world_size,
             focal_det=source_version(),
@@ -94,6 +109,7 @@ class RunRecord:
             **asdict(self),
             "config": dict(self.config),
             "training_sets": [asdict(each) for each in self.training_sets],
+            "tested_on": asdict(self.tested_on),
             "class_names": list(self.class_names),
         }
 
@@ -103,7 +119,8 @@ class RunRecord:
         try:
             return cls(
                 config={str(key): value for key, value in plain["config"].items()},
-                training_sets=tuple(TrainingSet(**each) for each in plain["training_sets"]),
+                training_sets=tuple(UsedSet(**each) for each in plain["training_sets"]),
+                tested_on=UsedSet(**plain["tested_on"]),
                 class_names=tuple(map(str, plain["class_names"])),
                 world_size=int(plain["world_size"]),
                 focal_det=str(plain["focal_det"]),
@@ -171,24 +188,20 @@ def _is_among(key: str, names: Sequence[str]) -> bool:
     return any(key.startswith(name) if name.endswith((".", "_")) else key == name for name in names)
 
 
-def _compare_sets(found: Comparison, before: Sequence[TrainingSet], now: Sequence[TrainingSet]) -> None:
+def _compare_sets(found: Comparison, before: Sequence[UsedSet], now: Sequence[UsedSet]) -> None:
     if len(before) != len(now):
         names = [[each.name for each in sets] for sets in (before, now)]
         found.refused.append(f"data sets to train on: {_told(names[0])} before, {_told(names[1])} now")
         return
     for then, today in zip(before, now, strict=True):
-        if then.fingerprint and today.fingerprint:
-            differ = then.fingerprint != today.fingerprint
-        else:
-            differ = then.name != today.name
-        if differ:
+        if not then.is_same_as(today):
             found.refused.append(
                 f"data set to train on: {_content(then)} before, {_content(today)} now; names, order or sizes of "
                 "pictures differ, or their objects"
             )
 
 
-def _content(described: TrainingSet) -> str:
+def _content(described: UsedSet) -> str:
     pictures = "" if described.pictures is None else f" of {described.pictures} pictures"
     return f"{described.name}{pictures}" + (f" ({described.fingerprint[:8]})" if described.fingerprint else "")
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from focal_det.engine.checkpoints import KeepBest, RunCheckpointer, retention_words
 from focal_det.engine.model_checks import weights_problems
+from focal_det.engine.run_record import RunRecord, UsedSet
 from focal_det.errors import TrainingError
 
 
@@ -193,6 +194,21 @@ def test_a_run_that_goes_on_knows_the_best_of_before(tmp_path):
     evaluated(hook, 19, 9.0)
     assert hook.best == (10.0, 10)
     assert best_of(tmp_path)["iteration"] == 9
+
+
+@pytest.mark.parametrize(("content", "is_kept"), [("aa", True), ("bb", False)])
+def test_a_best_on_another_test_set_is_put_aside(tmp_path, content, is_kept):
+    def record(fingerprint):
+        tested_on = UsedSet("val_json", 8, fingerprint)
+        return RunRecord({}, (), tested_on, ("a",), world_size=1, focal_det="0", torch="0")
+
+    checkpointer = RunCheckpointer(nn.Linear(1, 1), str(tmp_path), record=record("aa"))
+    evaluated(KeepBest(checkpointer, "bbox/AP"), 9, 10.0)
+    checkpointer.record = record(content)
+    hook = KeepBest(checkpointer, "bbox/AP")
+    hook.before_train()
+    assert hook.best == ((10.0, 10) if is_kept else None)
+    assert (tmp_path / "model_best.pth.before1").is_file() != is_kept
 
 
 def test_a_best_that_cannot_be_read_is_put_aside_and_not_lost(tmp_path):

@@ -9,16 +9,18 @@ from focal_det.cli.arguments import parse_arguments
 from focal_det.cli.prepare import check
 from focal_det.engine.checkpoints import RunCheckpointer
 from focal_det.engine.model_checks import build_cpu_model
-from focal_det.engine.run_record import RunRecord, TrainingSet, compare
+from focal_det.engine.run_record import RunRecord, UsedSet, compare
 from focal_det.errors import InputError
 
-SET = TrainingSet("train_json", 40, "aa" * 32)
+SET = UsedSet("train_json", 40, "aa" * 32)
 
 
 @pytest.fixture(scope="module")
 def record(tiny_cfg):
     cfg = tiny_cfg("SEED", "5")
-    return RunRecord.of(cfg, training_sets=[SET], class_names=["a", "b", "c"], world_size=2)
+    return RunRecord.of(
+        cfg, training_sets=[SET], tested_on=UsedSet("val_json", 8, "cc" * 32), class_names=["a", "b", "c"], world_size=2
+    )
 
 
 def with_keys(record, **keys):
