@@ -118,9 +118,11 @@ class Watch:
         """
         what = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
         what = " ".join(what.split())
-        words = f"{self._name(self.rank, self._sign)} failed: {what}"
         if self.ranks == 1:
             return what
+        # numbers that are none: the error says itself on which rank
+        own = what if isinstance(error, FloatingPointError) else f"{self._name(self.rank, self._sign)} failed: {what}"
+        words = own
         try:
             if _is_lost_connection(error):
                 _log().error(f"{self._name(self.rank, self._sign)} lost its connection to another rank: {what}")
@@ -129,7 +131,7 @@ class Watch:
                 deadline = time.monotonic() + DEAD_AFTER_LOST + 3 * PERIOD
                 while not self._read()[0]["verdict"] and time.monotonic() < deadline:
                     time.sleep(PERIOD / 10)
-                words = f"{self._name(self.rank, self._sign)} failed: {what}"
+                words = own
             words = self._settle(words)
             time.sleep(2 * PERIOD)  # the others look; rank 0's process may hold the store
         except RuntimeError:

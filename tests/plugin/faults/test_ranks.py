@@ -1,6 +1,7 @@
 """A rank that fails, dies or hangs, or meets what is no number: all end, in bounded time, and say which and why."""
 
 import signal
+import socket
 import time
 
 import pytest
@@ -92,30 +93,50 @@ def test_a_rank_that_hangs_is_named(start):
     assert "no rank got any further for 2 s (--hang-timeout); the others wait for rank 1 of 2 on " in last
 
 
-def infinite_loss(at):
-    """Lets rank 1's box loss be infinite in one step."""
+def no_number(at, guilty, what):
+    """Lets the box loss of some ranks, or its slope alone, be no number in one step."""
 
     def prepare(rank, ranks):
-        if rank == 1:
+        if rank in guilty:
             forward, count = FocalRetinaNet.forward, iter(range(1000))
 
             def broken(self, batch):
                 losses = forward(self, batch)
-                return {**losses, "loss_box_reg": losses["loss_box_reg"] / (next(count) != at)}
+                if next(count) == at:
+                    box = losses["loss_box_reg"]
+                    # the root at zero: its value is finite, its slope times zero is not
+                    losses["loss_box_reg"] = box / 0 if what == "loss" else box + (box * 0).sqrt()
+                return losses
 
             FocalRetinaNet.forward = broken
 
     return prepare
 
 
-def test_what_is_no_number_on_one_rank_ends_all_before_the_weights_change(start):
-    run = start(prepare=infinite_loss(3))
+@pytest.mark.parametrize(
+    ("what", "guilty", "keepers"),
+    [("loss", [0], [0]), ("loss", [1], [1]), ("loss", [0, 1], [0, 1]), ("slope", [1], [0])],
+)
+def test_what_is_no_number_on_one_rank_ends_all_before_the_weights_change(start, what, guilty, keepers):
+    run = start(prepare=no_number(3, guilty, what))
     codes, seconds = seconds_to_the_end(run)
     assert codes == [1, 1]
     assert seconds < 10
-    files = sorted(path.name for path in (run.folder / "run" / "diverged").iterdir())
-    assert files == ["iteration_0000003_rank1.pth"]
-    kept = torch.load(run.folder / "run" / "diverged" / files[0], weights_only=True)
-    assert (kept["iteration"], kept["rank"], kept["ranks"], kept["seed"]) == (3, 1, 2, 3)
-    assert all(value.isfinite().all() for value in kept["model"].values())
+    folder = run.folder / "run" / "diverged"
+    files = sorted(folder.iterdir())
+    assert [path.name for path in files] == [f"iteration_0000003_rank{rank}.pth" for rank in keepers]
+    for rank, path in zip(keepers, files, strict=True):
+        kept = torch.load(path, weights_only=True)
+        assert (kept["iteration"], kept["rank"], kept["ranks"], kept["seed"]) == (3, rank, 2, 3)
+        assert kept["shares"] == ([1] if what == "loss" else [1, 1])
+        assert all(value.isfinite().all() for value in kept["model"].values())
     assert run.checkpoints() == []
+    host = socket.gethostname()
+    where = "; ".join(f"loss_box_reg on rank {rank} of 2 on {host}" for rank in guilty)
+    said = (
+        f"Loss became infinite or NaN at iteration=3, {where}; " if what == "loss" else "Gradients became infinite or"
+    )
+    for rank in run.ranks:
+        last = rank.text.splitlines()[-1]
+        assert last.startswith(f"error: FloatingPointError: {said}")
+        assert f"focal-det replay {', or '.join(map(str, files))}" in last
