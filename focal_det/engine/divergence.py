@@ -21,8 +21,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..files import written_whole
-from .agreement import Agreement
 from .loss_keys import without_unread_keys
+from .stopping import shared_agreement
 from .suspects import folder_of
 
 FORMAT = 2  # of the files
@@ -49,7 +49,7 @@ class CheckNumbers(HookBase):
         self.cfg = cfg
         self.is_due = is_due
         self.gradients = gradients
-        self._agreement = Agreement()
+        self._agreement = shared_agreement()
         self._step: tuple[list[dict[str, Any]], dict[str, Tensor]] | None = None
 
     def follow(self, model: nn.Module) -> None:
