@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,13 @@ def run_replay(args: argparse.Namespace) -> int:
             print(f"  {name}: {outcome.error or _numbers(outcome.losses)}{bad}")
         return outcomes
 
-    whole = show(f"all {len(record['batch'])} pictures", record["batch"])
+    whole: dict[str, Outcome] = {}
+    pictures = iter(record["batch"])
+    for place, count in enumerate(record["shares"]):
+        of_rank = f" of rank {place}" if record["shares"][1:] else ""
+        for name, outcome in show(f"all {count} pictures{of_rank}", list(islice(pictures, count))).items():
+            if name not in whole or whole[name].is_finite:
+                whole[name] = outcome
     alone = []
     for place, picture in enumerate(record["batch"]):
         height, width = picture["image"].shape[1:]

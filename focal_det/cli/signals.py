@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..engine.workers import SAME_WISH_SECONDS, STOP_SIGNALS
 from ..errors import EXIT_STOPPED
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_SAME_WISH_SECONDS = 1.0  # a launcher above this one may pass on what a terminal has sent to all
 
 
 @contextmanager
@@ -56,7 +54,7 @@ class PassOn:
 
     def _pass_on(self, number: int, _: Any) -> None:
         now = time.monotonic()
-        is_second = self._asked and now - self._since > _SAME_WISH_SECONDS
+        is_second = self._asked and now - self._since > SAME_WISH_SECONDS
         if not self._asked:
             self._asked, self._since = number, now
         for process in multiprocessing.active_children():

@@ -17,13 +17,14 @@ class DeferredMetrics:
 
     Args:
         is_due: of an iteration, whether the losses are to be read after it.
+        note: is told of an iteration whose losses are found to be no numbers.
     """
 
     iter: int
 
-    def __init__(self, *args: Any, is_due: Callable[[int], bool], **options: Any) -> None:
+    def __init__(self, *args: Any, is_due: Callable[[int], bool], note: Callable[[int], None], **options: Any) -> None:
         super().__init__(*args, **options)
-        self._is_due = is_due
+        self._is_due, self._note = is_due, note
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
 
     def _write_metrics(
@@ -46,4 +47,8 @@ class DeferredMetrics:
         flat = torch.stack([loss.reshape(()) for _, _, losses in pending for loss in losses.values()]).cpu()  # one wait
         for iteration, data_time, losses in pending:
             values, flat = flat.split([len(losses), len(flat) - len(losses)])
-            SimpleTrainer.write_metrics(dict(zip(losses, values, strict=True)), data_time, iteration)
+            try:
+                SimpleTrainer.write_metrics(dict(zip(losses, values, strict=True)), data_time, iteration)
+            except FloatingPointError as error:
+                self._note(iteration)
+                raise FloatingPointError(f"{error}; --resume looks at each step there, and keeps what did it") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
 
@@ -21,3 +22,10 @@ def what_helps(error: BaseException) -> str:
             "(INPUT.MIN_SIZE_TRAIN, INPUT.MAX_SIZE_TRAIN), SOLVER.AMP.ENABLED True"
         )
     return ""
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether it says no more than that another rank went away; PyTorch says so in its own words."""
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))

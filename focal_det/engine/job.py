@@ -73,6 +73,7 @@ def run_job(job: Job, stopped: Any) -> None:
             if stopping is None:
                 model = Trainer.build_model(job.cfg)
                 RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
+                watch.follow_model(model)
                 Trainer.test(job.cfg, model)
                 Trainer.draw(job.cfg, model)
             else:

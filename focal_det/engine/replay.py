@@ -24,7 +24,7 @@ from .divergence import FORMAT
 _KINDS = {
     **dict.fromkeys(("iteration", "rank", "ranks", "seed"), int),
     **dict.fromkeys(("losses", "model"), dict),
-    **dict.fromkeys(("batch", "bad_gradients"), list),
+    **dict.fromkeys(("batch", "bad_gradients", "shares"), list),
     **{"is_first": bool, "config": str},
 }
 
@@ -101,6 +101,9 @@ def _problem_of(record: Any) -> str | None:
         return f"{wrong[0]} is missing or of another kind"
     if not record["batch"] or not all(map(_is_picture, record["batch"])):
         return "its batch is not one of pictures with boxes and classes"
+    shares = record["shares"]
+    if not all(isinstance(share, int) and share > 0 for share in shares) or sum(shares) != len(record["batch"]):
+        return "its batch is not divided as it says"
     if not all(isinstance(value, Tensor) for value in record["model"].values()):
         return "its weights are not tensors"
     return None
@@ -191,7 +194,7 @@ def verdict(record: Mapping[str, Any], whole: Mapping[str, Outcome], alone: Sequ
 
     Args:
         record: the file's content.
-        whole: of the batch, by precision, "float32" first.
+        whole: of the batch, by precision, "float32" first; of several ranks' the first that was not finite.
         alone: likewise, of each picture.
     """
     spoilt = [name for name, value in record["model"].items() if not value.isfinite().all()]

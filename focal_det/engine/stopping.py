@@ -10,15 +10,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from .agreement import Agreement
 from .deferred_metrics import DeferredMetrics
-from .workers import STOP_SIGNALS, workers_shielded
-
-# A terminal sends Ctrl-C to every process of the job and the launcher passes it on once more: one wish, not two.
-_SAME_WISH_SECONDS = 1.0
+from .suspects import note_suspect
+from .workers import SAME_WISH_SECONDS, STOP_SIGNALS, workers_shielded
 
 _current: Stopping | None = None
 
@@ -43,6 +42,9 @@ class Stopping:
     def __init__(self) -> None:
         self.wish = self.elsewhere = self.agreed = self.done = 0
         self.agreement = Agreement()
+        # a launcher signals the ranks that are left when one has died, and they will not come to save
+        alone = comm.get_world_size() == 1
+        self._heard = "finishing this step, then saving" if alone else "asking all ranks to finish this step and save"
 
     def __enter__(self) -> Stopping:
         global _current
@@ -90,9 +92,14 @@ class Stopping:
             if not self.wish:
                 self.wish, since = number, now
                 name = signal.Signals(number).name
-                _log().warning(f"{name}: finishing this step, then saving; once more to end at once.")
-            elif now - since > _SAME_WISH_SECONDS:
+                _log().warning(f"{name}: {self._heard}; once more to end at once.")
+            elif now - since > SAME_WISH_SECONDS:
                 os._exit(128 + number)
+
+
+def shared_agreement() -> Agreement:
+    """That of the open `Stopping`, or one of its own; to be called by all ranks at once."""
+    return _current.agreement if _current else Agreement()
 
 
 class StoppableLoader:
@@ -171,8 +178,18 @@ class StopOnSignal(HookBase):
         step, name = getattr(self.trainer, "_trainer", None), f"model_{self.trainer.iter:07d}"
         if isinstance(step, DeferredMetrics):
             step.flush_metrics()  # nothing that diverged is saved
+            self._check_weights()  # a finite loss may have had a gradient that was not, at a step where none looked
         if f"{name}.pth" not in self.checkpointer.written.names:  # else it was due anyway
             self.checkpointer.save(name, iteration=self.trainer.iter)
+
+    def _check_weights(self) -> None:
+        weights = [parameter.detach() for parameter in self.trainer.model.parameters()]
+        if not torch.nn.utils.get_total_norm(weights).isfinite():
+            note_suspect(self.checkpointer.save_dir, self.trainer.iter)
+            raise FloatingPointError(
+                f"Weights became infinite or NaN at iteration={self.trainer.iter} or shortly before, and are not "
+                "saved; --resume looks at each step there, and keeps what did it"
+            )
 
 
 def stopped_words(number: int, done: int, started_with: int, max_iter: int) -> str:

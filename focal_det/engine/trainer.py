@@ -7,6 +7,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..modeling.retinanet import FocalRetinaNet
 from .bfloat16 import BFloat16Trainer
 from .checkpoints import FINAL, KeepBest, RunCheckpointer, retention_words
 from .deferred_metrics import DeferredMetrics
-from .divergence import CheckNumbers, suspects
+from .divergence import CheckNumbers
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
 from .hooks import DrawDetections, LogAssignment
@@ -34,6 +35,7 @@ from .nan_words import nan_lines
 from .run_record import RunRecord
 from .stopping import StopOnSignal, stoppable
 from .submission import SubmissionEvaluator
+from .suspects import note_suspect, suspects
 from .train_loader import TrainLoader, build_train_loader
 from .validation import ValidationLoss
 
@@ -64,7 +66,8 @@ class Trainer(DefaultTrainer):
         # Not the GPU of the rank's number, which Detectron2 takes: a scheduler may show it but one.
         device_ids = None if on_cpu else [torch.cuda.current_device()]
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
-        self._trainer = make_step(cfg, model, data_loader, optimizer)
+        self._is_due = _when_due(cfg)  # once, and alike on all ranks: they come together where it is
+        self._trainer = make_step(cfg, model, data_loader, optimizer, self._is_due)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RunCheckpointer(
             model,
@@ -216,7 +219,7 @@ class Trainer(DefaultTrainer):
         if isinstance(model, FocalRetinaNet) and comm.is_main_process():
             first.append(LogAssignment(model.criterion))
         scaled = isinstance(self._trainer, AMPTrainer)  # such gradients may overflow, and are then left out
-        check = CheckNumbers(self.cfg, _when_due(self.cfg), gradients=not scaled)
+        check = CheckNumbers(self.cfg, self._is_due, gradients=not scaled)
         check.follow(self.model)
         self._trainer.register_hooks([check])
         self._after_saving: list[HookBase] = [
@@ -260,14 +263,18 @@ def step_of(cfg: CfgNode) -> type[SimpleTrainer]:
 
 
 def make_step(
-    cfg: CfgNode, model: torch.nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
+    cfg: CfgNode,
+    model: torch.nn.Module,
+    data_loader: Any,
+    optimizer: torch.optim.Optimizer,
+    is_due: Callable[[int], bool],
 ) -> SimpleTrainer:
     """What does the training steps; on a GPU without waiting for their losses."""
     step = step_of(cfg)
     if not _is_on_gpu(cfg):
         return step(model, data_loader, optimizer)
     deferred = type(f"Deferred{step.__name__}", (DeferredMetrics, step), {})
-    return deferred(model, data_loader, optimizer, is_due=_when_due(cfg))
+    return deferred(model, data_loader, optimizer, is_due=is_due, note=partial(note_suspect, cfg.OUTPUT_DIR))
 
 
 def _is_on_gpu(cfg: CfgNode) -> bool:

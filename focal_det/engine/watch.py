@@ -18,10 +18,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import EXIT_FAULT, TrainingError
+from .faults import is_lost_connection
 from .stopping import Stopping
 
 PERIOD = 1.0  # seconds between two signs of life, and between two looks
-DEAD_AFTER = 30.0  # seconds without a sign of life: reading a large file may hold a process as long as some
+DEAD_AFTER = 60.0  # seconds without a sign of life: reading a large annotation file holds a process for some
+DEAD_AFTER_SETTING_UP = 120.0  # likewise, before the first step: all of them are read there
 DEAD_AFTER_LOST = 6.0  # likewise, once a rank has lost its connection to another
 LEAVE_AFTER = 5.0  # seconds that a rank which is told to end has for it
 
@@ -33,10 +35,9 @@ class Watch:
     """A thread on each rank that says through the job's store that it lives and how far it is, and looks at the others.
 
     While open, all ranks end with exit code 1 once one of them has failed (it says so itself), has given no sign of
-    life for `DEAD_AFTER` seconds, or when none has got any further for `hang_timeout` seconds. Rank 0 looks at all of
-    them, the others at rank 0. Time in which this process itself stood still, as in a suspended job, does not count.
-
-    With one rank there is nobody to watch, and nothing is done.
+    life for `DEAD_AFTER` seconds, before the first steps `DEAD_AFTER_SETTING_UP`, or when none has got any further for
+    `hang_timeout` seconds. Rank 0 looks at all of them, the others at rank 0. Time in which this process itself stood
+    still, as in a suspended job, does not count. One rank alone has nobody to watch, and nothing is done.
 
     Args:
         hang_timeout: seconds; 0 is never.
@@ -47,11 +48,10 @@ class Watch:
 
     def __init__(self, hang_timeout: float) -> None:
         self.rank, self.ranks = comm.get_rank(), comm.get_world_size()
-        self._hang_timeout = hang_timeout
-        self._dead_after = min(DEAD_AFTER, hang_timeout or DEAD_AFTER)
+        self._hang_timeout, self._dead_after = hang_timeout, DEAD_AFTER_SETTING_UP
         self.stopping: Stopping | None = None
         self._sign: dict[str, Any] = {"host": socket.gethostname(), "iteration": 0, "place": 0, "done": False}
-        self._sign |= {"moves": 0, "beat": 0}  # which count up
+        self._sign |= {"moves": 0, "beat": 0, "steps": 0}  # which count up; steps that were begun
         self._verdict: str | None = None
         self._moves, self._rounds = _Unchanged(), 0
         self._closed = threading.Event()
@@ -62,7 +62,7 @@ class Watch:
         world = dist.group.WORLD
         assert world is not None
         store = world.get_group_store().clone()  # a connection of its own: none waits for the other's answer
-        store.set_timeout(timedelta(seconds=self._dead_after))  # of what `multi_get` waits for
+        store.set_timeout(timedelta(seconds=DEAD_AFTER_SETTING_UP))  # of what `multi_get` waits for
         self._store = dist.PrefixStore("focal_det/watch", store)
         seen = range(1, self.ranks) if self.rank == 0 else [0]
         self._seen = {rank: _Unchanged() for rank in seen}
@@ -93,9 +93,12 @@ class Watch:
         """See from a trainer how far this rank is."""
         if self.ranks > 1:
             trainer.register_hooks([_Steps(self)])
-            model = trainer.model
-            inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-            inner.register_forward_pre_hook(lambda module, _: self.move(place=2 if module.training else 3))
+            self.follow_model(trainer.model)
+
+    def follow_model(self, model: nn.Module) -> None:
+        """See from a model, which may be one that is only evaluated, that this rank gets further."""
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        inner.register_forward_pre_hook(lambda module, _: self.move(place=2 if module.training else 3))
 
     def move(self, *, place: int, iteration: int | None = None) -> None:
         """This rank has got further.
@@ -107,6 +110,7 @@ class Watch:
         sign = self._sign
         if iteration is not None:
             sign["iteration"] = iteration
+            sign["steps"] += 1
         sign["place"] = place
         sign["moves"] += 1
 
@@ -118,18 +122,19 @@ class Watch:
         """
         what = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
         what = " ".join(what.split())
-        words = f"{self._name(self.rank, self._sign)} failed: {what}"
         if self.ranks == 1:
             return what
+        of_all = isinstance(error, FloatingPointError)  # it says itself on which rank
+        words = own = what if of_all else f"{self._name(self.rank, self._sign)} failed: {what}"
         try:
-            if _is_lost_connection(error):
+            if is_lost_connection(error):
                 _log().error(f"{self._name(self.rank, self._sign)} lost its connection to another rank: {what}")
-                words = "rank 0 is gone: neither it nor the job's store answers" if self.rank else words
+                words = "rank 0 is gone: neither it nor the job's store answers" if self.rank else own
                 self._store.set("lost", "yes")
                 deadline = time.monotonic() + DEAD_AFTER_LOST + 3 * PERIOD
                 while not self._read()[0]["verdict"] and time.monotonic() < deadline:
                     time.sleep(PERIOD / 10)
-                words = f"{self._name(self.rank, self._sign)} failed: {what}"
+                words = own
             words = self._settle(words)
             time.sleep(2 * PERIOD)  # the others look; rank 0's process may hold the store
         except RuntimeError:
@@ -166,6 +171,8 @@ class Watch:
             self.stopping.elsewhere = int(words["stop"])
         elif self.stopping is not None and self.stopping.wish:
             self._store.set("stop", str(self.stopping.wish))
+        if all(sign["steps"] > 1 for sign in (self._sign, *signs.values())):
+            self._dead_after = DEAD_AFTER
         dead_after = DEAD_AFTER_LOST if words["lost"] else self._dead_after
         for rank, seen in self._seen.items():
             seen.look(signs[rank]["beat"])
@@ -237,11 +244,6 @@ class _Steps(HookBase):
 
     def before_step(self) -> None:
         self.watch.move(place=1, iteration=self.trainer.iter)
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    """Whether it says no more than that another rank went away."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
 
 
 def _log() -> logging.Logger:

@@ -1,4 +1,4 @@
-"""Loader workers under signals: what is meant for the training must not take its workers from it."""
+"""The signals that stop a training, and how its loader workers heed them from nobody else."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# A terminal sends Ctrl-C to every process of the job and a launcher passes it on once more: one wish, not two.
+SAME_WISH_SECONDS = 1.0
 
 _is_shielding = False
 _is_registered = False

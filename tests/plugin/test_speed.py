@@ -249,7 +249,7 @@ def test_losses_that_change_their_names_are_written_as_they_are():
         assert storage.history("c").latest() == 5.0
 
 
-def deferred_step(losses, is_due):
+def deferred_step(losses, is_due, note=None):
     class Model(nn.Module):
         def forward(self, data):
             return {"loss": self.scale * next(values), "other": self.scale * 0}
@@ -257,7 +257,7 @@ def deferred_step(losses, is_due):
     model, values = Model(), iter(losses)
     model.scale = nn.Parameter(torch.ones(()))
     step = type("Deferred", (DeferredMetrics, SimpleTrainer), {})
-    return step(model, [None] * 99, torch.optim.SGD(model.parameters(), lr=0), is_due=is_due)
+    return step(model, [None] * 99, torch.optim.SGD(model.parameters(), lr=0), is_due=is_due, note=note)
 
 
 def test_losses_read_later_are_written_one_by_one():
@@ -275,13 +275,15 @@ def test_losses_read_later_are_written_one_by_one():
 
 
 def test_a_loss_that_is_no_number_is_named_with_its_iteration():
-    step = deferred_step([1.0, math.nan, 3.0], is_due=lambda iteration: iteration == 2)
+    noted = []
+    step = deferred_step([1.0, math.nan, 3.0], is_due=lambda iteration: iteration == 2, note=noted.append)
     with EventStorage():
         for step.iter in range(2):
             step.run_step()
         step.iter = 2
         with pytest.raises(FloatingPointError, match="iteration=1"):
             step.run_step()
+    assert noted == [1]
 
 
 def test_without_a_gpu_the_kernels_are_left_off_and_the_run_is_told(tiny_cfg):

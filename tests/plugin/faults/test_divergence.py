@@ -7,18 +7,20 @@ import pytest
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from focal_det.cli.main import main
-from focal_det.engine.divergence import CheckNumbers, suspects, write_divergence
+from focal_det.engine.divergence import KEPT, CheckNumbers, write_divergence
+from focal_det.engine.suspects import note_suspect, suspects
 
 
 @pytest.fixture
 def kept(tiny_cfg, batch_of, tmp_path):
     """Writes the file of a tiny model's step; `spoil` may change model and batch before."""
 
-    def write(spoil=lambda model, batch: None, *overrides):
+    def write(spoil=lambda model, batch: None, *overrides, ranks=1):
         cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), *overrides)
         torch.manual_seed(0)
         model, batch = build_model(cfg), batch_of((2, 3), size=(64, 64))
@@ -26,7 +28,8 @@ def kept(tiny_cfg, batch_of, tmp_path):
             picture["file_name"] = f"{place}.jpg"
         spoil(model, batch)
         losses = {"loss_cls": torch.tensor(1.0), "loss_box_reg": torch.tensor(float("inf"))}
-        return write_divergence(cfg, model, batch, losses, ["head.cls_score.weight"], iteration=57, is_first=True)
+        shares = [batch] if ranks == 1 else [[picture] for picture in batch]
+        return write_divergence(cfg, model, shares, losses, ["head.cls_score.weight"], iteration=57, is_first=True)
 
     return write
 
@@ -47,6 +50,28 @@ def test_the_file_holds_the_step_and_no_earlier_one_is_replaced(kept, tmp_path):
     assert "META_ARCHITECTURE: FocalRetinaNet" in record["config"]
     assert suspects(str(tmp_path), 20) == frozenset(range(37, 58))
     assert suspects(str(tmp_path / "none"), 20) == frozenset()
+
+
+def test_a_start_looks_at_each_step_where_one_before_diverged_though_nothing_could_be_kept(tmp_path):
+    note_suspect(str(tmp_path), 30)
+    assert suspects(str(tmp_path), 20) == frozenset(range(10, 31))
+
+
+def test_where_the_folder_looks_different_from_other_ranks_that_of_rank_0_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "all_gather", lambda own: [{7}, own])
+    note_suspect(str(tmp_path), 30)
+    assert suspects(str(tmp_path), 2) == frozenset({5, 6, 7})
+
+
+def test_of_several_ranks_each_batch_is_done_again(kept, capsys):
+    def spoil(model, batch):
+        batch[1]["instances"].gt_boxes.tensor[2, 2] = float("inf")
+
+    steps, verdict = replayed(kept(spoil, ranks=2), capsys)
+    assert "all 1 pictures of rank 0" in steps
+    assert "all 1 pictures of rank 1" in steps
+    assert verdict.startswith("picture 2 of 2, 1.jpg: ")
 
 
 def test_what_was_no_number_elsewhere_and_is_one_here_is_said(kept, capsys):
@@ -96,7 +121,7 @@ class Evil:
         return open, ("evil", "w")
 
 
-@pytest.mark.parametrize("what", ["evil", "cut", "empty", "other", "batch", "config", "model"])
+@pytest.mark.parametrize("what", ["evil", "cut", "empty", "other", "batch", "shares", "config", "model"])
 def test_a_damaged_or_hostile_file_is_bad_input(kept, what, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = kept()
@@ -106,7 +131,7 @@ def test_a_damaged_or_hostile_file_is_bad_input(kept, what, tmp_path, monkeypatc
     elif what in ("cut", "empty"):
         path.write_bytes(path.read_bytes()[: 5000 if what == "cut" else 0])
     else:
-        wrong = {"batch": [{"image": 3}], "config": "MODEL: {NONE: 3}", "model": {"a": torch.ones(2)}}
+        wrong = {"batch": [{"image": 3}], "shares": [1], "config": "MODEL: {NONE: 3}", "model": {"a": torch.ones(2)}}
         torch.save({**record, what: wrong[what]} if what in wrong else [1, 2], path)
     assert main(["replay", str(path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {path}: ")
@@ -150,6 +175,21 @@ def test_what_is_no_number_ends_the_training_before_the_weights_change(tiny_cfg,
     assert model.good.equal(torch.ones(2))
     assert model.bad.equal(torch.zeros(2))
     assert (tmp_path / "diverged" / "iteration_0000007_rank0.pth").is_file()
+
+
+def test_only_so_many_are_kept_and_that_is_said(tiny_cfg, tmp_path):
+    for number in range(KEPT):
+        (tmp_path / "diverged").mkdir(exist_ok=True)
+        (tmp_path / "diverged" / f"iteration_000000{number}_rank0.pth").touch()
+    model = Bad(of_loss=False)
+    trainer = SimpleTrainer(model, [[]], torch.optim.SGD(model.parameters(), lr=1.0))
+    check = CheckNumbers(tiny_cfg("OUTPUT_DIR", str(tmp_path)), lambda iteration: True)
+    check.follow(model)
+    trainer.register_hooks([check])
+    trainer.iter = 7
+    with EventStorage(7), pytest.raises(FloatingPointError, match="nothing was kept of it: diverged/ is full with 4"):
+        trainer.run_step()
+    assert len(list((tmp_path / "diverged").iterdir())) == KEPT
 
 
 def test_numbers_are_only_looked_at_when_due(tiny_cfg):

@@ -1,21 +1,38 @@
 """A rank that fails, dies or hangs, or meets what is no number: all end, in bounded time, and say which and why."""
 
 import signal
+import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from focal_det.engine import watch
+from focal_det.engine.faults import is_lost_connection
 from focal_det.engine.trainer import Trainer
+from focal_det.errors import TrainingError
 from focal_det.modeling.retinanet import FocalRetinaNet
 
+PAGE = Path(__file__).parents[3] / "docs" / "resume.md"
 
-@pytest.fixture(autouse=True)
-def short_times(monkeypatch):
-    """The ranks are forked from this process, and wait as long as it says."""
-    monkeypatch.setattr(watch, "DEAD_AFTER_LOST", 2.0)
-    monkeypatch.setattr(watch, "LEAVE_AFTER", 1.0)
+BUSY = 20  # seconds more that a machine may need which has other things to do
+
+
+def promised(fault):
+    """Seconds at most after which a fault has ended all, as the page's table says."""
+    row = next(line for line in PAGE.read_text().splitlines() if line.startswith("|") and fault in line)
+    return int(row.rstrip(" |").rpartition(" ")[2])
+
+
+def test_the_times_add_up_to_what_the_page_promises():
+    # a sign is up to a period old, a look at it too, and what is settled is read a period later
+    end = 3 * watch.PERIOD + watch.LEAVE_AFTER
+    assert promised("an exception") >= end
+    assert promised("was killed") >= watch.DEAD_AFTER_LOST + end
+    assert promised("falls silent") >= watch.DEAD_AFTER + end
+    assert promised("before the first step") >= watch.DEAD_AFTER_SETTING_UP + end
+    assert promised("--hang-timeout") >= end
 
 
 def at_step(iteration, do, rank):
@@ -47,7 +64,7 @@ def test_an_exception_on_one_rank_ends_all_with_its_words(start, rank):
     run = start(prepare=at_step(2, fail, rank))
     codes, seconds = seconds_to_the_end(run)
     assert codes == [1, 1]
-    assert seconds < 10
+    assert seconds < promised("an exception") + BUSY
     for text in (one.text for one in run.ranks):
         last = text.splitlines()[-1]
         assert last.startswith(f"error: rank {rank} of 2 on ")
@@ -62,60 +79,96 @@ def test_a_killed_rank_ends_all(start, rank):
     run = start()
     codes, seconds = seconds_to_the_end(run, do=lambda: run.ranks[rank].kill(signal.SIGKILL))
     assert sorted(codes) == [-signal.SIGKILL, 1]
-    assert seconds < 2 + 1 + 4
+    assert seconds < promised("was killed") + BUSY
     assert f"rank {rank}" in run.ranks[1 - rank].text.splitlines()[-1]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stopped_rank_ends_the_others(start, rank):
-    run = start(hang_timeout=2)
+def test_a_stopped_rank_ends_the_others(start, rank, monkeypatch):
+    monkeypatch.setattr(watch, "DEAD_AFTER", 3.0)  # the ranks are forked from this process
+    run = start()
 
     def stop():
+        time.sleep(2.5 * watch.PERIOD)  # until each has seen that the other is beyond its first step
         run.ranks[rank].kill(signal.SIGSTOP)
         began = time.monotonic()
-        while not run.ranks[1 - rank].ended() and time.monotonic() < began + 20:
+        while not run.ranks[1 - rank].ended() and time.monotonic() < began + promised("falls silent"):
             time.sleep(0.01)
         run.ranks[rank].kill(signal.SIGKILL)
 
     codes, seconds = seconds_to_the_end(run, do=stop)
     assert sorted(codes) == [-signal.SIGKILL, 1]
-    assert seconds < 2 + 1 + 1 + 4
+    assert seconds < promised("falls silent") + BUSY
     assert f"rank {rank}" in run.ranks[1 - rank].text.splitlines()[-1]
 
 
 def test_a_rank_that_hangs_is_named(start):
-    run = start(hang_timeout=2, prepare=at_step(2, lambda: time.sleep(60), 1))
+    run = start(hang_timeout=5, prepare=at_step(2, lambda: time.sleep(60), 1))
     codes, seconds = seconds_to_the_end(run)
     assert codes == [1, 1]
-    assert seconds < 2 + 1 + 1 + 4
+    assert seconds < 5 + promised("--hang-timeout") + BUSY
     last = run.ranks[0].text.splitlines()[-1]
-    assert "no rank got any further for 2 s (--hang-timeout); the others wait for rank 1 of 2 on " in last
+    assert "no rank got any further for 5 s (--hang-timeout); the others wait for rank 1 of 2 on " in last
 
 
-def infinite_loss(at):
-    """Lets rank 1's box loss be infinite in one step."""
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
+        (TrainingError("gloomy.png: no such file"), False),
+        (OSError(5, "Connection lost", "/nfs/NCCL/a.png"), False),
+        (ValueError("Connection"), False),
+    ],
+)
+def test_only_what_pytorch_says_of_a_peer_is_a_lost_connection(error, is_so):
+    assert is_lost_connection(error) == is_so
+
+
+def no_number(at, guilty, what):
+    """Lets the box loss of some ranks, or its slope alone, be no number in one step."""
 
     def prepare(rank, ranks):
-        if rank == 1:
+        if rank in guilty:
             forward, count = FocalRetinaNet.forward, iter(range(1000))
 
             def broken(self, batch):
                 losses = forward(self, batch)
-                return {**losses, "loss_box_reg": losses["loss_box_reg"] / (next(count) != at)}
+                if next(count) == at:
+                    box = losses["loss_box_reg"]
+                    # the root at zero: its value is finite, its slope times zero is not
+                    losses["loss_box_reg"] = box / 0 if what == "loss" else box + (box * 0).sqrt()
+                return losses
 
             FocalRetinaNet.forward = broken
 
     return prepare
 
 
-def test_what_is_no_number_on_one_rank_ends_all_before_the_weights_change(start):
-    run = start(prepare=infinite_loss(3))
+@pytest.mark.parametrize(
+    ("what", "guilty", "keepers"),
+    [("loss", [0], [0]), ("loss", [1], [1]), ("loss", [0, 1], [0, 1]), ("slope", [1], [0])],
+)
+def test_what_is_no_number_on_one_rank_ends_all_before_the_weights_change(start, what, guilty, keepers):
+    run = start(prepare=no_number(3, guilty, what))
     codes, seconds = seconds_to_the_end(run)
     assert codes == [1, 1]
-    assert seconds < 10
-    files = sorted(path.name for path in (run.folder / "run" / "diverged").iterdir())
-    assert files == ["iteration_0000003_rank1.pth"]
-    kept = torch.load(run.folder / "run" / "diverged" / files[0], weights_only=True)
-    assert (kept["iteration"], kept["rank"], kept["ranks"], kept["seed"]) == (3, 1, 2, 3)
-    assert all(value.isfinite().all() for value in kept["model"].values())
+    assert seconds < promised("an exception") + BUSY
+    folder = run.folder / "run" / "diverged"
+    files = sorted(folder.iterdir())
+    assert [path.name for path in files] == [f"iteration_0000003_rank{rank}.pth" for rank in keepers]
+    for rank, path in zip(keepers, files, strict=True):
+        kept = torch.load(path, weights_only=True)
+        assert (kept["iteration"], kept["rank"], kept["ranks"], kept["seed"]) == (3, rank, 2, 3)
+        assert kept["shares"] == ([1] if what == "loss" else [1, 1])
+        assert all(value.isfinite().all() for value in kept["model"].values())
     assert run.checkpoints() == []
+    host = socket.gethostname()
+    where = "; ".join(f"loss_box_reg on rank {rank} of 2 on {host}" for rank in guilty)
+    said = (
+        f"Loss became infinite or NaN at iteration=3, {where}; " if what == "loss" else "Gradients became infinite or"
+    )
+    for rank in run.ranks:
+        last = rank.text.splitlines()[-1]
+        assert last.startswith(f"error: FloatingPointError: {said}")
+        assert f"focal-det replay {', or '.join(map(str, files))}" in last

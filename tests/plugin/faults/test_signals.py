@@ -5,12 +5,17 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 from torch.utils.data import DataLoader
 
 from focal_det.cli.signals import PassOn
 from focal_det.cli.train import main
+from focal_det.engine.deferred_metrics import DeferredMetrics
+from focal_det.engine.stopping import StopOnSignal
+from focal_det.engine.suspects import suspects
 from focal_det.engine.trainer import Trainer
 from focal_det.engine.workers import workers_shielded
 from focal_det.modeling.retinanet import FocalRetinaNet
@@ -51,6 +56,19 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(start):
     assert run.codes() == [75, 75]
     assert "SIGUSR1: stopped after iteration 4, all saved" in run.ranks[0].text  # known to all one step later
     assert run.checkpoints() == ["model_0000004.pth"]
+
+
+def test_weights_that_are_no_numbers_are_not_saved_at_a_signal(tmp_path):
+    model = nn.Linear(2, 2)
+    step = DeferredMetrics.__new__(DeferredMetrics)
+    step._pending = []
+    hook = StopOnSignal(SimpleNamespace(save_dir=str(tmp_path), written=SimpleNamespace(names=["model_0000057.pth"])))
+    hook.trainer = SimpleNamespace(model=model, iter=57, _trainer=step)
+    hook._save()
+    model.weight.data[1, 1] = float("nan")
+    with pytest.raises(FloatingPointError, match="Weights became infinite or NaN at iteration=57"):
+        hook._save()
+    assert 57 in suspects(str(tmp_path), 20)
 
 
 def test_ctrl_c_reaches_workers_too_and_takes_none_from_the_training(start):
