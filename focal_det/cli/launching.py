@@ -155,8 +155,7 @@ def _join(place: Place, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     is_host = place.rank == 0 and not place.store_is_there
     server = open_store(caller, deadline, is_host=is_host)
-    store = dist.PrefixStore(f"focal_det/{place.restarts}", server)
-    call_roll(store, caller, deadline)
+    store = call_roll(server, caller, deadline)
     server.set_timeout(timedelta(seconds=60))
     try:
         dist.init_process_group(

@@ -6,6 +6,7 @@ PyTorch's own start would wait for half an hour and name nobody.
 from __future__ import annotations
 
 import json
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from ..errors import InputError, TrainingError
 
 _PATIENCE = 0.1  # seconds between two looks
 _FAREWELL = 10.0  # seconds for the last to see that all have come
+_NEWEST = "focal_det/newest"  # the key of the newest start's name
 
 
 @dataclass(frozen=True)
@@ -96,62 +98,99 @@ def _wait_for_host(caller: Caller, deadline: float) -> None:
         time.sleep(_PATIENCE)
 
 
-def call_roll(store: dist.Store, caller: Caller, deadline: float) -> None:
+def call_roll(store: dist.Store, caller: Caller, deadline: float) -> dist.Store:
     """Sign in, and return when all have.
+
+    torchrun's store outlives a start, and its agents count restarts each for itself. So number 0 gives each start a
+    name that it draws, the others sign in to the newest, and who finds one that is over waits for the next.
+
+    Returns:
+        The part of the store that is of this start alone.
 
     Raises:
         TrainingError: who has not by then, or came twice, or was started otherwise; the same on all that have come.
     """
+    here = {"name": socket.gethostname(), "started": caller.started, "id": secrets.token_hex(8)}
+    name = ""
     try:
-        _sign_in(store, caller)
-        try:
-            _wait_for_all(store, caller, deadline)
-        except KeyboardInterrupt:  # it may come again
-            store.delete_key(f"is/{caller.number}")
-            store.add(f"came/{caller.number}", -1)
-            store.add("came", -1)
-            raise
+        while True:
+            name = _newest_start(store, caller, name, deadline)
+            start = dist.PrefixStore(f"focal_det/{name}", store)
+            if _signed_in(start, caller, json.dumps(here)):
+                try:
+                    if caller.number == 0:
+                        store.set(_NEWEST, name)
+                    if _all_have_come(store, start, caller, name, deadline):
+                        return start
+                except (KeyboardInterrupt, SystemExit):  # it may come again
+                    start.delete_key(f"is/{caller.number}")
+                    raise
     except RuntimeError as error:  # of PyTorch, whose store went
         raise TrainingError(
             f"{caller.what} 0 at {caller.address} ended before all had come: look at its messages"
         ) from error
 
 
-def _sign_in(store: dist.Store, caller: Caller) -> None:
-    here = {"name": socket.gethostname(), "started": caller.started}
-    if store.add(f"came/{caller.number}", 1) > 1:
-        other = json.loads(store.get(f"is/{caller.number}"))["name"]
-        flag = "--machine-rank" if caller.what == "machine" else "rank"
-        _end(
-            store,
-            f"two processes came as {flag} {caller.number} of {caller.count}, on {other} and on {here['name']}: "
-            f"give each {caller.what} a number of its own",
-        )
-    store.set(f"is/{caller.number}", json.dumps(here))
-    store.add("came", 1)
-
-
-def _wait_for_all(store: dist.Store, caller: Caller, deadline: float) -> None:
-    while store.add("came", 0) < caller.count:
-        _raise_if_ended(store, caller)
+def _newest_start(store: dist.Store, caller: Caller, before: str, deadline: float) -> str:
+    """The name of the newest start, as soon as that is another than `before`."""
+    if caller.number == 0:
+        return secrets.token_hex(8)
+    while not store.check([_NEWEST]) or (name := store.get(_NEWEST).decode()) == before:
         if time.monotonic() > deadline:
-            _end(store, caller.missing([n for n in range(caller.count) if not store.check([f"is/{n}"])]))
+            raise TrainingError(caller.missing([0]))
         time.sleep(_PATIENCE)
-    for number in range(caller.count):
-        other = json.loads(store.get(f"is/{number}"))["started"]
-        if other != caller.started:
-            _end(
-                store,
-                f"{caller.what} {number} was started with {other}, {caller.what} {caller.number} with "
-                f"{caller.started}: all must have the same",
-            )
-    _raise_if_ended(store, caller)
-    store.add("seen", 1)
-    while caller.number == 0 and store.add("seen", 0) < caller.count:  # the store goes with this process
-        _raise_if_ended(store, caller)
+    return name
+
+
+def _signed_in(start: dist.Store, caller: Caller, here: str) -> bool:
+    """Whether this one is now of that start; not of one that is over, or that has one of its number."""
+    if start.check(["go"]) or start.check(["end"]):
+        return False
+    found = start.compare_set(f"is/{caller.number}", "", here).decode()
+    if found != here and caller.what == "machine":  # a rank's number is torchrun's: the other is of an earlier start
+        _end(
+            start,
+            f"two processes came as --machine-rank {caller.number} of {caller.count}, on {json.loads(found)['name']} "
+            f"and on {json.loads(here)['name']}: give each machine a number of its own",
+        )
+    return found == here
+
+
+def _all_have_come(store: dist.Store, start: dist.Store, caller: Caller, name: str, deadline: float) -> bool:
+    """Wait for that; False as soon as there is a newer start. Number 0 looks, and says it to the others."""
+    everyone = [f"is/{number}" for number in range(caller.count)]
+    while not start.check(["go"]):
+        _raise_if_ended(start, caller)
+        if store.get(_NEWEST).decode() != name:
+            if caller.number == 0:
+                raise TrainingError(f"another {caller.what} 0 came to {caller.address} and took the place of this one")
+            return False
+        if caller.number == 0 and start.check(everyone):
+            _end_if_started_otherwise(start, caller)
+            start.set("go", "")
+        elif time.monotonic() > deadline + (_FAREWELL if start.check(everyone) else 0):
+            _end(start, caller.missing([n for n, key in enumerate(everyone) if not start.check([key])] or [0]))
+        else:
+            time.sleep(_PATIENCE)
+    _raise_if_ended(start, caller)
+    start.add("seen", 1)
+    while caller.number == 0 and start.add("seen", 0) < caller.count:  # the store goes with this process
+        _raise_if_ended(start, caller)
         if time.monotonic() > deadline + _FAREWELL:
             break
         time.sleep(_PATIENCE)
+    return True
+
+
+def _end_if_started_otherwise(start: dist.Store, caller: Caller) -> None:
+    for number in range(caller.count):
+        other = json.loads(start.get(f"is/{number}"))["started"]
+        if other != caller.started:
+            _end(
+                start,
+                f"{caller.what} {number} was started with {other}, {caller.what} {caller.number} with "
+                f"{caller.started}: all must have the same",
+            )
 
 
 def _raise_if_ended(store: dist.Store, caller: Caller) -> None:
