@@ -32,6 +32,7 @@ class Caller:
     host, port: of the store that number 0 holds.
     started: how, such as "--num-machines 2 --num-gpus 8"; the same of all.
     seconds: --start-timeout, within which all must have come.
+    gpu: that it trains on, by a name that no other has; "" if that is not known.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Caller:
     port: int
     started: str
     seconds: float
+    gpu: str = ""
 
     @property
     def address(self) -> str:
@@ -110,7 +112,7 @@ def call_roll(store: dist.Store, caller: Caller, deadline: float) -> dist.Store:
     Raises:
         TrainingError: who has not by then, or came twice, or was started otherwise; the same on all that have come.
     """
-    here = {"name": socket.gethostname(), "started": caller.started, "id": secrets.token_hex(8)}
+    here = {"name": socket.gethostname(), "started": caller.started, "gpu": caller.gpu, "id": secrets.token_hex(8)}
     name = ""
     try:
         while True:
@@ -166,7 +168,7 @@ def _all_have_come(store: dist.Store, start: dist.Store, caller: Caller, name: s
                 raise TrainingError(f"another {caller.what} 0 came to {caller.address} and took the place of this one")
             return False
         if caller.number == 0 and start.check(everyone):
-            _end_if_started_otherwise(start, caller)
+            _end_if_they_do_not_fit(start, caller)
             start.set("go", "")
         elif time.monotonic() > deadline + (_FAREWELL if start.check(everyone) else 0):
             _end(start, caller.missing([n for n, key in enumerate(everyone) if not start.check([key])] or [0]))
@@ -182,14 +184,22 @@ def _all_have_come(store: dist.Store, start: dist.Store, caller: Caller, name: s
     return True
 
 
-def _end_if_started_otherwise(start: dist.Store, caller: Caller) -> None:
+def _end_if_they_do_not_fit(start: dist.Store, caller: Caller) -> None:
+    owners: dict[str, int] = {}
     for number in range(caller.count):
-        other = json.loads(start.get(f"is/{number}"))["started"]
-        if other != caller.started:
+        other = json.loads(start.get(f"is/{number}"))
+        if other["started"] != caller.started:
             _end(
                 start,
-                f"{caller.what} {number} was started with {other}, {caller.what} {caller.number} with "
+                f"{caller.what} {number} was started with {other['started']}, {caller.what} {caller.number} with "
                 f"{caller.started}: all must have the same",
+            )
+        owner = owners.setdefault(other["gpu"] or f"unknown {number}", number)
+        if owner != number:
+            _end(
+                start,
+                f"ranks {owner} and {number} have the same GPU of {other['name']}: start no more processes than GPUs, "
+                "and let each process see all of its machine or one of its own",
             )
 
 
@@ -226,18 +236,21 @@ def reach_all(seconds: float = 60.0) -> None:
             f"not all ranks answer within {seconds:g} s: {first_line(error)}; does a firewall stand between the "
             "machines, or has one several networks? GLOO_SOCKET_IFNAME names the one to use"
         ) from error
-    total = torch.ones(1, device="cuda" if on_gpu else "cpu")
-    work, deadline = dist.all_reduce(total, async_op=True), time.monotonic() + seconds
-    while not work.is_completed():
-        if time.monotonic() > deadline:
-            raise TrainingError(
-                f"all ranks answer, but their GPUs did not add up a number within {seconds:g} s: set "
-                "NCCL_SOCKET_IFNAME to the network between the machines; NCCL_DEBUG=INFO says what NCCL tries"
-            )
-        time.sleep(0.01)
-    work.wait()
-    if int(total.item()) != dist.get_world_size():
-        raise TrainingError(f"the sum of ones over {dist.get_world_size()} ranks is {total.item():g}")
+    what = "all ranks answer, but their GPUs" if on_gpu else "all ranks answer, but they"
+    fix = "set NCCL_SOCKET_IFNAME to the network between the machines; NCCL_DEBUG=INFO says what NCCL tries"
+    try:
+        total = torch.ones(1, device="cuda" if on_gpu else "cpu")
+        work, deadline = dist.all_reduce(total, async_op=True), time.monotonic() + seconds
+        while not work.is_completed():
+            if time.monotonic() > deadline:
+                raise TrainingError(f"{what} did not add up a number within {seconds:g} s: {fix}")
+            time.sleep(0.01)
+        work.wait()
+        added = total.item()
+    except RuntimeError as error:
+        raise TrainingError(f"{what} cannot add up a number ({first_line(error)}): {fix}") from error
+    if added != dist.get_world_size():
+        raise TrainingError(f"the sum of ones over {dist.get_world_size()} ranks is {added:g}")
 
 
 def first_line(error: BaseException) -> str:

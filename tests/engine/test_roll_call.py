@@ -161,6 +161,14 @@ def test_a_host_that_ends_early_is_named(port):
     assert said[1] == f"machine 0 at tcp://127.0.0.1:{port} ended before all had come: look at its messages"
 
 
+def test_two_ranks_of_one_gpu_are_named(port):
+    ranks = [
+        Caller(n, 3, "rank", "127.0.0.1", port, "3", 10.0, gpu) for n, gpu in enumerate(("GPU-a", "GPU-b", "GPU-a"))
+    ]
+    said = at_once(*((come, one) for one in ranks))
+    assert all(words.startswith("ranks 0 and 2 have the same GPU") for words in said)
+
+
 def test_a_port_in_use_is_bad_input():
     with socket.socket() as other:
         other.bind(("", 0))
@@ -185,6 +193,10 @@ def test_ranks_that_do_not_answer_are_named(port, monkeypatch):
         with pytest.raises(TrainingError, match=r"within 0.1 s: Ranks 1 failed.*GLOO_SOCKET_IFNAME") as caught:
             reach_all(0.1)
         assert "C++" not in str(caught.value)
+        monkeypatch.setattr(dist, "monitored_barrier", lambda *_, **__: None)
+        monkeypatch.setattr(dist, "all_reduce", barrier)
+        with pytest.raises(TrainingError, match=r"cannot add up a number \(Ranks 1 failed.*NCCL_DEBUG=INFO"):
+            reach_all(0.1)
     finally:
         dist.destroy_process_group()
     assert roll_call.first_line(ValueError()) == "ValueError"
