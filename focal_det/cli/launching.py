@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +33,10 @@ from .common import print_problems
 from .prepare import Plan, check, write
 from .resuming import folder_taken
 from .signals import PassOn, killed_words
+from .start_watch import StartWatch
 from .together import Together, see_folder
+
+_REACH_SECONDS = 60.0  # for ranks that have started to reach one another
 
 
 def run_as_launcher(args: argparse.Namespace) -> int:
@@ -66,13 +70,17 @@ def _come_together(args: argparse.Namespace, plan: Plan) -> None:
     if address is None or args.num_gpus * args.num_machines == 1:
         write(plan)
         return
+    draws_alone = args.machine_rank > 0 and not args.eval_only  # machine 0 writes into the OUTPUT_DIR of all
     started = f"--num-machines {args.num_machines} --num-gpus {args.num_gpus}"
     caller = Caller(
         args.machine_rank, args.num_machines, "machine", address[1], int(address[2]), started, args.start_timeout
     )
     deadline = time.monotonic() + args.start_timeout
     store = open_store(caller, deadline, is_host=args.machine_rank == 0)
-    write(plan)
+    if draws_alone:
+        prepare_shapes(plan.dataset_names)
+    else:
+        write(plan)
     call_roll(store, caller, deadline)
 
 
@@ -81,14 +89,16 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
     # One alone is the process that trains, and listens itself.
     signals = PassOn() if args.num_gpus * args.num_machines > 1 else None
     for tries_left in (1, 0):
+        start = StartWatch(args.num_gpus, args.machine_rank, args.start_timeout + _REACH_SECONDS)
         try:
+            start.begin(args.num_gpus * args.num_machines)
             launch(
                 _run_rank,
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(job, stopped),
+                args=(job, stopped, start.reached),
             )
             break
         except ProcessRaisedException as error:
@@ -101,17 +111,22 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
                 ) from None
             print("warning: the free port was taken by another process; trying another", file=sys.stderr, flush=True)
         except ProcessExitedException as error:
+            if start.words:
+                raise TrainingError(start.words) from None
             if signals is not None and not args.eval_only and signals.ended_before_listening(error.exit_code):
                 return EXIT_STOPPED
             if error.exit_code < 0:
                 rank = args.machine_rank * args.num_gpus + error.error_index
                 raise TrainingError(killed_words(rank, error.exit_code)) from None
             return error.exit_code  # the rank has said why
+        finally:
+            start.end()
     return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 
-def _run_rank(job: Job, stopped: Any) -> None:
+def _run_rank(job: Job, stopped: Any, reached: Sequence[Any]) -> None:
     """The job as rank 0's machine has decided it, with its seed and its checkpoint to go on from."""
+    reached[comm.get_local_rank()].set()
     try:
         reach_all()
         job = comm.all_gather(job)[0]
