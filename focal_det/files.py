@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Of a folder on FUSE or CIFS, whose server has its own way.
+_CANNOT_FLUSH_FOLDERS = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
@@ -19,14 +24,19 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
         durable: when this returns, the file outlasts a crash of the machine, too; until then the one before does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.part{path.suffix}")  # no longer than names may be
+    # Machines and containers that share a file system have equal process ids. No longer than names may be.
+    partial = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
     try:
         yield partial
         if durable:  # its content before its name: a file system may write them in any order
             _flush(partial, os.O_RDWR)
         partial.replace(path)
         if durable:
-            _flush(path.parent, os.O_RDONLY)
+            try:
+                _flush(path.parent, os.O_RDONLY)
+            except OSError as error:
+                if error.errno not in _CANNOT_FLUSH_FOLDERS:
+                    raise
     except BaseException:
         with suppress(OSError):  # a disk that cannot be written says so a second time
             partial.unlink(missing_ok=True)

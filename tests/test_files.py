@@ -1,5 +1,6 @@
 """Files are there whole or not at all, and as others may read them."""
 
+import errno
 import json
 import os
 import stat
@@ -42,3 +43,38 @@ def test_a_name_as_long_as_names_may_be(tmp_path):
     path = tmp_path / f"{'n' * 251}.png"  # 255 bytes
     write_text_whole(path, "whole")
     assert path.read_text() == "whole"
+
+
+def test_two_processes_of_equal_number_write_beside_each_other(tmp_path):
+    path = tmp_path / "a.txt"
+    with written_whole(path) as one, written_whole(path) as other:  # as in two containers
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def refuse(monkeypatch, code, *, of_folders):
+    """Have fsync answer an error for folders, or for files."""
+    fsync = os.fsync
+
+    def refusing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == of_folders:
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_folder_that_cannot_be_flushed_does_not_fail_a_durable_write(tmp_path, monkeypatch, code):
+    refuse(monkeypatch, code, of_folders=True)
+    write_text_whole(tmp_path / "a.txt", "text", durable=True)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.txt", "text")]
+
+
+@pytest.mark.parametrize(("code", "of_folders"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_other_refusals_to_flush_fail(tmp_path, monkeypatch, code, of_folders):
+    refuse(monkeypatch, code, of_folders=of_folders)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        write_text_whole(tmp_path / "a.txt", "text", durable=True)

@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -23,15 +24,19 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..data.catalog import prepare_shapes
-from ..engine.devices import gpu_of
+from ..engine.devices import gpu_id, gpu_of
 from ..engine.job import Job, run_job
 from ..engine.processes import Place
 from ..engine.roll_call import Caller, call_roll, first_line, open_store, reach_all
-from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError
+from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError
 from .common import print_problems
 from .prepare import Plan, check, write
 from .resuming import folder_taken
 from .signals import PassOn, killed_words
+from .start_watch import StartWatch
+from .together import Together, see_folder
+
+_REACH_SECONDS = 60.0  # for ranks that have started to reach one another
 
 
 def run_as_launcher(args: argparse.Namespace) -> int:
@@ -65,13 +70,17 @@ def _come_together(args: argparse.Namespace, plan: Plan) -> None:
     if address is None or args.num_gpus * args.num_machines == 1:
         write(plan)
         return
+    draws_alone = args.machine_rank > 0 and not args.eval_only  # machine 0 writes into the OUTPUT_DIR of all
     started = f"--num-machines {args.num_machines} --num-gpus {args.num_gpus}"
     caller = Caller(
         args.machine_rank, args.num_machines, "machine", address[1], int(address[2]), started, args.start_timeout
     )
     deadline = time.monotonic() + args.start_timeout
     store = open_store(caller, deadline, is_host=args.machine_rank == 0)
-    write(plan)
+    if draws_alone:
+        prepare_shapes(plan.dataset_names)
+    else:
+        write(plan)
     call_roll(store, caller, deadline)
 
 
@@ -80,14 +89,16 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
     # One alone is the process that trains, and listens itself.
     signals = PassOn() if args.num_gpus * args.num_machines > 1 else None
     for tries_left in (1, 0):
+        start = StartWatch(args.num_gpus, args.machine_rank, args.start_timeout + _REACH_SECONDS)
         try:
+            start.begin(args.num_gpus * args.num_machines)
             launch(
                 _run_rank,
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(job, stopped),
+                args=(job, stopped, start.reached),
             )
             break
         except ProcessRaisedException as error:
@@ -100,20 +111,29 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
                 ) from None
             print("warning: the free port was taken by another process; trying another", file=sys.stderr, flush=True)
         except ProcessExitedException as error:
+            if start.words:
+                raise TrainingError(start.words) from None
             if signals is not None and not args.eval_only and signals.ended_before_listening(error.exit_code):
                 return EXIT_STOPPED
             if error.exit_code < 0:
                 rank = args.machine_rank * args.num_gpus + error.error_index
                 raise TrainingError(killed_words(rank, error.exit_code)) from None
             return error.exit_code  # the rank has said why
+        finally:
+            start.end()
     return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 
-def _run_rank(job: Job, stopped: Any) -> None:
+def _run_rank(job: Job, stopped: Any, reached: Sequence[Any]) -> None:
     """The job as rank 0's machine has decided it, with its seed and its checkpoint to go on from."""
+    reached[comm.get_local_rank()].set()
     try:
         reach_all()
-        run_job(comm.all_gather(job)[0], stopped)
+        job = comm.all_gather(job)[0]
+        if comm.get_world_size() > job.processes_per_machine and not job.eval_only:
+            with Together() as together:
+                see_folder(together, Path(job.cfg.OUTPUT_DIR))
+        run_job(job, stopped)
     except TrainingError as error:
         if comm.get_world_size() == 1:  # this is the process that was started, which says it
             raise
@@ -148,15 +168,16 @@ def run_as_rank(args: argparse.Namespace, place: Place) -> int:
 
 def _join(place: Place, seconds: float) -> None:
     gpus = torch.cuda.device_count()
+    gpu = ""
     if gpus:
         torch.cuda.set_device(gpu_of(place.local_rank, gpus))
+        gpu = gpu_id(torch.cuda.current_device())
     started = f"{place.world_size} processes, {place.processes_per_machine} on each machine"
-    caller = Caller(place.rank, place.world_size, "rank", place.host, place.port, started, seconds)
+    caller = Caller(place.rank, place.world_size, "rank", place.host, place.port, started, seconds, gpu)
     deadline = time.monotonic() + seconds
     is_host = place.rank == 0 and not place.store_is_there
     server = open_store(caller, deadline, is_host=is_host)
-    store = dist.PrefixStore(f"focal_det/{place.restarts}", server)
-    call_roll(store, caller, deadline)
+    store = call_roll(server, caller, deadline)
     server.set_timeout(timedelta(seconds=60))
     try:
         dist.init_process_group(
@@ -173,48 +194,26 @@ def _join(place: Place, seconds: float) -> None:
 
 
 def _run_together(args: argparse.Namespace, place: Place) -> int:
-    plan: Plan | None = None
     with ExitStack() as held:
-        problems: list[str] = []
-        if place.rank == 0:
-            try:
-                plan = check(args, own_gpu=torch.cuda.device_count() == 1)
-                print("\n".join(plan.summary), flush=True)
-                if not args.preflight_only and plan.resumption is not None:
-                    held.enter_context(folder_taken(plan.job.cfg.OUTPUT_DIR, plan.resumption))
-            except InputError as error:
-                problems = error.problems
-        if not _all_agree(problems):
-            return EXIT_BAD_INPUT
-        if args.preflight_only:
-            if place.rank == 0:
-                print("ready: nothing was written")
-            return EXIT_DONE
-        job, names = comm.all_gather((plan.job, plan.dataset_names) if plan else None)[0]
-        try:
-            if plan:
-                write(plan)
-            elif place.local_rank == 0:
-                prepare_shapes(names)
-        except InputError as error:
-            problems = error.problems
-        if not _all_agree(problems):
-            return EXIT_BAD_INPUT
-        folder = Path(job.cfg.OUTPUT_DIR)
-        if not args.eval_only and not folder.is_dir():
-            problems = [f"OUTPUT_DIR {folder} is not seen by rank {place.rank}: name one that all machines share"]
-        if not _all_agree(problems):
-            return EXIT_BAD_INPUT
+        with Together() as together:
+            plan = together.do(lambda: _decide(args, held) if place.rank == 0 else None)
+            if args.preflight_only:
+                if place.rank == 0:
+                    print("ready: nothing was written")
+                return EXIT_DONE
+            job, names = comm.all_gather((plan.job, plan.dataset_names) if plan else None)[0]
+            # its machine's first draws the shapes, unless that is rank 0, which writes the rest, too
+            together.do(lambda: write(plan) if plan else prepare_shapes(names if place.local_rank == 0 else ()))
+            if not args.eval_only:
+                see_folder(together, Path(job.cfg.OUTPUT_DIR))
         stopped = threading.Event()
         run_job(job, stopped)
         return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 
-def _all_agree(problems: list[str]) -> bool:
-    """Whether no rank has a problem; else rank 0 prints those of all, and none goes on before that."""
-    found = [problem for of_rank in comm.all_gather(problems) for problem in of_rank]
-    if found:
-        if comm.is_main_process():
-            print_problems(list(dict.fromkeys(found)))
-        comm.synchronize()
-    return not found
+def _decide(args: argparse.Namespace, held: ExitStack) -> Plan:
+    plan = check(args, own_gpu=torch.cuda.device_count() == 1)
+    print("\n".join(plan.summary), flush=True)
+    if not args.preflight_only and plan.resumption is not None:
+        held.enter_context(folder_taken(plan.job.cfg.OUTPUT_DIR, plan.resumption))
+    return plan

@@ -20,7 +20,8 @@ from ..errors import InputError
 from ..files import put_aside
 
 _OF_A_RUN = re.compile(r"model_(\d{7}|final)\.pth")
-_PARTIAL = re.compile(r"\.\d+\.part(\.pth)?")  # what `focal_det.files.written_whole` was writing when it was killed
+# What `focal_det.files.written_whole` was writing when it was killed.
+_PARTIAL = re.compile(r"\.\d+(-[0-9a-f]{8})?\.part(\.pth)?")
 _SEEDS = 2**31
 
 # Name, size and time of change of what a training writes last.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import InputError
 from ..losses.triton_loss import triton_missing
 from .environment import num_cores
 
@@ -64,8 +65,21 @@ def choose_device(cfg: CfgNode, num_gpus: int, *, own_gpu: bool = False) -> tupl
 
 
 def gpu_of(local_rank: int, visible: int) -> int:
-    """The GPU of a process: by its number on the machine, or the only one that SLURM lets it see."""
+    """The GPU of a process: by its number on the machine, or the only one that SLURM lets it see.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
+    if 1 < visible <= local_rank:
+        raise InputError(
+            f"local rank {local_rank} has no GPU, this machine shows {visible}: start at most {visible} processes on it"
+        )
     return local_rank if visible > 1 else 0
+
+
+def gpu_id(gpu: int) -> str:
+    """What tells a GPU from all others of all machines; "" where PyTorch does not say."""
+    return str(getattr(torch.cuda.get_device_properties(gpu), "uuid", ""))
 
 
 def share_cores(cfg: CfgNode, num_processes: int) -> None:

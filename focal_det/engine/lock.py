@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import sys
 import weakref
 from pathlib import Path
 from typing import IO
 
 from ..errors import InputError
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # such as Lustre's without -o flock
 
 
 class FolderLock:
@@ -27,7 +31,7 @@ class FolderLock:
         os.register_at_fork(after_in_child=lambda: _close(lock()))
 
     def __enter__(self) -> FolderLock:
-        """Raises InputError if another process holds the lock."""
+        """Raises InputError if another process holds the lock; warns where the file system has no locks."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("w")
         try:
@@ -37,6 +41,16 @@ class FolderLock:
             raise InputError(
                 f"OUTPUT_DIR {self.path.parent} is in use by another training; wait for its end or name another"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                self._file.close()
+                raise
+            print(
+                f"warning: OUTPUT_DIR {self.path.parent} is on a file system without locks ({error.strerror}), so that "
+                "nothing keeps a second training out of it: start one at a time",
+                file=sys.stderr,
+                flush=True,
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

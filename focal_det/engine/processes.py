@@ -24,7 +24,6 @@ class Place:
     local_rank, processes_per_machine: among those of this machine.
     host, port: where rank 0 is found.
     started_by: "torchrun" or "SLURM".
-    restarts: how often torchrun has started all anew.
     store_is_there: torchrun itself answers at host and port, so that rank 0 need not.
     """
 
@@ -35,7 +34,6 @@ class Place:
     host: str
     port: int
     started_by: str
-    restarts: int = 0
     store_is_there: bool = False
 
 
@@ -81,7 +79,6 @@ def _of_torchrun(environ: Mapping[str, str]) -> Place:
         host=environ["MASTER_ADDR"],
         port=number["MASTER_PORT"],
         started_by="torchrun",
-        restarts=_number(environ, "TORCHELASTIC_RESTART_COUNT") if "TORCHELASTIC_RESTART_COUNT" in environ else 0,
         store_is_there=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
     return _consistent(

@@ -6,6 +6,7 @@ PyTorch's own start would wait for half an hour and name nobody.
 from __future__ import annotations
 
 import json
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from ..errors import InputError, TrainingError
 
 _PATIENCE = 0.1  # seconds between two looks
 _FAREWELL = 10.0  # seconds for the last to see that all have come
+_NEWEST = "focal_det/newest"  # the key of the newest start's name
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Caller:
     host, port: of the store that number 0 holds.
     started: how, such as "--num-machines 2 --num-gpus 8"; the same of all.
     seconds: --start-timeout, within which all must have come.
+    gpu: that it trains on, by a name that no other has; "" if that is not known.
     """
 
     number: int
@@ -39,6 +42,7 @@ class Caller:
     port: int
     started: str
     seconds: float
+    gpu: str = ""
 
     @property
     def address(self) -> str:
@@ -96,62 +100,107 @@ def _wait_for_host(caller: Caller, deadline: float) -> None:
         time.sleep(_PATIENCE)
 
 
-def call_roll(store: dist.Store, caller: Caller, deadline: float) -> None:
+def call_roll(store: dist.Store, caller: Caller, deadline: float) -> dist.Store:
     """Sign in, and return when all have.
+
+    torchrun's store outlives a start, and its agents count restarts each for itself. So number 0 gives each start a
+    name that it draws, the others sign in to the newest, and who finds one that is over waits for the next.
+
+    Returns:
+        The part of the store that is of this start alone.
 
     Raises:
         TrainingError: who has not by then, or came twice, or was started otherwise; the same on all that have come.
     """
+    here = {"name": socket.gethostname(), "started": caller.started, "gpu": caller.gpu, "id": secrets.token_hex(8)}
+    name = ""
     try:
-        _sign_in(store, caller)
-        try:
-            _wait_for_all(store, caller, deadline)
-        except KeyboardInterrupt:  # it may come again
-            store.delete_key(f"is/{caller.number}")
-            store.add(f"came/{caller.number}", -1)
-            store.add("came", -1)
-            raise
+        while True:
+            name = _newest_start(store, caller, name, deadline)
+            start = dist.PrefixStore(f"focal_det/{name}", store)
+            if _signed_in(start, caller, json.dumps(here)):
+                try:
+                    if caller.number == 0:
+                        store.set(_NEWEST, name)
+                    if _all_have_come(store, start, caller, name, deadline):
+                        return start
+                except (KeyboardInterrupt, SystemExit):  # it may come again
+                    start.delete_key(f"is/{caller.number}")
+                    raise
     except RuntimeError as error:  # of PyTorch, whose store went
         raise TrainingError(
             f"{caller.what} 0 at {caller.address} ended before all had come: look at its messages"
         ) from error
 
 
-def _sign_in(store: dist.Store, caller: Caller) -> None:
-    here = {"name": socket.gethostname(), "started": caller.started}
-    if store.add(f"came/{caller.number}", 1) > 1:
-        other = json.loads(store.get(f"is/{caller.number}"))["name"]
-        flag = "--machine-rank" if caller.what == "machine" else "rank"
-        _end(
-            store,
-            f"two processes came as {flag} {caller.number} of {caller.count}, on {other} and on {here['name']}: "
-            f"give each {caller.what} a number of its own",
-        )
-    store.set(f"is/{caller.number}", json.dumps(here))
-    store.add("came", 1)
-
-
-def _wait_for_all(store: dist.Store, caller: Caller, deadline: float) -> None:
-    while store.add("came", 0) < caller.count:
-        _raise_if_ended(store, caller)
+def _newest_start(store: dist.Store, caller: Caller, before: str, deadline: float) -> str:
+    """The name of the newest start, as soon as that is another than `before`."""
+    if caller.number == 0:
+        return secrets.token_hex(8)
+    while not store.check([_NEWEST]) or (name := store.get(_NEWEST).decode()) == before:
         if time.monotonic() > deadline:
-            _end(store, caller.missing([n for n in range(caller.count) if not store.check([f"is/{n}"])]))
+            raise TrainingError(caller.missing([0]))
         time.sleep(_PATIENCE)
-    for number in range(caller.count):
-        other = json.loads(store.get(f"is/{number}"))["started"]
-        if other != caller.started:
-            _end(
-                store,
-                f"{caller.what} {number} was started with {other}, {caller.what} {caller.number} with "
-                f"{caller.started}: all must have the same",
-            )
-    _raise_if_ended(store, caller)
-    store.add("seen", 1)
-    while caller.number == 0 and store.add("seen", 0) < caller.count:  # the store goes with this process
-        _raise_if_ended(store, caller)
+    return name
+
+
+def _signed_in(start: dist.Store, caller: Caller, here: str) -> bool:
+    """Whether this one is now of that start; not of one that is over, or that has one of its number."""
+    if start.check(["go"]) or start.check(["end"]):
+        return False
+    found = start.compare_set(f"is/{caller.number}", "", here).decode()
+    if found != here and caller.what == "machine":  # a rank's number is torchrun's: the other is of an earlier start
+        _end(
+            start,
+            f"two processes came as --machine-rank {caller.number} of {caller.count}, on {json.loads(found)['name']} "
+            f"and on {json.loads(here)['name']}: give each machine a number of its own",
+        )
+    return found == here
+
+
+def _all_have_come(store: dist.Store, start: dist.Store, caller: Caller, name: str, deadline: float) -> bool:
+    """Wait for that; False as soon as there is a newer start. Number 0 looks, and says it to the others."""
+    everyone = [f"is/{number}" for number in range(caller.count)]
+    while not start.check(["go"]):
+        _raise_if_ended(start, caller)
+        if store.get(_NEWEST).decode() != name:
+            if caller.number == 0:
+                raise TrainingError(f"another {caller.what} 0 came to {caller.address} and took the place of this one")
+            return False
+        if caller.number == 0 and start.check(everyone):
+            _end_if_they_do_not_fit(start, caller)
+            start.set("go", "")
+        elif time.monotonic() > deadline + (_FAREWELL if start.check(everyone) else 0):
+            _end(start, caller.missing([n for n, key in enumerate(everyone) if not start.check([key])] or [0]))
+        else:
+            time.sleep(_PATIENCE)
+    _raise_if_ended(start, caller)
+    start.add("seen", 1)
+    while caller.number == 0 and start.add("seen", 0) < caller.count:  # the store goes with this process
+        _raise_if_ended(start, caller)
         if time.monotonic() > deadline + _FAREWELL:
             break
         time.sleep(_PATIENCE)
+    return True
+
+
+def _end_if_they_do_not_fit(start: dist.Store, caller: Caller) -> None:
+    owners: dict[str, int] = {}
+    for number in range(caller.count):
+        other = json.loads(start.get(f"is/{number}"))
+        if other["started"] != caller.started:
+            _end(
+                start,
+                f"{caller.what} {number} was started with {other['started']}, {caller.what} {caller.number} with "
+                f"{caller.started}: all must have the same",
+            )
+        owner = owners.setdefault(other["gpu"] or f"unknown {number}", number)
+        if owner != number:
+            _end(
+                start,
+                f"ranks {owner} and {number} have the same GPU of {other['name']}: start no more processes than GPUs, "
+                "and let each process see all of its machine or one of its own",
+            )
 
 
 def _raise_if_ended(store: dist.Store, caller: Caller) -> None:
@@ -187,18 +236,21 @@ def reach_all(seconds: float = 60.0) -> None:
             f"not all ranks answer within {seconds:g} s: {first_line(error)}; does a firewall stand between the "
             "machines, or has one several networks? GLOO_SOCKET_IFNAME names the one to use"
         ) from error
-    total = torch.ones(1, device="cuda" if on_gpu else "cpu")
-    work, deadline = dist.all_reduce(total, async_op=True), time.monotonic() + seconds
-    while not work.is_completed():
-        if time.monotonic() > deadline:
-            raise TrainingError(
-                f"all ranks answer, but their GPUs did not add up a number within {seconds:g} s: set "
-                "NCCL_SOCKET_IFNAME to the network between the machines; NCCL_DEBUG=INFO says what NCCL tries"
-            )
-        time.sleep(0.01)
-    work.wait()
-    if int(total.item()) != dist.get_world_size():
-        raise TrainingError(f"the sum of ones over {dist.get_world_size()} ranks is {total.item():g}")
+    what = "all ranks answer, but their GPUs" if on_gpu else "all ranks answer, but they"
+    fix = "set NCCL_SOCKET_IFNAME to the network between the machines; NCCL_DEBUG=INFO says what NCCL tries"
+    try:
+        total = torch.ones(1, device="cuda" if on_gpu else "cpu")
+        work, deadline = dist.all_reduce(total, async_op=True), time.monotonic() + seconds
+        while not work.is_completed():
+            if time.monotonic() > deadline:
+                raise TrainingError(f"{what} did not add up a number within {seconds:g} s: {fix}")
+            time.sleep(0.01)
+        work.wait()
+        added = total.item()
+    except RuntimeError as error:
+        raise TrainingError(f"{what} cannot add up a number ({first_line(error)}): {fix}") from error
+    if added != dist.get_world_size():
+        raise TrainingError(f"the sum of ones over {dist.get_world_size()} ranks is {added:g}")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,8 +1,12 @@
 """The lock goes with the process that took it."""
 
+import errno
+import fcntl
 import os
 import signal
 import time
+
+import pytest
 
 from focal_det.engine.lock import FolderLock
 
@@ -23,6 +27,26 @@ def test_a_forked_worker_that_outlives_its_trainer_does_not_hold_the_folder(tmp_
     finally:
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys, code):
+    _answer(monkeypatch, code)
+    with FolderLock(str(tmp_path)):
+        assert f"OUTPUT_DIR {tmp_path} is on a file system without locks" in capsys.readouterr().err
+
+
+def test_another_error_of_the_lock_is_no_lock(tmp_path, monkeypatch):
+    _answer(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"), FolderLock(str(tmp_path)):
+        pass
+
+
+def _answer(monkeypatch, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
 
 
 def _is_free(folder):

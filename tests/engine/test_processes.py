@@ -23,9 +23,7 @@ def without(environ, *names):
 def test_torchrun():
     place = Place(3, 4, 1, 2, "node1", 29500, "torchrun")
     assert place_from_environment(TORCHRUN) == place
-    elastic = {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    again = place_from_environment({**TORCHRUN, **elastic})
-    assert (again.restarts, again.store_is_there) == (2, True)
+    assert place_from_environment({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"}).store_is_there
 
 
 def test_a_step_of_slurm():

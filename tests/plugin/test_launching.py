@@ -87,9 +87,9 @@ class Started:
         return self._out.read_text()
 
 
-def torchrun(rank, port, size=2, restarts=0):
+def torchrun(rank, port, size=2):
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    elastic = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": restarts}
+    elastic = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "none"}
     return {name: str(value) for name, value in {**names, **elastic}.items()}
 
 
@@ -184,7 +184,7 @@ def test_a_killed_rank_and_an_elastic_restart_end_with_the_same_weights(in_two, 
     other.process.kill()  # as torchrun does
     other.end()
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000001.pth"
-    finish(start_all(tmp_path, [torchrun(rank, port, restarts=1) for rank in range(2)], "--resume", "auto"))
+    finish(start_all(tmp_path, [torchrun(rank, port) for rank in range(2)], "--resume", "auto"))
     assert "Starting training from iteration 2" in (tmp_path / "run" / "log.txt").read_text()
     for name, value in weights(in_two).items():
         assert torch.equal(value, weights(tmp_path)[name])

@@ -362,7 +362,7 @@ def test_a_folder_that_changed_since_it_was_looked_at_is_left_alone(tmp_path):
     save(tmp_path, 9)
     found = find_checkpoint(tmp_path, "required")
     save(tmp_path, 19)
-    partial = tmp_path / ".77.part.pth"
+    partial = tmp_path / ".77-0a1b2c3d.part.pth"
     partial.touch()
     with pytest.raises(InputError, match="another training has written here"), folder_taken(tmp_path, found):
         pass
