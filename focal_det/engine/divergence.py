@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..files import written_whole
 from .loss_keys import without_unread_keys
+from .steps import unwrapped
 from .stopping import shared_agreement
 from .suspects import folder_of
 
@@ -163,7 +164,7 @@ def write_divergence(
     stem = f"iteration_{iteration:07d}_rank{comm.get_rank()}"
     names = (f"{stem}{suffix}.pth" for suffix in ("", *(f"_{number}" for number in range(2, 1000))))
     path = next(folder / name for name in names if not (folder / name).exists())
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    inner = unwrapped(model)
     content = {
         "format": FORMAT,
         "iteration": iteration,

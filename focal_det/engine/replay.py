@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, cut
 from .bfloat16 import keep_top_in_float32
+from .checkpoint_file import contents, damage
 from .config_file import load_config
 from .devices import choose_device
 from .divergence import FORMAT
@@ -64,12 +64,10 @@ def read_divergence(path: Path) -> Divergence:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; a diverged training writes OUTPUT_DIR/diverged/*.pth")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how a stranger's file was pickled
-            record = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a reader of somebody's file may raise
-        raise InputError(f"{path}: cannot be read ({type(error).__name__}: {cut(error, 200)})") from error
+    reason = damage(path)
+    if reason:
+        raise InputError(f"{path}: cannot be read: {reason}")
+    record = contents(path)
     problem = _problem_of(record)
     if problem:
         raise InputError(f"{path}: no file of a diverged training: {problem}")

@@ -6,15 +6,14 @@ import copy
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -22,9 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter
 
 from ..modeling.retinanet import FocalRetinaNet
-from .bfloat16 import BFloat16Trainer
 from .checkpoints import FINAL, KeepBest, RunCheckpointer, retention_words
-from .deferred_metrics import DeferredMetrics
 from .divergence import CheckNumbers
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
@@ -33,14 +30,11 @@ from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
 from .metric_history import MetricHistory, MetricsFile
 from .nan_words import nan_lines
 from .run_record import RunRecord
+from .steps import WRITE_PERIOD, lay_out_as_parameters, make_step, unwrapped, when_due
 from .stopping import StopOnSignal, stoppable
 from .submission import SubmissionEvaluator
-from .suspects import note_suspect, suspects
 from .train_loader import TrainLoader, build_train_loader
 from .validation import ValidationLoss
-
-# Iterations between two lines of the log, Detectron2's default.
-WRITE_PERIOD = 20
 
 
 class Trainer(DefaultTrainer):
@@ -66,7 +60,7 @@ class Trainer(DefaultTrainer):
         # Not the GPU of the rank's number, which Detectron2 takes: a scheduler may show it but one.
         device_ids = None if on_cpu else [torch.cuda.current_device()]
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
-        self._is_due = _when_due(cfg)  # once, and alike on all ranks: they come together where it is
+        self._is_due = when_due(cfg)  # once, and alike on all ranks: they come together where it is
         self._trainer = make_step(cfg, model, data_loader, optimizer, self._is_due)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RunCheckpointer(
@@ -88,7 +82,7 @@ class Trainer(DefaultTrainer):
         self.writers: list[EventWriter] = []  # of the main process
         self.register_hooks(self.build_hooks())
         for words in (
-            levers_line(cfg, _unwrapped(model)),
+            levers_line(cfg, unwrapped(model)),
             retention_words(self.checkpointer.kept, self.max_iter, cfg.SOLVER.CHECKPOINT_PERIOD),
         ):
             if words:
@@ -110,7 +104,7 @@ class Trainer(DefaultTrainer):
 
         If the head is left as it was initialised, its first loss will be checked.
         """
-        model = _unwrapped(self.model)
+        model = unwrapped(self.model)
         head = model.head if isinstance(model, FocalRetinaNet) else torch.nn.Module()
         before = copy.deepcopy(head.state_dict())
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
@@ -122,7 +116,7 @@ class Trainer(DefaultTrainer):
                 self.optimizer.param_groups, settings, self.scheduler.get_lr(), strict=True
             ):
                 group.update({**of_config, "lr": lr})
-            _lay_out_as_parameters(self.optimizer)
+            lay_out_as_parameters(self.optimizer)
             if isinstance(self.data_loader, TrainLoader):
                 self.data_loader.start = self.start_iter
         is_fresh = all(torch.equal(before[name], value) for name, value in head.state_dict().items())
@@ -199,7 +193,7 @@ class Trainer(DefaultTrainer):
     def draw(cls, cfg: CfgNode, model: torch.nn.Module) -> None:
         """Draw detections on the main process; see `draw_detections`."""
         if comm.is_main_process():
-            sheet = draw_detections(cfg, _unwrapped(model), DatasetMapper(cfg, is_train=False), Path(cfg.OUTPUT_DIR))
+            sheet = draw_detections(cfg, unwrapped(model), DatasetMapper(cfg, is_train=False), Path(cfg.OUTPUT_DIR))
             if sheet:
                 logging.getLogger(__name__).info(f"Ground truth beside detections: {sheet}")
 
@@ -215,7 +209,7 @@ class Trainer(DefaultTrainer):
             hook for hook in of_detectron2 if not isinstance(hook, EvalHook | PeriodicCheckpointer | PeriodicWriter)
         ]
         saving = [hook for hook in of_detectron2 if isinstance(hook, PeriodicCheckpointer)]
-        model = _unwrapped(self.model)
+        model = unwrapped(self.model)
         if isinstance(model, FocalRetinaNet) and comm.is_main_process():
             first.append(LogAssignment(model.criterion))
         scaled = isinstance(self._trainer, AMPTrainer)  # such gradients may overflow, and are then left out
@@ -253,57 +247,3 @@ def ap_name(cfg: CfgNode) -> str:
     """What the metrics call the AP of the first test set."""
     sets = cfg.DATASETS.TEST
     return f"{sets[0]}/bbox/AP" if len(sets) > 1 else "bbox/AP"
-
-
-def step_of(cfg: CfgNode) -> type[SimpleTrainer]:
-    """The class that does a training step as SOLVER.AMP says."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer
-    return BFloat16Trainer if cfg.SOLVER.AMP.DTYPE == "bfloat16" else AMPTrainer
-
-
-def make_step(
-    cfg: CfgNode,
-    model: torch.nn.Module,
-    data_loader: Any,
-    optimizer: torch.optim.Optimizer,
-    is_due: Callable[[int], bool],
-) -> SimpleTrainer:
-    """What does the training steps; on a GPU without waiting for their losses."""
-    step = step_of(cfg)
-    if not _is_on_gpu(cfg):
-        return step(model, data_loader, optimizer)
-    deferred = type(f"Deferred{step.__name__}", (DeferredMetrics, step), {})
-    return deferred(model, data_loader, optimizer, is_due=is_due, note=partial(note_suspect, cfg.OUTPUT_DIR))
-
-
-def _is_on_gpu(cfg: CfgNode) -> bool:
-    return bool(cfg.MODEL.DEVICE.startswith("cuda"))
-
-
-def _when_due(cfg: CfgNode) -> Callable[[int], bool]:
-    """Of an iteration, whether numbers are read from a GPU: before they are logged or a checkpoint could save what
-    diverged, and at each step where the run has diverged before. Of a processor they always are.
-    """
-    if not _is_on_gpu(cfg):
-        return lambda _: True
-    periods = (WRITE_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER)
-    again = suspects(cfg.OUTPUT_DIR, WRITE_PERIOD)
-    return lambda iteration: (
-        iteration in again or any(period > 0 and (iteration + 1) % period == 0 for period in periods)
-    )
-
-
-def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give what was loaded, such as momentum, its parameter's strides, which the saved run may not have had.
-
-    PyTorch's fused kernels take both in the order of memory.
-    """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model

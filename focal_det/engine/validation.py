@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.spread import evenly_spread
 from ..modeling.normalizer import LossNormalizer
 from ..modeling.retinanet import FocalRetinaNet
+from .steps import unwrapped
 from .stopping import stoppable
 
 PICTURES = 200
@@ -104,7 +105,7 @@ class ValidationLoss(HookBase):
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """The losses by name; empty, with a line in the log the first time, where there are none to be had."""
-        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        model = unwrapped(model)
         is_first = self._records is None
         if self._records is None:
             self._records = evenly_spread(DatasetCatalog.get(self.cfg.DATASETS.TEST[0]), PICTURES)

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..errors import EXIT_FAULT, TrainingError
 from .faults import is_lost_connection
+from .steps import unwrapped
 from .stopping import Stopping
 
 PERIOD = 1.0  # seconds between two signs of life, and between two looks
@@ -97,7 +98,7 @@ class Watch:
 
     def follow_model(self, model: nn.Module) -> None:
         """See from a model, which may be one that is only evaluated, that this rank gets further."""
-        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        inner = unwrapped(model)
         inner.register_forward_pre_hook(lambda module, _: self.move(place=2 if module.training else 3))
 
     def move(self, *, place: int, iteration: int | None = None) -> None:

@@ -21,7 +21,7 @@ from focal_det.engine.devices import choose_device
 from focal_det.engine.draw import draw_detections
 from focal_det.engine.hooks import DrawDetections, LogAssignment
 from focal_det.engine.schedule import scale_schedule
-from focal_det.engine.trainer import step_of
+from focal_det.engine.steps import step_of
 from focal_det.errors import InputError
 
 SHAPES = "shapes_val_5_64px"

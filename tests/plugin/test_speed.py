@@ -15,7 +15,8 @@ from torch import nn
 from focal_det.engine import devices
 from focal_det.engine.deferred_metrics import DeferredMetrics
 from focal_det.engine.devices import choose_device
-from focal_det.engine.trainer import Trainer, _lay_out_as_parameters
+from focal_det.engine.steps import lay_out_as_parameters
+from focal_det.engine.trainer import Trainer
 from focal_det.losses.formula import Formula
 from focal_det.modeling import dense_losses
 from focal_det.modeling.compiled import CompiledOrPlain
@@ -233,7 +234,7 @@ def test_loaded_momentum_is_laid_out_as_its_parameter():
         saved = optimizer.state_dict()
         saved["state"][0]["momentum_buffer"] = saved["state"][0]["momentum_buffer"].contiguous()  # of another run
         optimizer.load_state_dict(saved)
-        _lay_out_as_parameters(optimizer)
+        lay_out_as_parameters(optimizer)
         optimizer.step()
         updated.append(conv.weight.detach().clone())
     torch.testing.assert_close(*updated)
