@@ -6,8 +6,10 @@ PyTorch's own start would wait for half an hour and name nobody.
 from __future__ import annotations
 
 import json
+import queue
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,14 +73,35 @@ def open_store(caller: Caller, deadline: float, *, is_host: bool) -> dist.TCPSto
     """
     if not is_host:
         _wait_for_host(caller, deadline)
+    left = max(1.0, deadline - time.monotonic())
+    opened: queue.Queue[dist.TCPStore | RuntimeError] = queue.Queue()
+
+    def open_it() -> None:
+        try:
+            opened.put(
+                dist.TCPStore(
+                    caller.host,
+                    caller.port,
+                    is_master=is_host,
+                    wait_for_workers=False,
+                    timeout=timedelta(seconds=left),
+                )
+            )
+        except RuntimeError as error:
+            opened.put(error)
+
+    # Beside this thread: for one that listens and does not answer PyTorch waits without end, and heeds no signal.
+    threading.Thread(target=open_it, daemon=True).start()
     try:
-        return dist.TCPStore(
-            caller.host,
-            caller.port,
-            is_master=is_host,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
-        )
+        store = opened.get(timeout=left + _PATIENCE)
+        if isinstance(store, dist.TCPStore):
+            return store
+        raise store
+    except queue.Empty:
+        raise TrainingError(
+            f"something listens at {caller.address} and does not answer as a training does: is the port taken by "
+            f"another program on the machine of {caller.what} 0?"
+        ) from None
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise InputError(

@@ -200,3 +200,14 @@ def test_ranks_that_do_not_answer_are_named(port, monkeypatch):
     finally:
         dist.destroy_process_group()
     assert roll_call.first_line(ValueError()) == "ValueError"
+
+
+def test_what_listens_and_does_not_answer_is_not_waited_for_without_end():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        began = time.monotonic()
+        said = come(machine(1, silent.getsockname()[1], seconds=2.0))
+        assert time.monotonic() - began < 15
+    assert "something listens at tcp://127.0.0.1:" in said
+    assert "does not answer as a training does" in said
