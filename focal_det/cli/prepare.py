@@ -187,7 +187,10 @@ def _flag_problems(args: argparse.Namespace) -> list[str]:
         problems.append(
             f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: ranks go from 0 to machines - 1"
         )
-    if args.num_machines > 1 and not re.fullmatch(r"tcp://.+:\d+", args.dist_url):
+    port = re.fullmatch(r"tcp://[^/]+:(\d{1,5})", args.dist_url)
+    if args.dist_url != "auto" and not (port and 0 < int(port[1]) < 65536):
+        problems.append(f"--dist-url is {args.dist_url!r}; give tcp://HOST:PORT, or leave it out on one machine")
+    elif args.num_machines > 1 and not port:
         problems.append(
             "--num-machines above 1 needs --dist-url tcp://HOST:PORT of machine 0, the same on each machine"
         )

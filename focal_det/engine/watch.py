@@ -56,6 +56,7 @@ class Watch:
         self._verdict: str | None = None
         self._moves, self._rounds = _Unchanged(), 0
         self._closed = threading.Event()
+        self._parent = os.getppid()
 
     def __enter__(self) -> Watch:
         if self.ranks == 1:
@@ -154,9 +155,15 @@ class Watch:
                 self._end()
 
     def _run_beside(self) -> None:
-        """End where the store's process is stopped: what is asked of it then waits without end."""
+        """End where the store's process is stopped: what is asked of it then waits without end; and with the launcher.
+
+        The launcher holds the folder's lock: without it another training may start there.
+        """
         rounds = _Unchanged()
         while not self._closed.wait(PERIOD):
+            if os.getppid() != self._parent:
+                print("error: the process that started this rank is gone", file=sys.stderr, flush=True)
+                os._exit(EXIT_FAULT)
             rounds.look(self._rounds)
             if rounds.looks * PERIOD >= self._dead_after + PERIOD and self._verdict is None:
                 self._verdict = f"rank 0 is stopped: it has not answered for {self._dead_after:g} s"

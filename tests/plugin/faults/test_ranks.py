@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from focal_det.engine import watch
 from focal_det.engine.faults import is_lost_connection
 from focal_det.engine.trainer import Trainer
+from focal_det.engine.watch import Watch
 from focal_det.errors import TrainingError
 from focal_det.modeling.retinanet import FocalRetinaNet
 
@@ -172,3 +174,13 @@ def test_what_is_no_number_on_one_rank_ends_all_before_the_weights_change(start,
         last = rank.text.splitlines()[-1]
         assert last.startswith(f"error: FloatingPointError: {said}")
         assert f"focal-det replay {', or '.join(map(str, files))}" in last
+
+
+def test_without_its_launcher_which_holds_the_folder_a_rank_ends(monkeypatch, capsys):
+    monkeypatch.setattr("focal_det.engine.watch.os._exit", sys.exit)
+    monkeypatch.setattr("focal_det.engine.watch.PERIOD", 0.01)
+    orphan = Watch(hang_timeout=0)
+    monkeypatch.setattr("focal_det.engine.watch.os.getppid", lambda: 1)  # whose child an orphan becomes
+    with pytest.raises(SystemExit, match="1"):
+        orphan._run_beside()
+    assert "the process that started this rank is gone" in capsys.readouterr().err
