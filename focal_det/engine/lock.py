@@ -33,7 +33,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         """Raises InputError if another process holds the lock; warns where the file system has no locks."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w")
+        self._file = self.path.open("a")  # nothing of it is written, nor cut
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -97,5 +97,5 @@ class MetricsFile(EventWriter):
 def _iteration_of(line: str) -> int:
     try:
         return int(json.loads(line)["iteration"]) if line.endswith("\n") else -1
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, OverflowError, TypeError):
         return -1
