@@ -1,7 +1,6 @@
 """Whatever stands in a file that somebody gives, what reads it answers in words: no other exception, no crash.
 
-Quick and the same each time in the suite. FOCAL_DET_FUZZ_EXAMPLES=N tries N inputs for each target, from the seed
-FOCAL_DET_FUZZ_SEED, and says how many it tried.
+See tests/fuzzed.py for FOCAL_DET_FUZZ_EXAMPLES and FOCAL_DET_FUZZ_SEED.
 """
 
 # ruff: noqa: PT017 - an input may be answered by an error or by a result
@@ -9,14 +8,12 @@ FOCAL_DET_FUZZ_SEED, and says how many it tried.
 import copy
 import io
 import json
-import os
 import pickle
-import time
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from fuzzed import fuzz, mutated
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -31,61 +28,6 @@ from focal_det.inference.exported import METADATA_KEY, ExportedDetector
 from focal_det.inference.pictures import PictureError, read_picture
 from focal_det.plain_data import parse_yaml
 from focal_det.report.run_files import read_run
-
-EXAMPLES = os.environ.get("FOCAL_DET_FUZZ_EXAMPLES")
-
-
-def fuzz(strategy, *, quick):
-    """Calls the test with a function that gives one input after the other to what is tried."""
-
-    def try_all(attempt, name):
-        tried, start = [0], time.monotonic()
-
-        @seed(int(os.environ.get("FOCAL_DET_FUZZ_SEED", "0")))
-        @settings(
-            max_examples=int(EXAMPLES or quick),
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink],
-        )
-        @given(strategy)
-        def one(value):
-            tried[0] += 1
-            attempt(value)
-
-        one()
-        if EXAMPLES:
-            print(f"\nfuzzed {name}: {tried[0]} inputs in {time.monotonic() - start:.0f} s")
-
-    return pytest.mark.parametrize("tries", [try_all], ids=[""])
-
-
-def mutated(*originals):
-    """Bytes of one of these with bytes replaced, taken out, put in, repeated, or cut off."""
-    edits = st.lists(
-        st.tuples(st.sampled_from("rrritdc"), st.floats(0, 1), st.binary(min_size=1, max_size=6)),
-        min_size=1,
-        max_size=8,
-    )
-
-    def change(original, edits):
-        for kind, where, new in edits:
-            place = int(where * len(original))
-            if kind == "r":
-                original = original[:place] + new + original[place + len(new) :]
-            elif kind == "i":
-                original = original[:place] + new * len(new) + original[place:]
-            elif kind == "t":
-                original = original[:place] + original[place + 8 * len(new) :]
-            elif kind == "d":
-                original = original[:place] + original[max(0, place - 40) :]
-            else:
-                original = original[:place]
-        return original
-
-    return st.builds(change, st.sampled_from(originals), edits)
-
 
 ODD = st.one_of(
     st.none(),

@@ -1,20 +1,18 @@
 """Configurations and checkpoints that somebody gives: words or a result, and nothing made on disk.
 
-See tests/faults/test_fuzzing.py for FOCAL_DET_FUZZ_EXAMPLES and FOCAL_DET_FUZZ_SEED.
+See tests/fuzzed.py for FOCAL_DET_FUZZ_EXAMPLES and FOCAL_DET_FUZZ_SEED.
 """
 # ruff: noqa: PT017 - an input may be answered by an error or by a result
 
 import io
-import os
 import pickle
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from fuzzed import fuzz, mutated
 from hypothesis import strategies as st
 
 from focal_det.engine.config_file import load_config, read_config
@@ -22,57 +20,6 @@ from focal_det.engine.safe_weights import SafeCheckpointer
 from focal_det.errors import InputError
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = os.environ.get("FOCAL_DET_FUZZ_EXAMPLES")
-
-
-def fuzz(strategy, *, quick):
-    """Calls the test with a function that gives one input after the other to what is tried."""
-
-    def try_all(attempt, name):
-        tried, start = [0], time.monotonic()
-
-        @seed(int(os.environ.get("FOCAL_DET_FUZZ_SEED", "0")))
-        @settings(
-            max_examples=int(EXAMPLES or quick),
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink],
-        )
-        @given(strategy)
-        def one(value):
-            tried[0] += 1
-            attempt(value)
-
-        one()
-        if EXAMPLES:
-            print(f"\nfuzzed {name}: {tried[0]} inputs in {time.monotonic() - start:.0f} s")
-
-    return pytest.mark.parametrize("tries", [try_all], ids=[""])
-
-
-def mutated(*originals):
-    """Bytes of one of these with bytes replaced, taken out, put in, or cut off."""
-    edits = st.lists(
-        st.tuples(st.sampled_from("rrritc"), st.floats(0, 1), st.binary(min_size=1, max_size=6)),
-        min_size=1,
-        max_size=8,
-    )
-
-    def change(original, edits):
-        for kind, where, new in edits:
-            place = int(where * len(original))
-            if kind == "r":
-                original = original[:place] + new + original[place + len(new) :]
-            elif kind == "i":
-                original = original[:place] + new * len(new) + original[place:]
-            elif kind == "t":
-                original = original[:place] + original[place + 8 * len(new) :]
-            else:
-                original = original[:place]
-        return original
-
-    return st.builds(change, st.sampled_from(originals), edits)
 
 
 def keys(node, prefix=""):
