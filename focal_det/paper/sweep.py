@@ -150,7 +150,7 @@ def _run(run: Run, num_gpus: int, passing: _Passing, show: Callable[[int], objec
             child.wait()
         passing.child = None
     status, error = _judge(run, child.returncode, _tail(run.folder / LOG, log_start), stopped=bool(passing.received))
-    seconds = round(record.seconds + time.monotonic() - started, 1)
+    seconds = round(record.seconds + time.monotonic() - started, 3)
     write_record(run.folder, replace(record, status=status, error=error, seconds=seconds))
     return status
 
