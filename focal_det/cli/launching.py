@@ -6,6 +6,7 @@ Either way the input is checked first, all are called before anything long, and 
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import re
 import sys
@@ -26,13 +27,14 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from ..data.catalog import prepare_shapes
 from ..engine.devices import gpu_id, gpu_of
 from ..engine.job import Job, run_job
+from ..engine.listening import nothing_to_save
 from ..engine.processes import Place
 from ..engine.roll_call import Caller, call_roll, first_line, open_store, reach_all
 from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError
 from .common import print_problems
 from .prepare import Plan, check, write
 from .resuming import folder_taken
-from .signals import PassOn, killed_words
+from .signals import PassOn, killed_words, stopping_signal
 from .start_watch import StartWatch
 from .together import Together, see_folder
 
@@ -85,6 +87,7 @@ def _come_together(args: argparse.Namespace, plan: Plan) -> None:
 
 
 def _launch(args: argparse.Namespace, job: Job) -> int:
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # ranks that are ended say why
     stopped = multiprocessing.get_context("spawn").Event()
     # One alone is the process that trains, and listens itself.
     signals = PassOn() if args.num_gpus * args.num_machines > 1 else None
@@ -113,11 +116,14 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
         except ProcessExitedException as error:
             if start.words:
                 raise TrainingError(start.words) from None
+            if args.eval_only and (number := stopping_signal(error.exit_code)):
+                print(nothing_to_save(number), file=sys.stderr, flush=True)
+                return 128 + number
             if signals is not None and not args.eval_only and signals.ended_before_listening(error.exit_code):
                 return EXIT_STOPPED
             if error.exit_code < 0:
                 rank = args.machine_rank * args.num_gpus + error.error_index
-                raise TrainingError(killed_words(rank, error.exit_code)) from None
+                raise TrainingError(killed_words(rank, error.exit_code, trains=not args.eval_only)) from None
             return error.exit_code  # the rank has said why
         finally:
             start.end()

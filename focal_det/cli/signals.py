@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..engine.listening import nothing_to_save
 from ..engine.workers import SAME_WISH_SECONDS, STOP_SIGNALS
 from ..errors import EXIT_STOPPED
 
@@ -37,6 +38,7 @@ def _end_untrained(number: int, _: Any) -> None:
 
 
 def _end(number: int, _: Any) -> None:
+    print(nothing_to_save(number), file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 
 
@@ -77,7 +79,7 @@ class PassOn:
         return is_so
 
 
-def killed_words(rank: int, exit_code: int) -> str:
+def killed_words(rank: int, exit_code: int, *, trains: bool) -> str:
     """What to say of a rank that a signal has ended.
 
     Args:
@@ -85,4 +87,11 @@ def killed_words(rank: int, exit_code: int) -> str:
     """
     name = signal.Signals(-exit_code).name
     why = ": the system does that when memory runs out (see dmesg)" if -exit_code == signal.SIGKILL else ""
-    return f"rank {rank} was ended by {name}{why}. Run again with --resume auto to go on from what was saved"
+    again = ". Run again with --resume auto to go on from what was saved" if trains else ""
+    return f"rank {rank} was ended by {name}{why}{again}"
+
+
+def stopping_signal(exit_code: int) -> int:
+    """The signal that has stopped an evaluation, of a rank of which this is the exit code; 0 if it was none."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    return number if number in STOP_SIGNALS else 0

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from ..engine.listening import nothing_to_save
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from .arguments import parse_arguments
 from .common import print_problems, silence_detectron2
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_problems([str(error)])
         return EXIT_FAULT
     except KeyboardInterrupt:
-        print("stopped outside of training: nothing to save", file=sys.stderr)
+        print(nothing_to_save(signal.SIGINT), file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         if "TORCHELASTIC_RUN_ID" in os.environ:

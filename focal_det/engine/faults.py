@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import traceback
+
 import torch
 import torch.distributed as dist
+
+from ..errors import TrainingError
 
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
 
 
+def told(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    what = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+    what = " ".join(what.split()).removesuffix(":")
+    return f"a worker of its loader was killed ({what})" if is_killed_worker(error) else what
+
+
 def what_helps(error: BaseException) -> str:
     """What to do about a fault of a running training or evaluation; empty if that is not known."""
+    if is_killed_worker(error):
+        return (
+            "The system does that when memory runs out (see dmesg). What helps: fewer DATALOADER.NUM_WORKERS, or more "
+            "memory for the job"
+        )
     if isinstance(error, FloatingPointError):
         return (
             "The training diverged. What helps: a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "
@@ -26,6 +42,23 @@ def what_helps(error: BaseException) -> str:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether it says no more than that another rank went away; PyTorch says so in its own words."""
+    if is_killed_worker(error):
+        return False
     if isinstance(error, dist.DistError):
         return True
     return type(error) is RuntimeError and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+
+
+def is_killed_worker(error: BaseException) -> bool:
+    """Whether a process of a loader of this rank is gone, so that something has killed it.
+
+    PyTorch says so, or that the connection to it is lost if it was just giving pictures away. What a worker itself
+    meets it raises anew in the loader, and says of it that it was caught.
+    """
+    words = str(error)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in words:
+        return "is killed by signal" in words or "exited unexpectedly" in words
+    if not isinstance(error, ConnectionError | EOFError) or "in DataLoader worker process" in words:
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "torch.utils.data.dataloader" for frame, _ in frames)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,12 +23,13 @@ from .devices import share_cores
 from .faults import what_helps
 from .last_page import write_last_page
 from .last_words import loss_warning, scores_line
+from .listening import Listening
 from .run_record import RunRecord
 from .run_setup import log_file, set_up_run
 from .stopping import Stopping, TrainingStopped, stopped_words
 from .trainer import Trainer
 from .watch import Watch
-from .workers import STOP_SIGNALS, start_workers_by_fork
+from .workers import start_workers_by_fork, workers_ignored
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ def run_job(job: Job, stopped: Any) -> None:
         TrainingError: whatever went wrong, with what helps, in one line; its trace is in the log. Of several ranks each
             prints that line instead, and ends with exit code 1.
     """
-    if job.eval_only:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a rank that starts holds them back; see train_net.py
-    with Watch(job.hang_timeout) as watch, nullcontext() if job.eval_only else Stopping() as stopping:
-        watch.stopping = stopping
+    stopping = None if job.eval_only else Stopping()
+    # Who evaluates alone is ended by the command's own handlers; a rank may wait where these are not called.
+    evaluating = nullcontext() if comm.get_world_size() == 1 else Listening()
+    with Watch(job.hang_timeout) as watch, stopping or evaluating as watch.listening:
         try:
             _set_up(job)
             if stopping is None:
                 model = Trainer.build_model(job.cfg)
                 RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
-                watch.follow_model(model)
+                watch.progress.follow_model(model)
                 Trainer.test(job.cfg, model)
                 Trainer.draw(job.cfg, model)
             else:
@@ -81,9 +81,10 @@ def run_job(job: Job, stopped: Any) -> None:
         except TrainingStopped:
             stopped.set()
         except Exception as error:
-            _log().debug("Its trace:", exc_info=True)
-            where = "" if isinstance(error, TrainingError) else f"(trace: {log_file(job.cfg)})"
-            words = " ".join(filter(None, (watch.tell(error), what_helps(error), where)))
+            with workers_ignored():  # else one that was killed would end this here, before the others know
+                _log().debug("Its trace:", exc_info=True)
+                where = "" if isinstance(error, TrainingError) else f"(trace: {log_file(job.cfg)})"
+                words = " ".join(filter(None, (watch.tell(error), what_helps(error), where)))
             if watch.ranks == 1:
                 raise TrainingError(words) from error
             print(f"error: {words}", file=sys.stderr, flush=True)

@@ -1,12 +1,9 @@
-"""Stopping on a signal: it is noticed at once, and all ranks agree where they stop, save and leave."""
+"""Stopping on a signal: all ranks agree where they stop, save and leave."""
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +13,8 @@ from detectron2.utils import comm
 
 from .agreement import Agreement
 from .deferred_metrics import DeferredMetrics
+from .listening import Listening
 from .suspects import note_suspect
-from .workers import SAME_WISH_SECONDS, STOP_SIGNALS, workers_shielded
 
 _current: Stopping | None = None
 
@@ -26,51 +23,38 @@ class TrainingStopped(BaseException):
     """A signal ended the training early and everything is saved. Not an Exception: nothing went wrong."""
 
 
-class Stopping:
+class Stopping(Listening):
     """While open, SIGTERM, SIGINT and SIGUSR1 to any rank are a wish to stop; a second one ends its process at once.
 
-    To be opened by all ranks at once, each in its main thread. A thread notices the signals, since the main one may
-    wait for a rank that will never answer; loader workers do not notice them.
+    To be opened by all ranks at once, each in its main thread.
 
     Attributes:
-        wish: the signal's number; 0 as long as none came.
-        elsewhere: likewise, of another rank, as far as it is known here.
+        elsewhere: as `wish`, of another rank, as far as it is known here.
         agreed: the signal on which all ranks stop; 0 as long as they do not.
         done: iterations of the training that are done.
     """
 
     def __init__(self) -> None:
-        self.wish = self.elsewhere = self.agreed = self.done = 0
+        super().__init__()
+        self.elsewhere = self.agreed = self.done = 0
         self.agreement = Agreement()
-        # a launcher signals the ranks that are left when one has died, and they will not come to save
-        alone = comm.get_world_size() == 1
-        self._heard = "finishing this step, then saving" if alone else "asking all ranks to finish this step and save"
 
     def __enter__(self) -> Stopping:
         global _current
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, _leave_to_the_listener) for number in STOP_SIGNALS}
-        self._shield = workers_shielded()
-        self._shield.__enter__()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a rank that starts holds them back; see train_net.py
         self._outer, _current = _current, self
+        super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         global _current
         _current = self._outer
-        self._shield.__exit__(*error)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        os.write(self._write, b"\0")
-        self._listener.join()
-        os.close(self._read)
-        os.close(self._write)
+        super().__exit__(*error)
+
+    def heard(self) -> None:
+        # a launcher signals the ranks that are left when one has died, and they will not come to save
+        alone = comm.get_world_size() == 1
+        what = "finishing this step, then saving" if alone else "asking all ranks to finish this step and save"
+        _log().warning(f"{signal.Signals(self.wish).name}: {what}; once more to end at once.")
 
     @property
     def asked(self) -> int:
@@ -82,19 +66,6 @@ class Stopping:
         if number:
             self.agreed = number
             raise TrainingStopped
-
-    def _listen(self) -> None:
-        since = 0.0
-        while (number := os.read(self._read, 1)[0]) != 0:
-            if number not in STOP_SIGNALS:
-                continue
-            now = time.monotonic()
-            if not self.wish:
-                self.wish, since = number, now
-                name = signal.Signals(number).name
-                _log().warning(f"{name}: {self._heard}; once more to end at once.")
-            elif now - since > SAME_WISH_SECONDS:
-                os._exit(128 + number)
 
 
 def shared_agreement() -> Agreement:
@@ -208,10 +179,6 @@ def stopped_words(number: int, done: int, started_with: int, max_iter: int) -> s
     if done == started_with:
         return f"{name}: nothing more was trained: the same command goes on after iteration {done - 1}"
     return f"{name}: stopped after iteration {done - 1}, all saved. Run again with --resume to go on."
-
-
-def _leave_to_the_listener(number: int, frame: Any) -> None:
-    """So that the signal does nothing else."""
 
 
 def _log() -> logging.Logger:

@@ -19,6 +19,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..files import write_text_whole, written_whole
 from ..report.run_files import DATASET, DETECTIONS
+from .progress import scoring
 
 
 class SubmissionEvaluator(COCOEvaluator):
@@ -42,7 +43,9 @@ class SubmissionEvaluator(COCOEvaluator):
 
     def evaluate(self, img_ids: Any = None) -> Any:
         """As Detectron2's; of the main process alone."""
-        results = super().evaluate(img_ids)
+        comm.synchronize()  # from here on none waits for another's pictures
+        with scoring():
+            results = super().evaluate(img_ids)
         detections = self._place.folder / DETECTIONS
         if comm.is_main_process() and detections.is_file():
             write_place(self._dataset, self._place, Path(self._cfg.OUTPUT_DIR), **self._evaluated())

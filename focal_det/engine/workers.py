@@ -53,6 +53,19 @@ def _end_with_parent(parent: int) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
+@contextmanager
+def workers_ignored() -> Iterator[None]:
+    """While open, PyTorch does not raise a loader worker's end in this process wherever that happens to be.
+
+    To be opened in the main thread.
+    """
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def start_workers_by_fork() -> None:
     """Let loaders fork their workers, also in a rank that was spawned, which else spawns them: seconds each time."""
     if sys.platform == "linux":

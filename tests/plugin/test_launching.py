@@ -3,20 +3,25 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from focal_det.cli import launching
 from focal_det.cli.train import main
-from focal_det.engine import devices
+from focal_det.engine import devices, watch
 from focal_det.engine.trainer import Trainer
 from focal_det.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
+from focal_det.modeling.retinanet import FocalRetinaNet
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on the CPU, over gloo")
 
@@ -48,16 +53,16 @@ def free_port():
 class Started:
     """A forked run of train_net.py, which need not import anything anew, with what it printed in a file."""
 
-    def __init__(self, folder, words, environ, killed_in=None):
+    def __init__(self, folder, words, environ, killed_in=None, before=lambda: None):
         folder.mkdir(exist_ok=True)
         number = sum(1 for _ in folder.glob("*.out"))
         self._out = folder / f"{number}.out"
         self._out.touch()
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=self._run, args=(list(map(str, words)), environ, killed_in))
+        self.process = context.Process(target=self._run, args=(list(map(str, words)), environ, killed_in, before))
         self.process.start()
 
-    def _run(self, words, environ, killed_in):
+    def _run(self, words, environ, killed_in, before):
         with self._out.open("w") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
@@ -65,6 +70,7 @@ class Started:
             os.environ.update(environ)
             devices.num_cores = lambda: 1  # what was forked may use no other threads
             torch.set_num_threads(1)
+            before()
             step = Trainer.run_step
             Trainer.run_step = lambda self: os.kill(os.getpid(), 9) if self.iter == killed_in else step(self)
             try:
@@ -114,6 +120,10 @@ def start_all(folder, environments, *more, steps=5):
 
 def weights(folder):
     return torch.load(folder / "run" / "model_final.pth", weights_only=True)["model"]
+
+
+def evaluation_of(folder):
+    return "--eval-only", "--num-gpus", "2", "MODEL.WEIGHTS", folder / "run" / "model_final.pth"
 
 
 def last_metrics(folder):
@@ -214,6 +224,69 @@ def test_preflight_of_all_ranks_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+# --- ranks of the launcher -------------------------------------------------------------------------------------------
+
+
+def launch_forked(main_func, ranks, *, dist_url, args, **_):
+    """Detectron2's launcher for one machine, but that forks what it else spawns, for seconds."""
+    store = URL.format(free_port())
+    torch.multiprocessing.start_processes(be_rank, (ranks, store, main_func, args), ranks, start_method="fork")
+
+
+def be_rank(rank, ranks, url, main_func, args):
+    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=ranks)
+    comm.create_local_process_group(ranks)
+    main_func(*args)
+
+
+def in_a_group_that_never_ends():
+    """Launches by forks, in a process group of its own; each rank says when it detects, and one never has done."""
+    os.setpgid(0, 0)
+    watch.PERIOD = 0.25
+    launching.launch = launch_forked
+
+    def forward(self, batch):
+        print(f"rank {comm.get_rank()} is {os.getpid()}", flush=True)
+        time.sleep(60)
+
+    FocalRetinaNet.forward = forward
+
+
+def is_there(group):
+    """Whether any process of it is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("number", "to"), [(signal.SIGTERM, "launcher"), (signal.SIGINT, "all"), (signal.SIGINT, "rank 1")]
+)
+def test_an_evaluation_is_left_by_its_launcher_and_all_ranks_with_the_signals_code(alone, tmp_path, number, to):
+    more = (*evaluation_of(alone), "DATALOADER.NUM_WORKERS", "1" if to == "all" else "0")
+    launcher = Started(tmp_path, words(tmp_path, *more), {}, before=in_a_group_that_never_ends)
+    deadline = time.monotonic() + 100
+    while len(ranks := dict(re.findall(r"rank (\d) is (\d+)", launcher.output))) < 2 and launcher.poll() is None:
+        assert time.monotonic() < deadline, launcher.output
+        time.sleep(0.05)
+    began = time.monotonic()
+    if to == "all":
+        os.killpg(launcher.process.pid, number)
+    else:
+        os.kill(launcher.process.pid if to == "launcher" else int(ranks["1"]), number)
+    assert launcher.end() == 128 + number, launcher.output
+    assert time.monotonic() - began < 10
+    assert launcher.output.count(f"{number.name}: stopped outside of training: nothing to save") == 1
+    assert "Traceback" not in launcher.output
+    assert "rank 1 was ended" not in launcher.output
+    deadline = time.monotonic() + 10
+    while is_there(launcher.process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 # --- in this process -------------------------------------------------------------------------------------------------
 
 
@@ -266,3 +339,24 @@ def test_a_port_that_is_taken_meanwhile_is_tried_once_more(monkeypatch, capsys, 
     assert main(words(tmp_path, "--num-gpus", "2", "--dist-url", url or URL.format(free_port()))) == code
     assert said in capsys.readouterr().err
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("of_rank", "code", "said"),
+    [
+        (143, 143, "SIGTERM: stopped outside of training: nothing to save"),
+        (-signal.SIGINT, 130, "SIGINT: stopped outside of training: nothing to save"),
+        (-signal.SIGKILL, EXIT_FAULT, "rank 1 was ended by SIGKILL: the system does that when memory runs out"),
+        (EXIT_FAULT, EXIT_FAULT, ""),
+    ],
+)
+def test_how_a_rank_of_an_evaluation_ended_is_said(alone, monkeypatch, capsys, tmp_path, of_rank, code, said):
+    def launch(*_, **__):
+        raise ProcessExitedException("", 1, 2, of_rank)
+
+    monkeypatch.setattr(launching, "launch", launch)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main(words(tmp_path, *evaluation_of(alone))) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert "--resume" not in told

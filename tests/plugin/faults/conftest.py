@@ -100,12 +100,12 @@ def be_rank(rank, ranks, port, job, stopped, prepare):
 
 @pytest.fixture
 def start(tiny_cfg, tmp_path, monkeypatch):
-    """Starts a training of some ranks. `prepare(rank, ranks)` is called in each before it."""
+    """Starts a training, or an evaluation, of some ranks. `prepare(rank, ranks)` is called in each before it."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     prepare_shapes(SETS)
     runs = []
 
-    def begin(*overrides, ranks=2, prepare=None, hang_timeout=60, resume=False, steps=1000):
+    def begin(*overrides, ranks=2, prepare=None, hang_timeout=60, resume=False, steps=1000, eval_only=False):
         words = [
             *("SOLVER.MAX_ITER", str(steps), "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001", "SEED", "3"),
             *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),
@@ -116,7 +116,7 @@ def start(tiny_cfg, tmp_path, monkeypatch):
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = SETS[:1], SETS[1:]
         cfg.freeze()
         checkpoint = tmp_path / "run" / "model_final.pth" if resume else None
-        job = Job(cfg, (), False, ranks, checkpoint=checkpoint, hang_timeout=hang_timeout)
+        job = Job(cfg, (), eval_only, ranks, checkpoint=checkpoint, hang_timeout=hang_timeout)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -1,18 +1,26 @@
 """A rank that fails, dies or hangs, or meets what is no number: all end, in bounded time, and say which and why."""
 
+import ctypes
+import multiprocessing
+import os
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
 
 from focal_det.engine import watch
-from focal_det.engine.faults import is_lost_connection
+from focal_det.engine.faults import is_lost_connection, told
 from focal_det.engine.trainer import Trainer
 from focal_det.engine.watch import Watch
+from focal_det.engine.workers import workers_ignored
 from focal_det.errors import TrainingError
 from focal_det.modeling.retinanet import FocalRetinaNet
 
@@ -113,6 +121,46 @@ def test_a_rank_that_hangs_is_named(start):
     assert "no rank got any further for 5 s (--hang-timeout); the others wait for rank 1 of 2 on " in last
 
 
+def scoring(do):
+    """Lets rank 0 do something in place of scoring, which it alone does."""
+
+    def prepare(rank, ranks):
+        def evaluate(self, img_ids=None):
+            comm.synchronize()
+            if rank == 0:
+                do()
+            return {}
+
+        COCOEvaluator.evaluate = evaluate
+
+    return prepare
+
+
+def compute():
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        pass
+    ctypes.PyDLL(None).sleep(3)  # as Detectron2's scoring in C++, it lets no other thread of Python run
+
+
+def test_a_rank_that_scores_for_long_does_not_hang(start, monkeypatch):
+    monkeypatch.setattr(watch, "DEAD_AFTER", 2.0)
+    monkeypatch.setattr(watch, "LEAVE_AFTER", 0.1)  # else it has done when it is ended
+    run = start(hang_timeout=3.5, steps=2, prepare=scoring(compute))
+    assert run.codes() == [0, 0], run.ranks[0].text[-3000:]
+
+
+def test_a_rank_that_hangs_where_it_should_score_is_named(start, monkeypatch):
+    monkeypatch.setattr(watch, "LEAVE_AFTER", 0.1)
+    run = start(hang_timeout=3, steps=2, prepare=scoring(lambda: time.sleep(60)))
+    codes, seconds = seconds_to_the_end(run, words="Start inference")
+    assert codes == [1, 1]
+    assert seconds < 3 + promised("--hang-timeout") + BUSY
+    last = run.ranks[0].text.splitlines()[-1]
+    assert "no rank got any further for 3 s (--hang-timeout); the others wait for rank 0 of 2 on " in last
+    assert last.endswith(", scoring")
+
+
 @pytest.mark.parametrize(
     ("error", "is_so"),
     [
@@ -125,6 +173,81 @@ def test_a_rank_that_hangs_is_named(start):
 )
 def test_only_what_pytorch_says_of_a_peer_is_a_lost_connection(error, is_so):
     assert is_lost_connection(error) == is_so
+
+
+def kill_a_worker(of_rank):
+    """As the system does it to the process with the most memory."""
+
+    def prepare(rank, ranks):
+        if rank == of_rank:
+            step = Trainer.run_step
+
+            def run_step(self):
+                if self.iter == 2:
+                    multiprocessing.active_children()[0].kill()
+                step(self)
+
+            Trainer.run_step = run_step
+
+    return prepare
+
+
+@pytest.mark.parametrize(("of_rank", "ranks"), [(0, 2), (1, 2), (0, 1)])
+def test_a_loaders_worker_that_was_killed_is_named_with_what_helps(start, of_rank, ranks):
+    run = start("DATALOADER.NUM_WORKERS", "1", ranks=ranks, prepare=kill_a_worker(of_rank))
+    codes, seconds = seconds_to_the_end(run)
+    assert codes == [1] * ranks
+    assert seconds < promised("an exception") + BUSY
+    for rank in run.ranks:
+        last = rank.text.splitlines()[-1]
+        assert last.startswith("error: " if ranks == 1 else f"error: rank {of_rank} of 2 on ")
+        assert "a worker of its loader was killed (" in last
+    assert "(see dmesg). What helps: fewer DATALOADER.NUM_WORKERS" in run.ranks[of_rank].text.splitlines()[-1]
+    assert "lost its connection" not in run.ranks[of_rank].text
+
+
+class Pictures:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, place):
+        raise ConnectionResetError("/nfs/a.png")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_connection_to_a_loaders_worker_is_not_taken_for_one_to_a_rank(error):
+    """What is met if the worker is killed while it gives a picture away, as it is more often than not."""
+
+    def get(timeout):
+        raise error
+
+    assert not told(error).startswith("a worker")  # it is of something else
+    loader = iter(DataLoader(Pictures(), num_workers=1))
+    loader._data_queue = SimpleNamespace(get=get)
+    with pytest.raises(type(error)) as caught:
+        next(loader)
+    assert told(caught.value).startswith(f"a worker of its loader was killed ({type(error).__name__}")
+    assert not is_lost_connection(caught.value)
+
+
+def test_what_a_loaders_worker_meets_itself_is_its_fault():
+    with pytest.raises(ConnectionResetError) as caught:
+        next(iter(DataLoader(Pictures(), num_workers=1)))
+    assert told(caught.value).startswith("ConnectionResetError: Caught ConnectionResetError in DataLoader worker")
+
+
+def test_while_a_fault_is_told_a_workers_end_raises_nothing():
+    def raise_it(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGCHLD, raise_it)  # as PyTorch
+    try:
+        with workers_ignored():
+            os.kill(os.getpid(), signal.SIGCHLD)
+        with pytest.raises(RuntimeError, match="DataLoader"):
+            os.kill(os.getpid(), signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def no_number(at, guilty, what):

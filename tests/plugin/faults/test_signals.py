@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from detectron2.structures import Instances
 from torch import nn
 from torch.utils.data import DataLoader
 
 from focal_det.cli.signals import PassOn
 from focal_det.cli.train import main
+from focal_det.engine import watch
 from focal_det.engine.deferred_metrics import DeferredMetrics
 from focal_det.engine.stopping import StopOnSignal
 from focal_det.engine.suspects import suspects
@@ -92,6 +94,34 @@ def test_an_evaluation_is_left_within_seconds_and_the_step_before_it_is_saved(st
     assert time.monotonic() - began < 10  # of each rank's 6 pictures, a second each, and then 6 more for their loss
     assert run.checkpoints() == ["model_0000001.pth"]
     assert "stopped after iteration 1, all saved" in run.ranks[0].text
+
+
+def detect_without_end(rank, ranks):
+    """On rank 1; the other one waits for it."""
+
+    def forward(self, batch):
+        print("detecting", flush=True)
+        if rank == 1:
+            time.sleep(60)
+        return [{"instances": Instances(batch[0]["image"].shape[1:], pred_boxes=[], scores=[], pred_classes=[])}]
+
+    FocalRetinaNet.forward = forward
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, [0]), (signal.SIGTERM, [1]), (signal.SIGINT, [0, 1])])
+def test_an_evaluation_of_two_ranks_is_left_by_all_with_the_signals_code(start, monkeypatch, number, told):
+    monkeypatch.setattr(watch, "PERIOD", 0.25)  # the ranks are forked from this process
+    run = start(eval_only=True, prepare=detect_without_end)
+    run.wait_for("detecting")
+    began = time.monotonic()
+    for rank in told:
+        run.ranks[rank].kill(number)
+    assert run.codes() == [128 + number] * 2
+    assert time.monotonic() - began < 10
+    text = "".join(rank.text for rank in run.ranks)
+    assert text.count(f"{number.name}: stopped outside of training: nothing to save") == 1
+    assert "Traceback" not in text
+    assert "error" not in text
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
