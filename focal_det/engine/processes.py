@@ -15,6 +15,8 @@ _SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_ID")
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 _FIRST_PORT, _PORTS = 10_000, 20_000  # below those that Linux hands out by itself
 
+_MOST = 131_072  # keys that PyTorch's store looks for at once, one for each process
+
 
 @dataclass(frozen=True)
 class Place:
@@ -172,6 +174,8 @@ def _consistent(place: Place, rank: str, size: str, local_rank: str, per_machine
     values = ", ".join(f"{name} is {value}" for name, value in named.items())
     if not 0 < place.port < 65536:
         raise InputError(f"MASTER_PORT is {place.port}; ports go from 1 to 65535")
+    if place.world_size > _MOST:
+        raise InputError(f"{size} is {place.world_size}; PyTorch brings at most {_MOST} processes together")
     if place.rank >= place.world_size or count < 1 or place.local_rank >= count:
         raise InputError(f"the environment contradicts itself: {values}; start by torchrun or srun")
     if place.world_size % count or place.rank % count != place.local_rank:

@@ -18,7 +18,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ..errors import InputError, TrainingError
+from ..errors import InputError, TrainingError, some
 
 _PATIENCE = 0.1  # seconds between two looks
 _FAREWELL = 10.0  # seconds for the last to see that all have come
@@ -52,7 +52,7 @@ class Caller:
 
     def missing(self, numbers: Sequence[int]) -> str:
         """What is said where these have not come."""
-        who = f"{self.what}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} of {self.count}"
+        who = f"{self.what}{'s' if len(numbers) > 1 else ''} {some('', numbers)} of {self.count}"
         asked = (
             "did their processes start, and do they reach"
             if self.what == "rank"

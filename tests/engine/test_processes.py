@@ -67,6 +67,7 @@ def test_one_process_stays_one(environ):
         ({"LOCAL_RANK": "0"}, "env -u LOCAL_RANK python"),
         ({**TORCHRUN, "RANK": "one"}, "RANK is 'one'"),
         ({**TORCHRUN, "RANK": "4"}, "contradicts itself: RANK is 4, WORLD_SIZE is 4"),
+        ({**TORCHRUN, "WORLD_SIZE": "1000000"}, "WORLD_SIZE is 1000000; PyTorch brings at most 131072 processes"),
         ({**TORCHRUN, "LOCAL_RANK": "2"}, "contradicts itself"),
         ({**TORCHRUN, "LOCAL_RANK": "0"}, "ranks must follow each other"),
         ({**TORCHRUN, "WORLD_SIZE": "5"}, "the same --nproc-per-node"),

@@ -53,6 +53,11 @@ def test_who_is_missing_is_named_on_all_that_came(port):
     assert f"tcp://127.0.0.1:{port}" in said[0]
 
 
+def test_of_many_that_are_missing_a_few_are_named():
+    words = Caller(0, 1000, "rank", "127.0.0.1", 1, "1000 processes", 1.0).missing(range(1, 1000))
+    assert words.startswith("ranks 1, 2, 3, 4, 5 and 994 more of 1000 did not come within 1 s")
+
+
 def test_a_missing_host_is_named(port):
     words = come(machine(1, port, seconds=0.3))
     assert words.startswith("machine 0 of 2 did not come within 0.3 s")
