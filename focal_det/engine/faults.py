@@ -52,13 +52,10 @@ def is_lost_connection(error: BaseException) -> bool:
 def is_killed_worker(error: BaseException) -> bool:
     """Whether a process of a loader of this rank is gone, so that something has killed it.
 
-    PyTorch says so, or that the connection to it is lost if it was just giving pictures away. What a worker itself
-    meets it raises anew in the loader, and says of it that it was caught.
+    PyTorch says so, or that the connection to it is lost if it was just giving pictures away: where the loader fetches
+    them from its workers, not where it reads them itself or raises anew what a worker has met.
     """
-    words = str(error)
-    if isinstance(error, RuntimeError) and "DataLoader worker" in words:
-        return "is killed by signal" in words or "exited unexpectedly" in words
-    if not isinstance(error, ConnectionError | EOFError) or "in DataLoader worker process" in words:
-        return False
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__") == "torch.utils.data.dataloader" for frame, _ in frames)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return "is killed by signal" in str(error) or "exited unexpectedly" in str(error)
+    frames = traceback.walk_tb(error.__traceback__) if isinstance(error, ConnectionError | EOFError) else ()
+    return any(frame.f_code.co_name == "_try_get_data" for frame, _ in frames)
