@@ -120,7 +120,7 @@ def _is_plain(value: Any, dtype: torch.dtype | None = None) -> bool:
     """Whether it is a tensor with its numbers in memory, and nothing that follows it."""
     if type(value) is not Tensor or value.is_nested or value.layout != torch.strided or value.device.type != "cpu":
         return False
-    return not (value.is_quantized or value.requires_grad) and dtype in (None, value.dtype)
+    return not value.requires_grad and dtype in (None, value.dtype)
 
 
 def _config_of(text: str) -> tuple[CfgNode, list[str]]:
