@@ -31,6 +31,11 @@ def cut(value: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+def visible(text: str) -> str:
+    """A text of somebody's file for a terminal, which obeys control characters: with escapes such as \\x1b for them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def some(what: str, values: Sequence[object]) -> str:
     """The first few values, for a message that has to name many."""
     shown = ", ".join(str(v) for v in values[:_SHOWN])

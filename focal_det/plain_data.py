@@ -17,8 +17,9 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text says, in plain data.
 
     Raises:
-        yaml.YAMLError: it is no YAML, has a tag that makes anything but plain data, or names parts so often, by
-            aliases, that it means more than `_MOST_VALUES` values; or it is longer than `LONGEST_YAML`.
+        yaml.YAMLError: it is no YAML, has a tag that makes anything but plain data, says a name twice in one mapping,
+            or names parts so often, by aliases, that it means more than `_MOST_VALUES` values; or it is longer than
+            `LONGEST_YAML`.
         ValueError, RecursionError: a number or nesting that Python refuses.
     """
     if len(text) > LONGEST_YAML:
@@ -42,6 +43,7 @@ def _check_size(node: yaml.Node, known: dict[int, int]) -> int:
         known[id(node)] = 0
         parts: Iterable[yaml.Node] = ()
         if isinstance(node, yaml.MappingNode):
+            _check_named_once(node)
             parts = (part for pair in node.value for part in pair)
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
@@ -53,6 +55,16 @@ def _check_size(node: yaml.Node, known: dict[int, int]) -> int:
     elif known[id(node)] == 0:
         raise _refused(node, "a value that contains itself by an alias (*name)")
     return known[id(node)]
+
+
+def _check_named_once(node: yaml.MappingNode) -> None:
+    """PyYAML would take the last of two values, whatever the first was meant for."""
+    names = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+            if (key.tag, key.value) in names:
+                raise _refused(key, f"{key.value[:40]!r} is there twice, with two values")
+            names.add((key.tag, key.value))
 
 
 def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:

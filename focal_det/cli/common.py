@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.picture_names import FLAG as OUTSIDE_FLAG
-from ..errors import InputError
+from ..errors import InputError, visible
 
 
 def silence_detectron2() -> None:
@@ -17,8 +17,9 @@ def silence_detectron2() -> None:
 
 
 def print_problems(problems: Sequence[str]) -> None:
-    """Each on a line of its own, on stderr."""
-    print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr, flush=True)
+    """Each on a line of its own, or several, on stderr."""
+    lines = "\n".join(f"error: {problem}" for problem in problems).split("\n")
+    print("\n".join(map(visible, lines)), file=sys.stderr, flush=True)
 
 
 def folder_name(text: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..errors import EXIT_DONE, EXIT_FAULT, InputError
 from ..inference.sources import find_sources
+from .common import print_problems
 
 if TYPE_CHECKING:
     from ..engine.predictor import Predictor
@@ -95,9 +95,7 @@ def _export(args: argparse.Namespace) -> int:
             most=predictor.cfg.TEST.DETECTIONS_PER_IMAGE,
         )
         if parity.problems:
-            for problem in parity.problems:
-                print(f"error: {problem}", file=sys.stderr)
-            print(f"error: the exported model differs from the model: {out} was not written", file=sys.stderr)
+            print_problems([*parity.problems, f"the exported model differs from the model: {out} was not written"])
             return EXIT_FAULT
         partial.replace(out)
     finally:

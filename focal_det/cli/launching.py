@@ -29,7 +29,8 @@ from ..engine.devices import gpu_id, gpu_of
 from ..engine.job import Job, run_job
 from ..engine.listening import nothing_to_save
 from ..engine.processes import Place
-from ..engine.roll_call import Caller, call_roll, first_line, open_store, reach_all
+from ..engine.roll_call import call_roll, reach_all
+from ..engine.store import Caller, first_line, open_store
 from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError
 from .common import print_problems
 from .prepare import Plan, check, write

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
-from .common import silence_detectron2
+from .common import print_problems, silence_detectron2
 
 # Each in the module of its name, imported for that command alone: some work where the packages of others are missing.
 _COMMANDS = ("doctor", "data", "predict", "export", "evaluate", "report", "replay", "reproduce", "plot", "analyze")
@@ -41,14 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ended_by_sigterm():
             return int(args.run(args))
     except (InputError, ImportError) as error:
-        for problem in error.problems if isinstance(error, InputError) else [str(error)]:
-            print(f"error: {problem}", file=sys.stderr)
+        print_problems(error.problems if isinstance(error, InputError) else [str(error)])
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # of `--list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAULT
     except (OSError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_problems([str(error)])
         return EXIT_FAULT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -82,28 +82,7 @@ def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
     warnings, device_problems = choose_device(cfg, args.num_gpus, own_gpu=own_gpu)
     if training and not problems:
         warnings += [*_settle_schedule(cfg, args), *schedule_warnings(cfg)]
-    json_files, own_names, own_problems = read_own_sets(args, cfg)
-    names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
-    sets, set_problems = read_sets(
-        names,
-        json_files,
-        own_names,
-        evaluated=cfg.DATASETS.TEST,
-        pictures=args.preflight_only,
-        allow_outside=args.allow_outside,
-    )
-    if training:
-        sets = [s._replace(is_trained_on=place < len(cfg.DATASETS.TRAIN)) for place, s in enumerate(sets)]
-    if set_problems and _has_flags(args, "train") and not _has_flags(args, "val"):
-        set_problems.append(
-            "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
-            "--val-json FILE --val-images DIR, or --val-voc DIR[:SPLIT]"
-        )
-    left_out = sum(file.pictures_left_out for file in json_files.values())
-    if left_out > max(0, args.skip_bad_images):
-        set_problems.append(
-            f"{left_out} pictures of all sets are bad, more than --skip-bad-images {args.skip_bad_images}"
-        )
+    json_files, sets, set_problems = _read_data(args, cfg)
     value_problems = problems + config_problems(
         cfg, num_processes=max(1, args.num_gpus * args.num_machines), training=training
     )
@@ -116,7 +95,7 @@ def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
         of_classes += order_problems(weights_folder(cfg) if args.eval_only else Path(cfg.OUTPUT_DIR), of_sets)
     problems = [
         *(*value_problems, *device_problems, *_flag_problems(args)),
-        *(*own_problems, *set_problems, *(resumption.problems if resumption else ()), *of_classes),
+        *(*set_problems, *(resumption.problems if resumption else ()), *of_classes),
     ]
     if not value_problems:  # else the parts trip over the same
         problems += model_problems(_with_classes(cfg))
@@ -158,7 +137,33 @@ def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
         changes=config_changes(cfg, loaded, places),
         hang_timeout=args.hang_timeout,
     )
-    return Plan(job, json_files, names, [*of_data, *summary], classes, resumption)
+    return Plan(job, json_files, tuple(s.name for s in sets), [*of_data, *summary], classes, resumption)
+
+
+def _read_data(
+    args: argparse.Namespace, cfg: CfgNode
+) -> tuple[dict[JsonDataset, CocoFile], list[DescribedSet], list[str]]:
+    """The files that flags name, whose sets the configuration now has; the sets of the job, and their problems."""
+    json_files, own_names, own_problems = read_own_sets(args, cfg)
+    trained_on = () if args.eval_only else cfg.DATASETS.TRAIN
+    sets, problems = read_sets(
+        (*trained_on, *cfg.DATASETS.TEST),
+        json_files,
+        own_names,
+        evaluated=cfg.DATASETS.TEST,
+        pictures=args.preflight_only,
+        allow_outside=args.allow_outside,
+    )
+    sets = [s._replace(is_trained_on=place < len(trained_on)) for place, s in enumerate(sets)]
+    if problems and _has_flags(args, "train") and not _has_flags(args, "val"):
+        problems.append(
+            "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
+            "--val-json FILE --val-images DIR, or --val-voc DIR[:SPLIT]"
+        )
+    left_out = sum(file.pictures_left_out for file in json_files.values())
+    if left_out > max(0, args.skip_bad_images):
+        problems.append(f"{left_out} pictures of all sets are bad, more than --skip-bad-images {args.skip_bad_images}")
+    return json_files, sets, own_problems + problems
 
 
 def _record(cfg: CfgNode, args: argparse.Namespace, sets: Sequence[DescribedSet], classes: Classes) -> RunRecord:

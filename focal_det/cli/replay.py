@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ def run_replay(args: argparse.Namespace) -> int:
     import torch
 
     from .. import plugin  # noqa: F401
-    from ..engine.replay import Outcome, read_divergence, run, verdict
+    from ..engine.divergence_file import read_divergence
+    from ..engine.replay import Outcome, made_up, run, verdict
 
     found = read_divergence(args.file)
     record, amp = found.record, found.cfg.SOLVER.AMP
     dtypes: dict[str, torch.dtype | None] = {"float32": None}
     if amp.ENABLED:
         dtypes[amp.DTYPE] = torch.bfloat16 if amp.DTYPE == "bfloat16" else torch.float16
+    for note in found.notes:
+        print(f"warning: {note}", file=sys.stderr)
     noticed = "" if record["is_first"] else ", where it was noticed, which is not where it began"
     print(f"iteration {record['iteration']} of rank {record['rank']} of {record['ranks']}{noticed}")
     print(f"on the device there: {_numbers(record['losses'])}")
@@ -51,14 +55,19 @@ def run_replay(args: argparse.Namespace) -> int:
         for name, outcome in show(f"all {count} pictures{of_rank}", list(islice(pictures, count))).items():
             if name not in whole or whole[name].is_finite:
                 whole[name] = outcome
-    alone = []
-    for place, picture in enumerate(record["batch"]):
-        height, width = picture["image"].shape[1:]
-        name = picture["file_name"] or "unnamed"
-        alone.append(show(f"picture {place + 1}: {name}, {width}x{height}, {len(picture['boxes'])} boxes", [picture]))
-    print(f"verdict: {verdict(record, whole, alone)}")
+    noise = made_up(record["batch"][0])
+    *alone, of_noise = [
+        show(f"{name}: {picture['file_name']}, {_size(picture)}", [picture])
+        for name, picture in [*((f"picture {n}", p) for n, p in enumerate(record["batch"], 1)), ("besides", noise)]
+    ]
+    print(f"verdict: {verdict(found, whole, alone, of_noise)}")
     return EXIT_DONE
 
 
 def _numbers(losses: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+
+
+def _size(picture: dict[str, Any]) -> str:
+    height, width = picture["image"].shape[1:]
+    return f"{width}x{height}, {len(picture['boxes'])} boxes"

@@ -16,13 +16,14 @@ from ..engine.checkpoint_file import DamagedError, contents, damage
 from ..engine.checkpoints import BEST, POINTER
 from ..engine.lock import FolderLock
 from ..engine.run_record import RunRecord, compare
-from ..errors import InputError
+from ..errors import InputError, cut
 from ..files import put_aside
 
 _OF_A_RUN = re.compile(r"model_(\d{7}|final)\.pth")
 # What `focal_det.files.written_whole` was writing when it was killed.
 _PARTIAL = re.compile(r"\.\d+(-[0-9a-f]{8})?\.part(\.pth)?")
 _SEEDS = 2**31
+_MOST_ITERATIONS = 2**62
 
 # Name, size and time of change of what a training writes last.
 FolderState = frozenset[tuple[str, int, int]]
@@ -159,10 +160,18 @@ def _state_of(folder: Path) -> FolderState:
     if not os.path.isdir(folder):
         return frozenset()
     return frozenset(
-        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+        (entry.name, *_size_and_time(entry))
         for entry in os.scandir(folder)
         if (entry.name in names or entry.name.endswith(".pth")) and not entry.name.startswith(".")
     )
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    try:
+        state = entry.stat()
+    except OSError:  # a link to nothing
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
 
 
 def _problems_of_none(folder: Path, wish: str | None) -> list[str]:
@@ -212,8 +221,12 @@ def _newest_whole(paths: Iterable[Path], reasons: dict[str, str]) -> Checkpoint 
 def _described(path: Path) -> Checkpoint:
     held = contents(path)
     try:
-        done = int(held["trainer"]["iteration"]) + 1
-        held["model"], held["trainer"]["_trainer"]["optimizer"]
-    except (KeyError, TypeError, ValueError):
+        iteration, optimizer = held["trainer"]["iteration"], held["trainer"]["_trainer"]["optimizer"]
+        held["model"]
+    except (KeyError, TypeError):
         raise DamagedError("it holds weights alone, no optimiser and iteration to go on from") from None
-    return Checkpoint(path, done, RunRecord.read(held.get("run")))
+    if type(iteration) is not int or not 0 <= iteration < _MOST_ITERATIONS:
+        raise DamagedError(f"its iteration is {cut(repr(iteration), 40)}")
+    if not isinstance(optimizer, dict) or not {"state", "param_groups"} <= optimizer.keys():
+        raise DamagedError("its optimiser is not as PyTorch's are")
+    return Checkpoint(path, iteration + 1, RunRecord.read(held.get("run")))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from detectron2.utils import comm
 
-from ..engine.roll_call import first_line
+from ..engine.store import first_line
 from ..errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from .common import print_problems
 from .signals import STOP_SIGNALS

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, ImportError) as error:
         print_problems(error.problems if isinstance(error, InputError) else [str(error)])
         return EXIT_BAD_INPUT
-    except TrainingError as error:
+    except (OSError, TrainingError) as error:
         print_problems([str(error)])
         return EXIT_FAULT
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ PyTorch writes a zip archive with a checksum (CRC-32) of each record, but does n
 
 from __future__ import annotations
 
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -43,12 +44,28 @@ def contents(path: Path) -> dict[str, Any]:
     with _opened(path) as archive:
         _check_directory(archive, path)
     try:
-        held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        held = load_plain(path, mmap=True)
     except Exception as error:  # whatever a reader of somebody's file may raise
         raise DamagedError(f"it cannot be read as plain data: {_first_line(error)}") from error
     if not isinstance(held, dict):
         raise DamagedError(f"it holds a {type(held).__name__}, not a checkpoint")
     return held
+
+
+def load_plain(path: str | Path, *, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, of tensors, numbers and texts alone, on the CPU.
+
+    Args:
+        mmap: read tensors from the file as they are used; it is not to be written over meanwhile.
+
+    Raises:
+        pickle.UnpicklingError: anything else is in it, and nothing of it was run; says what.
+    """
+    try:
+        # Said here, so that no default and no TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD says otherwise.
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:  # which begins with how to run what is in it
+        raise pickle.UnpicklingError(str(error.__context__ or error).split(". ")[0]) from None
 
 
 def _check_sums(path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Which checkpoints there are: the newest periodic ones, the best, the last; and what of one fits the model."""
+"""Which checkpoints there are: the newest periodic ones and the last; and what of one fits the model."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase
-from detectron2.utils import comm
 
 from ..errors import TrainingError
 from ..files import put_aside, write_text_whole, written_whole
@@ -183,71 +180,6 @@ class WrittenFiles:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Only names of periodic checkpoints: another file that a checkpoint may name is none to remove."""
         self.names = {name for name in map(str, state["names"]) if _PERIODIC.fullmatch(name)}
-
-
-class KeepBest(HookBase):
-    """Write model_best.pth whenever an evaluation's AP is higher than any before; on every process.
-
-    What is best is what model_best.pth says of itself, so that no resume can forget it, whatever checkpoint it goes on
-    from. To stand after the evaluation.
-
-    Args:
-        checkpointer: of the run.
-        metric: the AP's name in the metrics, such as "bbox/AP".
-    """
-
-    def __init__(self, checkpointer: RunCheckpointer, metric: str) -> None:
-        self.checkpointer = checkpointer
-        self.metric = metric
-        self.best: tuple[float, int] | None = None
-
-    def before_train(self) -> None:
-        self.recall()
-
-    def after_step(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self.metric, (math.nan, -1))
-        if iteration == self.trainer.iter:
-            self.consider(value, iteration)
-
-    def after_train(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self.metric, (math.nan, -1))
-        if iteration == self.trainer.iter:
-            self.consider(value, min(iteration, self.trainer.max_iter - 1))
-
-    def recall(self) -> None:
-        """Take the best so far from model_best.pth, if there is one; it may be of before this start."""
-        path = Path(self.checkpointer.save_dir) / f"{BEST}.pth"
-        if not comm.is_main_process() or not path.is_file():
-            return
-        try:
-            reason = damage(path)
-            held = {} if reason else contents(path)
-            best = float(held["best"]["AP"]), int(held["best"]["iteration"]) + 1
-            before, now = RunRecord.read(held.get("run")), self.checkpointer.record
-            if before and now and not before.tested_on.is_same_as(now.tested_on):
-                _log().warning(
-                    f"{path} is the best on another test set, {before.tested_on.name} of "
-                    f"{before.tested_on.pictures} pictures: it is now {put_aside(path)}"
-                )
-                return
-            self.best = best
-        except (KeyError, TypeError, ValueError):
-            told = f"is damaged ({reason})" if reason else "does not say what its AP was"
-            _log().warning(f"{path} {told}: it is now {put_aside(path)}")
-
-    def consider(self, ap: float, iteration: int) -> None:
-        """Keep the model if it is the best.
-
-        Args:
-            ap: in points; NaN is never the best.
-            iteration: the last one done, from 0.
-        """
-        if math.isnan(ap) or (self.best is not None and ap <= self.best[0]):
-            return
-        before = f", was {self.best[0]:.2f} after {self.best[1]}" if self.best else ""
-        self.best = ap, iteration + 1
-        path = self.checkpointer.save_best(iteration=iteration, best={"AP": ap, "iteration": iteration})
-        _log().info(f"Best AP so far {ap:.2f} after {iteration + 1} iterations{before}: {path}")
 
 
 def retention_words(kept: int, max_iter: int, period: int) -> str | None:

@@ -180,10 +180,11 @@ def write_divergence(
         "model": {name: value.detach().cpu() for name, value in inner.state_dict().items()},
     }
     try:
-        with written_whole(path) as partial:
-            torch.save(content, partial)
-    except OSError as error:
-        logging.getLogger(__name__).error(f"{path} could not be written ({error})")
+        with written_whole(path) as partial, partial.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer puts an error of its own before the disk's
+        cause = error if isinstance(error, OSError) else error.__context__
+        logging.getLogger(__name__).error(f"{path} could not be written ({cause or error})")
         return None
     return path
 

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.utils.events import EventStorage, EventWriter, get_event_storage, has_event_storage
+from detectron2.utils.events import (
+    EventStorage,
+    EventWriter,
+    TensorboardXWriter,
+    get_event_storage,
+    has_event_storage,
+)
 
 from ..files import write_text_whole
 
@@ -50,17 +56,20 @@ class MetricsFile(EventWriter):
 
     Args:
         path: of the file; made at the first write.
+
+    Attributes:
+        written: the last iteration that it has a line of; -1 if none.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._written = -1
+        self.written = -1
 
     def go_on_after(self, iteration: int) -> None:
         """Take out the lines of later iterations, which come again, and one that a kill left half written."""
         lines = self._lines()
         kept = [line for at, line in lines if 0 <= at <= iteration]
-        self._written = max((_iteration_of(line) for line in kept), default=-1)
+        self.written = max((_iteration_of(line) for line in kept), default=-1)
         if len(kept) < len(lines):
             beyond = f"{len(lines) - len(kept)} lines beyond iteration {iteration}"
             logging.getLogger(__name__).info(f"{self._path}: {beyond} come again, and are taken out until then")
@@ -81,7 +90,7 @@ class MetricsFile(EventWriter):
         """Each metric that is newer than the last line."""
         lines: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
-            if iteration > self._written:
+            if iteration > self.written:
                 lines[iteration][name] = value
         if not lines:
             return
@@ -91,7 +100,28 @@ class MetricsFile(EventWriter):
                 file.write(json.dumps({**metrics, "iteration": iteration}, sort_keys=True) + "\n")
             file.flush()
             os.fsync(file.fileno())  # no checkpoint may outlast the lines before it
-        self._written = max(lines)
+        self.written = max(lines)
+
+
+class TensorBoardFile(TensorboardXWriter):
+    """Detectron2's, which a run that goes on continues, and which a kill takes no point from.
+
+    Args:
+        folder: of TensorBoard's files, one for each start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), WINDOW)
+
+    def go_on_after(self, iteration: int) -> None:
+        """Have TensorBoard leave out what earlier starts wrote of later iterations, which comes again."""
+        self._last_write = iteration
+        self._writer_args["purge_step"] = iteration + 1
+
+    def write(self) -> None:
+        """Each metric that is newer than the last write, and pictures and histograms."""
+        super().write()
+        self._writer.flush()  # else two minutes of them wait in the process
 
 
 def _iteration_of(line: str) -> int:

@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..errors import InputError, cut
-from .bfloat16 import keep_top_in_float32
-from .checkpoint_file import contents, damage
-from .config_file import load_config
-from .devices import choose_device
-from .divergence import FORMAT
+from ..errors import cut, some
+from .divergence_file import Divergence
 
-_KINDS = {
-    **dict.fromkeys(("iteration", "rank", "ranks", "seed"), int),
-    **dict.fromkeys(("losses", "model"), dict),
-    **dict.fromkeys(("batch", "bad_gradients", "shares"), list),
-    **{"is_first": bool, "config": str},
-}
-
-
-class Divergence(NamedTuple):
-    """What `write_divergence` wrote, and the model that it was of, on the device that is here.
-
-    record: the file's content. cfg: its configuration.
-    """
-
-    record: dict[str, Any]
-    cfg: CfgNode
-    model: nn.Module
+ALL_TOGETHER = "all parameters together"
 
 
 class Outcome(NamedTuple):
     """Of a step's forward and backward pass: the losses, and the first module and gradient that are not finite.
 
-    error: of a pass that did not come to its end.
+    gradient: `ALL_TOGETHER` if each is finite and their norm is not. error: of a pass that did not come to its end.
     """
 
     losses: dict[str, float]
@@ -54,70 +30,6 @@ class Outcome(NamedTuple):
     @property
     def is_finite(self) -> bool:
         return not self.error and self.gradient is None and all(map(math.isfinite, self.losses.values()))
-
-
-def read_divergence(path: Path) -> Divergence:
-    """Read a file of `OUTPUT_DIR/diverged`, as data alone, and build its model.
-
-    Raises:
-        InputError: no such file, or one that is damaged or holds something else.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a diverged training writes OUTPUT_DIR/diverged/*.pth")
-    reason = damage(path)
-    if reason:
-        raise InputError(f"{path}: cannot be read: {reason}")
-    record = contents(path)
-    problem = _problem_of(record)
-    if problem:
-        raise InputError(f"{path}: no file of a diverged training: {problem}")
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        file.write(record["config"])
-        file.flush()
-        try:
-            cfg = load_config(file.name)
-        except InputError as error:
-            raise InputError([f"{path}: its configuration: {problem}" for problem in error.problems]) from error
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.FOCAL_DET.SPEED.COMPILE = False
-    choose_device(cfg, 1)
-    cfg.freeze()
-    try:
-        model = build_model(cfg)
-        model.load_state_dict(record["model"])
-    except Exception as error:  # a configuration that fits no model, or not these weights
-        raise InputError(f"{path}: its weights do not fit its configuration ({cut(error, 200)})") from error
-    keep_top_in_float32(model)
-    return Divergence(record, cfg, model.train())
-
-
-def _problem_of(record: Any) -> str | None:
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        return f"format {FORMAT} is what this version reads"
-    wrong = [key for key, kind in _KINDS.items() if not isinstance(record.get(key), kind)]
-    if wrong:
-        return f"{wrong[0]} is missing or of another kind"
-    if not record["batch"] or not all(map(_is_picture, record["batch"])):
-        return "its batch is not one of pictures with boxes and classes"
-    shares = record["shares"]
-    if not all(isinstance(share, int) and share > 0 for share in shares) or sum(shares) != len(record["batch"]):
-        return "its batch is not divided as it says"
-    if not all(isinstance(value, Tensor) for value in record["model"].values()):
-        return "its weights are not tensors"
-    return None
-
-
-def _is_picture(picture: Any) -> bool:
-    if not isinstance(picture, dict) or not isinstance(picture.get("file_name"), str):
-        return False
-    image, boxes, classes = (picture.get(key) for key in ("image", "boxes", "classes"))
-    if not (isinstance(image, Tensor) and image.ndim == 3 and image.numel()):
-        return False
-    if not all(isinstance(picture.get(key), int) for key in ("height", "width")):
-        return False
-    if not isinstance(boxes, Tensor) or not isinstance(classes, Tensor) or not boxes.is_floating_point():
-        return False
-    return boxes.shape == (len(classes), 4) and classes.ndim == 1
 
 
 def run(divergence: Divergence, batch: Sequence[Mapping[str, Any]], dtype: torch.dtype | None = None) -> Outcome:
@@ -150,8 +62,10 @@ def run(divergence: Divergence, batch: Sequence[Mapping[str, Any]], dtype: torch
     finally:
         for hook in hooks:
             hook.remove()
-    grads = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
-    gradient = next((name for name, grad in grads if not grad.isfinite().all()), None)
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradient = next((name for name, grad in grads.items() if not grad.isfinite().all()), None)
+    if gradient is None and not torch.nn.utils.get_total_norm(list(grads.values())).isfinite():
+        gradient = ALL_TOGETHER
     return Outcome({n: loss.item() for n, loss in losses.items()}, seen[0] if seen else None, gradient, error)
 
 
@@ -187,14 +101,34 @@ def box_problems(picture: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def verdict(record: Mapping[str, Any], whole: Mapping[str, Outcome], alone: Sequence[Mapping[str, Outcome]]) -> str:
+def made_up(picture: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture of the same size that nothing is wrong with: noise, with one box in the middle, of class 0."""
+    channels, height, width = picture["image"].shape
+    noise = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randint(256, (channels, height, width), generator=noise, dtype=torch.uint8),
+        "boxes": torch.tensor([[width / 4, height / 4, width * 3 / 4, height * 3 / 4]]),
+        "classes": torch.zeros(1, dtype=torch.int64),
+        "height": height,
+        "width": width,
+        "file_name": "noise, made up to compare",
+    }
+
+
+def verdict(
+    divergence: Divergence,
+    whole: Mapping[str, Outcome],
+    alone: Sequence[Mapping[str, Outcome]],
+    noise: Mapping[str, Outcome],
+) -> str:
     """What did it, in words.
 
     Args:
-        record: the file's content.
         whole: of the batch, by precision, "float32" first; of several ranks' the first that was not finite.
         alone: likewise, of each picture.
+        noise: likewise, of one that is `made_up`: where it is not finite either, no picture did it.
     """
+    record = divergence.record
     spoilt = [name for name, value in record["model"].items() if not value.isfinite().all()]
     if spoilt:
         return (
@@ -202,16 +136,21 @@ def verdict(record: Mapping[str, Any], whole: Mapping[str, Outcome], alone: Sequ
             f"{spoilt[0]}. An earlier step did it"
             + ("" if record["is_first"] else ", of those since the last look: --resume looks at each of them")
         )
-    pictures = record["batch"]
     for precision, outcome in whole.items():
         if outcome.is_finite:
             continue
         only = "" if precision == "float32" else f"not finite in {precision} only: "
+        if not noise[precision].is_finite:
+            besides = [
+                f"besides, {_named(record, place)}: {words}"
+                for place in range(len(record["batch"]))
+                for words in _bad_boxes(record, place)
+            ]
+            return only + "\n".join([_weights_did_it(divergence, noise, precision), *besides])
         found = [
-            f"picture {place + 1} of {len(pictures)}, {picture['file_name'] or 'unnamed'}: "
-            + "; ".join([_what(alone[place][precision]), *box_problems(picture)])
-            for place, picture in enumerate(pictures)
-            if not alone[place][precision].is_finite
+            "; ".join([f"{_named(record, place)}: {_what(outcomes[precision])}", *_bad_boxes(record, place)])
+            for place, outcomes in enumerate(alone)
+            if not outcomes[precision].is_finite
         ]
         return only + ("\n".join(found) or f"the batch, and none of its pictures alone: {_what(outcome)}")
     said = ", ".join(f"{name} {value:g}" for name, value in record["losses"].items())
@@ -219,6 +158,28 @@ def verdict(record: Mapping[str, Any], whole: Mapping[str, Outcome], alone: Sequ
         f"finite here: there it was {said}. It came from the other device or number of ranks, or from gradients of "
         "other ranks"
     )
+
+
+def _weights_did_it(divergence: Divergence, noise: Mapping[str, Outcome], precision: str) -> str:
+    same = f"no picture, since noise in their place gives the same: {_what(noise[precision])}"
+    if noise[precision].error:  # such as too little memory
+        return same
+    trained = {name: p.detach().abs().max().item() for name, p in divergence.model.named_parameters() if p.numel()}
+    largest = max(trained, key=lambda name: trained[name])
+    fix = f"SOLVER.BASE_LR is {divergence.cfg.SOLVER.BASE_LR:g}: lower it, or warm up longer"
+    return (
+        f"{same}. It is the weights before this step, the largest of which is {trained[largest]:.3g}, in {largest}; "
+        + (fix if precision == "float32" else "SOLVER.AMP.ENABLED False computes in float32")
+    )
+
+
+def _bad_boxes(record: Mapping[str, Any], place: int) -> list[str]:
+    problems = box_problems(record["batch"][place])
+    return [some("", problems)] if problems else []
+
+
+def _named(record: Mapping[str, Any], place: int) -> str:
+    return f"picture {place + 1} of {len(record['batch'])}, {record['batch'][place]['file_name']}"
 
 
 def _what(outcome: Outcome) -> str:

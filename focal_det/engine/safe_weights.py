@@ -7,10 +7,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from .array_pickle import load_arrays
+from .checkpoint_file import load_plain
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -52,5 +52,4 @@ def load_tensors(path: str | Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise pickle.UnpicklingError("it is compressed, which no checkpoint of PyTorch is, so it is not read")
-    # Said here, so that no default and no TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD says otherwise.
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_plain(path)

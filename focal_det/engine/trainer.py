@@ -18,16 +18,17 @@ from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWrit
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter
 
 from ..modeling.retinanet import FocalRetinaNet
-from .checkpoints import FINAL, KeepBest, RunCheckpointer, retention_words
+from .checkpoints import FINAL, RunCheckpointer, retention_words
 from .divergence import CheckNumbers
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
 from .hooks import DrawDetections, LogAssignment
+from .keep_best import KeepBest
 from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
-from .metric_history import MetricHistory, MetricsFile
+from .metric_history import MetricHistory, MetricsFile, TensorBoardFile
 from .nan_words import nan_lines
 from .run_record import RunRecord
 from .steps import WRITE_PERIOD, lay_out_as_parameters, make_step, unwrapped, when_due
@@ -74,6 +75,7 @@ class Trainer(DefaultTrainer):
         self.metric_history = MetricHistory()
         self.checkpointer.add_checkpointable("metrics", self.metric_history)
         self.metrics_file = MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json")
+        self.tensorboard = TensorBoardFile(Path(cfg.OUTPUT_DIR))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -137,6 +139,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             is_done = self.metrics_file.has_beyond(last, ap_name(self.cfg))
             self.metrics_file.go_on_after(last if is_done else last - 1)
+            self.tensorboard.go_on_after(self.metrics_file.written)
         is_done = comm.all_gather(is_done)[0]  # evaluating is for all ranks or none
         for hook in () if is_done else self._after_saving:
             hook.after_step()
@@ -238,7 +241,7 @@ class Trainer(DefaultTrainer):
                 device=next(self.model.parameters()).device,
             ),
             self.metrics_file,
-            TensorboardXWriter(str(folder)),
+            self.tensorboard,
         ]
         return self.writers
 

@@ -79,3 +79,11 @@ def test_words_that_no_flag_takes_are_bad_input(capsys, words):
         main(["reproduce", "table3", *words])
     assert stop.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_names_that_would_command_the_terminal_are_shown_with_escapes(tmp_path, capsys):
+    path = tmp_path / "\x1b[2J\x9b\u202e é.json"
+    assert main(["data", "inspect", "--train-json", str(path), "--train-images", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "\\x1b[2J\\x9b\\u202e é.json" in said
+    assert all(c.isprintable() for line in said.splitlines() for c in line)

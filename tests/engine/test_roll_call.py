@@ -8,7 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from focal_det.engine import roll_call
-from focal_det.engine.roll_call import Caller, call_roll, open_store, reach_all
+from focal_det.engine.roll_call import call_roll, reach_all
+from focal_det.engine.store import Caller, first_line, open_store
 from focal_det.errors import InputError, TrainingError
 
 
@@ -204,7 +205,7 @@ def test_ranks_that_do_not_answer_are_named(port, monkeypatch):
             reach_all(0.1)
     finally:
         dist.destroy_process_group()
-    assert roll_call.first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError()) == "ValueError"
 
 
 def test_what_listens_and_does_not_answer_is_not_waited_for_without_end():

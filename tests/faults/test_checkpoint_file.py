@@ -131,7 +131,8 @@ class Touch:
 
 def test_a_checkpoint_that_would_run_something_is_refused_and_nothing_is_run(whole, tmp_path):
     torch.save({"model": {}, "trainer": Touch(tmp_path / "made")}, whole)
-    assert "it cannot be read as plain data" in damage(whole)
+    # not PyTorch's first words, which are how to open it all the same
+    assert damage(whole).startswith("it cannot be read as plain data: Unsupported global: GLOBAL io.open was not")
     whole.write_bytes(pickle.dumps({"model": Touch(tmp_path / "made")}))
     assert damage(whole) == "it is cut off, or never was a checkpoint"
     assert not (tmp_path / "made").exists()

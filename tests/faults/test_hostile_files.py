@@ -183,11 +183,18 @@ def test_yaml_that_grows(text, message):
         parse_yaml(text)
 
 
+@pytest.mark.parametrize("text", ["a: 1\nb: {x: 1, y: 2, x: 3}\n", "x: 1\na: 2\n'x': 1\n"])
+def test_yaml_that_says_a_name_twice(text):
+    with pytest.raises(yaml.YAMLError, match="'x' is there twice, with two values"):
+        parse_yaml(text)
+
+
 def test_honest_aliases_are_read():
-    assert parse_yaml("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}\n") == {
+    assert parse_yaml("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}\nd: {<<: *a, x: 4}\n") == {
         "a": {"x": [1, 2]},
         "b": {"x": [1, 2]},
         "c": {"x": [1, 2], "y": 3},
+        "d": {"x": 4},
     }
 
 

@@ -1,20 +1,16 @@
-"""Which checkpoints stay, which is the best, and what of somebody else's goes into the model."""
+"""Which checkpoints stay, and what of somebody else's goes into the model."""
 
 import logging
-import math
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 from torch import nn
 
-from focal_det.engine.checkpoints import KeepBest, RunCheckpointer, retention_words
+from focal_det.engine.checkpoints import RunCheckpointer, retention_words
 from focal_det.engine.model_checks import weights_problems
-from focal_det.engine.run_record import RunRecord, UsedSet
 from focal_det.errors import TrainingError
 
 
@@ -137,87 +133,6 @@ def test_removing_is_announced_where_it_will_happen():
     assert "the newest 5 stay (MODEL.FOCAL_DET.CHECKPOINTS_KEPT; 0 keeps all)" in retention_words(5, 600, 100)
     assert retention_words(5, 500, 100) is None
     assert retention_words(0, 90000, 100) is None
-
-
-# --- the best --------------------------------------------------------------------------------------------------------
-
-
-def evaluated(hook, iteration, ap, max_iter=100):
-    """What the hook does after an iteration whose evaluation, if any, has given an AP."""
-    with EventStorage(iteration) as storage:
-        if ap is not None:
-            storage.put_scalar("bbox/AP", ap, smoothing_hint=False)
-        hook.trainer = SimpleNamespace(iter=iteration, max_iter=max_iter, storage=storage)
-        (hook.after_train if iteration >= max_iter else hook.after_step)()
-
-
-def best_of(folder):
-    return torch.load(folder / "model_best.pth", weights_only=True)
-
-
-def test_the_best_is_written_when_the_ap_rises_and_is_not_what_resume_goes_on_from(tmp_path):
-    checkpointer = saver(tmp_path)
-    hook = KeepBest(checkpointer, "bbox/AP")
-    save(checkpointer, 9)
-    for iteration, ap in ((9, 10.0), (14, None), (19, 9.0), (29, math.nan)):
-        evaluated(hook, iteration, ap)
-    assert hook.best == (10.0, 10)  # after ten iterations, the last of which is the ninth from 0
-    assert best_of(tmp_path)["best"] == {"AP": 10.0, "iteration": 9}
-    with torch.no_grad():
-        checkpointer.model.weight.fill_(5.0)
-    evaluated(hook, 100, 12.0)  # the one at the end counts too
-    assert best_of(tmp_path)["best"] == {"AP": 12.0, "iteration": 99}
-    assert best_of(tmp_path)["model"]["weight"].eq(5.0).all()
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"
-    assert names(tmp_path) == ["model_0000009.pth", "model_best.pth"]  # nothing half written
-
-
-def test_an_ap_of_before_is_not_counted_again(tmp_path):
-    hook = KeepBest(saver(tmp_path), "bbox/AP")
-    with EventStorage(9) as storage:
-        storage.put_scalar("bbox/AP", 10.0, smoothing_hint=False)
-        storage.iter = 14
-        hook.trainer = SimpleNamespace(iter=14, max_iter=100, storage=storage)
-        hook.after_step()
-    assert hook.best is None
-
-
-def test_a_run_that_goes_on_knows_the_best_of_before(tmp_path):
-    # the checkpoint it goes on from was written before that evaluation, and cannot know it
-    checkpointer = saver(tmp_path)
-    save(checkpointer, 9)
-    evaluated(KeepBest(checkpointer, "bbox/AP"), 9, 10.0)
-    resumed = saver(tmp_path)
-    resumed.resume_or_load("", resume=True)
-    hook = KeepBest(resumed, "bbox/AP")
-    hook.before_train()
-    evaluated(hook, 19, 9.0)
-    assert hook.best == (10.0, 10)
-    assert best_of(tmp_path)["iteration"] == 9
-
-
-@pytest.mark.parametrize(("content", "is_kept"), [("aa", True), ("bb", False)])
-def test_a_best_on_another_test_set_is_put_aside(tmp_path, content, is_kept):
-    def record(fingerprint):
-        tested_on = UsedSet("val_json", 8, fingerprint)
-        return RunRecord({}, (), tested_on, ("a",), world_size=1, focal_det="0", torch="0")
-
-    checkpointer = RunCheckpointer(nn.Linear(1, 1), str(tmp_path), record=record("aa"))
-    evaluated(KeepBest(checkpointer, "bbox/AP"), 9, 10.0)
-    checkpointer.record = record(content)
-    hook = KeepBest(checkpointer, "bbox/AP")
-    hook.before_train()
-    assert hook.best == ((10.0, 10) if is_kept else None)
-    assert (tmp_path / "model_best.pth.before1").is_file() != is_kept
-
-
-def test_a_best_that_cannot_be_read_is_put_aside_and_not_lost(tmp_path):
-    (tmp_path / "model_best.pth").write_bytes(b"torn")
-    hook = KeepBest(saver(tmp_path), "bbox/AP")
-    hook.before_train()
-    evaluated(hook, 9, 1.0)
-    assert (tmp_path / "model_best.pth.before1").read_bytes() == b"torn"
-    assert best_of(tmp_path)["best"]["AP"] == 1.0
 
 
 # --- weights of the model zoo ----------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """metrics.json of a run that goes on is that of a run that was never stopped."""
 
 import json
+import time
 
 import pytest
 from detectron2.utils.events import EventStorage
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from focal_det.engine.metric_history import WINDOW, MetricHistory, MetricsFile
+from focal_det.engine.metric_history import WINDOW, MetricHistory, MetricsFile, TensorBoardFile
 
 
 def lines_of(path):
@@ -50,6 +52,27 @@ def test_lines_beyond_the_checkpoint_and_half_a_line_go(tmp_path):
     path.write_text("".join(whole) + "no JSON\n")
     MetricsFile(path).go_on_after(99)
     assert path.read_text() == "".join(whole)
+
+
+def test_tensorboard_has_each_point_once_after_a_kill(tmp_path):
+    def points(folder):
+        events = EventAccumulator(str(folder)).Reload()
+        return {
+            name: [(point.step, point.value) for point in events.Scalars(name)] for name in events.Tags()["scalars"]
+        }
+
+    run(TensorBoardFile(tmp_path / "whole"), range(60), MetricHistory())
+    state = run(TensorBoardFile(tmp_path / "parts"), range(34), MetricHistory())
+    killed = TensorBoardFile(tmp_path / "parts")  # not closed until all is seen
+    run(killed, range(34, 50), MetricHistory())
+    history, file = MetricHistory(), TensorBoardFile(tmp_path / "parts")
+    history.load_state_dict(state)
+    file.go_on_after(29)  # the last that was written before the checkpoint
+    time.sleep(1.1)  # files are read in the order of their names, which count seconds
+    run(file, range(34, 60), history)
+    assert points(tmp_path / "parts") == points(tmp_path / "whole")
+    assert [step for step, _ in points(tmp_path / "parts")["loss"]] == [9, 19, 29, 39, 49, 59]
+    killed.close()
 
 
 def test_nothing_there_is_nothing_to_cut(tmp_path):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from focal_det.cli.arguments import parse_arguments
 from focal_det.cli.prepare import check, write
@@ -94,12 +95,15 @@ def train(words, stop_after=None, seen=None):
 
 
 def outcome(folder):
-    """Weights, momentum and lr at the end; and metrics.json but for the clock."""
+    """Weights, momentum and lr at the end; and metrics.json and TensorBoard's points but for the clock."""
     state = torch.load(folder / "model_final.pth", weights_only=True)
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     metrics = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
     metrics = [line for line in metrics if len(line) > 1]
-    return (state["model"], state["trainer"]["_trainer"]["optimizer"], state["iteration"]), metrics
+    events = EventAccumulator(str(folder)).Reload()
+    names = set(events.Tags()["scalars"]) - TIMES
+    points = {name: [(point.step, point.value) for point in events.Scalars(name)] for name in sorted(names)}
+    return (state["model"], state["trainer"]["_trainer"]["optimizer"], state["iteration"]), [metrics, points]
 
 
 def assert_same(one, other):

@@ -203,6 +203,16 @@ def test_a_fault_that_says_what_to_do_ends_with_1_and_no_stack_trace(capsys, tmp
     assert capsys.readouterr().err.splitlines()[-1] == "error: model_0000009.pth could not be written"
 
 
+@pytest.mark.parametrize("blocked", [".lock", "classes.json"])
+def test_a_folder_where_a_file_is_to_be_is_named(capsys, tmp_path, monkeypatch, blocked):
+    (tmp_path / blocked).mkdir()
+    monkeypatch.setattr("focal_det.cli.prepare.prepare_shapes", lambda names: None)
+    assert main([*QUICK, "OUTPUT_DIR", str(tmp_path)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert said.endswith(f"Is a directory: '{tmp_path / blocked}'") or f"-> '{tmp_path / blocked}'" in said
+
+
 @pytest.mark.parametrize("blocked", ["inference", "detections", "annotations"])
 def test_a_file_where_a_folder_is_to_be_is_named(capsys, tmp_path, blocked):
     (tmp_path / blocked).write_text("mine")

@@ -6,14 +6,17 @@ import socket
 import sys
 import time
 import traceback
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from focal_det.data.catalog import prepare_shapes
+from focal_det.engine.divergence import write_divergence
 from focal_det.engine.job import Job, run_job
 from focal_det.errors import TrainingError
 
@@ -150,3 +153,27 @@ def start(tiny_cfg, tmp_path, monkeypatch):
             if not rank.ended():
                 rank.kill(signal.SIGKILL)
                 os.waitpid(rank.pid, 0)
+
+
+@pytest.fixture
+def kept(tiny_cfg, batch_of, tmp_path):
+    """Writes the file of a tiny model's step; `spoil` may change model and batch before."""
+    return partial(keep_step, tiny_cfg, batch_of, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def sound_step(tiny_cfg, batch_of, tmp_path_factory):
+    """The file of a tiny model's step, made once, not to be changed."""
+    return keep_step(tiny_cfg, batch_of, tmp_path_factory.mktemp("kept"))
+
+
+def keep_step(tiny_cfg, batch_of, folder, spoil=lambda model, batch: None, *overrides, ranks=1):
+    cfg = tiny_cfg("OUTPUT_DIR", str(folder), *overrides)
+    torch.manual_seed(0)
+    model, batch = build_model(cfg), batch_of((2, 3), size=(64, 64))
+    for place, picture in enumerate(batch):
+        picture["file_name"] = f"{place}.jpg"
+    spoil(model, batch)
+    losses = {"loss_cls": torch.tensor(1.0), "loss_box_reg": torch.tensor(float("inf"))}
+    shares = [batch] if ranks == 1 else [[picture] for picture in batch]
+    return write_divergence(cfg, model, shares, losses, ["head.cls_score.weight"], iteration=57, is_first=True)

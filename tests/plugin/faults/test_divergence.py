@@ -1,42 +1,17 @@
-"""What is kept of a step that gave no numbers, and what is said when it is done again."""
+"""A step that gives no numbers: where it is noticed, and what is kept of it."""
 
-import pickle
+import resource
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from focal_det.cli.main import main
-from focal_det.engine.divergence import KEPT, CheckNumbers, write_divergence
+from focal_det.engine.divergence import KEPT, CheckNumbers
 from focal_det.engine.suspects import note_suspect, suspects
-
-
-@pytest.fixture
-def kept(tiny_cfg, batch_of, tmp_path):
-    """Writes the file of a tiny model's step; `spoil` may change model and batch before."""
-
-    def write(spoil=lambda model, batch: None, *overrides, ranks=1):
-        cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), *overrides)
-        torch.manual_seed(0)
-        model, batch = build_model(cfg), batch_of((2, 3), size=(64, 64))
-        for place, picture in enumerate(batch):
-            picture["file_name"] = f"{place}.jpg"
-        spoil(model, batch)
-        losses = {"loss_cls": torch.tensor(1.0), "loss_box_reg": torch.tensor(float("inf"))}
-        shares = [batch] if ranks == 1 else [[picture] for picture in batch]
-        return write_divergence(cfg, model, shares, losses, ["head.cls_score.weight"], iteration=57, is_first=True)
-
-    return write
-
-
-def replayed(path, capsys):
-    assert main(["replay", str(path)]) == 0
-    return capsys.readouterr().out.split("verdict: ")
 
 
 def test_the_file_holds_the_step_and_no_earlier_one_is_replaced(kept, tmp_path):
@@ -52,6 +27,17 @@ def test_the_file_holds_the_step_and_no_earlier_one_is_replaced(kept, tmp_path):
     assert suspects(str(tmp_path / "none"), 20) == frozenset()
 
 
+def test_a_full_disk_is_logged_and_leaves_nothing(kept, tmp_path, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        assert kept() is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "iteration_0000057_rank0.pth could not be written ([Errno 27] File too large" in caplog.text
+    assert list((tmp_path / "diverged").iterdir()) == []
+
+
 def test_a_start_looks_at_each_step_where_one_before_diverged_though_nothing_could_be_kept(tmp_path):
     note_suspect(str(tmp_path), 30)
     assert suspects(str(tmp_path), 20) == frozenset(range(10, 31))
@@ -62,80 +48,6 @@ def test_where_the_folder_looks_different_from_other_ranks_that_of_rank_0_counts
     monkeypatch.setattr(comm, "all_gather", lambda own: [{7}, own])
     note_suspect(str(tmp_path), 30)
     assert suspects(str(tmp_path), 2) == frozenset({5, 6, 7})
-
-
-def test_of_several_ranks_each_batch_is_done_again(kept, capsys):
-    def spoil(model, batch):
-        batch[1]["instances"].gt_boxes.tensor[2, 2] = float("inf")
-
-    steps, verdict = replayed(kept(spoil, ranks=2), capsys)
-    assert "all 1 pictures of rank 0" in steps
-    assert "all 1 pictures of rank 1" in steps
-    assert verdict.startswith("picture 2 of 2, 1.jpg: ")
-
-
-def test_what_was_no_number_elsewhere_and_is_one_here_is_said(kept, capsys):
-    steps, verdict = replayed(kept(), capsys)
-    assert "picture 2: 1.jpg, 64x64, 3 boxes" in steps
-    assert verdict.startswith("finite here: there it was loss_cls 1, loss_box_reg inf")
-
-
-def test_a_picture_with_a_bad_box_is_named(kept, capsys):
-    def spoil(model, batch):
-        batch[1]["instances"].gt_boxes.tensor[2, 2] = float("inf")
-
-    verdict = replayed(kept(spoil), capsys)[1]
-    assert verdict.startswith("picture 2 of 2, 1.jpg: ")
-    assert "box 2 is not finite" in verdict
-    assert "0.jpg" not in verdict
-
-
-def test_the_first_module_that_overflows_is_named(kept, capsys):
-    def spoil(model, batch):
-        model.head.bbox_pred.weight.data.fill_(3e38)
-
-    steps, verdict = replayed(kept(spoil), capsys)
-    assert "first module that is no number: head.bbox_pred" in steps
-    assert [line.split(",")[0] for line in verdict.splitlines()] == ["picture 1 of 2", "picture 2 of 2"]
-
-
-def test_what_only_half_precision_cannot_hold_is_said(kept, capsys):
-    def spoil(model, batch):
-        model.head.bbox_pred.weight.data.fill_(2e4)  # beyond 65504 when some are added
-
-    amp = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")
-    assert "not finite in float16 only: " in replayed(kept(spoil, *amp), capsys)[1]
-
-
-def test_weights_that_were_spoilt_before_are_told_apart(kept, capsys):
-    def spoil(model, batch):
-        model.head.cls_score.bias.data[0] = float("nan")
-
-    verdict = replayed(kept(spoil), capsys)[1]
-    assert verdict.startswith("the weights were no numbers before this step: 1 of ")
-    assert "first head.cls_score.bias" in verdict
-
-
-class Evil:
-    def __reduce__(self):
-        return open, ("evil", "w")
-
-
-@pytest.mark.parametrize("what", ["evil", "cut", "empty", "other", "batch", "shares", "config", "model"])
-def test_a_damaged_or_hostile_file_is_bad_input(kept, what, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    path = kept()
-    record = torch.load(path, weights_only=True)
-    if what == "evil":
-        path.write_bytes(pickle.dumps(Evil()))
-    elif what in ("cut", "empty"):
-        path.write_bytes(path.read_bytes()[: 5000 if what == "cut" else 0])
-    else:
-        wrong = {"batch": [{"image": 3}], "shares": [1], "config": "MODEL: {NONE: 3}", "model": {"a": torch.ones(2)}}
-        torch.save({**record, what: wrong[what]} if what in wrong else [1, 2], path)
-    assert main(["replay", str(path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {path}: ")
-    assert not (tmp_path / "evil").exists()
 
 
 # --- where it is noticed ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import builtins
 import errno
 import io
+import math
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from focal_det.engine.checkpoint_file import contents, damage
 from focal_det.engine.checkpoints import RunCheckpointer
 from focal_det.errors import InputError, TrainingError
 
+OPTIMIZER = {"state": {0: {"momentum_buffer": torch.full((3,), 0.5)}}, "param_groups": [{"params": [0]}]}
 OF_THE_USER = {"notes.txt": b"mine", "backbone.pth": b"mine, too"}
 
 
@@ -27,7 +29,7 @@ class Steps:
         self.iteration = iteration
 
     def state_dict(self):
-        return {"iteration": self.iteration, "_trainer": {"optimizer": {"momentum": torch.full((3,), 0.5)}}}
+        return {"iteration": self.iteration, "_trainer": {"optimizer": OPTIMIZER}}
 
     def load_state_dict(self, state):
         self.iteration = state["iteration"]
@@ -170,7 +172,7 @@ def goes_on_from(folder):
         return 0
     held = contents(found.checkpoint.path)
     assert held["model"]["weight"].eq(found.checkpoint.done).all()
-    assert held["trainer"]["_trainer"]["optimizer"]["momentum"].eq(0.5).all()
+    assert held["trainer"]["_trainer"]["optimizer"]["state"][0]["momentum_buffer"].eq(0.5).all()
     return found.checkpoint.done
 
 
@@ -356,6 +358,33 @@ def test_where_none_is_whole_each_is_listed_and_weights_alone_are_none(tmp_path)
             "  model_0000009.pth: it is cut off, or never was a checkpoint",
             "  model_final.pth: it holds weights alone, no optimiser and iteration to go on from",
         ]
+
+
+@pytest.mark.parametrize(
+    ("iteration", "optimizer", "reason"),
+    [
+        (math.inf, OPTIMIZER, "its iteration is inf"),
+        (-1, OPTIMIZER, "its iteration is -1"),
+        (19, {}, "its optimiser is not as PyTorch's are"),
+        (19, [1.0], "its optimiser is not as PyTorch's are"),
+    ],
+)
+def test_one_that_can_be_read_and_not_gone_on_from_is_passed_over(tmp_path, iteration, optimizer, reason):
+    save(tmp_path, 9)
+    save(tmp_path, 19)
+    newest = tmp_path / "model_0000019.pth"
+    trainer = {"iteration": iteration, "_trainer": {"optimizer": optimizer}}
+    torch.save(torch.load(newest, weights_only=True) | {"trainer": trainer}, newest)
+    found = find_checkpoint(tmp_path, "required")
+    assert found.checkpoint.done == 10
+    assert f"model_0000019.pth is damaged ({reason}); going on from" in found.warnings[0]
+
+
+def test_a_link_to_nothing_is_passed_over(tmp_path):
+    save(tmp_path, 9)
+    (tmp_path / "model_0000019.pth").symlink_to(tmp_path / "gone.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
+    assert find_checkpoint(tmp_path, "required").checkpoint.done == 10
 
 
 def test_a_folder_that_changed_since_it_was_looked_at_is_left_alone(tmp_path):
