@@ -32,10 +32,12 @@ class Listening:
         self._handlers = {number: signal.signal(number, _leave_to_the_listener) for number in STOP_SIGNALS}
         self._shield = workers_shielded()
         self._shield.__enter__()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a rank that starts holds them back; see train_net.py
+        # a rank that starts holds them back, see train_net.py; and again as it leaves, where one would end it
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(self, *error: Any) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         self._shield.__exit__(*error)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
