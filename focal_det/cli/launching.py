@@ -35,7 +35,7 @@ from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingEr
 from .common import print_problems
 from .prepare import Plan, check, write
 from .resuming import folder_taken
-from .signals import PassOn, killed_words, stopping_signal
+from .signals import PassOn, hear_what_was_asked, killed_words, stopping_signal
 from .start_watch import StartWatch
 from .together import Together, see_folder
 
@@ -102,7 +102,7 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(job, stopped, start.reached),
+                args=(job, stopped, start.reached, signals.asked if signals else None),
             )
             break
         except ProcessRaisedException as error:
@@ -131,8 +131,10 @@ def _launch(args: argparse.Namespace, job: Job) -> int:
     return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 
-def _run_rank(job: Job, stopped: Any, reached: Sequence[Any]) -> None:
+def _run_rank(job: Job, stopped: Any, reached: Sequence[Any], asked: Any) -> None:
     """The job as rank 0's machine has decided it, with its seed and its checkpoint to go on from."""
+    if asked is not None:
+        hear_what_was_asked(asked)
     reached[comm.get_local_rank()].set()
     try:
         reach_all()

@@ -47,18 +47,23 @@ def _nothing_trained(number: int) -> str:
 
 
 class PassOn:
-    """Made by a process whose children train: passes signals on to them, and ends all at once at a second one."""
+    """Made by a process whose children train: passes signals on to them, and ends all at once at a second one.
+
+    Attributes:
+        asked: the first signal's number, 0 if none came, for a child that was not there yet: see `hear_what_was_asked`.
+    """
 
     def __init__(self) -> None:
-        self._asked, self._since = 0, 0.0
+        self.asked = multiprocessing.get_context("spawn").Value("i", 0, lock=False)
+        self._since = 0.0
         for number in STOP_SIGNALS:
             signal.signal(number, self._pass_on)
 
     def _pass_on(self, number: int, _: Any) -> None:
         now = time.monotonic()
-        is_second = self._asked and now - self._since > SAME_WISH_SECONDS
-        if not self._asked:
-            self._asked, self._since = number, now
+        is_second = self.asked.value and now - self._since > SAME_WISH_SECONDS
+        if not self.asked.value:
+            self.asked.value, self._since = number, now
         for process in multiprocessing.active_children():
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, signal.SIGKILL if is_second else number)
@@ -73,10 +78,20 @@ class PassOn:
         Args:
             exit_code: of the child, of a signal's death its negative number.
         """
-        is_so = self._asked != 0 and -exit_code in STOP_SIGNALS
+        is_so = self.asked.value != 0 and -exit_code in STOP_SIGNALS
         if is_so:
-            print(_nothing_trained(self._asked), file=sys.stderr, flush=True)
+            print(_nothing_trained(self.asked.value), file=sys.stderr, flush=True)
         return is_so
+
+
+def hear_what_was_asked(asked: Any) -> None:
+    """Send this process the signal that came before it was there, if any; while it holds signals back, two are one.
+
+    Args:
+        asked: of the launcher's `PassOn`.
+    """
+    if asked.value:
+        os.kill(os.getpid(), asked.value)
 
 
 def killed_words(rank: int, exit_code: int, *, trains: bool) -> str:

@@ -12,10 +12,11 @@ from detectron2.structures import Instances
 from torch import nn
 from torch.utils.data import DataLoader
 
-from focal_det.cli.signals import PassOn
+from focal_det.cli.signals import PassOn, hear_what_was_asked
 from focal_det.cli.train import main
 from focal_det.engine import watch
 from focal_det.engine.deferred_metrics import DeferredMetrics
+from focal_det.engine.progress import Progress
 from focal_det.engine.stopping import StopOnSignal
 from focal_det.engine.suspects import suspects
 from focal_det.engine.trainer import Trainer
@@ -167,6 +168,21 @@ def test_a_second_signal_ends_at_once_even_where_the_first_waits_for_another_ran
     assert run.ranks[0].code == 128 + signal.SIGTERM
 
 
+def test_a_signal_to_ranks_that_have_trained_and_are_about_to_end_changes_nothing(start):
+    def prepare(rank, ranks):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as train_net.py
+        end = Progress.end  # when none listens any more
+
+        def end_late(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            end(self)
+
+        Progress.end = end_late
+
+    run = start(prepare=prepare, steps=2)
+    assert run.codes() == [0, 0]
+
+
 # --- before the training ---------------------------------------------------------------------------------------------
 
 
@@ -233,6 +249,23 @@ def test_a_launcher_passes_a_signal_on_and_ends_all_at_a_second(tmp_path, times,
     time.sleep(0.1)
     status = Path("/proc", (tmp_path / "pid").read_text(), "status")
     assert not status.exists() or "State:\tZ" in status.read_text()  # nobody may have asked for its end yet
+
+
+def test_a_signal_that_came_before_a_rank_was_there_is_told_to_it():
+    def rank(asked):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as train_net.py
+        hear_what_was_asked(asked)
+        os._exit(3 if signal.sigpending() == {signal.SIGTERM} else 4)
+
+    def launch():
+        passing = PassOn()
+        os.kill(os.getpid(), signal.SIGTERM)
+        child = multiprocessing.get_context("fork").Process(target=rank, args=(passing.asked,))
+        child.start()
+        child.join()
+        return child.exitcode
+
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(launch), 0)[1]) == 3
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
