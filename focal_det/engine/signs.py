@@ -16,7 +16,7 @@ class Signs:
     """The store of this job as one rank sees it; every method raises RuntimeError where it does not answer.
 
     Args:
-        rank: of this process; rank 0 makes it ready for all.
+        rank: of this process.
         seen: the ranks whose signs it reads.
         seconds: that a sign which is not there yet is waited for.
     """
@@ -28,8 +28,8 @@ class Signs:
         store = world.get_group_store().clone()  # a connection of its own: none waits for the other's answer
         store.set_timeout(timedelta(seconds=seconds))  # of what `multi_get` waits for
         self._store = dist.PrefixStore("focal_det/watch", store)
-        for key in _WORDS if rank == 0 else ():
-            self._store.set(key, "")
+        for key in _WORDS:
+            self._store.compare_set(key, "", "")  # not over what a faster rank may have said
 
     def give(self, sign: dict[str, Any]) -> None:
         """This rank's sign of life."""
