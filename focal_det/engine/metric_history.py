@@ -114,7 +114,7 @@ class TensorBoardFile(TensorboardXWriter):
         super().__init__(str(folder), WINDOW)
 
     def go_on_after(self, iteration: int) -> None:
-        """Have TensorBoard leave out what earlier starts wrote of later iterations, which comes again."""
+        """Have TensorBoard leave out what earlier starts wrote of later iterations, which comes again; of all after -1."""
         self._last_write = iteration
         self._writer_args["purge_step"] = iteration + 1
 

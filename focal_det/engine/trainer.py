@@ -129,6 +129,7 @@ class Trainer(DefaultTrainer):
         """Detectron2's; of a run that goes on, first what its last step may not have come to after it was saved."""
         super().before_train()
         if self.start_iter == 0:
+            self.tensorboard.go_on_after(-1)  # a start before this one may have ended before its first checkpoint
             return
         last = self.start_iter - 1
         self.iter = self.storage.iter = last  # which it stays if there is nothing left to train
@@ -240,8 +241,8 @@ class Trainer(DefaultTrainer):
                 best=lambda: keep_best.best,
                 device=next(self.model.parameters()).device,
             ),
-            self.metrics_file,
             self.tensorboard,
+            self.metrics_file,  # last: what it has, a run that goes on takes for written by all
         ]
         return self.writers
 

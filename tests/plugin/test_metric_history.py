@@ -1,11 +1,13 @@
 """metrics.json of a run that goes on is that of a run that was never stopped."""
 
+import itertools
 import json
-import time
+from types import SimpleNamespace
 
 import pytest
 from detectron2.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from focal_det.engine.metric_history import WINDOW, MetricHistory, MetricsFile, TensorBoardFile
 
@@ -54,7 +56,10 @@ def test_lines_beyond_the_checkpoint_and_half_a_line_go(tmp_path):
     assert path.read_text() == "".join(whole)
 
 
-def test_tensorboard_has_each_point_once_after_a_kill(tmp_path):
+def test_tensorboard_has_each_point_once_after_kills(tmp_path, monkeypatch):
+    # files are read in the order of their names, which count seconds
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=itertools.count(1000).__next__))
+
     def points(folder):
         events = EventAccumulator(str(folder)).Reload()
         return {
@@ -62,13 +67,16 @@ def test_tensorboard_has_each_point_once_after_a_kill(tmp_path):
         }
 
     run(TensorBoardFile(tmp_path / "whole"), range(60), MetricHistory())
-    state = run(TensorBoardFile(tmp_path / "parts"), range(34), MetricHistory())
+    run(TensorBoardFile(tmp_path / "parts"), range(15), MetricHistory())  # ends before its first checkpoint
+    again = TensorBoardFile(tmp_path / "parts")
+    again.go_on_after(-1)
+    state = run(again, range(34), MetricHistory())
     killed = TensorBoardFile(tmp_path / "parts")  # not closed until all is seen
+    killed.go_on_after(29)  # the last that was written before the checkpoint
     run(killed, range(34, 50), MetricHistory())
     history, file = MetricHistory(), TensorBoardFile(tmp_path / "parts")
     history.load_state_dict(state)
-    file.go_on_after(29)  # the last that was written before the checkpoint
-    time.sleep(1.1)  # files are read in the order of their names, which count seconds
+    file.go_on_after(29)
     run(file, range(34, 60), history)
     assert points(tmp_path / "parts") == points(tmp_path / "whole")
     assert [step for step, _ in points(tmp_path / "parts")["loss"]] == [9, 19, 29, 39, 49, 59]
