@@ -139,7 +139,9 @@ def compute():
     end = time.monotonic() + 5
     while time.monotonic() < end:
         pass
-    ctypes.PyDLL(None).sleep(3)  # as Detectron2's scoring in C++, it lets no other thread of Python run
+    # As Detectron2's scoring in C++, it lets no other thread of Python run. The sign before is up to a period old, and
+    # the other rank waits 4 periods; without it 2.
+    ctypes.PyDLL(None).usleep(2_300_000)
 
 
 def test_a_rank_that_scores_for_long_does_not_hang(start, monkeypatch):
