@@ -114,7 +114,11 @@ class TensorBoardFile(TensorboardXWriter):
         super().__init__(str(folder), WINDOW)
 
     def go_on_after(self, iteration: int) -> None:
-        """Have TensorBoard leave out what earlier starts wrote of later iterations, which comes again; of all after -1."""
+        """Have TensorBoard leave out what earlier starts wrote of later iterations, which comes again.
+
+        Args:
+            iteration: from 0; -1 leaves out all.
+        """
         self._last_write = iteration
         self._writer_args["purge_step"] = iteration + 1
 
