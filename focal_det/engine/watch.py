@@ -53,7 +53,9 @@ class Watch:
         self._verdict: str | None = None
         self._moves, self._rounds = Unchanged(), 0
         self._closed = threading.Event()
-        self._parent = os.getppid()
+        # Of a rank that the launcher or torchrun started; one that was started by hand may outlive its shell.
+        is_a_child = multiprocessing.parent_process() is not None or "TORCHELASTIC_RUN_ID" in os.environ
+        self._parent = os.getppid() if is_a_child else None
 
     def __enter__(self) -> Watch:
         if self.ranks == 1:
@@ -138,7 +140,7 @@ class Watch:
         """
         rounds = Unchanged()
         while not self._closed.wait(PERIOD):
-            if os.getppid() != self._parent:
+            if self._parent not in (None, os.getppid()):
                 print("error: the process that started this rank is gone", file=sys.stderr, flush=True)
                 os._exit(EXIT_FAULT)
             rounds.look(self._rounds)

@@ -298,7 +298,12 @@ def test_what_is_no_number_on_one_rank_ends_all_before_the_weights_change(start,
         assert f"focal-det replay {', or '.join(map(str, files))}" in last
 
 
-def test_without_its_launcher_which_holds_the_folder_a_rank_ends(monkeypatch, capsys):
+@pytest.mark.parametrize("of_torchrun", [True, False])
+def test_without_its_launcher_which_holds_the_folder_a_rank_ends(monkeypatch, capsys, of_torchrun):
+    if of_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    else:
+        monkeypatch.setattr(multiprocessing, "parent_process", lambda: "the launcher")
     monkeypatch.setattr("focal_det.engine.watch.os._exit", sys.exit)
     monkeypatch.setattr("focal_det.engine.watch.PERIOD", 0.01)
     orphan = Watch(hang_timeout=0)
@@ -306,3 +311,12 @@ def test_without_its_launcher_which_holds_the_folder_a_rank_ends(monkeypatch, ca
     with pytest.raises(SystemExit, match="1"):
         orphan._run_beside()
     assert "the process that started this rank is gone" in capsys.readouterr().err
+
+
+def test_a_rank_that_was_started_by_hand_outlives_its_shell(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    rank = Watch(hang_timeout=0)
+    monkeypatch.setattr("focal_det.engine.watch.os.getppid", lambda: 1)
+    looks = iter([False, True])
+    monkeypatch.setattr(rank._closed, "wait", lambda _: next(looks))
+    rank._run_beside()  # returns, as at the end
