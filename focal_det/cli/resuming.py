@@ -223,7 +223,7 @@ def _described(path: Path) -> Checkpoint:
     try:
         iteration, optimizer = held["trainer"]["iteration"], held["trainer"]["_trainer"]["optimizer"]
         held["model"]
-    except (KeyError, TypeError):
+    except (LookupError, TypeError):
         raise DamagedError("it holds weights alone, no optimiser and iteration to go on from") from None
     if type(iteration) is not int or not 0 <= iteration < _MOST_ITERATIONS:
         raise DamagedError(f"its iteration is {cut(repr(iteration), 40)}")

@@ -61,7 +61,7 @@ class KeepBest(HookBase):
                 )
                 return
             self.best = best
-        except (KeyError, TypeError, ValueError):
+        except (LookupError, OverflowError, RuntimeError, TypeError, ValueError):
             told = f"is damaged ({reason})" if reason else "does not say what its AP was"
             _log().warning(f"{path} {told}: it is now {put_aside(path)}")
 

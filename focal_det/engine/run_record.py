@@ -13,6 +13,7 @@ A key that only one of two versions of focal_det or Detectron2 has is told: its 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -117,6 +118,7 @@ class RunRecord:
     def read(cls, plain: Any) -> RunRecord | None:
         """What `plain` gave; None if that is something else, such as of a checkpoint before records were kept."""
         try:
+            json.dumps(plain)  # of a stranger's file it may be tensors, whose comparisons are no truths
             return cls(
                 config={str(key): value for key, value in plain["config"].items()},
                 training_sets=tuple(UsedSet(**each) for each in plain["training_sets"]),
@@ -126,7 +128,7 @@ class RunRecord:
                 focal_det=str(plain["focal_det"]),
                 torch=str(plain["torch"]),
             )
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             return None
 
 

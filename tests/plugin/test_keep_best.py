@@ -97,3 +97,14 @@ def test_a_best_that_cannot_be_read_is_put_aside_and_not_lost(tmp_path):
     evaluated(hook, 9, 1.0)
     assert (tmp_path / "model_best.pth.before1").read_bytes() == b"torn"
     assert best_of(tmp_path)["best"]["AP"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "best", [None, torch.ones(3), {"AP": torch.ones(3), "iteration": 1}, {"AP": 1.0, "iteration": math.inf}]
+)
+def test_a_best_that_does_not_say_its_ap_is_put_aside(tmp_path, best):
+    torch.save({"model": {}, "best": best}, tmp_path / "model_best.pth")
+    hook = KeepBest(saver(tmp_path), "bbox/AP")
+    hook.before_train()
+    assert hook.best is None
+    assert (tmp_path / "model_best.pth.before1").is_file()

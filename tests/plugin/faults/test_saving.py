@@ -361,19 +361,19 @@ def test_where_none_is_whole_each_is_listed_and_weights_alone_are_none(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("iteration", "optimizer", "reason"),
+    ("trainer", "reason"),
     [
-        (math.inf, OPTIMIZER, "its iteration is inf"),
-        (-1, OPTIMIZER, "its iteration is -1"),
-        (19, {}, "its optimiser is not as PyTorch's are"),
-        (19, [1.0], "its optimiser is not as PyTorch's are"),
+        ({"iteration": math.inf, "_trainer": {"optimizer": OPTIMIZER}}, "its iteration is inf"),
+        ({"iteration": -1, "_trainer": {"optimizer": OPTIMIZER}}, "its iteration is -1"),
+        ({"iteration": 19, "_trainer": {"optimizer": {}}}, "its optimiser is not as PyTorch's are"),
+        ({"iteration": 19, "_trainer": {"optimizer": [1.0]}}, "its optimiser is not as PyTorch's are"),
+        (torch.ones(3), "it holds weights alone, no optimiser and iteration to go on from"),
     ],
 )
-def test_one_that_can_be_read_and_not_gone_on_from_is_passed_over(tmp_path, iteration, optimizer, reason):
+def test_one_that_can_be_read_and_not_gone_on_from_is_passed_over(tmp_path, trainer, reason):
     save(tmp_path, 9)
     save(tmp_path, 19)
     newest = tmp_path / "model_0000019.pth"
-    trainer = {"iteration": iteration, "_trainer": {"optimizer": optimizer}}
     torch.save(torch.load(newest, weights_only=True) | {"trainer": trainer}, newest)
     found = find_checkpoint(tmp_path, "required")
     assert found.checkpoint.done == 10
