@@ -150,7 +150,7 @@ WORDS = [
 
 class Steps:
     def state_dict(self):
-        return {"iteration": 9, "_trainer": {"optimizer": {}}}
+        return {"iteration": 9, "_trainer": {"optimizer": {"state": {}, "param_groups": []}}}
 
 
 def job_of(folder, *words):
