@@ -6,6 +6,7 @@ import logging
 import math
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -78,6 +79,12 @@ class KeepBest(HookBase):
         self.best = ap, iteration + 1
         path = self.checkpointer.save_best(iteration=iteration, best={"AP": ap, "iteration": iteration})
         _log().info(f"Best AP so far {ap:.2f} after {iteration + 1} iterations{before}: {path}")
+
+
+def ap_name(cfg: CfgNode) -> str:
+    """What the metrics call the AP of the first test set."""
+    sets = cfg.DATASETS.TEST
+    return f"{sets[0]}/bbox/AP" if len(sets) > 1 else "bbox/AP"
 
 
 def _log() -> logging.Logger:

@@ -40,7 +40,7 @@ class Signs:
         self._store.set(key, words)
 
     def read(self) -> tuple[dict[str, str], dict[int, dict[str, Any]]]:
-        """What was said to all, and the signs of the ranks that this one looks at."""
+        """What was said to all, and the signs of the ranks that this one looks at, once each has given its first."""
         values = self._store.multi_get([*_WORDS, *(f"sign/{rank}" for rank in self._seen)])
         words = [value.decode() for value in values[: len(_WORDS)]]
         signs = map(json.loads, values[len(_WORDS) :])
@@ -52,13 +52,17 @@ class Signs:
 
 
 class Unchanged:
-    """For how many looks a number has stayed the same."""
+    """For how many looks a number has stayed the same.
+
+    Attributes:
+        looks: 0 after one at which it was another.
+    """
 
     def __init__(self) -> None:
         self.looks = 0
         self._last = -1
 
     def look(self, number: int) -> None:
-        """Once more."""
+        """Once more, at this number."""
         self.looks = self.looks + 1 if number == self._last else 0
         self._last = number

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class SubmissionEvaluator(COCOEvaluator):
     def evaluate(self, img_ids: Any = None) -> Any:
         """As Detectron2's; of the main process alone."""
         comm.synchronize()  # from here on none waits for another's pictures
-        with scoring():
+        with scoring() if comm.is_main_process() else nullcontext():
             results = super().evaluate(img_ids)
         detections = self._place.folder / DETECTIONS
         if comm.is_main_process() and detections.is_file():

@@ -26,7 +26,7 @@ from .divergence import CheckNumbers
 from .draw import draw_detections
 from .first_loss import CheckFirstLoss
 from .hooks import DrawDetections, LogAssignment
-from .keep_best import KeepBest
+from .keep_best import KeepBest, ap_name
 from .log_line import LogLine, WriteMetrics, levers_line, pictures_of
 from .metric_history import MetricHistory, MetricsFile, TensorBoardFile
 from .nan_words import nan_lines
@@ -245,9 +245,3 @@ class Trainer(DefaultTrainer):
             self.metrics_file,  # last: what it has, a run that goes on takes for written by all
         ]
         return self.writers
-
-
-def ap_name(cfg: CfgNode) -> str:
-    """What the metrics call the AP of the first test set."""
-    sets = cfg.DATASETS.TEST
-    return f"{sets[0]}/bbox/AP" if len(sets) > 1 else "bbox/AP"

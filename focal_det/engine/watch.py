@@ -165,7 +165,7 @@ class Watch:
             self._dead_after = DEAD_AFTER
         for rank, seen in self._seen.items():
             dead_after = DEAD_AFTER_LOST if words["lost"] else self._dead_after
-            if signs[rank]["place"] == SCORING and not words["lost"]:  # in C++, which lets no other thread run
+            if signs[rank]["place"] == SCORING:  # in C++, which lets no other thread run
                 dead_after = max(dead_after, self._hang_timeout or math.inf)
             seen.look(signs[rank]["beat"])
             if seen.looks * PERIOD >= dead_after and not signs[rank]["done"]:

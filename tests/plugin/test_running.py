@@ -17,8 +17,9 @@ from focal_det.data.catalog import prepare_shapes, register_datasets
 from focal_det.engine import validation
 from focal_det.engine.config_changes import config_changes
 from focal_det.engine.config_file import load_config, read_config
+from focal_det.engine.keep_best import ap_name
 from focal_det.engine.log_line import LogLine, levers_line
-from focal_det.engine.trainer import Trainer, ap_name
+from focal_det.engine.trainer import Trainer
 from focal_det.engine.validation import ValidationLoss, validation_losses
 
 

@@ -54,6 +54,14 @@ def detect_slowly(rank, ranks):
     FocalRetinaNet.forward = forward
 
 
+def until(is_so, seconds=60):
+    """Wait for something that comes."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(start):
     run = start(prepare=signal_itself(3, signal.SIGUSR1))
     assert run.codes() == [75, 75]
@@ -162,9 +170,7 @@ def test_a_second_signal_ends_at_once_even_where_the_first_waits_for_another_ran
     time.sleep(1.2)
     assert not run.ranks[0].ended()
     run.ranks[0].kill(signal.SIGTERM)
-    deadline = time.monotonic() + 1
-    while not run.ranks[0].ended() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(run.ranks[0].ended, 10)
     assert run.ranks[0].code == 128 + signal.SIGTERM
 
 
@@ -208,8 +214,7 @@ def test_while_data_are_drawn_nothing_is_lost_and_nothing_left(tmp_path, monkeyp
         *("DATASETS.TEST", "shapes_val_4_64px", "OUTPUT_DIR", str(tmp_path / "run")),
     ]
     pid = forked(lambda: main(words))
-    while not list((tmp_path / "datasets").rglob("*.png")):
-        time.sleep(0.01)
+    until(lambda: list((tmp_path / "datasets").rglob("*.png")))
     os.kill(pid, number)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
     assert f"{number.name}: nothing was trained yet: the same command starts again" in capfd.readouterr().err
@@ -236,12 +241,10 @@ def test_a_launcher_passes_a_signal_on_and_ends_all_at_a_second(tmp_path, times,
         return child.exitcode
 
     pid = forked(launch)
-    while not (tmp_path / "pid").exists():
-        time.sleep(0.01)
+    until((tmp_path / "pid").exists)
     time.sleep(0.1)
     os.kill(pid, signal.SIGTERM)
-    while not (tmp_path / "heard").exists():
-        time.sleep(0.01)
+    until((tmp_path / "heard").exists)
     if times == 2:
         time.sleep(1.1)
         os.kill(pid, signal.SIGTERM)
