@@ -20,6 +20,7 @@ from focal_det.cli.arguments import parse_arguments
 from focal_det.cli.prepare import check, write
 from focal_det.engine.job import run_job
 from focal_det.engine.trainer import Trainer
+from focal_det.errors import TrainingError
 from focal_det.modeling.retinanet import FocalRetinaNet
 
 # Steps 10 and 14 are those at which the lr drops; an epoch has 10 steps; evaluations and checkpoints meet and part.
@@ -136,6 +137,24 @@ def test_stopped_and_resumed_is_as_if_it_had_not_been(whole, tmp_path, stop_afte
         assert train(words, stop_after=stop_after, seen=seen)
         assert not train([*words, "--resume"], seen=seen)
     assert seen == whole[0]
+    assert_same(outcome(tmp_path / "run"), whole[1])
+
+
+def test_so_is_one_that_a_fault_has_ended_in_the_step_after_a_checkpoint(whole, tmp_path, monkeypatch):
+    words, step = arguments(tmp_path / "run"), Trainer.run_step
+
+    def fail(self):
+        if self.iter == 9:
+            raise OSError("a picture that was there is gone")
+        step(self)
+
+    with surroundings(tmp_path / "datasets"):
+        monkeypatch.setattr(Trainer, "run_step", fail)
+        with pytest.raises(TrainingError, match="is gone"):
+            train(words)
+        monkeypatch.setattr(Trainer, "run_step", step)
+        assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000008.pth"
+        assert not train([*words, "--resume"])
     assert_same(outcome(tmp_path / "run"), whole[1])
 
 
