@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch.distributed as dist
 
+_jobs = count()  # of this process: one that came before has left its words
 _WORDS = ("verdict", "stop", "lost")  # what all ranks read: empty, or what was said
 
 
@@ -27,7 +29,7 @@ class Signs:
         assert world is not None
         store = world.get_group_store().clone()  # a connection of its own: none waits for the other's answer
         store.set_timeout(timedelta(seconds=seconds))  # of what `multi_get` waits for
-        self._store = dist.PrefixStore("focal_det/watch", store)
+        self._store = dist.PrefixStore(f"focal_det/watch/{next(_jobs)}", store)  # all ranks count alike
         for key in _WORDS:
             self._store.compare_set(key, "", "")  # not over what a faster rank may have said
 
