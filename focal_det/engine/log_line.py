@@ -98,13 +98,21 @@ class WriteMetrics(PeriodicWriter):
 
     def __init__(self, writers: list[EventWriter], period: int, eval_period: int) -> None:
         super().__init__(writers, period)
+        self._log_lines = [writer for writer in writers if isinstance(writer, LogLine)]
         self._others = [writer for writer in writers if not isinstance(writer, LogLine)]
         self._eval_period = eval_period
 
     def after_train(self) -> None:
-        """Detectron2's, but of a run that is stopped: what its last step came to is written when it goes on."""
-        if not isinstance(sys.exc_info()[1], TrainingStopped):
+        """Detectron2's; of a run that a fault has ended the log line alone, and of a stopped one nothing.
+
+        What the last steps came to is written when they come again.
+        """
+        error = sys.exc_info()[1]
+        if error is None:
             super().after_train()
+        elif not isinstance(error, TrainingStopped):
+            for writer in self._log_lines:
+                writer.write()
 
     def after_step(self) -> None:
         super().after_step()
