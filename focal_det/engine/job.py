@@ -29,7 +29,7 @@ from .run_setup import log_file, set_up_run
 from .stopping import Stopping, TrainingStopped, stopped_words
 from .trainer import Trainer
 from .watch import Watch
-from .workers import start_workers_by_fork, workers_ignored
+from .workers import end_workers, start_workers_by_fork, workers_ignored
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def run_job(job: Job, stopped: Any) -> None:
                 _log().debug("Its trace:", exc_info=True)
                 where = "" if isinstance(error, TrainingError) else f"(trace: {log_file(job.cfg)})"
                 words = " ".join(filter(None, (watch.tell(error), what_helps(error), where)))
+                end_workers()  # else Python does at its end, where PyTorch would raise it
             if watch.ranks == 1:
                 raise TrainingError(words) from error
             print(f"error: {words}", file=sys.stderr, flush=True)

@@ -66,6 +66,15 @@ def workers_ignored() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
+def end_workers() -> None:
+    """End this process's loader workers, and wait a moment for each."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(1.0)  # not for one that a disk which does not answer holds
+
+
 def start_workers_by_fork() -> None:
     """Let loaders fork their workers, also in a rank that was spawned, which else spawns them: seconds each time."""
     if sys.platform == "linux":

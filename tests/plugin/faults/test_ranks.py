@@ -19,7 +19,7 @@ from focal_det.engine import watch
 from focal_det.engine.faults import is_lost_connection, told
 from focal_det.engine.trainer import Trainer
 from focal_det.engine.watch import Watch
-from focal_det.engine.workers import workers_ignored
+from focal_det.engine.workers import end_workers, workers_ignored
 from focal_det.errors import TrainingError
 from focal_det.modeling.retinanet import FocalRetinaNet
 
@@ -247,6 +247,15 @@ def test_while_a_fault_is_told_a_workers_end_raises_nothing():
             os.kill(os.getpid(), signal.SIGCHLD)
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_after_a_fault_no_worker_is_left_for_pythons_end_to_meet():
+    batches = iter(dataloader.DataLoader(list(range(8)), num_workers=2))
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    with workers_ignored():
+        end_workers()
+    assert not multiprocessing.active_children()
 
 
 def no_number(at, guilty, what):
