@@ -147,7 +147,7 @@ def folder_taken(output_dir: str, resumption: Resumption) -> Iterator[None]:
                 f"OUTPUT_DIR {folder}: another training has written here since this one looked; start again"
             )
         for path in folder.iterdir():
-            if _PARTIAL.fullmatch(path.name):
+            if _PARTIAL.fullmatch(path.name) and path.is_file():
                 path.unlink()
         metrics = folder / "metrics.json"
         if resumption.checkpoint is None and metrics.is_file() and metrics.stat().st_size:

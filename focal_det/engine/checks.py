@@ -13,6 +13,12 @@ from ..data.catalog import is_writable
 from ..errors import cut
 from .detector_checks import detector_problems
 
+# That a run makes in its OUTPUT_DIR.
+_FOLDERS = ("inference", "detections", "annotations")
+_FILES = (
+    *(".lock", "log.txt", "config.yaml", "config_changes.json", "environment.txt", "classes.json", "metrics.json"),
+    *("last_checkpoint", "model_best.pth", "model_final.pth", "detections.png", "report.html"),
+)
 _MOST_WORKERS = 256  # more is a slip, on which memory runs out
 
 
@@ -97,16 +103,26 @@ def _path_problems(cfg: CfgNode, training: bool) -> list[str]:
         problems.append(f"MODEL.WEIGHTS is {cut(weights, 250)}: no such file; give a checkpoint, a URL, or '' for none")
     if not training and not weights:
         problems.append("--eval-only evaluates MODEL.WEIGHTS, which is empty; add MODEL.WEIGHTS <checkpoint>")
-    taken = [name for name in ("inference", "detections", "annotations") if os.path.isfile(Path(cfg.OUTPUT_DIR) / name)]
-    if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
+    taken = _in_the_way(Path(cfg.OUTPUT_DIR))
+    if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR or "\0" in cfg.OUTPUT_DIR:
         problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}; it must be a folder of this machine")
     elif taken:
-        problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, whose {taken[0]} is a file; name another or move the file")
+        problems.append(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, whose {taken}; name another or move that")
     elif not is_writable(Path(cfg.OUTPUT_DIR)):
         problems.append(
             f"OUTPUT_DIR is {cut(cfg.OUTPUT_DIR, 250)}: not a folder that can be made and written; name another"
         )
     return problems
+
+
+def _in_the_way(folder: Path) -> str:
+    """What in OUTPUT_DIR a run could not write over, such as a link to nothing, and would meet late or wait for."""
+    for name in (*_FOLDERS, *_FILES):
+        path, is_file, is_folder = folder / name, os.path.isfile(folder / name), os.path.isdir(folder / name)
+        if os.path.lexists(path) and not (is_folder if name in _FOLDERS else is_file):
+            found = "a file" if is_file else "a folder" if is_folder else "a link to nothing, or a device"
+            return f"{name} is {found}"
+    return ""
 
 
 def _shortened(names: list[str]) -> str:

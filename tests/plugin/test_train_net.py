@@ -1,6 +1,7 @@
 """train_net.py from its command line: bad input exits 2 before anything is written; good input does what it says."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,10 @@ BUILDABLE = [
         "['res3', 'res4', 'res5']",
     ),
 ]
+
+
+def link_to_nothing(path):
+    path.symlink_to(path.with_name("gone"))
 
 
 @pytest.fixture
@@ -203,14 +208,29 @@ def test_a_fault_that_says_what_to_do_ends_with_1_and_no_stack_trace(capsys, tmp
     assert capsys.readouterr().err.splitlines()[-1] == "error: model_0000009.pth could not be written"
 
 
-@pytest.mark.parametrize("blocked", [".lock", "classes.json"])
-def test_a_folder_where_a_file_is_to_be_is_named(capsys, tmp_path, monkeypatch, blocked):
-    (tmp_path / blocked).mkdir()
-    monkeypatch.setattr("focal_det.cli.prepare.prepare_shapes", lambda names: None)
+@pytest.mark.parametrize("name", [".lock", "log.txt", "metrics.json", "detections.png"])
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(Path.mkdir, "a folder"), (os.mkfifo, "a link to nothing"), (link_to_nothing, "a link to nothing")],
+)
+def test_what_is_no_file_where_a_file_is_to_be_is_named(capsys, tmp_path, name, make, what):
+    make(tmp_path / name)
+    (found,) = errors_of(capsys, *QUICK, "OUTPUT_DIR", tmp_path)
+    assert f"whose {name} is {what}" in found
+
+
+def test_a_file_that_no_check_foresaw_ends_without_a_trace(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("focal_det.cli.prepare.prepare_shapes", lambda names: (tmp_path / "datasets").read_text())
     assert main([*QUICK, "OUTPUT_DIR", str(tmp_path)]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: ")
-    assert said.endswith(f"Is a directory: '{tmp_path / blocked}'") or f"-> '{tmp_path / blocked}'" in said
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: [Errno 2] No such file or directory")
+
+
+def test_a_name_that_no_terminal_can_show_is_no_fault(tmp_path, monkeypatch, capfdbinary):
+    with open(1, "w", encoding="ascii", closefd=False) as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        words = [*QUICK, "--preflight-only", "OUTPUT_DIR", str(tmp_path / "\udcff é")]
+        assert main(words) == 0
+    assert b"ready: nothing was written" in capfdbinary.readouterr().out
 
 
 @pytest.mark.parametrize("blocked", ["inference", "detections", "annotations"])
