@@ -36,6 +36,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def visible_lines(text: str) -> str:
+    """Likewise of a message, whose own line breaks stay."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def some(what: str, values: Sequence[object]) -> str:
     """The first few values, for a message that has to name many."""
     shown = ", ".join(str(v) for v in values[:_SHOWN])

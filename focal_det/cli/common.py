@@ -1,6 +1,7 @@
 """What the command lines share."""
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.picture_names import FLAG as OUTSIDE_FLAG
-from ..errors import InputError, visible
+from ..errors import InputError, visible_lines
 
 
 def silence_detectron2() -> None:
@@ -16,10 +17,15 @@ def silence_detectron2() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
 
 
-def print_problems(problems: Sequence[str]) -> None:
-    """Each on a line of its own, or several, on stderr."""
-    lines = "\n".join(f"error: {problem}" for problem in problems).split("\n")
-    print("\n".join(map(visible, lines)), file=sys.stderr, flush=True)
+def print_any_name() -> None:
+    """Let names of files be printed, which need not be in the terminal's encoding."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_problems(problems: Sequence[str], kind: str = "error") -> None:
+    """Each on a line of its own, or several, on stderr, with what would command the terminal as escapes."""
+    print(visible_lines("\n".join(f"{kind}: {problem}" for problem in problems)), file=sys.stderr, flush=True)
 
 
 def folder_name(text: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
-from .common import print_problems, silence_detectron2
+from .common import print_any_name, print_problems, silence_detectron2
 
 # Each in the module of its name, imported for that command alone: some work where the packages of others are missing.
 _COMMANDS = ("doctor", "data", "predict", "export", "evaluate", "report", "replay", "reproduce", "plot", "analyze")
@@ -35,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:  # KEY VALUE behind a flag, where argparse no longer looks for them
         args.overrides = [*args.overrides, *rest]
     silence_detectron2()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
+    print_any_name()
     try:
         with _ended_by_sigterm():
             return int(args.run(args))

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +25,10 @@ from ..engine.job import Job
 from ..engine.model_checks import model_problems, weights_problems
 from ..engine.run_record import RunRecord, UsedSet
 from ..engine.schedule import scale_schedule
-from ..errors import InputError
+from ..errors import InputError, visible_lines
 from ..inference.classes import Classes, numbered_classes, write_classes
 from .class_order import order_problems
+from .common import print_problems
 from .datasets import read_own_sets, weights_folder
 from .described_sets import DescribedSet, read_sets
 from .resuming import Resumption, change_lines, find_checkpoint, settle_seed
@@ -121,10 +121,9 @@ def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
             problems, warnings = problems + refused, warnings + of_changes
     _raise_if(problems)
 
-    warnings = [f"warning: {warning}" for warning in warnings]
     of_data = [note for described in sets for note in described.notes]
     if warnings:
-        print("\n".join(warnings), file=sys.stderr, flush=True)
+        print_problems(warnings, "warning")
     cfg.freeze()
     job = Job(
         cfg=cfg,
@@ -133,7 +132,7 @@ def check(args: argparse.Namespace, *, own_gpu: bool = False) -> Plan:
         processes_per_machine=args.num_gpus,
         checkpoint=checkpoint.path if checkpoint else None,
         record=record,
-        notes=(*warnings, *of_data),
+        notes=(*(f"warning: {visible_lines(warning)}" for warning in warnings), *of_data),
         changes=config_changes(cfg, loaded, places),
         hang_timeout=args.hang_timeout,
     )

@@ -23,7 +23,7 @@ def stopping_before_training(*, trains: bool) -> Iterator[None]:
     A command that trains leaves as SystemExit 75, since nothing is lost and it can be given again; another as
     SystemExit 143 of a SIGTERM and KeyboardInterrupt of Ctrl-C. A training listens itself while it runs.
     """
-    handlers = dict.fromkeys(STOP_SIGNALS, _end_untrained) if trains else {signal.SIGTERM: _end}
+    handlers = dict.fromkeys(STOP_SIGNALS, _end_untrained) if trains else {signal.SIGTERM: _end, signal.SIGUSR1: _end}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

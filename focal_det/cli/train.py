@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..engine.listening import nothing_to_save
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
 from .arguments import parse_arguments
-from .common import print_problems, silence_detectron2
+from .common import print_any_name, print_problems, silence_detectron2
 from .signals import stopping_before_training
 
 
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     silence_detectron2()
+    print_any_name()
     try:
         with stopping_before_training(trains=not (args.eval_only or args.preflight_only)):
             return _run(args)

@@ -169,7 +169,7 @@ def _fits(value: Any, old: Any) -> bool:
 def _parsed(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 

@@ -131,5 +131,5 @@ class TensorBoardFile(TensorboardXWriter):
 def _iteration_of(line: str) -> int:
     try:
         return int(json.loads(line)["iteration"]) if line.endswith("\n") else -1
-    except (ValueError, KeyError, OverflowError, TypeError):
+    except (ValueError, KeyError, OverflowError, RecursionError, TypeError):
         return -1

@@ -57,6 +57,12 @@ class UsedSet:
     pictures: int | None
     fingerprint: str | None
 
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> UsedSet:
+        """From what `asdict` gave; raises KeyError, TypeError or ValueError if that is something else."""
+        name, pictures, fingerprint = (plain[key] for key in ("name", "pictures", "fingerprint"))
+        return cls(str(name), None if pictures is None else int(pictures), fingerprint and str(fingerprint))
+
     def is_same_as(self, other: UsedSet) -> bool:
         """By content where both are known by it, else by name."""
         if self.fingerprint and other.fingerprint:
@@ -119,10 +125,11 @@ class RunRecord:
         """What `plain` gave; None if that is something else, such as of a checkpoint before records were kept."""
         try:
             json.dumps(plain)  # of a stranger's file it may be tensors, whose comparisons are no truths
+            config = {str(key): value for key, value in plain["config"].items()}
             return cls(
-                config={str(key): value for key, value in plain["config"].items()},
-                training_sets=tuple(UsedSet(**each) for each in plain["training_sets"]),
-                tested_on=UsedSet(**plain["tested_on"]),
+                config=config | {_LENGTH: int(config[_LENGTH])},
+                training_sets=tuple(map(UsedSet.read, plain["training_sets"])),
+                tested_on=UsedSet.read(plain["tested_on"]),
                 class_names=tuple(map(str, plain["class_names"])),
                 world_size=int(plain["world_size"]),
                 focal_det=str(plain["focal_det"]),

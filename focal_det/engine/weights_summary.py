@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..errors import visible
+
 # State of the training, not of the detector.
 _NOT_COUNTED = "criterion.normalizer.ema"
 
@@ -48,7 +50,7 @@ def weights_summary(
     unused = [name for name in report.unexpected_keys if not any(_ends_with(misfit, name) for misfit in wrong)]
     if unused:
         parts.append(f"in the file and not used: {_grouped(unused)}")
-    return "; ".join(parts), not wrong
+    return visible("; ".join(parts)), not wrong
 
 
 def _misfits(wrong: Mapping[str, Shape], ours: Mapping[str, Shape], num_classes: int | None) -> str:

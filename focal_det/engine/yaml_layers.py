@@ -37,6 +37,8 @@ def read_layers(path: str | Path) -> list[Layer]:
 def _read(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[Layer]:
     """above: the files that led here; read: all so far."""
     place = f"config file {path}" + (f", {_BASE} of {above[-1]}" if above else "")
+    if "\0" in str(path):
+        raise InputError(f"{place}: its name holds a NUL character, as no file's does")
     if path.resolve() in [other.resolve() for other in above]:
         raise InputError(f"config file {above[0]}: its {_BASE} files lead back to themselves; break the circle")
     if not os.path.isfile(path):

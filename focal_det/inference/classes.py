@@ -39,7 +39,7 @@ def read_classes(folder: Path) -> Classes | None:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return Classes([str(entry["name"]) for entry in entries], [int(entry["id"]) for entry in entries])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f'{path}: not a list of {{"id": 1, "name": "..."}} ({error}); mend or remove it') from error
 
 

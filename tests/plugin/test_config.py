@@ -409,6 +409,16 @@ def test_files_that_are_no_configuration_are_named(tmp_path, text, message):
     assert message in problem
 
 
+def test_a_value_that_python_refuses_to_read_is_a_text():
+    for value in ("{[]: 1}", "-" * 5000 + "1"):
+        assert "but takes a number" in problems_of("", ["SOLVER.GAMMA", value])[0]
+
+
+def test_a_name_with_a_nul_is_no_file(tmp_path):
+    (tmp_path / "c.yaml").write_text('_BASE_: "a\\0b"\n')
+    assert "its name holds a NUL character" in problems_of(tmp_path / "c.yaml")[0]
+
+
 def test_a_faulty_base_is_named_with_the_file_that_names_it(tmp_path):
     path = write_layers(tmp_path, low="- 1\n", top="SEED: 1\n")
     assert problems_of(path) == [f"config file {tmp_path}/low.yaml, _BASE_ of {path}: not a mapping of keys to values"]

@@ -230,8 +230,9 @@ def test_labels_must_mean_what_they_meant_in_training(json_sets, tmp_path, capsy
         assert line.startswith(start)
 
 
-def test_a_broken_list_of_labels_is_one_problem(json_sets, tmp_path):
-    (tmp_path / "classes.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_a_broken_list_of_labels_is_one_problem(json_sets, tmp_path, text):
+    (tmp_path / "classes.json").write_text(text)
     for name, text in (("m.pth", ""), ("last_checkpoint", "m.pth")):
         (tmp_path / name).write_text(text)
     flags = [*json_sets("a", "train"), *json_sets("b", "val"), "--resume", "OUTPUT_DIR", tmp_path]

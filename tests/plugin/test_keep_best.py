@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_knows_the_best_of_before(tmp_path):
 def test_a_best_on_another_test_set_is_put_aside(tmp_path, content, is_kept):
     def record(fingerprint):
         tested_on = UsedSet("val_json", 8, fingerprint)
-        return RunRecord({}, (), tested_on, ("a",), world_size=1, focal_det="0", torch="0")
+        return RunRecord({"SOLVER.MAX_ITER": 20}, (), tested_on, ("a",), world_size=1, focal_det="0", torch="0")
 
     checkpointer = RunCheckpointer(nn.Linear(1, 1), str(tmp_path), record=record("aa"))
     evaluated(KeepBest(checkpointer, "bbox/AP"), 9, 10.0)

@@ -43,7 +43,13 @@ def test_what_is_no_record_is_none(plain):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"config": {"SEED": torch.ones(2)}}, {"tested_on": UsedSet("a", 1, torch.ones(2))}, {"world_size": float("inf")}],
+    [
+        {"config": {"SEED": torch.ones(2)}},
+        {"config": {"SOLVER.MAX_ITER": "x"}},
+        {"training_sets": (UsedSet("a", "x", None),)},
+        {"tested_on": UsedSet("a", 1, torch.ones(2))},
+        {"world_size": float("inf")},
+    ],
 )
 def test_a_record_of_what_cannot_be_compared_is_none(record, changed):
     assert RunRecord.read(replace(record, **changed).plain()) is None
