@@ -105,12 +105,14 @@ class WriteMetrics(PeriodicWriter):
     def after_train(self) -> None:
         """Detectron2's; of a run that a fault has ended the log line alone, and of a stopped one nothing.
 
-        What the last steps came to is written when they come again.
+        What the last steps came to is written when they come again: not of a run without a checkpoint to go on from.
         """
         error = sys.exc_info()[1]
-        if error is None:
+        if isinstance(error, TrainingStopped):
+            return
+        if error is None or not self.trainer.checkpointer.has_checkpoint():
             super().after_train()
-        elif not isinstance(error, TrainingStopped):
+        else:
             for writer in self._log_lines:
                 writer.write()
 

@@ -20,7 +20,7 @@ from focal_det.cli.arguments import parse_arguments
 from focal_det.cli.prepare import check, write
 from focal_det.engine.job import run_job
 from focal_det.engine.trainer import Trainer
-from focal_det.errors import TrainingError
+from focal_det.errors import InputError, TrainingError
 from focal_det.modeling.retinanet import FocalRetinaNet
 
 # Steps 10 and 14 are those at which the lr drops; an epoch has 10 steps; evaluations and checkpoints meet and part.
@@ -140,22 +140,36 @@ def test_stopped_and_resumed_is_as_if_it_had_not_been(whole, tmp_path, stop_afte
     assert_same(outcome(tmp_path / "run"), whole[1])
 
 
-def test_so_is_one_that_a_fault_has_ended_in_the_step_after_a_checkpoint(whole, tmp_path, monkeypatch):
-    words, step = arguments(tmp_path / "run"), Trainer.run_step
+def fail_at(monkeypatch, iteration, words):
+    """A start of the run that a fault ends in a step."""
+    step = Trainer.run_step
 
     def fail(self):
-        if self.iter == 9:
+        if self.iter == iteration:
             raise OSError("a picture that was there is gone")
         step(self)
 
-    with surroundings(tmp_path / "datasets"):
-        monkeypatch.setattr(Trainer, "run_step", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", fail)
         with pytest.raises(TrainingError, match="is gone"):
             train(words)
-        monkeypatch.setattr(Trainer, "run_step", step)
+
+
+def test_so_is_one_that_a_fault_has_ended_in_the_step_after_a_checkpoint(whole, tmp_path, monkeypatch):
+    words = arguments(tmp_path / "run")
+    with surroundings(tmp_path / "datasets"):
+        fail_at(monkeypatch, 9, words)
         assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000008.pth"
         assert not train([*words, "--resume"])
     assert_same(outcome(tmp_path / "run"), whole[1])
+
+
+def test_one_that_a_fault_has_ended_before_its_first_checkpoint_is_not_started_again_by_chance(tmp_path, monkeypatch):
+    words = arguments(tmp_path / "run")
+    with surroundings(tmp_path / "datasets"):
+        fail_at(monkeypatch, 0, words)
+        with pytest.raises(InputError, match="holds a run that ended before its first checkpoint"):
+            check(parse_arguments(words))
 
 
 def rank_of_two(rank, folder):
