@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "focal_det/__init__.py").re
 setup(
     name="focal_det",
     version=VERSION,
-    description="RetinaNet with focal loss, whole, as a Detectron2 plug-in",
+    description="A complete RetinaNet with focal loss, as a Detectron2 plug-in",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -46,5 +46,5 @@ setup(
         "yacs>=0.1.8",
     ],
     entry_points={"console_scripts": ["focal-det = focal_det.cli.main:main"]},
-    extras_require={"dev": ["hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "ruff"]},
+    extras_require={"dev": ["hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]},
 )

@@ -3,7 +3,7 @@
     python benchmarks/elastic.py --iterations 60 --kills 2
 
 Every kill is a SIGKILL to one worker, of rank 0 and 1 in turn, at a random moment of the training; torchrun starts all
-workers anew, and `--resume auto` goes on from the newest checkpoint. Exits with 1 if any weight differs in any bit.
+workers anew, and `--resume auto` continues from the newest checkpoint. Exits with 1 if any weight differs in any bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def command(folder: Path, iterations: int, restarts: int) -> list[str]:
-    """torchrun's command line."""
+    """Return torchrun's command line."""
     small = {
         **{"DATASETS.TRAIN": "shapes_train_64_64px", "DATASETS.TEST": "shapes_val_8_64px"},
         **{"INPUT.MIN_SIZE_TRAIN": "(48, 64)", "INPUT.MIN_SIZE_TEST": 64, "SOLVER.IMS_PER_BATCH": 4},
@@ -39,7 +39,7 @@ def command(folder: Path, iterations: int, restarts: int) -> list[str]:
 
 
 def workers(launcher: int) -> list[int]:
-    """Process ids of torchrun's workers, in the order of their ranks."""
+    """Return the process ids of torchrun's workers, in the order of their ranks."""
     found = {}
     for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         try:
@@ -56,7 +56,7 @@ def saved(folder: Path) -> str:
 
 
 def train(folder: Path, log: Path, iterations: int, kills: int, seed: int) -> float:
-    """Train to the end; its seconds."""
+    """Train to the end and return the seconds that it took."""
     start, chance = time.monotonic(), random.Random(seed)
     with log.open("w") as out:
         process = subprocess.Popen(command(folder, iterations, kills), cwd=ROOT, stdout=out, stderr=out)

@@ -1,9 +1,9 @@
-"""Exported detectors beside the model they come from: the same detections, and how many pictures a second.
+"""Exported detectors beside the model they come from: the same detections, and how many images a second.
 
     python benchmarks/exported.py [--run output/quickstart] [--json FILE] [--repeats 5] [--threads 2]
 
 Exports the run as ONNX, ONNX with weights in 8 bits, and PyTorch's program; compares each with the model on 50
-generated pictures of ten sizes, and times them in turns, picture by picture. Ends with 1 if one differs from the model.
+generated images of ten sizes, and times them in turns, image by image. Exits with 1 if one differs from the model.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ import torch
 from measure import in_turns
 from tabulate import tabulate
 
-from focal_det.data.shapes import draw_picture
-from focal_det.engine.environment import commit
-from focal_det.engine.machine import hardware, versions
+from focal_det.data.shapes import draw_image
 from focal_det.engine.predictor import Predictor, files_of_run
+from focal_det.environment import commit, hardware, versions
 from focal_det.export.int8 import round_to_8_bits
 from focal_det.export.parity import compare
 from focal_det.export.program import export_onnx, export_torch
@@ -39,12 +38,12 @@ SIZES = (
 EACH = 5
 
 
-def pictures() -> list[np.ndarray]:
-    """(H, W, 3) uint8 BGR, of the validation split."""
+def random_images() -> list[np.ndarray]:
+    """Return images (H, W, 3) uint8 BGR of the validation split."""
     found = []
-    for place, (height, width) in enumerate(SIZES):
+    for number, (height, width) in enumerate(SIZES):
         for index in range(EACH):
-            drawn, _, _ = draw_picture("val", place * EACH + index, max(height, width))
+            drawn, _, _ = draw_image("val", number * EACH + index, max(height, width))
             found.append(np.ascontiguousarray(drawn[:height, :width]))
     return found
 
@@ -58,7 +57,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    # In the pictures' own sizes, so that the network sees all of them.
+    # In the images' own sizes, so that the network sees all of them.
     options: dict[str, Any] = {"overrides": ["INPUT.MIN_SIZE_TEST", "0"], "device": "cpu"}
     model, rounded = (Predictor(*files_of_run(args.run), **options) for _ in range(2))
     round_to_8_bits(rounded.model)
@@ -73,7 +72,7 @@ def main() -> int:
         export_torch(model.model, metadata, files["torch.export"])
         megabytes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
         detectors = {name: ExportedDetector(path, trusted=True, threads=args.threads) for name, path in files.items()}
-    sample = pictures()
+    sample = random_images()
     parities = {
         name: compare(rounded if "8 bits" in name else model, detector, sample, cut=cut, most=most)
         for name, detector in detectors.items()
@@ -81,13 +80,13 @@ def main() -> int:
     everyone = {"the model, PyTorch": model, **detectors}
 
     def detect(detector: Any) -> None:
-        for picture in sample:
-            detector([picture])
+        for image in sample:
+            detector([image])
 
     times = in_turns({name: partial(detect, d) for name, d in everyone.items()}, torch.device("cpu"), args.repeats)
     rows = []
     for name, time in times.items():
-        row: dict[str, Any] = {"detector": name, "pictures_per_s": len(sample) / time["s"], **time}
+        row: dict[str, Any] = {"detector": name, "images_per_s": len(sample) / time["s"], **time}
         row["speed"] = times["the model, PyTorch"]["s"] / time["s"]
         if name in parities:
             row |= {"MB": megabytes[name], **parities[name]._asdict()}
@@ -112,11 +111,11 @@ def main() -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Of Markdown."""
+    """Return the rows as a table in Markdown."""
     cells = [
         (
             row["detector"],
-            f"{row['pictures_per_s']:.1f}",
+            f"{row['images_per_s']:.1f}",
             f"{row['speed']:.2f}",
             f"{row['MB']:.1f}" if "MB" in row else "",
             f"{row['detections']}" if "MB" in row else "",
@@ -124,7 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    heads = ("detector", "pictures/s", "speed", "MB", "detections compared", "largest difference of a box, of a score")
+    heads = ("detector", "images/s", "speed", "MB", "detections compared", "largest difference of a box, of a score")
     return str(tabulate(cells, heads, tablefmt="github", disable_numparse=True))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from focal_det.engine.machine import processor
+from focal_det.environment import processor
 
 
 def write_figures(path: Path, **figures: Any) -> None:

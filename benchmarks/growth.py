@@ -51,7 +51,7 @@ def assignment(anchors: int, objects: int, device: torch.device) -> Callable[[],
 
 
 def decoding(num_classes: int, device: torch.device) -> Callable[[], None]:
-    """Of 50,000 anchors, 2,000 of which score for one class."""
+    """Return a call that decodes 50,000 anchors, 2,000 of which score for one class."""
     anchors = boxes(50_000, device)
     logits = torch.full((1, 50_000, num_classes), -5.0, device=device)
     logits[0, torch.arange(0, 50_000, 25), torch.randint(num_classes, (2000,))] = torch.randn(2000, device=device)

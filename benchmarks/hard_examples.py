@@ -30,7 +30,7 @@ HEIGHT, WIDTH, CLASSES, POSITIVES, ROWS = 800, 1344, 80, 300, 8192
 
 
 def paper_anchors() -> Tensor:
-    """(201600, 4): P3 to P7, three scales and three ratios."""
+    """Return the anchors (201600, 4) of P3 to P7, three scales and three ratios."""
     levels = []
     for stride in (8, 16, 32, 64, 128):
         cells = cell_anchors(4.0 * stride, 3, (0.5, 1.0, 2.0))
@@ -67,13 +67,13 @@ def uncut(
 
 
 def memory_mib(name: str) -> float:
-    """VmRSS, what the process holds, or VmHWM, the most it has held since the last reset; of Linux."""
+    """Read VmRSS, what the process holds, or VmHWM, the most it has held since the last reset, on Linux."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0]) / 1024
 
 
 def measured(work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], float, float]:
-    """What the work returns, its seconds, and by how many MiB the process grew at most."""
+    """Return what the work returns, its seconds, and by how many MiB the process grew at most."""
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before, start = memory_mib("VmRSS"), time.perf_counter()
     result = work()

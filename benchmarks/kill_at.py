@@ -15,12 +15,12 @@ from focal_det.engine.trainer import Trainer
 
 # Of a save: before its first byte, half way through its bytes, before and after the file is on the disk, before it and
 # last_checkpoint get their names, before an old one goes. Of a step: between its gradients and its update. Then the
-# pictures of an evaluation.
-POINTS = ("save", "half", "fsync", "replace", "unlink", "update", "picture")
+# images of an evaluation.
+POINTS = ("save", "half", "fsync", "replace", "unlink", "update", "image")
 
 
 def install(point, number):
-    """Wrap what the point is about."""
+    """Wrap the function that the point belongs to."""
     left, of_run = number, os.getpid()
 
     def arrive():
@@ -46,7 +46,7 @@ def install(point, number):
         torch.save = _half(torch.save, arrive)
     elif point == "update":
         torch.optim.SGD.step = before(torch.optim.SGD.step)
-    elif point == "picture":
+    elif point == "image":
         from detectron2.evaluation import COCOEvaluator
 
         COCOEvaluator.process = before(COCOEvaluator.process)
@@ -54,7 +54,7 @@ def install(point, number):
 
 def _half(save, arrive):
     def save_half(state, file, *args, **kwargs):
-        """Whole, and then cut: what a kill while the system writes can leave."""
+        """Save all, then cut it, as a kill while the system writes can."""
         save(state, file, *args, **kwargs)
         if hasattr(file, "truncate"):
             size = file.tell()

@@ -23,9 +23,8 @@ from pathlib import Path
 
 import torch
 
-from focal_det.engine.checkpoint_file import damage
-from focal_det.engine.environment import source_version
-from focal_det.engine.machine import whole_machine
+from focal_det.checkpoint.integrity import damage
+from focal_det.environment import source_version, whole_machine
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -52,7 +51,7 @@ CLOCK = {"time", "data_time", "rank_data_time", "eta_seconds"}
 
 
 def start(prepared, folder, kill_at=""):
-    """A start of the run, in a process group of its own."""
+    """Start the run in a process group of its own."""
     words = ["--config-file", "configs/quickstart.yaml", "--resume", "auto"]
     words += [str(word) for pair in SETTINGS.items() for word in pair]
     env = {**os.environ, "KILL_AT": kill_at, "STEPS_FILE": f"{folder}.steps"}
@@ -72,14 +71,14 @@ def steps_done(folder):
     return int(path.read_text() or 0) if path.is_file() else 0
 
 
-def newest_whole(folder):
-    """Steps that the newest whole checkpoint to go on from has; 0 if there is none."""
+def newest_intact(folder):
+    """Return the steps of the newest intact checkpoint to resume from, or 0."""
     whole = [path for path in folder.glob("model_*.pth") if path.name != "model_best.pth" and not damage(path)]
     return max((torch.load(p, weights_only=True, mmap=True)["iteration"] + 1 for p in whole), default=0)
 
 
 def outcome(folder):
-    """What is compared; None of a run that has left none."""
+    """Return what is compared, or None if the run left no final model."""
     if not (folder / "model_final.pth").is_file():
         return None
     state = torch.load(folder / "model_final.pth", weights_only=True)
@@ -99,14 +98,14 @@ def is_same(one, other):
 
 
 def kill_group(run):
-    """The run and its workers, as a machine that goes down takes them all."""
+    """Kill the run and its workers, as a machine that goes down does."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(run.pid, signal.SIGKILL)
     run.wait(30)
 
 
 def kill_once(prepared, folder, draw, seconds):
-    """Start the run and kill it; at what, or None if it came to its end before."""
+    """Start the run and kill it; return at what point, or None if it ended before."""
     if draw.random() < 0.5:
         point = f"{draw.choice(POINTS)} {draw.randint(1, 4)}"
         run = start(prepared, folder, point)
@@ -152,7 +151,7 @@ def main():
             if point is None:
                 break
             kills[point] += 1
-            now = newest_whole(folder)
+            now = newest_intact(folder)
             lost_checkpoints += now < before
             worst = max(worst, steps_done(folder) - now)
             before = now

@@ -48,7 +48,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # logits (M, 1) and labels (M,) to lo
 
 
 def exact_focal(gamma: float, alpha: float | None) -> Callable[[int], Exact]:
-    """Equation 5 and its derivative, for a positive (sign 1) or a negative."""
+    """Return equation 5 and its derivative, for a positive (sign 1) or a negative."""
 
     def of_sign(sign: int) -> Exact:
         weight = 1 if alpha is None else mpmath.mpf(alpha) if sign > 0 else 1 - mpmath.mpf(alpha)
@@ -64,7 +64,7 @@ def exact_focal(gamma: float, alpha: float | None) -> Callable[[int], Exact]:
 
 
 def exact_star(gamma: float, beta: float) -> Callable[[int], Exact]:
-    """FL* of appendix A and its derivative."""
+    """Return FL* of appendix A and its derivative."""
 
     def exact(z: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
         u = gamma * z + beta
@@ -74,7 +74,7 @@ def exact_star(gamma: float, beta: float) -> Callable[[int], Exact]:
 
 
 def exact_hinge(margin: float) -> Callable[[int], Exact]:
-    """max(0, margin - p_t) and its derivative."""
+    """Return max(0, margin - p_t) and its derivative."""
 
     def exact(z: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
         p, q = 1 / (1 + mpmath.exp(-z)), 1 / (1 + mpmath.exp(z))
@@ -89,7 +89,7 @@ def ours(loss: Callable[..., Tensor], **options: float | None) -> Loss:
 
 
 def on_targets(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """A loss of another project, on one-hot targets of the anchors that are not ignored."""
+    """Wrap a loss of another project, which takes one-hot targets of the anchors that are not ignored."""
 
     def of_kept(logits: Tensor, labels: Tensor) -> Tensor:
         kept = labels >= 0
@@ -108,7 +108,7 @@ def mmdetection_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma:
 
 
 def competitors() -> dict[str, dict[str, tuple[Loss, Callable[[int], Exact]]]]:
-    """Group to setting to the loss and its exact form."""
+    """Return by group and setting each loss and its exact form."""
     groups: dict[str, dict[str, tuple[Loss, Callable[[int], Exact]]]] = {
         "cross_entropy_loss": {
             "": (ours(cross_entropy_loss), exact_focal(0.0, None)),
@@ -140,7 +140,7 @@ def competitors() -> dict[str, dict[str, tuple[Loss, Callable[[int], Exact]]]]:
 
 
 def worst_errors(loss: Loss, exact: Callable[[int], Exact], dtype: torch.dtype) -> dict[str, float | int]:
-    """Over all logits and labels: the largest relative error of value and gradient, and how many are no number."""
+    """Return the largest relative error of value and gradient over all logits and labels, and how many are NaN."""
     found: dict[str, float | int] = {"value": 0.0, "gradient": 0.0, "not finite": 0}
     x = torch.tensor(LOGITS, dtype=torch.float64).to(dtype)
     for label, sign in ((0, 1), (1, -1), (-1, 0)):

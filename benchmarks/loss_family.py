@@ -4,7 +4,7 @@
 
 Every row is configs/quickstart.yaml with another loss, the same seeds and the same schedule; the learning rate is not
 tuned for any. Each run is a process of its own under output/loss_family; what is finished there is not run again, so
-the command goes on where it was stopped. A run that fails, by a loss that is no number, counts as diverged.
+the command continues where it was stopped. A run that fails, by a loss that is not finite, counts as diverged.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def folder_of(row: str, seed: int, iterations: int) -> Path:
 
 
 def command_of(row: str, seed: int, iterations: int) -> list[str]:
-    """The run's command line: lr drops at 75 % and 93 % of the iterations, as in the quickstart."""
+    """Return the run's command line: lr drops at 75 % and 93 % of the iterations, as in the quickstart."""
     steps = (iterations * 3 // 4, iterations * 93 // 100)
     options = {"SOLVER.MAX_ITER": iterations, "SOLVER.STEPS": steps, "SOLVER.CHECKPOINT_PERIOD": iterations}
     options |= {"SEED": seed, "MODEL.FOCAL_DET.DRAW_IMAGES": 0, "OUTPUT_DIR": folder_of(row, seed, iterations)}
@@ -50,7 +50,7 @@ def command_of(row: str, seed: int, iterations: int) -> list[str]:
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """What a finished or failed run left; None if there is none."""
+    """Read what a finished or failed run left; None if there is none."""
     failed = folder / "failed.txt"
     metrics = folder / "metrics.json"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def _spread(values: list[float]) -> float:
-    """Sample standard deviation."""
+    """Return the sample standard deviation."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

@@ -14,7 +14,7 @@ Run = Callable[[], Any]
 
 
 def seconds(run: Run, device: torch.device) -> float:
-    """Of one call, until the device is done with it."""
+    """Time one call, until the device has finished it."""
     _wait(device)
     start = time.perf_counter()
     run()
@@ -23,7 +23,7 @@ def seconds(run: Run, device: torch.device) -> float:
 
 
 def in_turns(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
-    """Median and spread of each, the competitors taking turns so that a slow minute of the machine slows all of them.
+    """Return median and spread of each competitor, taken in turns so that a slow minute of the machine slows all alike.
 
     The first turn warms up; its time is given apart, since it compiles what is compiled.
     """
@@ -36,7 +36,7 @@ def in_turns(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dic
 
 
 def extra_megabytes(run: Run, device: torch.device) -> float | None:
-    """Highest memory during a call beyond what was in use before it; None where the system does not tell."""
+    """Return the peak memory of a call beyond what was in use before; None where the system does not tell."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -52,12 +52,12 @@ def extra_megabytes(run: Run, device: torch.device) -> float | None:
 
 
 def peak_gigabytes(device: torch.device) -> float:
-    """Highest memory of this process, or of the GPU by it."""
+    """Return the peak memory of this process, or of its share of the GPU."""
     return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else _status("VmHWM") / 1e9
 
 
 def _status(field: str) -> int:
-    """Bytes, from Linux's account of this process."""
+    """Read a figure in bytes from Linux's account of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 

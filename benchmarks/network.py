@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from detectron2.utils.events import EventStorage
 from measure import peak_gigabytes, seconds
-from peers import LEVERS_OFF, detectron2_model, focal_det_model, for_torchvision, pictures, torchvision_model
+from peers import (
+    SPEED_OPTIONS_OFF,
+    detectron2_model,
+    focal_det_model,
+    for_torchvision,
+    random_images,
+    torchvision_model,
+)
 from torch import nn
 
 SPEED = "MODEL.FOCAL_DET.SPEED."
@@ -30,8 +37,8 @@ DETECTORS: dict[str, tuple[Callable[[torch.device, int], nn.Module], bool]] = {
     "torchvision": (torchvision_model, False),
     "focal_det, float32": (focal_det_model, False),
     "focal_det, bfloat16": (lambda d, k: focal_det_model(d, k, *BFLOAT16), True),
-    # the levers
-    "none": (lambda d, k: focal_det_model(d, k, *LEVERS_OFF), False),
+    # the speed options
+    "none": (lambda d, k: focal_det_model(d, k, *SPEED_OPTIONS_OFF), False),
     "channels last": (lambda d, k: focal_det_model(d, k, SPEED + "FOLD_NORMS", "False"), False),
     "folded norms": (lambda d, k: focal_det_model(d, k, SPEED + "CHANNELS_LAST", "False"), False),
     "both (the default)": (focal_det_model, False),
@@ -43,7 +50,7 @@ DETECTORS: dict[str, tuple[Callable[[torch.device, int], nn.Module], bool]] = {
 
 
 def train(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torch.device, repeats: int) -> dict:
-    """Forward, backward and update; the losses are those of the first step."""
+    """Time forward, backward and update; return also the losses of the first step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, fused=True if name == "both, fused SGD" else None)
     inputs = for_torchvision(model, batch, device) if name == "torchvision" else (batch,)
@@ -64,7 +71,7 @@ def train(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torc
 
 @torch.no_grad()
 def infer(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torch.device, repeats: int) -> dict:
-    """Detection; the gate is the detections of the last call."""
+    """Time detection; return also the detections of the last call."""
     model.eval()
     _spread_scores(model)
     inputs = for_torchvision(model, batch, device)[:1] if name == "torchvision" else (batch,)
@@ -86,7 +93,7 @@ def infer(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torc
 
 
 def _spread_scores(model: nn.Module) -> None:
-    """Untrained, all scores are near .01; spread so far that some thousand of the logits pass the threshold of .05."""
+    """Spread the untrained scores, all near .01, so far that some thousand pass the threshold of .05."""
     head = model.head
     scores = head.cls_score if hasattr(head, "cls_score") else head.classification_head.cls_logits
     scores.weight.mul_(3.6)
@@ -110,7 +117,7 @@ def main() -> None:
 
     device = torch.device(args.device)
     build, _ = DETECTORS[args.detector]
-    batch = pictures(args.images, tuple(args.size), args.classes)
+    batch = random_images(args.images, tuple(args.size), args.classes)
     run = train if args.mode == "train" else infer
     result = run(build(device, args.classes), args.detector, batch, device, args.repeats)
     print(json.dumps(result | {"peak_gb": peak_gigabytes(device)}))

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 from measure import extra_megabytes, in_turns
-from peers import detectron2_model, focal_det_model, pictures, torchvision_model
+from peers import detectron2_model, focal_det_model, random_images, torchvision_model
 from torch import Tensor
 
 from focal_det.losses import focal_loss_reference
-from focal_det.losses.batch import batch_loss
 from focal_det.losses.focal import focal_formula
+from focal_det.losses.fused import batch_loss
 from focal_det.losses.triton_loss import triton_missing
 from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.decode import decode_detections
@@ -35,7 +35,7 @@ ANCHORS = 9  # per location
 
 
 class Scene:
-    """Pictures' objects, the head's outputs for them in every layout, and the detectors whose parts are timed."""
+    """Images' objects, the head's outputs for them in every layout, and the detectors whose parts are timed."""
 
     def __init__(self, images: int, size: tuple[int, int], num_classes: int, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -43,7 +43,7 @@ class Scene:
         self.ours = focal_det_model(device, num_classes)
         self.detectron2 = detectron2_model(device, num_classes)
         self.torchvision = torchvision_model(device, num_classes)
-        instances = [x["instances"] for x in pictures(images, size, num_classes)]
+        instances = [x["instances"] for x in random_images(images, size, num_classes)]
         self.instances = [x.to(device) for x in instances]
         self.objects = pad_objects([x.gt_boxes.tensor for x in self.instances], [x.gt_classes for x in self.instances])
         self.features = [torch.zeros(images, 1, -(-size[0] // s), -(-size[1] // s), device=device) for s in STRIDES]
@@ -54,27 +54,27 @@ class Scene:
         self.deltas = [self._outputs(f, 4) * 0.1 for f in self.features]
 
     def _outputs(self, feature: Tensor, channels: int) -> Tensor:
-        """(N, A*c, H, W) of one level."""
+        """Return (N, A*c, H, W) of one level."""
         return torch.randn(len(feature), ANCHORS * channels, *feature.shape[-2:], device=self.device)
 
     def nchw(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        """As Detectron2's head returns them; leaves that take a gradient."""
+        """Return them as Detectron2's head does; leaves that take a gradient."""
         logits, deltas = ([x.to(dtype, copy=True).requires_grad_() for x in y] for y in (self.logits, self.deltas))
         return logits, deltas
 
     def channels_last(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        """As our head returns them."""
+        """Return them as our head does."""
         layout = {"dtype": dtype, "memory_format": torch.channels_last, "copy": True}
         logits, deltas = ([x.to(**layout).requires_grad_() for x in y] for y in (self.logits, self.deltas))
         return logits, deltas
 
     def rows(self, levels: list[Tensor], channels: int) -> list[Tensor]:
-        """(N, H, W, A, c) views of channels_last outputs."""
+        """Return (N, H, W, A, c) views of channels_last outputs."""
         return [level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2) for level in levels]
 
 
 def losses(scene: Scene, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Class and box loss with the labels given, forward and backward."""
+    """Time class and box loss with the labels given, forward and backward."""
     runs, normalizers, nchw, last = _loss_runs(scene, dtype)
     with EventStorage():
         result = in_turns({name: _from_zero(run, nchw, last) for name, run in runs.items()}, scene.device, repeats)
@@ -100,7 +100,7 @@ Leaves = tuple[list[Tensor], list[Tensor]]
 
 
 def _loss_runs(scene: Scene, dtype: torch.dtype) -> tuple[Runs, dict[str, Callable[[], Tensor]], Leaves, Leaves]:
-    """Each competitor, the divisors (N,) of its normaliser, and the two layouts of the head's outputs."""
+    """Return each competitor, the divisors (N,) of its normaliser, and the two layouts of the head's outputs."""
     labels, matched, anchors = scene.labels, scene.matched, Boxes.cat(scene.anchors).tensor
     their_labels, their_boxes = scene.detectron2.label_anchors(scene.anchors, scene.instances)
     their_matches = [_torchvision_matches(x, y, scene.num_classes) for x, y in zip(labels, matched, strict=True)]
@@ -155,7 +155,7 @@ def check(errors: dict[str, float], allowed: float, what: str) -> None:
 
 
 def _from_zero(run: Callable[[], None], *leaves: tuple[list[Tensor], list[Tensor]]) -> Callable[[], None]:
-    """Without the gradients of the call before."""
+    """Wrap a call so that it starts without the gradients of the one before."""
 
     def fresh() -> None:
         _clear(*leaves)
@@ -171,7 +171,7 @@ def _clear(*leaves: tuple[list[Tensor], list[Tensor]]) -> None:
 
 
 def dense_focal_loss(levels: list[Tensor], labels: Tensor) -> Tensor:
-    """What one would write for torch.compile to fuse: masks instead of gathers, autograd's gradient."""
+    """The loss as written for torch.compile to fuse: masks instead of gathers, autograd's gradient."""
     total = torch.zeros((), device=labels.device)
     for level, of_level in zip(levels, labels.split([x[0, ..., 0].numel() for x in levels], dim=1), strict=True):
         own = of_level.view(level.shape[:-1]).unsqueeze(-1)  # (N, H, W, A, 1)
@@ -183,7 +183,7 @@ def dense_focal_loss(levels: list[Tensor], labels: Tensor) -> Tensor:
 
 
 def _exact_gradient(scene: Scene, labels: Tensor) -> Tensor:
-    """(N, R, K) float64 of the summed class loss."""
+    """Return the gradient (N, R, K) of the summed class loss in float64."""
     logits = torch.cat(_transposed(scene.logits, scene.num_classes), dim=1)
     grads = []
     for image_logits, image_labels in zip(logits, labels, strict=True):
@@ -193,7 +193,7 @@ def _exact_gradient(scene: Scene, labels: Tensor) -> Tensor:
 
 
 def _gradients(leaves: list[Tensor], channels: int) -> Tensor:
-    """(N, R, c) float64."""
+    """Return (N, R, c) in float64."""
     return torch.cat(_transposed([level.grad for level in leaves], channels), dim=1).double()
 
 
@@ -208,13 +208,13 @@ def _transposed(levels: list[Tensor], channels: int) -> list[Tensor]:
 
 
 def _torchvision_matches(labels: Tensor, matched: Tensor, num_classes: int) -> Tensor:
-    """Index of the object, -1 for background, -2 for ignored."""
+    """Return the index of the object, -1 for background, -2 for ignored."""
     is_object = (labels >= 0) & (labels < num_classes)
     return torch.where(is_object, matched, torch.where(labels < 0, -2, -1))
 
 
 def assignment(scene: Scene, repeats: int) -> dict[str, Any]:
-    """Labels of every anchor."""
+    """Time the labels of every anchor."""
     anchors = Boxes.cat(scene.anchors).tensor
     boxes, classes = [x.gt_boxes.tensor for x in scene.instances], [x.gt_classes for x in scene.instances]
     found: dict[str, Any] = {}
@@ -249,7 +249,7 @@ def assignment(scene: Scene, repeats: int) -> dict[str, Any]:
 
 
 def post_processing(scene: Scene, trained: Path, repeats: int) -> dict[str, Any]:
-    """From the head's outputs to detections, of logits and deltas that a trained model gave for real pictures."""
+    """Time the way from head outputs to detections, on logits and deltas of a trained model for real images."""
     outputs = torch.load(trained, map_location=scene.device)
     logits = [level[: len(scene.image_sizes)] for level in outputs["logits"]]
     deltas = [level[: len(scene.image_sizes)] for level in outputs["deltas"]]
@@ -298,7 +298,7 @@ def post_processing(scene: Scene, trained: Path, repeats: int) -> dict[str, Any]
 
 
 def unmatched(found: list[Any], expected: list[Any]) -> int:
-    """How many detections of either side have no partner on the other."""
+    """Count the detections of either side without a partner on the other."""
     count = 0
     for (boxes, scores, classes), (other_boxes, other_scores, other_classes) in zip(found, expected, strict=True):
         near = (boxes[:, None] - other_boxes).abs().amax(dim=2) < 0.1

@@ -1,4 +1,4 @@
-"""The detectors that are compared, with the same weights where they are the same, and the pictures they get."""
+"""The detectors that are compared, with the same weights where they are the same, and the images they get."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 import focal_det.plugin  # noqa: F401 - registers the detector
-from focal_det.engine.config_file import load_config
+from focal_det.config.load import load_config
 
 CONFIG = Path(__file__).parents[1] / "configs" / "detectron2_parity.yaml"
-LEVERS_OFF = ["MODEL.FOCAL_DET.SPEED.CHANNELS_LAST", "False", "MODEL.FOCAL_DET.SPEED.FOLD_NORMS", "False"]
-LEVERS_ON = ["MODEL.FOCAL_DET.SPEED.CHANNELS_LAST", "True", "MODEL.FOCAL_DET.SPEED.FOLD_NORMS", "True"]
+SPEED_OPTIONS_OFF = ["MODEL.FOCAL_DET.SPEED.CHANNELS_LAST", "False", "MODEL.FOCAL_DET.SPEED.FOLD_NORMS", "False"]
+SPEED_OPTIONS_ON = ["MODEL.FOCAL_DET.SPEED.CHANNELS_LAST", "True", "MODEL.FOCAL_DET.SPEED.FOLD_NORMS", "True"]
 
 
 def focal_det_model(device: torch.device, num_classes: int, *overrides: str) -> nn.Module:
-    """FocalRetinaNet R-50 by Detectron2's constants (the normaliser, beta), so that the losses are the same number."""
-    return _stable(_seeded(load_config(CONFIG, [*_options(device, num_classes), *LEVERS_ON, *overrides])))
+    """Return FocalRetinaNet R-50 with Detectron2's constants (normaliser, beta), so that the losses are equal."""
+    return _stable(_seeded(load_config(CONFIG, [*_options(device, num_classes), *SPEED_OPTIONS_ON, *overrides])))
 
 
 def detectron2_model(device: torch.device, num_classes: int) -> nn.Module:
-    """Detectron2's RetinaNet R-50 with the weights of `focal_det_model`."""
+    """Return Detectron2's RetinaNet R-50 with the weights of `focal_det_model`."""
     sizes = [[base * 2 ** (k / 3) for k in range(3)] for base in (32, 64, 128, 256, 512)]
     own = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator"]
     sizes_option = ["MODEL.ANCHOR_GENERATOR.SIZES", str(sizes)]
@@ -36,7 +36,7 @@ def detectron2_model(device: torch.device, num_classes: int) -> nn.Module:
 
 
 def torchvision_model(device: torch.device, num_classes: int) -> nn.Module:
-    """torchvision's RetinaNet R-50 with frozen batch normalisation and as many trained layers; weights of its own."""
+    """Return torchvision's RetinaNet R-50 with frozen batch normalisation, as many trained layers, its own weights."""
     from torchvision.models.detection import RetinaNet
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.ops import FrozenBatchNorm2d
@@ -57,8 +57,8 @@ def torchvision_model(device: torch.device, num_classes: int) -> nn.Module:
     return RetinaNet(backbone, num_classes, detections_per_img=100).to(device)
 
 
-def pictures(count: int, size: tuple[int, int], num_classes: int, objects: int = 10) -> list[dict[str, Any]]:
-    """Random pictures with random objects, as Detectron2's loader gives them."""
+def random_images(count: int, size: tuple[int, int], num_classes: int, objects: int = 10) -> list[dict[str, Any]]:
+    """Return random images with random objects, as Detectron2's loader gives them."""
     generator = torch.Generator().manual_seed(1)
     height, width = size
     batch = []
@@ -76,7 +76,7 @@ def pictures(count: int, size: tuple[int, int], num_classes: int, objects: int =
 def for_torchvision(
     model: nn.Module, batch: list[dict[str, Any]], device: torch.device
 ) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """The same pictures and objects as torchvision's detectors take them; the model is told to leave their size."""
+    """Return the same images and objects as torchvision's detectors take them; the model leaves their size."""
     size = batch[0]["image"].shape[1:]
     model.transform.min_size, model.transform.max_size = (min(size),), max(size)
     images = [x["image"].to(device).float() / 255 for x in batch]
@@ -97,7 +97,7 @@ def _seeded(cfg: CfgNode) -> nn.Module:
 
 
 def _stable(model: nn.Module) -> nn.Module:
-    """Residual blocks of random weights double the signal; scaled down, activations are those of a trained network."""
+    """Scale residual blocks of random weights, which double the signal, to a trained network's activations."""
     for name, module in model.named_modules():
         if name.endswith("conv3.norm"):
             module.weight.fill_(0.2)

@@ -1,4 +1,4 @@
-"""The table and the pictures of what `speed.py` measured.
+"""The table and the images of what `speed.py` measured.
 
 python benchmarks/report.py FIGURES.json
 """
@@ -38,7 +38,7 @@ def write_report(figures: dict[str, Any], base: Path | None) -> None:
     """
     height, width = figures["size"]
     count = figures["images"]
-    title = f"{count} picture{'s' * (count > 1)} of {height}x{width} (inference: 1), K = 80, {figures['where']}"
+    title = f"{count} image{'s' * (count > 1)} of {height}x{width} (inference: 1), K = 80, {figures['where']}"
     lines = [title, "", EXPLANATION, "", *_ops_lines(figures), *_network_lines(figures), *_ablation_lines(figures)]
     print("\n".join(lines))
     if base is not None:
@@ -87,7 +87,7 @@ def _network_lines(figures: dict[str, Any]) -> list[str]:
 
 
 def _holds(figures: dict[str, Any], tier: str, name: str) -> bool:
-    """Whether the gate's figure is one that rounding explains."""
+    """Tell whether rounding explains the gate's figure."""
     gate = _gate(tier, figures[tier][name], figures[tier]["Detectron2"])
     dtype = "bfloat16" if "bfloat16" in name else "float32"
     if gate == "other weights":
@@ -99,7 +99,7 @@ def _holds(figures: dict[str, Any], tier: str, name: str) -> bool:
 
 
 def _gate(tier: str, one: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Against Detectron2 with the same weights: the losses' relative difference, or detections near one of its own."""
+    """Compare with Detectron2 at equal weights: the losses' relative difference, or detections near one of its own."""
     if one["gate"] is None or (tier == "step" and set(one["gate"]) != set(theirs["gate"])):
         return "other weights"
     if tier == "step":
@@ -110,7 +110,7 @@ def _gate(tier: str, one: dict[str, Any], theirs: dict[str, Any]) -> str:
 
 
 def _near(found: dict[str, Any], others: dict[str, Any]) -> int:
-    """How many detections of one have a partner of the same class in the other, within 3 px and .02 of the score."""
+    """Count detections with a partner of the same class on the other side, within 3 px and .02 of the score."""
     rows = [list(zip(x["boxes"], x["scores"], x["classes"], strict=True)) for x in (found, others)]
     return sum(
         any(
@@ -126,7 +126,7 @@ def _near(found: dict[str, Any], others: dict[str, Any]) -> int:
 def _ablation_lines(figures: dict[str, Any]) -> list[str]:
     if "ablation" not in figures:
         return []
-    lines = ["**levers** (speed: the time without any over the row's)", ""]
+    lines = ["**speed options** (speed: the time without any over the row's)", ""]
     lines += ["| | step s | speed | peak GB | inference s | speed |", "|---|--:|--:|--:|--:|--:|"]
     train, infer = figures["ablation"]["train"], figures["ablation"]["infer"]
     for name in train:
@@ -141,7 +141,7 @@ def _ratio(tier: dict[str, Any], name: str) -> float:
 
 
 def _draw_bars(figures: dict[str, Any], path: Path, title: str) -> None:
-    """Of every part the times, in that of ours."""
+    """Draw the times of every part as bars."""
     groups = {
         part: {name: x["s"] for name, x in r["competitors"].items()} for part, r in figures.get("ops", {}).items()
     }
@@ -186,7 +186,7 @@ def _draw_growth(growth: dict[str, list[list[float]]], path: Path) -> None:
 
 
 def _round_ticks(seconds: tuple[float, ...]) -> list[float]:
-    """1, 2 and 5 times powers of ten, in ms, as far as the times go and one beyond on either side."""
+    """Return 1, 2 and 5 times powers of ten, in ms, as far as the times go and one beyond on either side."""
     ticks = [digit * 10.0**power for power in range(-2, 5) for digit in (1, 2, 5)]
     low, high = min(seconds) * 1e3, max(seconds) * 1e3
     return [tick for tick in ticks if low / 2.5 <= tick <= high * 2.5]

@@ -3,7 +3,7 @@
     python benchmarks/speed.py [--quick] [--device cpu] [--json FILE] [--tiers ops step inference ablation growth]
 
 Each detector's step is a process of its own, one after the other in two rounds, all on this machine in this run.
-`--quick` takes small pictures and one repeat, to see that everything works; its ratios are not those of the full size.
+`--quick` takes small images and one repeat, to see that everything works; its ratios are not those of the full size.
 The post-processing is timed on what a trained detector gives, that of output/quickstart (`make demo`); without it the
 part is left out, and this is said.
 """
@@ -23,7 +23,7 @@ import torch
 from figures import write_figures
 from report import write_report
 
-from focal_det.engine.machine import processor
+from focal_det.environment import processor
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -36,7 +36,7 @@ COMPARED = (
     "focal_det, float32",
     "focal_det, bfloat16",
 )
-LEVERS = (
+SPEED_OPTIONS = (
     "none",
     "channels last",
     "folded norms",
@@ -48,7 +48,7 @@ LEVERS = (
 
 
 def run(script: str, *options: object) -> dict[str, Any]:
-    """The JSON that a benchmark of this folder prints last."""
+    """Run a benchmark of this folder and return the JSON that it prints last."""
     command = [sys.executable, str(HERE / script), *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
@@ -58,7 +58,7 @@ def run(script: str, *options: object) -> dict[str, Any]:
 
 
 def network(mode: str, detectors: tuple[str, ...], scale: list[object], rounds: int = 1) -> dict[str, Any]:
-    """Each detector's times, in rounds: a machine that others use too is not as fast in one minute as in another."""
+    """Time each detector in rounds: a shared machine is faster in one minute than in another."""
     found: dict[str, Any] = {}
     for _ in range(rounds):
         for name in detectors:
@@ -99,10 +99,10 @@ def main() -> None:
     if "inference" in args.tiers:
         figures["inference"] = network("infer", COMPARED, ["--images", 1, *scale], rounds)
     if "ablation" in args.tiers and not args.quick:
-        levers = (*LEVERS, "both, Triton") if args.device == "cuda" else LEVERS
-        of_inference = tuple(name for name in levers if not name.endswith(("SGD", "Triton")))
+        speed_options = (*SPEED_OPTIONS, "both, Triton") if args.device == "cuda" else SPEED_OPTIONS
+        of_inference = tuple(name for name in speed_options if not name.endswith(("SGD", "Triton")))
         figures["ablation"] = {
-            "train": network("train", levers, ["--images", images, *scale]),
+            "train": network("train", speed_options, ["--images", images, *scale]),
             "infer": network("infer", of_inference, ["--images", 1, *scale]),
         }
     if "growth" in args.tiers and not args.quick:
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with what is wrong before the minutes of measuring."""
+    """Exit with a message on what is wrong, before the minutes of measuring."""
     if args.images is not None and args.images < 1:
         parser.error(f"--images is {args.images}; at least 1 is needed")
     if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
@@ -132,7 +132,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def trained_outputs(folder: Path, scratch: str, images: int, size: tuple[int, int]) -> list[object]:
-    """The option of `ops.py` for the outputs of a trained detector."""
+    """Return the option of `ops.py` for the outputs of a trained detector."""
     if not (folder / "model_final.pth").is_file():
         print(f"post-processing is left out: {folder} has no model_final.pth; `make demo` trains one")
         return []

@@ -1,9 +1,9 @@
-"""Write what a trained detector's head gives for large pictures, for timing the post-processing.
+"""Write what a trained detector's head gives for large images, for timing the post-processing.
 
     python benchmarks/trained_outputs.py --run output/quickstart --out FILE [--images 2] [--size 800 1216]
 
 Random logits would mislead: how many pass the threshold decides the time. The detector of `make demo` sees the
-pictures of its validation split laid side by side until they fill the size. Its three classes become the first of
+images of its validation split laid side by side until they fill the size. Its three classes become the first of
 `--classes`; the others get logits that it gave to background, in another order for each class.
 """
 
@@ -19,12 +19,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from focal_det.config.load import load_config
 from focal_det.data.catalog import register_datasets
-from focal_det.engine.config_file import load_config
 
 
 def mosaic(paths: list[str], size: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8 of pictures laid side by side."""
+    """Return (3, H, W) uint8 of images laid side by side."""
     tiles = [cv2.imread(path) for path in paths]
     side = tiles[0].shape[0]
     columns, rows = -(-size[1] // side), -(-size[0] // side)
@@ -33,7 +33,7 @@ def mosaic(paths: list[str], size: tuple[int, int]) -> Tensor:
 
 
 def more_classes(level: Tensor, trained: int, wanted: int) -> Tensor:
-    """(N, A*trained, H, W) to (N, A*wanted, H, W); the classes beyond the trained are background."""
+    """Widen (N, A*trained, H, W) to (N, A*wanted, H, W); the classes beyond the trained are background."""
     anchors = level.unflatten(1, (-1, trained))  # (N, A, K, H, W)
     background = anchors.flatten()[anchors.flatten() < -2.944]
     more = background[torch.randint(len(background), (*anchors.shape[:2], wanted - trained, *anchors.shape[3:]))]
@@ -61,8 +61,8 @@ def main() -> None:
     paths = [x["file_name"] for x in DatasetCatalog.get(cfg.DATASETS.TEST[0])]
     tiles = len(paths) // args.images
     size = tuple(args.size)
-    pictures = [{"image": mosaic(paths[i * tiles : (i + 1) * tiles], size)} for i in range(args.images)]
-    logits, deltas = model.network(model._preprocess(pictures).tensor)
+    batch = [{"image": mosaic(paths[i * tiles : (i + 1) * tiles], size)} for i in range(args.images)]
+    logits, deltas = model.network(model._preprocess(batch).tensor)
     trained = cfg.MODEL.RETINANET.NUM_CLASSES
     logits = [more_classes(level.contiguous(), trained, max(trained, args.classes)) for level in logits]
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,44 +1,71 @@
-"""The one error that means "your input is wrong", which carries every problem found; and the exit codes."""
+"""The errors that end a run with a message, what a check finds, and the exit codes."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
-
 _SHOWN = 5  # examples of each kind of problem that a message lists
 
 
 class InputError(ValueError):
-    """Bad input, found before anything was started or written.
-
-    Args:
-        problems: one message, or several; each names the value, the place and the fix.
-    """
+    """Bad input, found before anything was started or written; each problem names the value, the place and the fix."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
 
 
+@dataclass
+class Findings:
+    """What a check found; checks add theirs and pass it on."""
+
+    errors: list[str] = field(default_factory=list)  # what must be fixed before anything starts, as in InputError
+    warnings: list[str] = field(default_factory=list)  # what works and is likely not meant
+    notes: list[str] = field(default_factory=list)  # lines for the summary
+
+    def add(self, other: Findings) -> None:
+        """Append what another check found."""
+        self.errors += other.errors
+        self.warnings += other.warnings
+        self.notes += other.notes
+
+    def raise_if_errors(self) -> None:
+        """Raise InputError with all errors, each once, if there are any."""
+        if self.errors:
+            raise InputError(list(dict.fromkeys(self.errors)))
+
+
 class TrainingError(Exception):
-    """A training cannot start or go on, or one that others need has failed; the message says why and what to do."""
+    """A training cannot start or continue, or one that others need has failed; the message says why and what to do."""
 
 
 def cut(value: object, length: int = 80) -> str:
-    """A value's text for a message, shortened where it is long."""
+    """Return a value's text for a message, shortened where it is long."""
     text = str(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class's name: PyTorch's are followed by a C++ stack."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def visible(text: str) -> str:
-    """A text of somebody's file for a terminal, which obeys control characters: with escapes such as \\x1b for them."""
+    """Return the text with control characters escaped, such as \\x1b, which a terminal would obey."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def visible_lines(text: str) -> str:
-    """Likewise of a message, whose own line breaks stay."""
+    """Do the same, but keep line breaks."""
     return "\n".join(map(visible, text.split("\n")))
+
+
+def counted(number: int, what: str) -> str:
+    """Return the number with its noun, in the plural unless it is one."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def some(what: str, values: Sequence[object]) -> str:
@@ -52,3 +79,8 @@ def some_lines(values: Sequence[str]) -> list[str]:
     """The first few, each on a line that belongs to the one before, and how many more there are."""
     more = [f"  and {len(values) - _SHOWN} more"] if len(values) > _SHOWN else []
     return [*(f"  {value}" for value in values[:_SHOWN]), *more]
+
+
+def print_problems(problems: Sequence[str], kind: str = "error") -> None:
+    """Print each problem to stderr, with control characters escaped."""
+    print(visible_lines("\n".join(f"{kind}: {problem}" for problem in problems)), file=sys.stderr, flush=True)

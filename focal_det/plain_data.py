@@ -9,16 +9,16 @@ from typing import Any
 import yaml
 
 LONGEST_YAML = 2**17  # bytes; a configuration that a run writes has 6 kB, and PyYAML reads some 40 kB a second
-_MOST_VALUES = 100_000  # of a YAML file, each counted as often as it is named; a configuration has 300
+_MOST_VALUES = 100_000  # in a YAML file, each counted as often as an alias repeats it; a configuration has 300
 _LONGEST_NUMBER = 1000  # characters; Python takes seconds for numbers of many thousands
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text says, in plain data.
+    """Parse a YAML text into plain data.
 
     Raises:
-        yaml.YAMLError: it is no YAML, has a tag that makes anything but plain data, says a name twice in one mapping,
-            or names parts so often, by aliases, that it means more than `_MOST_VALUES` values; or it is longer than
+        yaml.YAMLError: it is not YAML, has a tag that makes anything but plain data, has a name twice in one mapping,
+            or repeats parts by aliases until it stands for more than `_MOST_VALUES` values; or it is longer than
             `LONGEST_YAML`.
         ValueError, RecursionError: a number or nesting that Python refuses.
     """
@@ -38,7 +38,11 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check_size(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node means; `known` of those that were looked at, 0 while inside them."""
+    """Return how many values a node stands for.
+
+    Args:
+        known: the answer for each node seen so far, by its id; 0 while inside it.
+    """
     if id(node) not in known:
         known[id(node)] = 0
         parts: Iterable[yaml.Node] = ()
@@ -48,22 +52,24 @@ def _check_size(node: yaml.Node, known: dict[int, int]) -> int:
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
         elif not node.tag.endswith(":str") and len(node.value) > _LONGEST_NUMBER:
-            raise _refused(node, f"a value of {len(node.value)} characters that is no text")
+            raise _refused(node, f"a value of {len(node.value)} characters that is not text")
         known[id(node)] = 1 + sum(_check_size(part, known) for part in parts)
         if known[id(node)] > _MOST_VALUES:
-            raise _refused(node, f"it means more than {_MOST_VALUES} values; write fewer, or fewer aliases (*name)")
+            raise _refused(
+                node, f"it stands for more than {_MOST_VALUES} values; write fewer, or fewer aliases (*name)"
+            )
     elif known[id(node)] == 0:
         raise _refused(node, "a value that contains itself by an alias (*name)")
     return known[id(node)]
 
 
 def _check_named_once(node: yaml.MappingNode) -> None:
-    """PyYAML would take the last of two values, whatever the first was meant for."""
+    """Refuse a name with two values, of which PyYAML would take the last."""
     names = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
             if (key.tag, key.value) in names:
-                raise _refused(key, f"{key.value[:40]!r} is there twice, with two values")
+                raise _refused(key, f"{key.value[:40]!r} occurs twice, with two values")
             names.add((key.tag, key.value))
 
 
@@ -72,11 +78,11 @@ def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
 
 
 def parse_json(data: bytes) -> Any:
-    """What a JSON text in UTF-8 says.
+    """Parse a JSON text in UTF-8.
 
     Raises:
         UnicodeDecodeError: it is not in UTF-8.
-        ValueError: it is no JSON, says a name twice in one object, or is nested too deeply or has numbers too long.
+        ValueError: it is not JSON, has a name twice in one object, or is nested too deeply or has numbers too long.
     """
     text = data.decode("utf-8-sig")
     try:
@@ -90,5 +96,5 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'an object says "{twice[:40]}" twice, with two values')
+        raise ValueError(f'an object has "{twice[:40]}" twice, with two values')
     return found

@@ -1,4 +1,4 @@
-"""The one place that registers with Detectron2; importing it makes the project's names known to a configuration."""
+"""Register the project's parts with Detectron2, so that a configuration can name them; happens on import, only here."""
 
 from __future__ import annotations
 

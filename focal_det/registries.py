@@ -1,4 +1,4 @@
-"""The project's own registries: what a configuration may name besides Detectron2's parts."""
+"""The project's own registries: parts that a configuration may name besides Detectron2's."""
 
 from fvcore.common.registry import Registry
 
@@ -14,6 +14,6 @@ DENSE_LOSS_REGISTRY.__doc__ = """
 Class losses over all anchors, called as ``loss(cfg)``. ``forward`` takes logits (R, K) and labels (R,) of one
 image, with labels 0..K-1 class, K background, -1 ignored, and returns their sum. One that trains on a part of
 the anchors also has ``select``, which takes logits, labels and anchors (R, 4) and returns the labels with the rest
-ignored; the box loss follows it. ``reads`` names the configuration keys that it reads, in full; a loss that lacks it
-may read all. Named by MODEL.FOCAL_DET.LOSS.NAME.
+ignored; the box loss follows it. ``reads`` names the configuration keys that it reads, in full; a loss without it may
+read all. Named by MODEL.FOCAL_DET.LOSS.NAME.
 """

@@ -1,23 +1,41 @@
-"""Seeds every test; leaves out tests/plugin, and says so, where Detectron2 is missing."""
+"""Seeds every test, and sees to what this machine lacks: without Detectron2 the tests that need it are left out."""
 
 import importlib.util
 import os
 import random
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which are as many as there are cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from source_tree import needs_detectron2
+
+# Autograd starts its threads at the first backward pass: none on a processor, but one if torch.compile came before it,
+# and then no forked rank could train. So it comes first, whatever tests a process is given.
+torch.zeros(1, requires_grad=True).sum().backward()
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 REQUIRED = os.environ.get("FOCAL_DET_REQUIRE_DETECTRON2") == "1"
+DESELECTED = pytest.StashKey[int]()
 
-collect_ignore = [] if HAS_DETECTRON2 else ["plugin"]
+# Fixtures of the tests that train: a tiny configuration, runs of the command line, forked ranks.
+pytest_plugins = ["training_fixtures", "rank_fixtures"] if HAS_DETECTRON2 else []
+
+
+def is_left_out(path):
+    return not HAS_DETECTRON2 and path.suffix == ".py" and needs_detectron2(path.read_text(encoding="utf-8"))
 
 
 def pytest_configure(config):
     if REQUIRED and not HAS_DETECTRON2:
         pytest.exit("FOCAL_DET_REQUIRE_DETECTRON2=1, but Detectron2 cannot be imported; run `make setup`", returncode=1)
+
+
+def pytest_ignore_collect(collection_path):
+    return True if is_left_out(collection_path) else None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -27,11 +45,20 @@ def pytest_collection_modifyitems(config, items):
     left_to_it = [item for item in items if item.path.name == "test_triton_loss.py" and "device" in item.fixturenames]
     config.hook.pytest_deselected(items=left_to_it)
     items[:] = [item for item in items if item not in set(left_to_it)]
+    if hasattr(config, "workeroutput"):  # a worker's deselected tests are in nobody's summary
+        config.workeroutput["deselected"] = len(left_to_it)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[DESELECTED] = getattr(node, "workeroutput", {}).get("deselected", 0)  # the same in each worker
 
 
 def pytest_terminal_summary(terminalreporter):
+    if count := terminalreporter.config.stash.get(DESELECTED, 0):
+        terminalreporter.line(f"{count} deselected: the tests of Triton's kernels, for the interpreter's process alone")
     if not HAS_DETECTRON2:
-        files = sorted((terminalreporter.config.rootpath / "tests" / "plugin").glob("test_*.py"))
+        files = sorted(filter(is_left_out, (terminalreporter.config.rootpath / "tests").rglob("test_*.py")))
         terminalreporter.section("Detectron2 is missing")
         terminalreporter.line(f"Left out {len(files)} files of tests that need it: {', '.join(f.name for f in files)}.")
         terminalreporter.line("`make setup DETECTRON2=<wheel or checkout>` installs it; then run the tests again.")
@@ -51,10 +78,10 @@ OBJECT = (
 
 @pytest.fixture
 def write_voc(tmp_path):
-    """Writes a Pascal VOC folder of grey pictures of 100 x 80 px."""
+    """Writes a Pascal VOC folder of grey images of 100 x 80 px."""
 
     def write(annotations, folder="voc", **splits):
-        """annotations: by picture, objects (class, xmin, ymin, xmax, ymax[, more XML]); splits: their pictures."""
+        """annotations: by image, objects (class, xmin, ymin, xmax, ymax[, more XML]); splits: their images."""
         folder = tmp_path / folder
         for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
             (folder / part).mkdir(parents=True)

@@ -1,16 +1,16 @@
-"""Runs train_net.py and focal-det in children of one prepared process, which has imported what they import.
+"""Run train_net.py and focal-det in forks of one prepared process, which has imported what they import.
 
-A run of its own imports torch and Detectron2 for seconds before it does anything; a forked one starts at once and is
-else the same: arguments, folder, environment, exit code, signals, `__main__`, what happens at exit. Not the same:
+A new process imports torch and Detectron2 for seconds before it does anything. A fork starts at once and is otherwise
+the same: arguments, folder, environment, exit code, signals, `__main__`, what happens at exit. It differs in this:
 
-- What Python and the libraries read of the environment as they start (`READ_AT_START`) is the prepared process's own;
-  a run that asks for something else is refused.
-- All runs of one prepared process hash strings alike, and lazy imports have happened. What is about imports, missing
-  packages or Python's flags needs a true process.
-- What Python says on stderr after all that is done at exit is lost.
-- Output goes to files, so that no reader is needed for a run to go on.
+- The variables that Python and libraries read as they start (`READ_AT_START`) are the prepared process's; a run that
+  asks for other values is refused.
+- All runs of one prepared process hash strings alike, and lazy imports have happened. Tests of imports, of missing
+  packages and of Python's flags need a new process.
+- What Python writes to stderr after its exit handlers is lost.
+- Output goes to files, so that a run never waits for a reader.
 
-The prepared process is fork_server.py. Linux alone: elsewhere libraries do not survive a fork.
+The prepared process is fork_server.py. This works on Linux only: elsewhere libraries do not survive a fork.
 """
 
 import contextlib
@@ -31,43 +31,44 @@ READ_AT_START += ("LC_", "LANG", "MALLOC_")
 
 
 class Prepared:
-    """The prepared process: starts with the first run, ends with this one or with `close`.
+    """The prepared process: starts with the first run, and ends with `close` or with this process.
 
     Args:
-        env: its environment; this process's if None.
+        env: its environment; that of this process if None.
     """
 
     def __init__(self, env=None):
         self.env = dict(os.environ if env is None else env)
         self._control = self._process = None
 
-    def popen(self, *words, program="train_net.py", cwd=ROOT, env=None, stderr=None, new_session=False):
+    def popen(self, *args, program="train_net.py", cwd=ROOT, env=None, stderr=None, new_session=False):
         """Start a run.
 
         Args:
-            program: focal-det, or a script of Python's, beside train_net.py if it is no full path.
-            env: all of the run's environment; this process's of now if None.
-            stderr: subprocess.STDOUT, to have both in one.
-            new_session: whether it is the first of a session and a process group of its own.
+            args: arguments of the command line.
+            program: focal-det, or the path of a Python script, relative to that of train_net.py.
+            env: the run's whole environment; the current one of this process if None.
+            stderr: subprocess.STDOUT to write both into one file.
+            new_session: whether the run leads a new session and process group.
 
         Raises:
-            ValueError: the environment differs in what only a true process reads.
-            RuntimeError: the prepared process is gone.
+            ValueError: the environment differs in variables that only a new process reads.
+            RuntimeError: the prepared process has died.
         """
         env = dict(os.environ if env is None else env)
         differing = {name for name in env.keys() | self.env.keys() if env.get(name) != self.env.get(name)}
-        differing.discard("PYTHONHASHSEED")  # which a library may set meanwhile; all runs hash alike
+        differing.discard("PYTHONHASHSEED")  # a library may have set it since; all runs hash alike
         if fixed := sorted(name for name in differing if name.startswith(READ_AT_START)):
             raise ValueError(f"{', '.join(fixed)}: read as Python starts, so this run needs a process of its own")
         if self._process is None:
             self._start()
-        words = [str(word) for word in words]
-        request = {"words": words, "program": str(program), "cwd": str(cwd), "env": env, "new_session": new_session}
+        args = [str(arg) for arg in args]
+        request = {"args": args, "program": str(program), "cwd": str(cwd), "env": env, "new_session": new_session}
         return ForkedRun(self._control, request, merged=stderr == subprocess.STDOUT)
 
-    def run(self, *words, timeout=300, **options):
-        """As subprocess.run with its output captured as text; the options are those of `popen`."""
-        run = self.popen(*words, **options)
+    def run(self, *args, timeout=300, **options):
+        """Run to the end and return a CompletedProcess with the output as text; the options are those of `popen`."""
+        run = self.popen(*args, **options)
         try:
             out, err = run.communicate(timeout)
         finally:
@@ -75,33 +76,33 @@ class Prepared:
         return subprocess.CompletedProcess(run.args, run.returncode, out, err)
 
     def close(self):
-        """End the prepared process; runs that have been started go on."""
+        """End the prepared process; its runs continue."""
         if self._process is not None:
             self._control.close()
             self._process.wait()
             self._process = None
 
     def _start(self):
-        self._control, theirs = socket.socketpair()
-        command = [sys.executable, str(SERVER), str(theirs.fileno())]
-        with theirs:
-            # no terminal, to which Python would write line by line
+        self._control, server_end = socket.socketpair()
+        command = [sys.executable, str(SERVER), str(server_end.fileno())]
+        with server_end:
+            # not to a terminal, where Python would flush each line
             self._process = subprocess.Popen(
-                command, env=self.env, cwd=ROOT, pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL
+                command, env=self.env, cwd=ROOT, pass_fds=[server_end.fileno()], stdout=subprocess.DEVNULL
             )
 
 
 class ForkedRun:
-    """What subprocess.Popen is to a process: `args`, `pid`, `returncode` and the methods of those names."""
+    """A run, with the attributes and methods of subprocess.Popen."""
 
     def __init__(self, control, request, *, merged):
-        self.args = [request["program"], *request["words"]]
+        self.args = [request["program"], *request["args"]]
         self.returncode = None
-        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last reference, as subprocess's pipes
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last reference, as subprocess's pipes are
         self._err = self._out if merged else tempfile.TemporaryFile()  # noqa: SIM115
-        self._channel, theirs = socket.socketpair()
-        with theirs, open(os.devnull) as nothing:
-            files = [theirs, nothing, self._out, self._err]
+        self._channel, run_end = socket.socketpair()
+        with run_end, open(os.devnull) as nothing:
+            files = [run_end, nothing, self._out, self._err]
             with contextlib.suppress(BrokenPipeError):
                 socket.send_fds(control, [b"r"], [file.fileno() for file in files])
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -114,16 +115,16 @@ class ForkedRun:
         with contextlib.suppress(ConnectionResetError):
             if line := self._answers.readline():
                 return int(line)
-        raise RuntimeError("the prepared process has died; what it said stands in stderr")
+        raise RuntimeError("the prepared process has died; see its message on stderr")
 
     def poll(self):
-        """The exit code, -N of one ended by signal N; None while it runs."""
+        """Return the exit code, -N after signal N, or None while it runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def wait(self, timeout=None):
-        """Like `poll`, after its end; raises subprocess.TimeoutExpired after so many seconds."""
+        """Wait for the end and return the exit code; raise subprocess.TimeoutExpired after this many seconds."""
         if self.returncode is None:
             if not select.select([self._channel], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout)
@@ -133,20 +134,22 @@ class ForkedRun:
         return self.returncode
 
     def communicate(self, timeout=None):
-        """All that it and its processes have written when it ends: stdout, and stderr or None where it is in stdout."""
+        """Wait for the end; return what it and its children wrote: stdout, and stderr or None where stdout has it."""
         self.wait(timeout)
         return self.output(), None if self._err is self._out else self._text(self._err)
 
     def output(self):
-        """What stands in stdout now."""
+        """Return what has been written to stdout so far."""
         return self._text(self._out)
 
     def _text(self, file):
-        text = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()  # the position is the run's own
+        text = os.pread(
+            file.fileno(), os.fstat(file.fileno()).st_size, 0
+        ).decode()  # the file's position belongs to the run
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def send_signal(self, number):
-        """Send it unless the run has ended."""
+        """Send a signal, unless the run has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)

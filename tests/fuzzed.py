@@ -1,7 +1,7 @@
-"""Inputs made at random for what reads files that somebody gives.
+"""Random inputs for the code that reads files of unknown origin.
 
-Quick and the same each time in the suite. FOCAL_DET_FUZZ_EXAMPLES=N tries N inputs for each target, from the seed
-FOCAL_DET_FUZZ_SEED, and says how many it tried.
+In the suite they are few and always the same. FOCAL_DET_FUZZ_EXAMPLES=N tries N inputs for each target, from the seed
+FOCAL_DET_FUZZ_SEED, and prints how many were tried.
 """
 
 import os
@@ -15,7 +15,12 @@ EXAMPLES = os.environ.get("FOCAL_DET_FUZZ_EXAMPLES")
 
 
 def fuzz(strategy, *, quick):
-    """Calls the test with a function that gives one input after the other to what is tried."""
+    """Give a test the argument `tries`, a function (attempt, name) that calls attempt with one input after another.
+
+    Args:
+        strategy: hypothesis' strategy for the inputs.
+        quick: number of inputs in the suite.
+    """
 
     def try_all(attempt, name):
         tried, start = [0], time.monotonic()
@@ -41,7 +46,7 @@ def fuzz(strategy, *, quick):
 
 
 def mutated(*originals):
-    """Bytes of one of these with bytes replaced, taken out, put in, repeated, or cut off."""
+    """Return a strategy for one of these bytes objects with bytes replaced, removed, inserted, repeated or cut off."""
     edits = st.lists(
         st.tuples(st.sampled_from("rrritdc"), st.floats(0, 1), st.binary(min_size=1, max_size=6)),
         min_size=1,
@@ -50,17 +55,17 @@ def mutated(*originals):
 
     def change(original, edits):
         for kind, where, new in edits:
-            place = int(where * len(original))
+            at = int(where * len(original))
             if kind == "r":
-                original = original[:place] + new + original[place + len(new) :]
+                original = original[:at] + new + original[at + len(new) :]
             elif kind == "i":
-                original = original[:place] + new * len(new) + original[place:]
+                original = original[:at] + new * len(new) + original[at:]
             elif kind == "t":
-                original = original[:place] + original[place + 8 * len(new) :]
+                original = original[:at] + original[at + 8 * len(new) :]
             elif kind == "d":
-                original = original[:place] + original[max(0, place - 40) :]
+                original = original[:at] + original[max(0, at - 40) :]
             else:
-                original = original[:place]
+                original = original[:at]
         return original
 
     return st.builds(change, st.sampled_from(originals), edits)

@@ -1,9 +1,9 @@
-"""Write docs/configuration.md: every key of focal_det/config.py with its default and the comment above it.
+"""Write docs/configuration.md: every key of focal_det/config/defaults.py with its default and the comment above it.
 
     python tools/configuration_page.py
 
-The page's head is configuration_head.md, beside this; the rest is config.py's own words, so that a key is explained in
-one place. Needs no package but the standard library.
+The head of the page is configuration_head.md, beside this; the rest is the comments of defaults.py, so that a key is
+explained in one place. Needs no package but the standard library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "focal_det" / "config.py"
+SOURCE = ROOT / "focal_det" / "config" / "defaults.py"
 PAGE = ROOT / "docs" / "configuration.md"
 
 HEAD = Path(__file__).with_name("configuration_head.md")
@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Keys that stand together, with what is said of all of them."""
+    """Keys of one node, with the comment on all of them."""
 
     name: str
     meaning: str
@@ -36,14 +36,14 @@ class Group(NamedTuple):
 
 
 def groups_of(source: str) -> list[Group]:
-    """The keys in the order of the file; a node of its own, such as MODEL.FOCAL_DET.SPEED, makes a group.
+    """Return the keys in the order of the file; a node of its own, such as MODEL.FOCAL_DET.SPEED, makes a group.
 
     Raises:
         ValueError: a key without a comment above it.
     """
     lines = source.splitlines()
     function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
-    aliases: dict[str, str] = {"cfg": ""}  # of Python's names the node that each is
+    aliases: dict[str, str] = {"cfg": ""}  # Python name to the node that it is
     groups: list[Group] = [Group("", "", [])]
     meaning, after = "", -1
     for node in function.body:
@@ -66,7 +66,7 @@ def groups_of(source: str) -> list[Group]:
 
 
 def page(groups: list[Group]) -> str:
-    """The page in Markdown."""
+    """Return the page in Markdown."""
     parts = [HEAD.read_text(encoding="utf-8")]
     for group in groups:
         if group.name:
@@ -84,7 +84,7 @@ def page(groups: list[Group]) -> str:
 
 
 def _comment_above(lines: list[str], lineno: int) -> str:
-    """The comment that ends on the line before, as one paragraph."""
+    """Return the comment that ends on the line before, as one paragraph."""
     said: list[str] = []
     for line in reversed(lines[: lineno - 1]):
         if not line.strip().startswith("#"):

@@ -20,9 +20,9 @@ import atheris
 with atheris.instrument_imports(include=["focal_det", "yaml", "json"]):
     import yaml
 
-    from focal_det.data.coco_json import check_coco
+    from focal_det.checkpoint.restricted_pickle import load_arrays
+    from focal_det.data.coco import check_coco
     from focal_det.data.voc import read_voc
-    from focal_det.engine.array_pickle import load_arrays
     from focal_det.errors import InputError
     from focal_det.plain_data import parse_json, parse_yaml
 
@@ -40,9 +40,9 @@ def read_yaml(data: bytes) -> None:
 
 
 def read_coco(data: bytes) -> None:
-    """Annotations, without their pictures."""
+    """Annotations, without their images."""
     with suppress(InputError, ValueError):
-        check_coco(parse_json(data), Path("a.json"), ".", pictures=False)
+        check_coco(parse_json(data), Path("a.json"), ".", images=False)
 
 
 def read_annotation(data: bytes) -> None:

@@ -1,56 +1,85 @@
 """What the command lines share."""
 
+from __future__ import annotations
+
 import argparse
 import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-from ..data.picture_names import FLAG as OUTSIDE_FLAG
-from ..errors import InputError, visible_lines
+from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, InputError, TrainingError, print_problems
+from ..output_layout import CONFIG
+
+T = TypeVar("T")
+
+ENDING_ERRORS = (InputError, ImportError, OSError, TrainingError)
 
 
-def silence_detectron2() -> None:
-    """Keep PyTorch's warning of Detectron2's use of torch.jit from the screen."""
+class CommandParser(argparse.ArgumentParser):
+    """A parser without abbreviated flags, which keeps the lines of the examples that follow a description."""
+
+    def __init__(self, **options: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter if "epilog" in options else argparse.HelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+
+
+def prepare_output() -> None:
+    """Silence PyTorch on Detectron2's use of torch.jit, and let every file name be printed on any terminal."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
-
-
-def print_any_name() -> None:
-    """Let names of files be printed, which need not be in the terminal's encoding."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def print_problems(problems: Sequence[str], kind: str = "error") -> None:
-    """Each on a line of its own, or several, on stderr, with what would command the terminal as escapes."""
-    print(visible_lines("\n".join(f"{kind}: {problem}" for problem in problems)), file=sys.stderr, flush=True)
+def report_error(error: Exception) -> int:
+    """Print one of ENDING_ERRORS and return the exit code."""
+    print_problems(error.problems if isinstance(error, InputError) else [str(error)])
+    return EXIT_BAD_INPUT if isinstance(error, (InputError, ImportError)) else EXIT_FAULT
 
 
 def folder_name(text: str) -> Path:
-    """The type of --out; an empty name, as an unset variable leaves it, is none."""
+    """Parse the value of --out; it must not be empty, as an unset variable would leave it."""
     if not text or "\0" in text:
         raise ValueError
     return Path(text)
 
 
-folder_name.__name__ = "folder"  # what argparse calls one that it cannot read
+folder_name.__name__ = "folder"  # argparse's name for it in an error
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
-    """Add --out, the folder of figures."""
-    default = Path("output/plots")
-    parser.add_argument("--out", type=folder_name, default=default, metavar="DIR", help=f"default: {default}")
+def list_of(parse: Callable[[str], T], name: str) -> Callable[[str], tuple[T, ...]]:
+    """Return a type for argparse: values with commas between, each kept once; errors call it by its name."""
+
+    def parse_list(text: str) -> tuple[T, ...]:
+        return tuple(dict.fromkeys(map(parse, text.split(","))))
+
+    parse_list.__name__ = f"list of {name}, with commas between"
+    return parse_list
+
+
+def add_out(parser: argparse.ArgumentParser, default: str = "output/plots") -> None:
+    """Add --out, the folder of what is written."""
+    parser.add_argument("--out", type=folder_name, default=Path(default), metavar="DIR", help=f"default: {default}")
+
+
+def add_number(parser: argparse.ArgumentParser, flag: str, default: float, text: str) -> None:
+    """Add a flag for a number of the default's type."""
+    metavar = "N" if isinstance(default, int) else "T"
+    parser.add_argument(flag, type=type(default), default=default, metavar=metavar, help=f"{text} (default: {default})")
 
 
 def add_outside_flag(parser: argparse._ActionsContainer) -> None:
     """Add --allow-outside-images."""
+    from ..data.image_files import FLAG  # with Pillow, which `focal-det doctor` may find missing
+
     parser.add_argument(
-        OUTSIDE_FLAG,
+        FLAG,
         dest="allow_outside",
         action="store_true",
-        help="read pictures whose names in the annotations lead out of the folder of pictures (absolute, or by '..')",
+        help="read images whose names in the annotations lead out of the folder of images (absolute, or by '..')",
     )
 
 
@@ -61,15 +90,36 @@ def add_trust_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of --out.
+def too_low(args: argparse.Namespace, least: Mapping[str, int]) -> list[str]:
+    """Name the flags whose numbers are below the least that they may be."""
+    given = ((flag, getattr(args, flag[2:].replace("-", "_")), low) for flag, low in least.items())
+    return [
+        f"{flag} {number} must be at least {low}" for flag, number, low in given if number is not None and number < low
+    ]
 
-    Raises:
-        InputError: it cannot be made or written.
-    """
+
+def config_files(given: list[str] | None, weights: str | Path) -> list[str]:
+    """Return the values of --config-file, else the config.yaml beside the weights, or raise an InputError."""
+    beside = Path(weights).parent / CONFIG
+    if not given and not beside.is_file():
+        raise InputError(f"{beside} is not there; name the model's configuration with --config-file")
+    return given or [str(beside)]
+
+
+def check_architecture(cfg: Any, what: str) -> None:
+    """Raise an InputError for a model of another architecture than what can be analysed or exported."""
+    if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only FocalRetinaNet can be {what}, which also "
+            "loads the weights of Detectron2's RetinaNet: add MODEL.META_ARCHITECTURE FocalRetinaNet"
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of --out, or raise an InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {folder}: no folder that can be made ({error}); name another") from error
+        raise InputError(f"--out {folder}: not a folder that can be made ({error}); name another") from error
     if not os.access(folder, os.W_OK):
-        raise InputError(f"--out {folder}: a folder that cannot be written; name another")
+        raise InputError(f"--out {folder}: the folder cannot be written; name another")

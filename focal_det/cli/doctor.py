@@ -1,4 +1,4 @@
-"""focal-det doctor: whether training works here, and what mends it where it does not."""
+"""focal-det doctor: say whether training works here, and what fixes it where it does not."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import json
 import sys
 from itertools import groupby
 
-from ..engine.diagnosis import BROKEN, NOTE, OK, Finding, folders, packages, system
-from ..engine.diagnosis_torch import detectron2, devices, levers, pytorch
+from ..doctor.pytorch import detectron2, devices, pytorch, speed_options
+from ..doctor.system import BROKEN, NOTE, OK, Finding, folders, packages, system
 from ..errors import EXIT_DONE, EXIT_FAULT
 
 _MARKS = {OK: "  ok  ", NOTE: " note ", BROKEN: "BROKEN"}
@@ -19,11 +19,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Add "doctor"."""
     doctor = commands.add_parser(
         "doctor",
-        help="what is installed here, what fits together, and what mends what does not",
+        help="what is installed here, what fits together, and what fixes what does not",
         description="Look at Python, PyTorch, Detectron2, the packages, the GPUs, the compilers and the folders. Exits "
-        "with 0 if training works here, with 1 if something that it needs is missing or broken. Works without any of "
-        "them.",
-        allow_abbrev=False,
+        "with 0 if training works here, with 1 if something that it needs is missing or broken. Needs none of them.",
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(run=_run)
@@ -31,14 +29,18 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # what a package prints when it is imported
-        findings = [*system(), *packages(), *pytorch(), *detectron2(), *devices(), *levers(), *folders()]
+        findings = [*system(), *packages(), *pytorch(), *detectron2(), *devices(), *speed_options(), *folders()]
     broken = [finding for finding in findings if finding.state == BROKEN]
     if args.json:
         found = [finding._asdict() for finding in findings]
         print(json.dumps({"training_works": not broken, "findings": found}, indent=1))
     else:
-        print("\n".join(_lines(findings)))
-        print(_conclusion(broken, [finding for finding in findings if finding.state == NOTE]))
+        print(*_lines(findings), "", sep="\n")
+        notes = sum(finding.state == NOTE for finding in findings)
+        if broken:
+            print(f'Training does not work here: {", ".join(finding.name for finding in broken)}. See "fix" above.')
+        else:
+            print("Training works here." + (f" {notes} notes above." if notes else ""))
     return EXIT_FAULT if broken else EXIT_DONE
 
 
@@ -49,12 +51,6 @@ def _lines(findings: list[Finding]) -> list[str]:
         lines.append(group)
         for finding in members:
             lines.append(f"  [{_MARKS[finding.state]}] {finding.name:{width}}  {finding.value}")
-            if finding.mend:
-                lines.append(f"  {'':{width + 9}}  mend: {finding.mend}")
+            if finding.fix:
+                lines.append(f"  {'':{width + 9}}  fix: {finding.fix}")
     return lines
-
-
-def _conclusion(broken: list[Finding], notes: list[Finding]) -> str:
-    if broken:
-        return f'\nTraining does not work here: {", ".join(finding.name for finding in broken)}. See "mend" above.'
-    return "\nTraining works here." + (f" {len(notes)} notes above." if notes else "")

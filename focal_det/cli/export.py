@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import EXIT_DONE, EXIT_FAULT, InputError
-from ..inference.sources import find_sources
-from .common import print_problems
+from ..data.statistics import evenly_spread
+from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, print_problems
+from ..inference.inputs import find_inputs
+from ..output_layout import INFERENCE
+from .common import add_number, check_architecture, config_files, too_low
 
 if TYPE_CHECKING:
     from ..engine.predictor import Predictor
 
 _EPILOG = """examples:
-  a training's best       focal-det export --run output/mine --out mine.onnx --check pictures/val
+  a training's best       focal-det export --run output/mine --out mine.onnx --check images/val
   a quarter of the size   focal-det export --run output/mine --out mine.onnx --weights-format int8
   for PyTorch             focal-det export --run output/mine --out mine.pt2
   other weights           focal-det export --weights model.pth --config-file mine.yaml --out mine.onnx
 
-The file takes batches of pictures of any size and holds the whole post-processing. Before it gets its name its
-detections are compared with the model's, picture by picture; where they differ there is no file. What the rounding
-of int8 costs, focal-det evaluate tells.
+The file takes batches of images of any size and includes all post-processing. Before it is kept, its detections
+are compared with the model's, image by image; if they differ, no file is written. focal-det evaluate shows what
+the rounding of int8 costs.
 
 exit codes: 0 done; 1 the exported model differs from the model; 2 bad input and nothing written
 """
@@ -40,8 +42,6 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="write a trained detector as ONNX or as a program of torch.export, checked against the model",
         description="Write a trained detector as one file, .onnx or .pt2, that runs without Detectron2.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
     parser.add_argument("--run", metavar="DIR", dest="run_dir", help="OUTPUT_DIR of a training: its best weights")
@@ -49,21 +49,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--config-file", action="append", metavar="FILE", help="of --weights (default: beside it)")
     parser.add_argument("--out", required=True, metavar="FILE", help="to write: .onnx or .pt2")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
-    parser.add_argument(
-        "--score-thresh", type=float, metavar="T", help="least score that leaves the graph (default: the model's, .05)"
-    )
-    parser.add_argument(
-        "--weights-format",
-        choices=("float32", "int8"),
-        default="float32",
-        help="int8: convolutions' weights rounded to 8 bits per output channel, ONNX only (default: float32)",
-    )
-    parser.add_argument(
-        "--check",
-        metavar="INPUT",
-        help="pictures to compare on: a file, folder or pattern (default: the run's own, else generated)",
-    )
-    parser.add_argument("--check-pictures", type=int, default=50, metavar="N", help="at most (default 50)")
+    text = "least score that leaves the graph (default: the model's, .05)"
+    parser.add_argument("--score-thresh", type=float, metavar="T", help=text)
+    text = "int8: convolutions' weights rounded to 8 bits per output channel, ONNX only (default: float32)"
+    parser.add_argument("--weights-format", choices=("float32", "int8"), default="float32", help=text)
+    text = "images to compare on: a file, folder or pattern (default: the run's own, else generated)"
+    parser.add_argument("--check", metavar="INPUT", help=text)
+    add_number(parser, "--check-pictures", 50, "at most")
     parser.set_defaults(run=_export)
 
 
@@ -74,26 +66,21 @@ def _export(args: argparse.Namespace) -> int:
     from ..export.parity import compare
     from ..inference.exported import ExportedDetector
 
-    predictor, pictures = _predictor(args), _pictures(args)
+    predictor, images = _predictor(args), _images(args)
     rounded = args.weights_format == "int8"
     if rounded:
         round_to_8_bits(predictor.model)
-    if not any(len(predictor([picture])[0].scores) for picture in pictures):
+    if not any(len(predictor([image])[0].scores) for image in images):
         raise InputError(
-            f"the model finds nothing in the {len(pictures)} pictures to compare on, so there is nothing to compare: "
-            "name pictures with objects by --check, or give a lower --score-thresh"
+            f"the model finds nothing in the {len(images)} images to compare on, so there is nothing to compare: "
+            "name images with objects by --check, or give a lower --score-thresh"
         )
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) / out.name
     try:
         print(f"exporting to {out}: a minute for a large model", flush=True)
         thresh = _write(predictor, partial, int8=rounded)
-        parity = compare(
-            predictor,
-            ExportedDetector(partial, trusted=True),  # ours
-            pictures,
-            cut=thresh,
-            most=predictor.cfg.TEST.DETECTIONS_PER_IMAGE,
-        )
+        exported = ExportedDetector(partial, trusted=True)  # ours
+        parity = compare(predictor, exported, images, cut=thresh, most=predictor.cfg.TEST.DETECTIONS_PER_IMAGE)
         if parity.problems:
             print_problems([*parity.problems, f"the exported model differs from the model: {out} was not written"])
             return EXIT_FAULT
@@ -107,7 +94,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _write(predictor: Predictor, path: Path, *, int8: bool) -> float:
-    """Write the file; the score threshold in it."""
+    """Write the file and return the score threshold in it."""
     from ..export.program import export_onnx, export_torch
     from ..inference.exported import Metadata
 
@@ -128,32 +115,24 @@ def _write(predictor: Predictor, path: Path, *, int8: bool) -> float:
 
 
 def _predictor(args: argparse.Namespace) -> Predictor:
-    """The model in float32 on the processor, which is what a graph holds."""
-    from ..engine.config_file import load_config
+    """Build the model in float32 on the processor, as a graph holds it."""
+    from ..config.load import load_config
     from ..engine.predictor import Predictor, files_of_run
 
     if (args.run_dir is None) == (args.weights is None):
         raise InputError("give one of --run OUTPUT_DIR and --weights FILE")
-    if args.run_dir is not None:
-        config, weights = files_of_run(Path(args.run_dir))
-    else:
-        config, weights = Path(args.weights).parent / "config.yaml", Path(args.weights)
-    files = args.config_file or [config]
+    weights = args.weights if args.run_dir is None else files_of_run(Path(args.run_dir))[1]
     off = ["MODEL.FOCAL_DET.SPEED.BFLOAT16_INFERENCE", "False", "MODEL.FOCAL_DET.SPEED.COMPILE", "False"]
-    cfg = load_config(files, [*args.overrides, *off])
+    cfg = load_config(config_files(args.config_file, weights), [*args.overrides, *off])
     if args.score_thresh is not None:
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.score_thresh
-    if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
-        raise InputError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; FocalRetinaNet is exported, which also loads "
-            "the weights of Detectron2's RetinaNet: add MODEL.META_ARCHITECTURE FocalRetinaNet"
-        )
+    check_architecture(cfg, "exported")
     return Predictor(cfg, weights, device="cpu")
 
 
 def _checked_out(args: argparse.Namespace) -> Path:
     out = Path(args.out)
-    problems = []
+    problems = too_low(args, {"--check-pictures": 1})
     if out.suffix not in (".onnx", ".pt2"):
         problems.append(f"--out {out}: must end in .onnx or, for torch.export, .pt2")
     if args.weights_format == "int8" and out.suffix == ".pt2":
@@ -161,39 +140,38 @@ def _checked_out(args: argparse.Namespace) -> Path:
     if out.is_dir():
         problems.append(f"--out {out}: is a folder; name a file")
     elif out.exists() and not args.overwrite:
-        problems.append(f"--out {out}: is there already; name another, or add --overwrite")
+        problems.append(f"--out {out}: already exists; name another, or add --overwrite")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        problems.append(f"--out {out}: {out.parent} is no folder that can be written; make it or name another")
+        problems.append(f"--out {out}: {out.parent} is not a folder that can be written; make it or name another")
     if args.score_thresh is not None and not 0 <= args.score_thresh < 1:
         problems.append(f"--score-thresh {args.score_thresh} must be in [0, 1)")
-    if args.check_pictures < 1:
-        problems.append(f"--check-pictures {args.check_pictures} must be at least 1")
-    if problems:
-        raise InputError(problems)
+    Findings(problems).raise_if_errors()
     return out
 
 
-def _pictures(args: argparse.Namespace) -> list[np.ndarray[Any, Any]]:
-    """To compare on, (H, W, 3) uint8 BGR each: those of --check, else the run's own, else generated ones."""
-    from ..inference.pictures import PictureError, read_picture
+def _images(args: argparse.Namespace) -> list[np.ndarray[Any, Any]]:
+    """Return images to compare on, (H, W, 3) uint8 BGR: those of --check, else the run's own, else generated ones."""
+    from ..data.shapes import draw_image
+    from ..inference.images import ImageError, read_image
 
-    files = _own_pictures(Path(args.run_dir)) if args.run_dir and args.check is None else []
     if args.check is not None:
-        files = [source.path for source in find_sources([args.check], (), Path(args.out)).found]
+        files = [file.path for file in find_inputs([args.check], (), Path(args.out)).found]
+    else:
+        files = _own_images(Path(args.run_dir)) if args.run_dir else []
     if not files:
-        return _generated()
-    spread = [files[place * len(files) // args.check_pictures] for place in range(args.check_pictures)]
+        drawn = [(draw_image("val", i, max(sides))[0], *sides) for i, sides in enumerate(_SIDES)]
+        return [np.ascontiguousarray(image[:height, :width]) for image, height, width in drawn]
     try:
-        return [read_picture(path) for path in dict.fromkeys(spread if len(files) > args.check_pictures else files)]
-    except PictureError as error:
+        return [read_image(path) for path in dict.fromkeys(evenly_spread(files, args.check_pictures))]
+    except ImageError as error:
         raise InputError(f"--check: {error}") from error
 
 
-def _own_pictures(run_dir: Path) -> list[Path]:
-    """Those that the training was evaluated on, as far as they are still there."""
+def _own_images(run_dir: Path) -> list[Path]:
+    """Return the images that the training was evaluated on, as far as they still exist."""
     from ..report.run_files import read_run
 
-    if not (run_dir / "inference").is_dir():
+    if not (run_dir / INFERENCE).is_dir():
         return []
     files = [
         found.image_dir / image["file_name"]
@@ -202,10 +180,3 @@ def _own_pictures(run_dir: Path) -> list[Path]:
         for image in found.annotations["images"]
     ]
     return [path for path in files if path.is_file()]
-
-
-def _generated() -> list[np.ndarray[Any, Any]]:
-    from ..data.shapes import draw_picture
-
-    drawn = [draw_picture("val", i, max(sides))[0] for i, sides in enumerate(_SIDES)]
-    return [np.ascontiguousarray(p[:height, :width]) for p, (height, width) in zip(drawn, _SIDES, strict=True)]

@@ -5,54 +5,44 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..errors import EXIT_DONE, InputError
-from ..files import write_text_whole
+from ..errors import EXIT_DONE, Findings, InputError
 from ..paper.tables import SCALES, default_out
-from .common import add_out, folder_name, make_folder
+from .common import add_number, add_out, folder_name, make_folder, too_low
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add "plot" and its figures."""
-    plot = commands.add_parser("plot", help="draw a figure of the paper", allow_abbrev=False)
+    plot = commands.add_parser("plot", help="draw a figure of the paper")
     figures = plot.add_subparsers(required=True, metavar="FIGURE")
-    _add_losses(figures)
-    _add_speed_accuracy(figures)
-
-
-def _add_losses(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     losses = figures.add_parser(
         "losses",
         help="figures 1, 5 and 6: the losses and their derivatives",
         description="Draw figures 1, 5 and 6 as PNG and SVG, from the functions that train. Needs no Detectron2.",
-        allow_abbrev=False,
     )
-    losses.add_argument(
-        "--gamma",
-        type=float,
-        nargs="+",
-        default=[0.0, 0.5, 1.0, 2.0, 5.0],
-        metavar="G",
-        help="of the focal losses of figure 1, >= 0 (default: 0 0.5 1 2 5; 0 is cross-entropy)",
-    )
-    losses.add_argument(
-        "--compared-gamma",
-        type=float,
-        nargs="+",
-        default=[2.0],
-        metavar="G",
-        help="of the focal losses of figures 5 and 6 (default: 2)",
-    )
-    losses.add_argument(
-        "--star",
-        type=_gamma_and_beta,
-        nargs="+",
-        default=[(2.0, 1.0), (4.0, 0.0)],
-        metavar="GAMMA,BETA",
-        help="of the FL* of figures 5 and 6 (default: 2,1 4,0)",
-    )
+    text = "gammas of figure 1, >= 0 (default: 0 0.5 1 2 5; 0 is cross-entropy)"
+    losses.add_argument("--gamma", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 5.0], metavar="G", help=text)
+    text = "gammas of the focal losses in figures 5 and 6 (default: 2)"
+    losses.add_argument("--compared-gamma", type=float, nargs="+", default=[2.0], metavar="G", help=text)
+    text, default = "constants of the FL* in figures 5 and 6 (default: 2,1 4,0)", [(2.0, 1.0), (4.0, 0.0)]
+    losses.add_argument("--star", type=_gamma_and_beta, nargs="+", default=default, metavar="GAMMA,BETA", help=text)
     losses.add_argument("--alpha", type=float, metavar="A", help="weight of positives, in (0, 1) (default: no weights)")
     add_out(losses)
     losses.set_defaults(run=_plot_losses)
+
+    speed = figures.add_parser(
+        "speed-accuracy",
+        help="figure 2: AP against time, depth by scale",
+        description="Time every model of Table 1e on this machine and draw it beside the paper's points and their "
+        "envelope. The AP comes from `focal-det reproduce table1e` where its trainings are finished; else, at full "
+        "scale, it is the published one, and the time excludes the suppression, since an untrained model detects "
+        "nothing.",
+    )
+    speed.add_argument("--scale", choices=SCALES, default=SCALES[0], help="that of focal-det reproduce (default: full)")
+    text = "reproduce's --out (default: output/reproduce/<scale>)"
+    speed.add_argument("--runs", type=folder_name, metavar="DIR", help=text)
+    add_number(speed, "--repeats", 5, "images timed for each model")
+    add_out(speed)
+    speed.set_defaults(run=_plot_speed_accuracy)
 
 
 def _gamma_and_beta(text: str) -> tuple[float, float]:
@@ -74,40 +64,20 @@ def _plot_losses(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(str(error)) from error
     make_folder(args.out)
-    for path in save_figures(figures, args.out):
-        print(path)
+    print(*save_figures(figures, args.out), sep="\n")
     return EXIT_DONE
-
-
-def _add_speed_accuracy(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    speed = figures.add_parser(
-        "speed-accuracy",
-        help="figure 2: AP against time, depth by scale",
-        description="Time every model of Table 1e on this machine and draw it beside the paper's points and their "
-        "envelope. AP is that of `focal-det reproduce table1e`, where its trainings are finished; else, at full scale, "
-        "the published one, and the time is without the suppression, since an untrained model detects nothing.",
-        allow_abbrev=False,
-    )
-    speed.add_argument("--scale", choices=SCALES, default=SCALES[0], help="as of focal-det reproduce (default: full)")
-    speed.add_argument(
-        "--runs", type=folder_name, metavar="DIR", help="--out of reproduce (default: output/reproduce/<scale>)"
-    )
-    speed.add_argument("--repeats", type=int, default=5, metavar="N", help="pictures timed of each model (default: 5)")
-    add_out(speed)
-    speed.set_defaults(run=_plot_speed_accuracy)
 
 
 def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
-    from ..engine.machine import hardware
+    from ..environment import hardware
     from ..paper.figures import save_figures
-    from ..paper.runs import Options
+    from ..paper.runs import SweepOptions
     from ..paper.speed_accuracy import draw_speed_accuracy, time_models, timings_as_csv
 
-    if args.repeats < 1:
-        raise InputError(f"--repeats {args.repeats} must be at least 1")
+    Findings(too_low(args, {"--repeats": 1})).raise_if_errors()
     make_folder(args.out)
-    options = Options(scale=args.scale, seeds=(), out=args.runs or default_out(args.scale))
+    options = SweepOptions(scale=args.scale, seeds=(), out=args.runs or default_out(args.scale))
     timings = []
     for timing in time_models(options, repeats=args.repeats):
         timings.append(timing)
@@ -117,9 +87,6 @@ def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     if args.scale != "full" and not any(timing.trained for timing in timings):
         print("no row is trained: run `focal-det reproduce table1e --scale mini` for their AP", file=sys.stderr)
     name = f"figure2_speed_accuracy_{args.scale}"
-    for path in save_figures({name: draw_speed_accuracy(timings, hardware(num_gpus=1), args.scale)}, args.out):
-        print(path)
-    table = args.out / f"{name}.csv"
-    write_text_whole(table, timings_as_csv(timings))
-    print(table)
+    figure = draw_speed_accuracy(timings, hardware(num_gpus=1), args.scale)
+    print(*save_figures({name: figure}, args.out, {name: timings_as_csv(timings)}), sep="\n")
     return EXIT_DONE

@@ -5,29 +5,24 @@ from __future__ import annotations
 import argparse
 
 from ..errors import EXIT_DONE
-from .common import folder_name
+from .common import add_number, folder_name
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add "report"."""
     report = commands.add_parser(
         "report",
-        help="one page about a run: scores, curves, confusions, pictures, configuration",
+        help="one page about a run: scores, curves, confusions, images, configuration",
         description="Write OUTPUT_DIR/report.html from the files that a training left there, finished or not: one page "
         "without links to anything else. Needs no Detectron2.",
-        allow_abbrev=False,
     )
     report.add_argument("output_dir", type=folder_name, metavar="OUTPUT_DIR", help="of the training")
-    report.add_argument(
-        "--score-thresh",
-        type=float,
-        metavar="S",
-        help="least score of the detections that are drawn and counted as errors, in [0, 1] (default: the run's "
-        "MODEL.FOCAL_DET.DRAW_SCORE_THRESH); AP does not depend on it",
+    text = (
+        "least score of the detections that are drawn and counted as errors, in [0, 1] (default: the run's "
+        "MODEL.FOCAL_DET.DRAW_SCORE_THRESH); AP does not depend on it"
     )
-    report.add_argument(
-        "--images", type=int, default=6, metavar="N", help="pictures of the worst and of the best (default: 6)"
-    )
+    report.add_argument("--score-thresh", type=float, metavar="S", help=text)
+    add_number(report, "--images", 6, "images of the worst and of the best")
     report.set_defaults(run=_report)
 
 

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from ..engine.listening import nothing_to_save
-from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, InputError, TrainingError
-from .arguments import parse_arguments
-from .common import print_any_name, print_problems, silence_detectron2
-from .signals import stopping_before_training
+from ..distributed.signals import install, nothing_to_save, stopping_before_training
+from ..errors import EXIT_INTERRUPTED
+from ..preflight.options import TrainOptions
+from .common import ENDING_ERRORS, CommandParser, prepare_output, report_error
+from .data_flags import add_data_flags
+
+_EPILOG = """examples:
+  train            train_net.py --config-file configs/quickstart.yaml
+  your own data    train_net.py --config-file configs/bccd.yaml --train-json train.json --train-images images \\
+                       --val-json val.json --val-images images OUTPUT_DIR output/mine
+  Pascal VOC       train_net.py --config-file configs/bccd.yaml --train-voc voc:train --val-voc voc:val \\
+                       OUTPUT_DIR output/mine
+  change a key     train_net.py --config-file configs/quickstart.yaml SOLVER.BASE_LR 0.02
+  8 GPUs           train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml --num-gpus 8
+  torchrun, SLURM  torchrun --nproc-per-node 8 train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml
+                   srun --ntasks-per-node 8 python train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml
+  resume           train_net.py --config-file configs/quickstart.yaml --resume
+  evaluate         train_net.py --config-file configs/quickstart.yaml --eval-only \\
+                       MODEL.WEIGHTS output/quickstart/model_final.pth
+
+exit codes: 0 done, 1 a fault while running, 2 bad input and nothing started,
+            75 stopped by a signal after saving (run again with --resume)
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,31 +41,89 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 a fault while running, 2 bad input and nothing started, 75 stopped by a signal after
         saving; of a signal before the training began that leaves as SystemExit.
     """
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    silence_detectron2()
-    print_any_name()
+    options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    prepare_output()
     try:
-        with stopping_before_training(trains=not (args.eval_only or args.preflight_only)):
-            return _run(args)
-    except (InputError, ImportError) as error:
-        print_problems(error.problems if isinstance(error, InputError) else [str(error)])
-        return EXIT_BAD_INPUT
-    except (OSError, TrainingError) as error:
-        print_problems([str(error)])
-        return EXIT_FAULT
+        with stopping_before_training(trains=options.training and not options.preflight_only):
+            from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+            from ..distributed.cluster import cluster_environment
+            from ..launch import run_as_launcher, run_as_rank  # takes seconds to import, which --help need not wait for
+
+            cluster = cluster_environment(os.environ)
+            return run_as_launcher(options) if cluster is None else run_as_rank(options, cluster)
+    except ENDING_ERRORS as error:
+        return report_error(error)
     except KeyboardInterrupt:
         print(nothing_to_save(signal.SIGINT), file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             # when the first rank has ended, torchrun sends a SIGTERM to the others, which are about to end likewise
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            install({signal.SIGTERM: signal.SIG_IGN})
 
 
-def _run(args: argparse.Namespace) -> int:
-    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
-    from ..engine.processes import place_from_environment
-    from .launching import run_as_launcher, run_as_rank  # takes seconds to import, which --help need not wait for
+def seconds(text: str) -> float:
+    """Parse the value of --start-timeout: above 0, and at most a day."""
+    value = float(text)
+    if not 0 < value <= 86400:
+        raise ValueError
+    return value
 
-    place = place_from_environment(os.environ)
-    return run_as_launcher(args) if place is None else run_as_rank(args, place)
+
+def parse_arguments(argv: Sequence[str]) -> TrainOptions:
+    """Parse the command line; argparse exits with code 2 on one that it cannot read."""
+    parser = CommandParser(
+        prog="train_net.py", description="Train, evaluate or resume a detector on Detectron2's engine.", epilog=_EPILOG
+    )
+    parser.set_defaults(**dataclasses.asdict(TrainOptions()))
+    parser.add_argument(
+        "--config-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML configuration; given several times, a later one changes what an earlier one says",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="required",
+        choices=("required", "auto"),
+        help="resume from OUTPUT_DIR's last checkpoint; 'auto' starts fresh if there is none",
+    )
+    switches = {
+        "--allow-changes": "resume with settings or data that differ from those of the checkpoint",
+        "--preflight-only": "check everything, print a summary and stop",
+        "--scale-lr": "fit lr and schedule to SOLVER.IMS_PER_BATCH if that differs from the config file's",
+    }
+    for flag, text in switches.items():
+        parser.add_argument(flag, action="store_true", help=text)
+    add_data_flags(parser)
+    default = "(default %(default)s)"
+    parser.add_argument("--skip-bad-images", type=int, metavar="N", help=f"leave out up to N bad images {default}")
+    scale = parser.add_argument_group("processes")
+    scale.add_argument("--num-gpus", type=int, help=f"processes on this machine, one per GPU {default}")
+    scale.add_argument("--num-machines", type=int, help="default %(default)s")
+    scale.add_argument("--machine-rank", type=int, help=f"of this machine, from 0 {default}")
+    scale.add_argument("--dist-url", help="tcp://HOST:PORT of machine 0; '%(default)s' on one machine")
+    scale.add_argument(
+        "--hang-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="of several processes, end all when none has made progress for so long (default %(default)g; 0: never)",
+    )
+    scale.add_argument(
+        "--start-timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="of several processes or machines: how long to wait until all have come (default %(default)g)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    # "--resume" takes an optional word; without this it would take the first override's key for it.
+    words = [
+        "--resume=required" if word == "--resume" and list(argv[i + 1 : i + 2]) != ["auto"] else word
+        for i, word in enumerate(argv)
+    ]
+    parsed = vars(parser.parse_intermixed_args(words))
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parsed.items()}
+    return TrainOptions(**values)

@@ -1,1 +1,1 @@
-"""Data sets: COCO annotation files, generated shapes, and the checks before training."""
+"""Data sets: COCO and Pascal VOC files read and checked, generated shapes, statistics, and the training loader."""

@@ -1,19 +1,37 @@
-"""What makes a JSON file a COCO detection file: its lists, their fields, and ids that find one another."""
+"""Checks that make a JSON file a COCO detection file: its lists and fields, its ids, and the format of its boxes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from ..errors import cut, some
 
 _MAX_COORDINATE = 1e7  # pixels; beyond it, and for inf and NaN, a box or a size is a mistake
 _MAX_ID = 2**63  # what NumPy's integers hold, in which pycocotools keeps ids
-_MAX_CATEGORIES = 100_000  # far beyond any data set; the classes of a file that numbers its objects as such
+_MAX_CATEGORIES = 100_000  # far beyond any data set; reached where each object was made a class
+CLASS_NAME_RULE = "a class needs a name of printable characters on one line"
+_KIND_NAMES = {int: "an integer", str: "a text", list: "a list"}
+_ROUNDING = 1.0  # pixels that a box may extend beyond its image without a note
+_FAR = 0.1  # of the image's side: more than rounding, or an object cut off by the border, explains
+# A file is taken for one of corners when nearly all its boxes would be corners inside their image, and a fifth of
+# them reach far out if they are not. Of boxes in their image that are [x, y, width, height], none reaches out. Of
+# corners [x1, y1, x2, y2], with x1 + x2 = 2 * (the centre's x), those do whose centre is beyond .55 of the width or of
+# the height: 1 - .55^2 = 70 % where centres lie anywhere. Few boxes prove nothing.
+_CORNERS, _REACH_FAR, _ENOUGH = 0.95, 0.2, 5
+# A part of a file is taken for corners from this share of suspected boxes on, which 7 % of corners give. A correct box
+# is suspected only if it was drawn far beyond the right or the lower border although width > x and height > y, so that
+# it covers more than .55 of that side of the image. Whoever draws beyond borders does so as often beyond the left and
+# the upper one, where no corner lies: as many as reach far out there are not counted.
+_PART = 0.05
+T = TypeVar("T")
 
 
 def shape_problems(raw: Any) -> list[str]:
-    """Lists and fields that a detection file needs and this one lacks, or has as another kind of value."""
+    """Return the lists and fields that a detection file needs and this one lacks or has as another kind of value."""
     if not isinstance(raw, dict):
         return [f'the file holds {_in_json(raw)}; an object with "images", "annotations", "categories" is needed']
     problems = []
@@ -35,8 +53,7 @@ def shape_problems(raw: Any) -> list[str]:
             )
             continue
         for place, row in enumerate(rows):
-            wrong = _wrong_field(row, fields)
-            if wrong:
+            if wrong := _wrong_field(row, fields):
                 problems.append(f"{section}[{place}]: {wrong}")
                 break  # a file with one such row mostly has thousands
     return problems
@@ -63,80 +80,74 @@ def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
     return None
 
 
-CLASS_NAME_RULE = "a class needs a name of printable characters on one line"
-
-
 def is_class_name(text: str) -> bool:
-    """Whether it can be shown: not empty, on one line, without control characters and halves of characters."""
+    """Tell whether a name can be shown: not empty, on one line, without control characters or lone surrogates."""
     return bool(text.strip()) and text.isprintable()
 
 
 def is_number(value: Any) -> bool:
-    """Whether JSON gave a number; its true and false are Python's 1 and 0."""
+    """Tell whether JSON gave a number; its true and false are Python's 1 and 0."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_area(value: Any) -> bool:
-    """Whether it can be an object's area in pixels."""
+    """Tell whether a value can be an object's area in pixels."""
     return is_number(value) and 0 < value <= _MAX_COORDINATE**2
 
 
 def _in_json(value: Any) -> str:
-    """A value's kind in JSON's own words."""
+    """Name a value's kind as JSON does."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
-_KIND_NAMES = {int: "an integer", str: "a text", list: "a list"}
-
-
 def id_problems(raw: dict[str, Any]) -> list[str]:
-    """Ids and names that are repeated, or that nothing has."""
+    """Return ids and names that are repeated, and ids that refer to nothing."""
     problems = []
-    for section in ("images", "categories"):
-        counts = Counter(row["id"] for row in raw[section])
-        repeated = sorted(i for i, count in counts.items() if count > 1)
+    image_ids, category_ids = ([row["id"] for row in raw[section]] for section in ("images", "categories"))
+    names = [cut(name) for name in _repeated(row["name"] for row in raw["categories"])]
+    for section, what, repeated in (
+        ("images", "id", sorted(_repeated(image_ids))),
+        ("categories", "id", sorted(_repeated(category_ids))),
+        ("categories", "name", names),
+    ):
         if repeated:
-            problems.append(f"{section}: repeated {some('id', repeated)}; each needs its own")
-    image_ids, category_ids = ({row["id"] for row in raw[s]} for s in ("images", "categories"))
-    name_counts = Counter(row["name"] for row in raw["categories"])
-    repeated_names = [name for name, count in name_counts.items() if count > 1]
-    if repeated_names:
-        problems.append(
-            f"categories: repeated {some('name', [cut(name) for name in repeated_names])}; each needs its own"
-        )
+            problems.append(f"{section}: repeated {some(what, repeated)}; each needs its own")
+    known_images, known_categories = set(image_ids), set(category_ids)
     strangers: dict[int, list[str]] = {}
     orphans = []
     for place, annotation in enumerate(raw["annotations"]):
-        if annotation["category_id"] not in category_ids:
+        if annotation["category_id"] not in known_categories:
             strangers.setdefault(annotation["category_id"], []).append(annotation_name(annotation, place))
-        if annotation["image_id"] not in image_ids:
+        if annotation["image_id"] not in known_images:
             orphans.append(f"image_id={annotation['image_id']} ({annotation_name(annotation, place)})")
     if strangers:
         found = [f"category_id={category_id} ({some('', names)})" for category_id, names in strangers.items()]
         problems.append(
             f"{some('', found)} {'is' if len(found) == 1 else 'are'} not in categories "
-            f"[{some('', sorted(category_ids))}]; add the category or correct the id"
+            f"[{some('', sorted(known_categories))}]; add the category or correct the id"
         )
     if orphans:
         problems.append(f"{some('', orphans)} not in images; add the image or remove the annotation")
     return problems
 
 
+def _repeated(values: Iterable[T]) -> list[T]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
 def repeated_files(raw: dict[str, Any]) -> list[str]:
-    """A note on pictures that stand there under several ids."""
-    counts = Counter(image["file_name"] for image in raw["images"])
-    repeated = [cut(repr(name)) for name, count in counts.items() if count > 1]
-    if not repeated:
-        return []
-    return [
-        f"{len(repeated)} pictures have several ids, each with only a part of their boxes, so that objects of one are "
-        f"background under another ({some('', repeated)}); give each picture one id"
-    ]
+    """Return a note on images that are listed under several ids."""
+    repeated = [cut(repr(name)) for name in _repeated(image["file_name"] for image in raw["images"])]
+    note = (
+        f"{len(repeated)} images have several ids, each with only some of their boxes, so that an object under one id "
+        f"is background under another ({some('', repeated)}); give each image one id"
+    )
+    return [note] if repeated else []
 
 
 def number_problems(raw: dict[str, Any]) -> list[str]:
-    """Boxes that are not four numbers."""
+    """Return the boxes that are not four numbers."""
     wrong = [
         f"bbox={cut(annotation['bbox'])} ({annotation_name(annotation, place)})"
         for place, annotation in enumerate(raw["annotations"])
@@ -147,11 +158,9 @@ def number_problems(raw: dict[str, Any]) -> list[str]:
 
 
 def unread_problems(raw: dict[str, Any], use: Literal["train", "val"]) -> list[str]:
-    """What Detectron2 or pycocotools fail on in a file that they read as it is, perhaps only after a whole training.
+    """Return what Detectron2 or pycocotools fail on in a file that they read as it is, perhaps only after a training.
 
-    Args:
-        raw: without `shape_problems`.
-        use: "val" also for a set that is trained on and evaluated on.
+    A set that is both trained on and evaluated on has the use "val".
     """
     rows = raw["annotations"]
     ids = [row.get("id") for row in rows]
@@ -171,11 +180,67 @@ def unread_problems(raw: dict[str, Any], use: Literal["train", "val"]) -> list[s
     if not wrong:
         return []
     return [
-        f"{', '.join(wrong)}, and a set by name is read as it is: give it by place as 'coco:FILE:IMAGES' in DATASETS "
+        f"{', '.join(wrong)}, and a registered set is read as it is: give its files as 'coco:FILE:IMAGES' in DATASETS "
         "or by --train-json or --val-json, which completes it"
     ]
 
 
 def annotation_name(annotation: dict[str, Any], place: int) -> str:
-    """By its id, or by its place where it has none."""
+    """Name an annotation by its id, or by its position where it has none."""
     return f"annotation {cut(annotation['id'])}" if "id" in annotation else f"annotations[{place}]"
+
+
+def without_area(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Tell of each box whether it has no area inside its image, (N,)."""
+    inside = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes) - np.maximum(boxes[:, :2], 0)
+    return np.asarray(np.minimum(boxes[:, 2:], inside).min(axis=1) <= 0)
+
+
+def reaching_out(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Tell of each box whether it extends beyond its image by more than rounding, (N,)."""
+    return _beyond(boxes, sizes, np.full_like(sizes, _ROUNDING))
+
+
+def like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Tell of each box whether it extends far beyond its image, but would not as [x1, y1, x2, y2], (N,)."""
+    return _are_corners(boxes, sizes) & _beyond(boxes, sizes, _FAR * sizes)
+
+
+def format_problem(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
+    """Return a problem if the file, or a part of it, has its boxes in another format than COCO's."""
+    suspected = like_corners(boxes, sizes)
+    if suspected.sum() >= max(_ENOUGH, _REACH_FAR * len(boxes)) and _are_corners(boxes, sizes).mean() >= _CORNERS:
+        return (
+            f"the boxes are two corners [x1, y1, x2, y2] (XYXY stored as XYWH): as [x, y, width, height], "
+            f"{percent(suspected.mean())} of the {len(boxes)} would reach far out of their image, as corners "
+            "nearly none; store x2 - x1 and y2 - y1 as width and height"
+        )
+    number = int(suspected.sum()) - int((boxes[:, :2] < -_FAR * sizes).any(axis=1).sum())
+    if number >= max(_ENOUGH, _PART * len(boxes)):
+        return (
+            f"a part of the boxes are two corners [x1, y1, x2, y2] (XYXY stored as XYWH): {suspected.sum()} of "
+            f"{len(boxes)} ({percent(suspected.mean())}) reach far out of their image as [x, y, width, height], and "
+            "would lie inside it as corners; store x2 - x1 and y2 - y1 as width and height"
+        )
+    fractions = (boxes <= 1).all(axis=1) & (boxes >= 0).all(axis=1) & (boxes % 1 > 0).any(axis=1)
+    if len(boxes) >= _ENOUGH and fractions.all():
+        return (
+            f"all {len(boxes)} boxes lie in 0..1, as fractions of the image; COCO's are in pixels: "
+            "multiply by width and height, and mind that YOLO's first two are the centre"
+        )
+    return None
+
+
+def percent(share: float) -> str:
+    """Format a share; never as 0% if it is more than 0."""
+    return f"{100 * share:.0f}%" if share == 0 or share >= 0.005 else "under 1%"
+
+
+def _are_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    ordered, inside = boxes[:, 2:] > boxes[:, :2], (boxes[:, :2] >= -_ROUNDING) & (boxes[:, 2:] <= sizes + _ROUNDING)
+    return np.asarray(np.all(ordered & inside, axis=1))
+
+
+def _beyond(boxes: np.ndarray, sizes: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    out = np.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - sizes)
+    return np.asarray((out > margin).any(axis=1))

@@ -1,4 +1,4 @@
-"""What data sets hold, drawn: objects by class, and how they are distributed over sizes and shapes."""
+"""The figure of `focal-det data inspect`: objects by class, and the distribution of their sizes and shapes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from .inspection import aspect_ratios, inspect_set, sides
+from .inspection import inspect_set
+from .statistics import SIZE_LIMITS, statistics
 
 _SHOWN_CLASSES = 30  # bars that can be read; of more classes the most frequent
 _BINS = 40
 
 
 def inspection_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """A row for each set: objects by class, histograms of the side and of width / height, on logarithmic axes.
+    """Draw a row for each set: objects by class, histograms of the side and of width / height, on logarithmic axes.
 
     Args:
         sets: the `coco` of a `CocoFile` by the set's name.
@@ -27,10 +28,11 @@ def inspection_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(13, height * len(sets)), layout="constrained")
     for (name, coco), axes in zip(sets.items(), figure.subplots(len(sets), 3, squeeze=False), strict=True):
         _draw_classes(axes[0], name, inspect_set(coco)["classes"])
-        _draw_histogram(axes[1], sides(coco), "side in px: square root of width x height")
-        for bound in (32, 96):
-            axes[1].axvline(bound, color="0.4", linestyle=":", linewidth=1)
-        _draw_histogram(axes[2], aspect_ratios(coco), "width / height")
+        objects = statistics(coco).objects
+        _draw_histogram(axes[1], objects.sides, "side in px: square root of width x height")
+        for area in SIZE_LIMITS:
+            axes[1].axvline(area**0.5, color="0.4", linestyle=":", linewidth=1)
+        _draw_histogram(axes[2], objects.aspect_ratios, "width / height")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""A trained detector as a function of pictures."""
+"""Run a trained detector on images."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
+from ..checkpoint.compatibility import build_parts, check_weights
+from ..checkpoint.safe_load import SafeCheckpointer
+from ..config.load import UNSET_NUM_CLASSES, load_config
+from ..config.validate import detector_problems, is_device
 from ..data.catalog import known_classes
-from ..errors import InputError
-from ..inference.classes import CLASSES_FILE, Classes, numbered_classes, read_classes
+from ..environment import choose_device
+from ..errors import Findings, InputError
+from ..inference.classes import Classes, numbered_classes, read_classes
 from ..inference.detections import Detections
-from ..inference.pictures import alike_in_size, read_picture, resize_shortest_edge, to_bgr
-from .config_file import UNSET_NUM_CLASSES, load_config
-from .detector_checks import detector_problems, is_device
-from .devices import choose_device
-from .model_checks import model_problems, weights_problems
-from .safe_weights import SafeCheckpointer
+from ..inference.images import alike_in_size, read_image, resize_shortest_edge, to_bgr
+from ..output_layout import BEST_CHECKPOINT, CHECKPOINT_PATTERN, CLASSES_FILE, CONFIG, FINAL_CHECKPOINT
 
-Picture = str | Path | np.ndarray | Image.Image
+ImageInput = str | Path | np.ndarray | Image.Image
 
-# The model keeps what is above its threshold, the caller what is at least theirs; and it compares in float32.
+# The model keeps scores above its threshold, the caller those of at least theirs, and the model compares in float32.
 _BELOW = 1e-4
 
 
 class Predictor:
-    """Finds objects in pictures; fulfils `focal_det.inference.detections.Detector`.
+    """Find objects in images; a `focal_det.inference.detections.Detector`.
 
     Args:
-        config: YAML file or files, of which the later win, or a configuration of `load_config`, which stays as it is.
+        config: YAML file or files, of which later ones win, or a configuration of `load_config`, which is not changed.
         weights: checkpoint; None for the configuration's MODEL.WEIGHTS.
-        overrides: KEY VALUE KEY VALUE ..., on top of the files.
+        overrides: KEY VALUE KEY VALUE ..., applied after the files.
         score_thresh: detections have at least this score, in [0, 1]; None for more than the configuration's
             MODEL.RETINANET.SCORE_THRESH_TEST.
-        batch_size: pictures, at most, that go through the network together; only those of equal size after resizing
-            do, so that a picture's detections do not depend on the others'.
+        batch_size: most images that go through the network together; only those of equal size after resizing do, so
+            that an image's detections do not depend on the others.
         device: "cuda", "cuda:1", "cpu"; None for MODEL.DEVICE, or the processor where there is no GPU.
 
     Attributes:
         class_names, category_ids: of the labels 0..K-1, from `classes.json` beside the weights or the configuration,
             else from the configuration's data sets, else numbered.
-        notes: what was chosen for want of another: a line each.
+        notes: what was chosen by default, a line each.
 
     Raises:
         InputError: every problem of the configuration, the weights, the threshold.
@@ -73,18 +74,18 @@ class Predictor:
         if weights is not None:
             cfg.MODEL.WEIGHTS = str(weights)
         problems = [*_option_problems(cfg, score_thresh, batch_size, device), *detector_problems(cfg)]
-        if problems:
-            raise InputError(problems)
-        self.notes, problems = choose_device(cfg, 1)
+        Findings(problems).raise_if_errors()
+        cfg, of_machine = choose_device(cfg, 1)
         if score_thresh is not None:
             cfg.MODEL.RETINANET.SCORE_THRESH_TEST = max(0.0, score_thresh - _BELOW)
         files = [config] if isinstance(config, (str, Path)) else [] if isinstance(config, CfgNode) else list(config)
-        classes, notes = _find_classes(cfg, [Path(path).parent for path in (cfg.MODEL.WEIGHTS, *files)])
-        self.class_names, self.category_ids = classes
-        self.notes += notes
-        problems = problems or model_problems(cfg) or weights_problems(cfg, cfg.MODEL.WEIGHTS, whole=True)
-        if problems:
-            raise InputError(problems)
+        folders = [Path(path).parent for path in (cfg.MODEL.WEIGHTS, *files)]
+        (self.class_names, self.category_ids), notes = _find_classes(cfg, folders)
+        self.notes = of_machine.warnings + notes
+        model, found = build_parts(cfg)
+        if model is not None and not found.errors:
+            found = check_weights(model, cfg.MODEL.WEIGHTS, needs_all=True)
+        found.raise_if_errors()
         self.model = build_model(cfg).eval()
         SafeCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         cfg.freeze()
@@ -99,39 +100,35 @@ class Predictor:
         batch_size: int = 1,
         device: str | None = None,
     ) -> Predictor:
-        """The best, else the last, model of a training: see `files_of_run`."""
-        config, weights = files_of_run(Path(output_dir))
-        return cls(config, weights, score_thresh=score_thresh, batch_size=batch_size, device=device)
+        """Load the best, else the last, model of a training; see `files_of_run`."""
+        files = files_of_run(Path(output_dir))
+        return cls(*files, score_thresh=score_thresh, batch_size=batch_size, device=device)
 
     @overload
-    def __call__(self, pictures: Picture) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a Sequence too
+    def __call__(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a Sequence too
 
     @overload
-    def __call__(self, pictures: Sequence[Picture]) -> list[Detections]: ...
+    def __call__(self, images: Sequence[ImageInput]) -> list[Detections]: ...
 
-    def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
-        """Detections in one picture, or in each of several, in pixels of the picture as read.
+    def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Detections | list[Detections]:
+        """Detect in one image, or in each of several, in pixels of the image as read.
 
         Args:
-            pictures: a file, which is read upright, a PIL image, likewise, or an array (H, W, 3) uint8 BGR; or a
-                sequence of these, and then a list is returned.
+            images: a file or PIL image, which is turned upright, or an array (H, W, 3) uint8 BGR; or a sequence of
+                these, for which a list is returned.
 
         Raises:
-            PictureError: a file that is no picture.
+            ImageError: a file that is not an image.
             ValueError: an array of another kind, or none of these.
         """
-        if isinstance(pictures, (str, Path, np.ndarray, Image.Image)):
-            return self([pictures])[0]
-        if not isinstance(pictures, Sequence) or isinstance(pictures, (bytes, bytearray)):
-            raise ValueError(_no_picture(pictures))
-        arrays = [_as_array(picture) for picture in pictures]
+        if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray)):
+            return self([images])[0]
+        arrays = [_as_array(image) for image in images]
         resized = [self._resized(array) for array in arrays]
         found: dict[int, Detections] = {}
         for batch in alike_in_size(resized, self.batch_size):
             with torch.inference_mode():
-                outputs = self.model(
-                    [_model_input(resized[i], height=arrays[i].shape[0], width=arrays[i].shape[1]) for i in batch]
-                )
+                outputs = self.model([_model_input(resized[i], arrays[i].shape) for i in batch])
             found.update(zip(batch, (self._kept(output["instances"]) for output in outputs), strict=True))
         return [found[i] for i in range(len(arrays))]
 
@@ -141,35 +138,28 @@ class Predictor:
 
     def _kept(self, instances: Instances) -> Detections:
         instances = instances.to("cpu")
-        found = Detections(
-            instances.pred_boxes.tensor.float().numpy(),
-            instances.scores.float().numpy(),
-            instances.pred_classes.long().numpy(),
-        )
+        boxes, scores = instances.pred_boxes.tensor.float().numpy(), instances.scores.float().numpy()
+        found = Detections(boxes, scores, instances.pred_classes.long().numpy())
         return found if self.score_thresh is None else found.above(self.score_thresh)
 
 
 def files_of_run(output_dir: Path) -> tuple[Path, Path]:
-    """Configuration and weights of a training: its model_best.pth, else its model_final.pth.
-
-    Raises:
-        InputError: one of them is not there.
-    """
-    config = output_dir / "config.yaml"
-    weights = next((w for w in (output_dir / "model_best.pth", output_dir / "model_final.pth") if w.is_file()), None)
+    """Return configuration and weights of a training: its model_best.pth, else its model_final.pth."""
+    config = output_dir / CONFIG
+    weights = next((p for name in (BEST_CHECKPOINT, FINAL_CHECKPOINT) if (p := output_dir / name).is_file()), None)
     if not output_dir.is_dir():
         raise InputError(f"{output_dir}: no such folder; name the OUTPUT_DIR of a training")
     if not config.is_file():
-        raise InputError(f"{output_dir} has no config.yaml; name the OUTPUT_DIR of a training, or weights and config")
+        raise InputError(f"{output_dir} has no {CONFIG}; name the OUTPUT_DIR of a training, or weights and config")
     if weights is None:
-        others = sorted(output_dir.glob("model_*.pth"))
+        others = sorted(output_dir.glob(CHECKPOINT_PATTERN))
         hint = f"give {others[-1]} as weights" if others else "the training has saved no checkpoint yet"
-        raise InputError(f"{output_dir} has neither model_best.pth nor model_final.pth; {hint}")
+        raise InputError(f"{output_dir} has neither {BEST_CHECKPOINT} nor {FINAL_CHECKPOINT}; {hint}")
     return config, weights
 
 
 def _option_problems(cfg: CfgNode, score_thresh: object, batch_size: object, device: object) -> list[str]:
-    """Of what the caller gave, which may be of any type."""
+    """Return what is wrong with the caller's values, which may be of any type."""
     problems = []
     if score_thresh is not None and not (isinstance(score_thresh, Real) and 0 <= float(score_thresh) <= 1):
         problems.append(f"score_thresh is {score_thresh!r}; it must be a number in [0, 1]")
@@ -186,16 +176,11 @@ def _option_problems(cfg: CfgNode, score_thresh: object, batch_size: object, dev
 
 
 def _find_classes(cfg: CfgNode, folders: Sequence[Path]) -> tuple[Classes, list[str]]:
-    """The classes, and notes. Settles NUM_CLASSES if the configuration leaves it to the data.
-
-    Raises:
-        InputError: classes.json contradicts NUM_CLASSES, or nothing says how many classes there are.
-    """
+    """Return the classes and notes; set NUM_CLASSES if the configuration leaves it to the data."""
     num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     unset = num_classes == UNSET_NUM_CLASSES
     for folder in folders:
-        classes = read_classes(folder)
-        if classes is None:
+        if (classes := read_classes(folder)) is None:
             continue
         if not unset and len(classes.names) != num_classes:
             raise InputError(
@@ -212,29 +197,26 @@ def _find_classes(cfg: CfgNode, folders: Sequence[Path]) -> tuple[Classes, list[
     if unset:
         raise InputError(
             f"nothing says how many classes there are: no {CLASSES_FILE} beside the weights, and the configuration "
-            "leaves MODEL.RETINANET.NUM_CLASSES out; set it, or use the config.yaml that the training wrote"
+            f"leaves MODEL.RETINANET.NUM_CLASSES out; set it, or use the {CONFIG} that the training wrote"
         )
     note = f"no {CLASSES_FILE} beside the weights and no data set known here: the classes have numbers for names"
     return numbered_classes(num_classes), [note]
 
 
-def _as_array(picture: Picture) -> np.ndarray:
-    """(H, W, 3) uint8 BGR."""
-    if isinstance(picture, (str, Path)):
-        return read_picture(picture)
-    if isinstance(picture, Image.Image):
-        return to_bgr(picture)
-    if not isinstance(picture, np.ndarray):
-        raise ValueError(_no_picture(picture))
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise ValueError(f"a picture is (H, W, 3) uint8 BGR, not {picture.shape} {picture.dtype}")
-    return picture
+def _as_array(image: ImageInput) -> np.ndarray:
+    """Return (H, W, 3) uint8 BGR."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_bgr(image)
+    if not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise ValueError(f"an image is a file name, a PIL image or an array (H, W, 3) uint8 BGR, not {kind}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"an image is (H, W, 3) uint8 BGR, not {image.shape} {image.dtype}")
+    return image
 
 
-def _no_picture(given: object) -> str:
-    return f"a picture is a file's name, a PIL image or an array (H, W, 3) uint8 BGR, not {type(given).__name__}"
-
-
-def _model_input(picture: np.ndarray, *, height: int, width: int) -> dict[str, object]:
-    image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-    return {"image": image, "height": height, "width": width}
+def _model_input(pixels: np.ndarray, full_shape: Sequence[int]) -> dict[str, object]:
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return {"image": image, "height": full_shape[0], "width": full_shape[1]}

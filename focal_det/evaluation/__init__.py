@@ -1,1 +1,1 @@
-"""COCO's scores and what is behind them, from annotations and detections alone: no Detectron2."""
+"""COCO's scores, and the errors behind them, from annotations and detections alone: no Detectron2."""

@@ -1,4 +1,4 @@
-"""Detect on all pictures of an annotation file."""
+"""Detect on all images of an annotation file."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..inference.detections import Detector, to_coco
-from ..inference.pictures import read_picture
-from ..inference.sources import read_ahead
+from ..inference.images import read_image
+from ..inference.inputs import read_ahead
 
 
 def detect_all(
     detector: Detector, ground_truth: Mapping[str, Any], folder: Path, *, batch_size: int = 8
 ) -> list[dict[str, Any]]:
-    """Detections on every picture in COCO's results format.
+    """Detect on every image and return COCO's results.
 
     Args:
         ground_truth: an annotation file's content; the detector's classes are found in it by their names.
         folder: that its file names are relative to.
 
     Raises:
-        InputError: a class of the annotations that the detector does not know, or the other way round.
-        PictureError: a picture cannot be read.
+        InputError: a class that only the annotations or only the detector has.
+        ImageError: an image cannot be read.
     """
     category_ids = _ids_of(detector.class_names, ground_truth["categories"])
     images = ground_truth["images"]
-    coming = read_ahead(((image, read_picture(folder / image["file_name"])) for image in images), 2 * batch_size)
+    coming = read_ahead(((image, read_image(folder / image["file_name"])) for image in images), 2 * batch_size)
     results: list[dict[str, Any]] = []
-    with tqdm(total=len(images), desc="detecting", unit="picture") as bar:
+    with tqdm(total=len(images), desc="detecting", unit="image") as bar:
         while batch := list(islice(coming, batch_size)):
-            for (image, _), found in zip(batch, detector([picture for _, picture in batch]), strict=True):
+            for (image, _), found in zip(batch, detector([pixels for _, pixels in batch]), strict=True):
                 results += to_coco(found, image["id"], category_ids)
             bar.update(len(batch))
     return results

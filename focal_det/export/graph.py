@@ -1,6 +1,6 @@
-"""The whole detector as one graph of tensors, from a batch of pictures to detections: what is exported.
+"""The graph that is exported: the whole detector on tensors, from a batch of images to detections.
 
-Shapes: N pictures, K classes, L levels of R_l anchors, M = L * topk_per_level candidates, D detections a picture.
+Shapes: N images, K classes, L levels of R_l anchors, M = L * topk_per_level candidates, D detections an image.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from torch import Tensor, nn
 from ..modeling.anchors import grid_anchors
 from ..modeling.box_coding import decode_boxes
 from ..modeling.folded_conv import bake_frozen_norms
+from ..modeling.nms import bound_boxes
 
-# (boxes (N, M, 4), scores (N, M), classes (N, M)) to which of them stay (N, M); those of score 0 are no candidates.
+# (boxes (N, M, 4), scores (N, M), classes (N, M)) to which of them are kept (N, M); those of score 0 never are.
 Suppress = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-_FAR = 10**6  # pixels; as in decode.py
 
 
 class DetectorGraph(nn.Module):
-    """A `FocalRetinaNet` with its preparation of pictures and its post-processing, for pictures of any size.
+    """A `FocalRetinaNet` with its preparation of images and its post-processing, for images of any size.
 
-    The steps are those of `focal_det.modeling.decode`, with as many candidates for every picture, which a graph needs;
-    those that are too few are filled up with some of score 0.
+    The steps are those of `focal_det.modeling.decode`, but with a fixed number of candidates for every image, as a
+    graph needs; where there are fewer, the rest have score 0.
 
     Args:
         model: in evaluation mode, on the CPU; it is copied.
@@ -57,29 +56,25 @@ class DetectorGraph(nn.Module):
         """Detect.
 
         Args:
-            images: (N, 3, H, W) uint8, the channels in the order that the model was trained with; smaller pictures
+            images: (N, 3, H, W) uint8, the channels in the order that the model was trained with; smaller images
                 of a batch lie at the upper left.
-            sizes: (N, 2) int64 height and width of each picture.
+            sizes: (N, 2) int64 height and width of each image.
 
         Returns:
             boxes (N, D, 4) float32 XYXY in pixels of the images, scores (N, D) float32, classes (N, D) int64, best
-            first, and counts (N,) int64; behind the first `counts` of a picture stands nothing of meaning.
+            first, and counts (N,) int64; entries beyond the first `counts` of an image have no meaning.
         """
         logits, deltas = self.model.network(self._prepared(images, sizes))
-        levels = [
-            self._candidates(level_logits, level_deltas, cells, stride)
-            for level_logits, level_deltas, cells, stride in zip(
-                logits, deltas, self.model.anchor_generator.cell_anchors, self.strides, strict=True
-            )
-        ]
+        cells = self.model.anchor_generator.cell_anchors
+        levels = [self._candidates(*level) for level in zip(logits, deltas, cells, self.strides, strict=True)]
         boxes, scores, classes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))  # (N, M, ...)
-        kept = self.suppress(boxes.nan_to_num(0.0).clamp(-_FAR, _FAR), scores, classes)
+        kept = self.suppress(bound_boxes(boxes), scores, classes)
         scores, best = torch.where(kept, scores, 0.0).topk(self.max_detections, dim=1)  # (N, D)
         boxes = boxes.gather(1, best.unsqueeze(2).expand(-1, -1, 4))
         return _clipped(boxes, sizes), scores, classes.gather(1, best), (scores > 0).sum(dim=1)
 
     def _prepared(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Normalised, with zeros beside the pictures, and sides that the pyramid's levels divide."""
+        """Normalise, put zeros beside the images, and pad to sides that the pyramid's strides divide."""
         height, width = images.shape[-2:]
         images = (images.float() - self.model.pixel_mean) / self.model.pixel_std
         inside_y = torch.arange(height) < sizes[:, :1]  # (N, H)
@@ -88,7 +83,7 @@ class DetectorGraph(nn.Module):
         return F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
 
     def _candidates(self, logits: Tensor, deltas: Tensor, cells: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of one level's logits (N, A*K, H, W) and deltas boxes (N, topk, 4), scores and classes (N, topk)."""
+        """Turn one level's logits (N, A*K, H, W) and deltas into boxes (N, topk, 4), scores and classes (N, topk)."""
         height, width = logits.shape[-2:]
         anchors = grid_anchors(cells, height, width, stride, self.offset)  # (R_l, 4)
         logits = logits.permute(0, 2, 3, 1).reshape(logits.shape[0], -1, self.num_classes)  # (N, R_l, K)

@@ -1,4 +1,4 @@
-"""Convolution weights in 8 bits: a file of a quarter of the size. What is computed stays in float32."""
+"""Convolution weights in 8 bits: a quarter of the file size. Computation stays in float32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORTH_IT = 1024  # weights; smaller tensors stay as they are
 def round_to_8_bits(model: nn.Module) -> None:
     """Round, in place, the convolutions' weights (C', C, h, w) to 255 levels of each output channel.
 
-    It is done to the model itself, so that it and what is exported of it are the same function.
+    The model itself is changed, so that it and its export are the same function.
     """
     with torch.no_grad():
         for module in model.modules():
@@ -41,20 +41,15 @@ def store_in_8_bits(proto: Any) -> None:
     weights = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
     nodes = []
     for initializer in list(proto.graph.initializer):
-        value = numpy_helper.to_array(initializer)
-        if initializer.name not in weights or value.size < _WORTH_IT:
+        name, value = initializer.name, torch.tensor(numpy_helper.to_array(initializer))
+        if name not in weights or value.numel() < _WORTH_IT:
             continue
-        name = initializer.name
-        levels, scale = _levels(torch.tensor(value))
-        if not torch.allclose(levels * scale, torch.tensor(value), rtol=1e-6, atol=0):
+        levels, scale = _levels(value)
+        if not torch.allclose(levels * scale, value, rtol=1e-6, atol=0):
             raise ValueError(f"weights {name} were not rounded to 8 bits before the export")
         proto.graph.initializer.remove(initializer)
-        proto.graph.initializer.extend(
-            [
-                numpy_helper.from_array(levels.numpy().astype(np.int8), f"{name}.levels"),
-                numpy_helper.from_array(scale.flatten().numpy(), f"{name}.scale"),
-            ]
-        )
+        for array, part in ((levels.numpy().astype(np.int8), "levels"), (scale.flatten().numpy(), "scale")):
+            proto.graph.initializer.append(numpy_helper.from_array(array, f"{name}.{part}"))
         nodes.append(helper.make_node("DequantizeLinear", [f"{name}.levels", f"{name}.scale"], [name], axis=0))
     kept = list(proto.graph.node)
     del proto.graph.node[:]

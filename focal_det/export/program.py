@@ -1,4 +1,4 @@
-"""From a model to files: PyTorch's exported program (.pt2) and ONNX (.onnx), each with what a reader has to know."""
+"""From a model to a file with its metadata: PyTorch's exported program (.pt2) or ONNX (.onnx)."""
 
 from __future__ import annotations
 
@@ -22,30 +22,20 @@ from .suppress import onnx_suppression, onnx_translations, torch_suppression
 # The newest operator set that torch.onnx writes; the first with GroupNormalization over float32 sums is 21.
 OPSET = 23
 
-# A batch to trace with; nothing of its sizes stays in the graph.
+# The shape of a batch to trace with; the graph keeps none of its sizes.
 _TRACED = (2, 3, 130, 165)
-_DIMENSIONS = ("batch", "height", "width")
 
 
 def export_torch(model: Any, metadata: Metadata, path: Path) -> None:
-    """Write a `torch.export` program; reading it needs PyTorch and, for its suppression, torchvision.
-
-    Args:
-        model: a `FocalRetinaNet` on the CPU.
-        metadata: written into the file.
-        path: to write.
-    """
+    """Write a `FocalRetinaNet` on the CPU as `torch.export` program, whose suppression needs torchvision."""
     program = _trace(DetectorGraph(model, torch_suppression(model.decoding["nms_thresh"])))
     torch.export.save(program, path, extra_files={METADATA_KEY: metadata.to_json()})
 
 
 def export_onnx(model: Any, metadata: Metadata, path: Path, *, int8: bool) -> None:
-    """Write an ONNX file, checked by ONNX's own checker.
+    """Write a `FocalRetinaNet` on the CPU as an ONNX file, checked by ONNX's own checker.
 
     Args:
-        model: a `FocalRetinaNet` on the CPU.
-        metadata: written into the file.
-        path: to write.
         int8: store the convolutions' weights in 8 bits; see `round_to_8_bits`, which must have rounded them.
     """
     import onnx
@@ -76,9 +66,8 @@ def export_onnx(model: Any, metadata: Metadata, path: Path, *, int8: bool) -> No
 
 
 def _trace(graph: DetectorGraph) -> ExportedProgram:
-    free = Dim.DYNAMIC
-    shapes = ({0: free, 2: free, 3: free}, {0: free})
-    # A level of one location is as good as any: without this PyTorch would keep it out, since 1 can broadcast.
+    shapes = (dict.fromkeys((0, 2, 3), Dim.DYNAMIC), {0: Dim.DYNAMIC})
+    # Without this PyTorch would exclude levels of a single location, since a size of 1 can broadcast.
     with _quiet(), torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(graph.eval(), _example(), dynamic_shapes=shapes)
 
@@ -90,7 +79,7 @@ def _example() -> tuple[Tensor, Tensor]:
 def _name_dimensions(proto: Any) -> None:
     """Call the free sizes batch, height and width, where the tracer has numbers for them."""
     images = proto.graph.input[0].type.tensor_type.shape.dim
-    names = dict(zip((images[0].dim_param, images[2].dim_param, images[3].dim_param), _DIMENSIONS, strict=True))
+    names = {images[0].dim_param: "batch", images[2].dim_param: "height", images[3].dim_param: "width"}
     for value in (*proto.graph.input, *proto.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in names:
@@ -98,10 +87,10 @@ def _name_dimensions(proto: Any) -> None:
 
 
 def _strip(proto: Any) -> None:
-    """Take out what the tracer noted beside the graph, such as where in whose files a node comes from."""
-    del proto.graph.value_info[:]  # their sizes have the tracer's names; a runtime infers them anew
-    parts = (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer)
-    for part in parts:
+    """Remove what the tracer noted besides the graph, such as the source file and line of a node."""
+    del proto.graph.value_info[:]  # their sizes have the tracer's names; a runtime infers them again
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
     proto.producer_name, proto.producer_version = "focal_det", ""
@@ -109,7 +98,7 @@ def _strip(proto: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own deprecations and passes, which nobody can act on."""
+    """Silence the exporter's warnings of its own deprecations and passes, which a user cannot act on."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

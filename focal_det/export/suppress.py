@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-_APART = 2 * 10**6 + 1  # pixels between the boxes of two pictures or classes: more than any box can reach
+from ..modeling.nms import APART, move_apart
 
 
 def torch_suppression(iou_threshold: float) -> Any:
-    """By torchvision's operator, which a PyTorch program may hold: one suppression of all pictures and classes."""
+    """Suppress by torchvision's operator, which a PyTorch program may hold: all images and classes in one call."""
 
     def suppress(boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
         image = torch.arange(scores.shape[0]).unsqueeze(1)
-        group = (image * (classes.max() + 1) + classes).flatten()
-        places = boxes.flatten(0, 1).double() + (group * _APART).unsqueeze(1)  # exact enough in float64
+        places = move_apart(boxes, image, classes).flatten(0, 1)
         flat = scores.flatten().double()
         candidates = (flat > 0).nonzero().squeeze(1)
-        # A traced program takes it for granted that two boxes or more stay: two that are far from all others do.
-        alone = torch.tensor([[-2.0, 0, -1.0, 1], [-4.0, 0, -3.0, 1]], dtype=torch.float64) * _APART
+        # A traced program assumes that at least two boxes are kept: two that are far from all others always are.
+        alone = torch.tensor([[-2.0, 0, -1.0, 1], [-4.0, 0, -3.0, 1]], dtype=torch.float64) * APART
         indices = torch.cat((candidates, torch.arange(2) + flat.numel()))
         scored = torch.cat((flat[candidates], torch.zeros(2, dtype=torch.float64)))
         kept = indices[nms(torch.cat((places[candidates], alone)), scored, iou_threshold)]
@@ -35,17 +34,8 @@ def torch_suppression(iou_threshold: float) -> Any:
 
 
 def onnx_suppression(iou_threshold: float, num_classes: int, most: int) -> Any:
-    """By ONNX's operator NonMaxSuppression, which takes classes apart by itself.
-
-    Args:
-        most: detections of a picture; no class needs more.
-    """
-
-    def suppress(boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
-        kept: Tensor = _keep(boxes, scores, classes, iou_threshold, num_classes, most)
-        return kept
-
-    return suppress
+    """Suppress by ONNX's operator NonMaxSuppression, which separates the classes; none needs more than `most`."""
+    return lambda boxes, scores, classes: _keep(boxes, scores, classes, iou_threshold, num_classes, most)
 
 
 @torch.library.custom_op("focal_det::keep", mutates_args=())
@@ -59,7 +49,7 @@ def _(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, num_
 
 
 def onnx_translations() -> dict[Any, Any]:
-    """What `torch.onnx.export` is told of the operator above."""
+    """Return the translation of the operator above for `torch.onnx.export`."""
     from onnxscript import opset20 as op
 
     def keep(boxes: Any, scores: Any, classes: Any, iou_threshold: float, num_classes: int, most: int) -> Any:
@@ -67,7 +57,7 @@ def onnx_translations() -> dict[Any, Any]:
         every = op.Unsqueeze(op.Range(0, num_classes, 1), [1])  # (K, 1)
         is_class = op.Equal(op.Unsqueeze(classes, [1]), every)  # (N, K, M)
         by_class = op.Where(is_class, op.Unsqueeze(scores, [1]), op.Constant(value_float=0.0))
-        kept = op.NonMaxSuppression(boxes, by_class, most, iou_threshold, 0.0)  # (P, 3): picture, class, candidate
+        kept = op.NonMaxSuppression(boxes, by_class, most, iou_threshold, 0.0)  # (P, 3): image, class, candidate
         places = op.Gather(kept, [0, 2], axis=1)  # (P, 2)
         mask = op.ConstantOfShape(op.Shape(scores))
         ones = op.Expand(op.Constant(value_float=1.0), op.Gather(op.Shape(kept), [0]))

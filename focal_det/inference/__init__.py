@@ -1,1 +1,1 @@
-"""Pictures in, detections and drawings out: what every detector shares, whatever computes its network."""
+"""From images to detections and drawings, for any detector: inputs, outputs, and models exported to a file."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
 from ..files import write_text_whole
-
-CLASSES_FILE = "classes.json"
+from ..output_layout import CLASSES_FILE
 
 
 class Classes(NamedTuple):
-    """names: of the labels 0..K-1. ids: theirs in the annotation file."""
+    """The names of the labels 0..K-1, and their category ids in the annotation file."""
 
     names: list[str]
     ids: list[int]
@@ -28,11 +26,7 @@ def write_classes(folder: Path, classes: Classes) -> None:
 
 
 def read_classes(folder: Path) -> Classes | None:
-    """What `write_classes` wrote; None if the folder has no such file.
-
-    Raises:
-        InputError: the file does not hold that.
-    """
+    """Read what `write_classes` wrote; None if there is no such file; raise InputError if it holds something else."""
     path = folder / CLASSES_FILE
     if not os.path.isfile(path):
         return None
@@ -40,14 +34,9 @@ def read_classes(folder: Path) -> Classes | None:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return Classes([str(entry["name"]) for entry in entries], [int(entry["id"]) for entry in entries])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f'{path}: not a list of {{"id": 1, "name": "..."}} ({error}); mend or remove it') from error
+        raise InputError(f'{path}: not a list of {{"id": 1, "name": "..."}} ({error}); fix or remove it') from error
 
 
 def numbered_classes(num_classes: int) -> Classes:
-    """Where nobody says: "class 0" with id 1, and so on."""
+    """Return names where none are known: "class 0" with id 1, and so on."""
     return Classes([f"class {label}" for label in range(num_classes)], list(range(1, num_classes + 1)))
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

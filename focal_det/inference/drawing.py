@@ -1,4 +1,4 @@
-"""Boxes with labels that can be read, and contact sheets. All pictures are (H, W, 3) uint8 BGR."""
+"""Boxes with labels that can be read, and contact sheets. All images are (H, W, 3) uint8 BGR."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import written_whole
 
-ON_SHEET = 390  # longest side of a pair's pictures, so that two pairs in a row of a sheet are not reduced again
+ON_SHEET = 390  # longest side of a pair's images, so that two pairs in a row of a sheet are not reduced again
 _MIN_SIDE, _MOST_ENLARGED = 320, 1600  # the shorter side is enlarged to the first, the longer to the second at most
-_GAP = 8  # white pixels between pictures
+_GAP = 8  # white pixels between images
 _BAR = 24  # height of a title
 
 Colour = tuple[int, int, int]
 
 
 def draw_boxes(
-    picture: np.ndarray,
+    image: np.ndarray,
     boxes: np.ndarray,
     classes: Sequence[int] | np.ndarray,
     texts: Sequence[str],
@@ -34,67 +34,66 @@ def draw_boxes(
     """Draw boxes and their labels, the first on top.
 
     Args:
-        picture: (H, W, 3) uint8 BGR.
+        image: (H, W, 3) uint8 BGR.
         boxes: (D, 4) XYXY in its pixels.
         classes: (D,) labels, each drawn in a colour of its own.
-        texts: of each box; "" for none.
-        max_side: of the drawing, in pixels; larger pictures are reduced before their labels are drawn.
+        texts: one for each box; "" for none.
+        max_side: of the drawing, in pixels; larger images are reduced before their labels are drawn.
 
     Returns:
-        A drawing; of small pictures enlarged, to a shorter side of 320 pixels, so that the labels can be read.
+        A drawing; of small images enlarged, to a shorter side of 320 pixels, so that the labels can be read.
     """
-    base, scale = _resized(picture, max_side)
-    image = Image.fromarray(base[:, :, ::-1])
-    canvas = ImageDraw.Draw(image)
-    short = min(image.size)
+    base, scale = _resized(image, max_side)
+    drawn = Image.fromarray(base[:, :, ::-1])
+    canvas = ImageDraw.Draw(drawn)
+    short = min(drawn.size)
     width, font = min(max(2, round(short / 250)), 5), _font(min(max(11, round(short / 32)), 26))
     corners = np.nan_to_num(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)) * np.tile(scale, 2)
-    corners = np.clip(np.round(corners), 0, np.tile(image.size, 2) - 1).astype(int)
+    corners = np.clip(np.round(corners), 0, np.tile(drawn.size, 2) - 1).astype(int)
     colours = [class_colour(int(label), num_classes) for label in classes]
     placed: list[tuple[tuple[int, int, int, int], str, Colour]] = []
     for box, text, colour in zip(corners.tolist(), texts, colours, strict=True):
         if text:
-            text, size = _fitting(text, font, image.width)
-            placed.append((_place(box, size, image.size, [label for label, _, _ in placed]), text, colour))
+            text, size = _fitting(text, font, drawn.width)
+            placed.append((_place(box, size, drawn.size, [label for label, _, _ in placed]), text, colour))
     for (x0, y0, x1, y1), colour in reversed(list(zip(corners.tolist(), colours, strict=True))):
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width)
     for (x0, y0, x1, y1), text, colour in reversed(placed):
         canvas.rectangle((x0, y0, x1 - 1, y1 - 1), fill=colour)
-        canvas.text((x0 + 3, y0 + 1), text, fill=_readable_on(colour), font=font)
-    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+        is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 110
+        canvas.text((x0 + 3, y0 + 1), text, fill="black" if is_light else "white", font=font)
+    return np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1])
 
 
-def titled(picture: np.ndarray, title: str) -> np.ndarray:
-    """The picture below a white bar that says what it is."""
-    bar = Image.new("RGB", (picture.shape[1], _BAR), "white")
+def titled(image: np.ndarray, title: str) -> np.ndarray:
+    """Put a white bar with a title above the image."""
+    bar = Image.new("RGB", (image.shape[1], _BAR), "white")
     font = _font(14)
     ImageDraw.Draw(bar).text((6, 3), _fitting(title, font, bar.width)[0], fill="black", font=font)
-    return np.concatenate([np.asarray(bar), picture])
+    return np.concatenate([np.asarray(bar), image])
 
 
-def beside(*pictures: np.ndarray) -> np.ndarray:
-    """Pictures from left to right, tops aligned, on white."""
-    return _on_white([list(pictures)])
+def beside(*images: np.ndarray) -> np.ndarray:
+    """Put images from left to right on white, tops aligned."""
+    return _on_white([list(images)])
 
 
 def draw_pair(
-    picture: np.ndarray,
-    truth: tuple[np.ndarray, Sequence[int]],
-    found: tuple[np.ndarray, Sequence[int], Sequence[float]],
+    image: np.ndarray,
+    truth: tuple[np.ndarray, Sequence[int] | np.ndarray],
+    found: tuple[np.ndarray, Sequence[int] | np.ndarray, Sequence[float]],
     names: Sequence[str],
     *,
     max_side: int | None = None,
 ) -> np.ndarray:
-    """Ground truth and detections of a picture beside each other.
+    """Draw ground truth and detections of an image beside each other.
 
     Args:
-        picture: (H, W, 3) uint8 BGR.
         truth: boxes (G, 4) XYXY and labels (G,).
         found: boxes (D, 4) XYXY, labels (D,) and scores (D,), best first.
         names: of the labels 0..K-1.
-        max_side: see `draw_boxes`.
     """
-    draw = partial(draw_boxes, picture, num_classes=len(names), max_side=max_side)
+    draw = partial(draw_boxes, image, num_classes=len(names), max_side=max_side)
     boxes, labels = truth
     left = draw(boxes, labels, [names[i] for i in labels])
     boxes, labels, scores = found
@@ -102,27 +101,27 @@ def draw_pair(
     return beside(titled(left, "ground truth"), titled(right, "detections"))
 
 
-def sheet(pictures: Sequence[np.ndarray], columns: int = 2, max_width: int = 1600) -> np.ndarray:
-    """A contact sheet, row by row, at most `max_width` pixels wide: all are reduced alike where it would be wider."""
-    columns = max(1, min(columns, len(pictures)))
-    widest = max((picture.shape[1] for picture in pictures), default=1)
+def sheet(images: Sequence[np.ndarray], columns: int = 2, max_width: int = 1600) -> np.ndarray:
+    """Make a contact sheet, row by row; where it would exceed `max_width` pixels, all images are reduced alike."""
+    columns = max(1, min(columns, len(images)))
+    widest = max((image.shape[1] for image in images), default=1)
     scale = min(1.0, (max_width - (columns - 1) * _GAP) / (columns * widest))
     if scale < 1:
-        sizes = [(max(1, int(p.shape[1] * scale)), max(1, int(p.shape[0] * scale))) for p in pictures]
-        pictures = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p, size in zip(pictures, sizes, strict=True)]
-    return _on_white([list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)])
+        sizes = [(max(1, int(p.shape[1] * scale)), max(1, int(p.shape[0] * scale))) for p in images]
+        images = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p, size in zip(images, sizes, strict=True)]
+    return _on_white([list(images[i : i + columns]) for i in range(0, len(images), columns)])
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 BGR in the format of the path's suffix, whole or not at all.
 
-    Not by OpenCV's own writing, which does not survive names that are not UTF-8.
+    OpenCV only encodes: it cannot write names that are not UTF-8.
 
     Raises:
         OSError: it cannot be written, or not in that format.
     """
     try:
-        done, coded = cv2.imencode(path.suffix.lower(), picture)
+        done, coded = cv2.imencode(path.suffix.lower(), image)
     except cv2.error as error:
         raise OSError(f"OpenCV cannot make a {path.suffix} of it: {error.err}") from error
     if not done:
@@ -132,35 +131,35 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def class_colour(label: int, num_classes: int) -> Colour:
-    """RGB of a class: hues evenly around the circle; of many classes every other one darker."""
+    """Return a class's RGB: hues evenly around the circle; with many classes every other one darker."""
     value = 1.0 if num_classes <= 12 or label % 2 == 0 else 0.7
     red, green, blue = colorsys.hsv_to_rgb(label / max(num_classes, 1) % 1, 0.85, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _resized(picture: np.ndarray, max_side: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The picture at the drawing's size; what x and y were multiplied by."""
-    height, width = picture.shape[:2]
+def _resized(image: np.ndarray, max_side: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image at the drawing's size, and the factors of x and y."""
+    height, width = image.shape[:2]
     short, long = min(height, width), max(height, width)
     scale = max(1.0, min(_MIN_SIDE / short, _MOST_ENLARGED / long))
     if max_side is not None:
         scale = min(scale, max_side / long)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size == (width, height):
-        return picture, np.ones(2)
+        return image, np.ones(2)
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(picture, size, interpolation=how), np.array(size) / (width, height)
+    return cv2.resize(image, size, interpolation=how), np.array(size) / (width, height)
 
 
 def _place(
     box: Sequence[int], size: tuple[int, int], bounds: tuple[int, int], taken: Sequence[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int]:
-    """Where a label of `size` goes: in the picture, covering other labels, then its own box, as little as can be."""
+    """Place a label of `size` in the image so that it covers as little as possible of other labels and its own box."""
     (x0, y0, x1, y1), (width, height) = box, size
-    wishes = [(x0, y0 - height), (x0, y1 + 1), (x1 + 1 - width, y0 - height), (x1 + 1 - width, y1 + 1)]  # outside
-    wishes += [(x1 + 1, y0), (x0 - width, y0), (x0, y0), (x1 + 1 - width, y0), (x0, y1 + 1 - height)]
+    candidates = [(x0, y0 - height), (x0, y1 + 1), (x1 + 1 - width, y0 - height), (x1 + 1 - width, y1 + 1)]  # outside
+    candidates += [(x1 + 1, y0), (x0 - width, y0), (x0, y0), (x1 + 1 - width, y0), (x0, y1 + 1 - height)]
     best, least = (0, 0, width, height), np.inf
-    for x, y in wishes:
+    for x, y in candidates:
         x, y = max(0, min(x, bounds[0] - width)), max(0, min(y, bounds[1] - height))
         label = (x, y, x + width, y + height)
         covered = sum(_overlap(label, other) for other in taken) + 0.25 * _overlap(label, (x0, y0, x1 + 1, y1 + 1))
@@ -170,12 +169,12 @@ def _place(
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
-    """Pixels that both cover."""
+    """Count the pixels that both cover."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> tuple[str, tuple[int, int]]:
-    """The text, shortened to the room if need be, and the size of its label, in pixels."""
+    """Return the text, shortened to fit if necessary, and the size of its label, in pixels."""
     text = " ".join(text.split())  # a line break in a class name would draw outside the label
     height = sum(font.getmetrics()) + 2
     shown = text
@@ -185,11 +184,6 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> tuple[str, t
     return shown, (int(np.ceil(font.getlength(shown))) + 6, height)
 
 
-def _readable_on(colour: Colour) -> Colour:
-    red, green, blue = colour
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
-
-
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and has the letters of most alphabets."""
@@ -197,20 +191,19 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _on_white(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Rows of pictures, columns aligned."""
+    """Put rows of images on white, columns aligned."""
     if not rows:
         return np.full((_BAR, _MIN_SIDE, 3), 255, np.uint8)
-    column_width = max(picture.shape[1] for row in rows for picture in row)
-    columns = len(rows[0])
-    widths = [p.shape[1] for p in rows[0]] if len(rows) == 1 else [column_width] * columns
-    heights = [max(picture.shape[0] for picture in row) for row in rows]
-    shape = (sum(heights) + _GAP * (len(rows) - 1), sum(widths) + _GAP * (columns - 1), 3)
+    column_width = max(image.shape[1] for row in rows for image in row)
+    widths = [p.shape[1] if len(rows) == 1 else column_width for p in rows[0]]
+    heights = [max(image.shape[0] for image in row) for row in rows]
+    shape = (sum(heights) + _GAP * (len(heights) - 1), sum(widths) + _GAP * (len(widths) - 1), 3)
     canvas = np.full(shape, 255, np.uint8)
     y = 0
     for row, height in zip(rows, heights, strict=True):
         x = 0
-        for picture, width in zip(row, widths, strict=False):  # the last row may be short
-            canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+        for image, width in zip(row, widths, strict=False):  # the last row may be short
+            canvas[y : y + image.shape[0], x : x + image.shape[1]] = image
             x += width + _GAP
         y += height + _GAP
     return canvas

@@ -7,37 +7,36 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .detections import Detections
-from .pictures import alike_in_size, resize_shortest_edge, to_batch
+from .images import alike_in_size, resize_shortest_edge, to_batch
 
 METADATA_KEY = "focal_det"
 INPUTS, OUTPUTS = ["images", "sizes"], ["boxes", "scores", "classes", "counts"]
-# Of an ONNX file's metadata too: the SHA-256 of the file's bytes, with zeros where this itself stands.
+# Also in an ONNX file's metadata: the SHA-256 of the file's bytes, with zeros in place of the digest itself.
 DIGEST_KEY, NO_DIGEST = "focal_det_sha256", "0" * 64
 _VERSION = 1
 
-# How a tensor of an ONNX file says, in protobuf, that its numbers lie in another file: a text of 8 bytes, "location".
-_ELSEWHERE = re.compile(rb"\n(\x08|\x88\x80*\0)location")
+# The protobuf key by which a tensor of an ONNX file keeps its numbers in another file: "location", of 8 bytes.
+_EXTERNAL_DATA = re.compile(rb"\n(\x08|\x88\x80*\0)location")
 
 # images (N, 3, H, W) uint8 and sizes (N, 2) int64 to boxes (N, D, 4), scores (N, D), classes (N, D), counts (N,)
 _Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 
 
 class Metadata(NamedTuple):
-    """What stands in an exported file beside the graph.
+    """What a reader of an exported file has to know besides the graph.
 
     class_names, category_ids: in the order of the labels; the ids are those of the annotation file.
     channels: "BGR" or "RGB", the order of the input's.
-    min_size, max_size: the picture is resized until its shorter side is `min_size` and the longer at most `max_size`
+    min_size, max_size: the image is resized until its shorter side is `min_size` and the longer at most `max_size`
         pixels; 0: not at all.
-    score_thresh: detections below it do not leave the graph.
+    score_thresh: the graph returns no detections below it.
     """
 
     class_names: list[str]
@@ -48,22 +47,18 @@ class Metadata(NamedTuple):
     score_thresh: float
 
     def to_json(self) -> str:
-        """As text, for the file."""
+        """Return the text for the file."""
         return json.dumps({"version": _VERSION, **self._asdict()})
 
     @classmethod
     def from_json(cls, text: str | None, path: Path) -> Metadata:
-        """What `to_json` wrote.
-
-        Raises:
-            InputError: the file says nothing of the kind, is of a newer version, or is damaged: every value that is.
-        """
+        """Read what `to_json` wrote; raise InputError for none, another version's, or damaged values, each named."""
         try:
             values = json.loads(text or "")
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            raise InputError(f"{path}: not written by `focal-det export`: it does not say its classes and sizes")
+            raise InputError(f"{path}: not written by `focal-det export`: it does not name its classes and sizes")
         if values.pop("version", None) != _VERSION:
             raise InputError(f"{path}: written by another version of focal_det; export the model again")
         wrong = _wrong_values(values, cls._fields)
@@ -73,18 +68,18 @@ class Metadata(NamedTuple):
 
 
 def _wrong_values(values: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """What of a file's metadata is missing, too much or not possible."""
+    """Return which values of a file's metadata are missing, unknown or impossible."""
     wrong = [f"{name} is missing" for name in names if name not in values]
-    wrong += [f"{name!r} is not known" for name in values if name not in names]
+    wrong += [f"{name!r} is unknown" for name in values if name not in names]
     if wrong:
         return wrong
     classes, ids = values["class_names"], values["category_ids"]
     rules = {
         "class_names": (_are_distinct(classes, str), "a list of distinct texts"),
-        "category_ids": (_are_distinct(ids, int), "a list of distinct whole numbers"),
+        "category_ids": (_are_distinct(ids, int), "a list of distinct integers"),
         "channels": (values["channels"] in ("BGR", "RGB"), "BGR or RGB"),
-        "min_size": (type(values["min_size"]) is int and values["min_size"] >= 0, "a whole number >= 0"),
-        "max_size": (type(values["max_size"]) is int and values["max_size"] >= 1, "a whole number >= 1"),
+        "min_size": (type(values["min_size"]) is int and values["min_size"] >= 0, "an integer >= 0"),
+        "max_size": (type(values["max_size"]) is int and values["max_size"] >= 1, "an integer >= 1"),
         "score_thresh": (type(values["score_thresh"]) in (int, float) and 0 <= values["score_thresh"] < 1, "in [0, 1)"),
     }
     wrong = [f"{name} is {values[name]!r}, not {needed}" for name, (holds, needed) in rules.items() if not holds]
@@ -94,16 +89,12 @@ def _wrong_values(values: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _are_distinct(values: Any, kind: type) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) > 0
-        and all(type(value) is kind for value in values)
-        and len(set(values)) == len(values)
-    )
+    are_of_kind = isinstance(values, list) and all(type(value) is kind for value in values)
+    return are_of_kind and 0 < len(set(values)) == len(values)
 
 
 class _Opened(NamedTuple):
-    """A file: its graph, its metadata, and what goes into the graph and comes out, as far as it has names."""
+    """An opened file: its graph, its metadata, and the names of inputs and outputs (or how many, without names)."""
 
     run: _Run
     metadata: str | None
@@ -112,13 +103,13 @@ class _Opened(NamedTuple):
 
 
 class ExportedDetector:
-    """Detects with an exported file; a `Detector`.
+    """A `Detector` from an exported file.
 
     Args:
         path: .onnx, run by onnxruntime, or .pt2, run by PyTorch.
-        trusted: whether whoever made the file may run programs here, which a .pt2 does when it is opened.
-        score_thresh: detections of at least this score, in [0, 1]; none: the file's own.
-        threads: of onnxruntime; 0: as many as it finds right. PyTorch has `torch.set_num_threads`.
+        trusted: allow a .pt2, which can run any program of its author when it is opened.
+        score_thresh: detections of at least this score, in [0, 1]; None for the file's own threshold.
+        threads: of onnxruntime; 0 for its default. PyTorch has `torch.set_num_threads`.
 
     Raises:
         InputError: no such file, not one of ours, a .pt2 that is not trusted, a threshold below that in the file.
@@ -130,56 +121,51 @@ class ExportedDetector:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file; name one that `focal-det export` wrote")
-        openers: dict[str, Callable[[Path], _Opened]]
-        openers = {".onnx": partial(_open_onnx, threads=threads), ".pt2": _open_torch}
-        if path.suffix not in openers:
-            raise InputError(f"{path}: an exported model ends in {' or '.join(openers)}")
+        if path.suffix not in (".onnx", ".pt2"):
+            raise InputError(f"{path}: an exported model ends in .onnx or .pt2")
         if path.suffix == ".pt2" and not trusted:
             raise InputError(
                 f"{path}: a .pt2 file can run any program when PyTorch opens it; if you made it yourself, or trust "
                 "whoever did, add --trust-model (trusted=True in Python), or take an .onnx, which runs none"
             )
-        opened = openers[path.suffix](path)
+        opened = _open_torch(path) if path.suffix == ".pt2" else _open_onnx(path, threads)
         self._run, self.metadata = opened.run, Metadata.from_json(opened.metadata, path)
         if opened.inputs != INPUTS or opened.outputs not in (OUTPUTS, len(OUTPUTS)):
             raise InputError(
-                f"{path}: takes {opened.inputs} and gives {opened.outputs}, not {INPUTS} and {OUTPUTS}, as what "
-                "`focal-det export` writes does: export the model again"
+                f"{path}: takes {opened.inputs} and gives {opened.outputs}, not {INPUTS} and {OUTPUTS} as written by "
+                "`focal-det export`: export the model again"
             )
         self.class_names, self.category_ids = self.metadata.class_names, self.metadata.category_ids
         self.score_thresh = self.metadata.score_thresh if score_thresh is None else score_thresh
         self.path = path
         if self.score_thresh < self.metadata.score_thresh:
-            raise InputError(self.too_low(self.score_thresh))
+            raise InputError(self.low_threshold_message(self.score_thresh))
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
-        """Detect on pictures (H, W, 3) uint8 BGR; boxes are in their pixels. Those of equal size go together."""
-        resized = [self._prepared(picture) for picture in pictures]
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detect on images (H, W, 3) uint8 BGR; boxes are in their pixels. Images of equal size form a batch."""
+        resized = []
+        for image in images:
+            ordered = image[:, :, ::-1] if self.metadata.channels == "RGB" else image
+            resized.append(resize_shortest_edge(ordered, self.metadata.min_size, self.metadata.max_size))
         found: dict[int, Detections] = {}
         for batch in alike_in_size(resized, len(resized)):
-            images, sizes = to_batch([resized[i] for i in batch], divisor=1)
-            boxes, scores, classes, counts = self._run(images, sizes)
-            for place, i in enumerate(batch):
-                best = slice(int(counts[place]))
-                whole = Detections(boxes[place, best], scores[place, best], classes[place, best])
-                found[i] = self._kept(whole, pictures[i].shape, sizes[place])
-        return [found[i] for i in range(len(pictures))]
+            pixels, sizes = to_batch([resized[i] for i in batch], divisor=1)
+            boxes, scores, classes, counts = self._run(pixels, sizes)
+            for row, i in enumerate(batch):
+                best = slice(int(counts[row]))
+                every = Detections(boxes[row, best], scores[row, best], classes[row, best])
+                found[i] = self._kept(every, images[i].shape, sizes[row])
+        return [found[i] for i in range(len(images))]
 
-    def too_low(self, score_thresh: float) -> str:
-        """What there is to say to a threshold below the file's own."""
+    def low_threshold_message(self, score_thresh: float) -> str:
+        """Return the message for a threshold below the file's own."""
         return (
             f"score threshold {score_thresh:g} is below {self.metadata.score_thresh:g}, with which {self.path} was "
             "exported: export it again with a lower --score-thresh"
         )
 
-    def _prepared(self, picture: np.ndarray) -> np.ndarray:
-        meta = self.metadata
-        if meta.channels == "RGB":
-            picture = picture[:, :, ::-1]
-        return resize_shortest_edge(picture, meta.min_size, meta.max_size) if meta.min_size else picture
-
     def _kept(self, found: Detections, shape: tuple[int, ...], size: np.ndarray) -> Detections:
-        """Those above the threshold and not empty, in the picture's own pixels."""
+        """Return the detections above the threshold that are not empty, in the image's own pixels."""
         height, width = shape[:2]
         scale = np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
         boxes = np.clip(found.boxes * scale, 0, np.array([width, height] * 2, dtype=np.float32))
@@ -187,15 +173,9 @@ class ExportedDetector:
         return Detections(boxes[keep], found.scores[keep], found.classes[keep])
 
 
-def _providers(onnxruntime: Any) -> list[str]:
-    """A GPU's, where onnxruntime was built for one, before the processor's."""
-    available = onnxruntime.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-
-
-def digest_of(model: bytes, said: str) -> str:
-    """The SHA-256 of an ONNX file that says this one under `DIGEST_KEY`."""
-    return hashlib.sha256(model.replace(said.encode(), NO_DIGEST.encode(), 1)).hexdigest()
+def digest_of(model: bytes, stated: str) -> str:
+    """Return the SHA-256 of an ONNX file that states the given one under `DIGEST_KEY`."""
+    return hashlib.sha256(model.replace(stated.encode(), NO_DIGEST.encode(), 1)).hexdigest()
 
 
 def _open_onnx(path: Path, threads: int) -> _Opened:
@@ -205,19 +185,21 @@ def _open_onnx(path: Path, threads: int) -> _Opened:
         raise InputError(f"{path}: onnxruntime is needed ({error}): pip install onnxruntime") from error
 
     model = path.read_bytes()
-    if _ELSEWHERE.search(model):
-        raise InputError(f"{path}: its weights are in other files, which `focal-det export` never does: it is not read")
+    if _EXTERNAL_DATA.search(model):
+        raise InputError(f"{path}: its weights are in other files, which `focal-det export` never does; not read")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Weights in 8 bits are multiplied out once, at the start, instead of at every call.
+    # Weights in 8 bits are expanded once, at the start, instead of at every call.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=_providers(onnxruntime))
+        available = onnxruntime.get_available_providers()  # a GPU's, if it was built for one, goes first
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
         metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # whatever it may raise on somebody's file
-        raise InputError(f"{path}: onnxruntime cannot read it ({str(error).splitlines()[0]})") from error
-    said = metadata.get(DIGEST_KEY)  # files of before have none
-    if said is not None and digest_of(model, said) != said:
+        raise InputError(f"{path}: onnxruntime cannot read it ({first_line(error)})") from error
+    stated = metadata.get(DIGEST_KEY)  # older files have none
+    if stated is not None and digest_of(model, stated) != stated:
         raise InputError(f"{path}: damaged: its SHA-256 is not the one it was written with; copy or export it again")
 
     def run(images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
@@ -236,11 +218,11 @@ def _open_torch(path: Path) -> _Opened:
     logging.getLogger("torch.export").setLevel(logging.ERROR + 1)  # it logs a stack trace of what it raises
     try:
         # The tracer also notes that a level of a single location is laid out differently in memory, and would refuse
-        # pictures of up to 128 px; the operators do not care.
+        # images of up to 128 px; the operators do not care.
         program = torch.export.load(path, extra_files=extra)
         module = program.module(check_guards=False)
     except Exception as error:  # whatever it may raise on somebody's file
-        raise InputError(f"{path}: PyTorch cannot read it ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: PyTorch cannot read it ({first_line(error)})") from error
 
     def run(images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
         with torch.no_grad():

@@ -1,34 +1,36 @@
-"""Many pictures through a detector: read ahead, detect in batches, draw, write."""
+"""Many images through a detector: read ahead, detect in batches, draw, write."""
 
 from __future__ import annotations
 
 import errno
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from ..distributed.signals import handlers
 from .detections import Detections, Detector
 from .drawing import draw_boxes
+from .images import ImageError
+from .inputs import Frame, InputFile, read_ahead, read_frames
 from .outputs import Drawings, Results
-from .pictures import PictureError
-from .sources import Frame, Source, read_ahead, read_frames
 
-# With these no file can be written, under no name.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# With these no file can be written, whatever its name.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-class Outcome(NamedTuple):
-    """What it came to.
+class PredictionSummary(NamedTuple):
+    """Counts of a prediction.
 
-    pictures: looked at. detections: kept. bad: files passed over. undrawn: pictures and videos without their drawing.
+    images: looked at. detections: kept. bad: files skipped. undrawn: images and videos without their drawing.
     best_below: the highest score not kept.
     """
 
-    pictures: int
+    images: int
     detections: int
     bad: int
     undrawn: int
@@ -36,20 +38,18 @@ class Outcome(NamedTuple):
 
 
 class StopSignals:
-    """While open, notes the first SIGINT or SIGTERM in `number`; another one interrupts at once."""
+    """While open, note the first SIGINT or SIGTERM in `number`; another one interrupts at once."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._before: dict[int, Any] = {}
+        self._handlers = handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._note))
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        self._handlers.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(None, None, None)
         return isinstance(error, KeyboardInterrupt) and self.number is not None
 
     def _note(self, number: int, _: object) -> None:
@@ -60,105 +60,79 @@ class StopSignals:
 
 def predict_all(
     detector: Detector,
-    sources: Sequence[Source],
+    inputs: Sequence[InputFile],
     out: Path,
     *,
     score_thresh: float,
     batch_size: int,
     every: int,
-    drawing_files: dict[Source, Path] | None,
+    drawing_files: dict[InputFile, Path] | None,
     stop: StopSignals,
-    on_picture: Callable[[], object],
+    on_image: Callable[[], object],
     on_bad: Callable[[str], object],
-) -> Outcome:
-    """Detect in all sources; leave drawings and `detections.json`, also of what was done when it stops or fails.
+) -> PredictionSummary:
+    """Detect in all inputs and write drawings and `detections.json`; when stopped or failing, of what was done by then.
 
     Args:
         detector: whose own threshold is at most `score_thresh`.
         out: folder of `detections.json`.
         score_thresh: detections of at least this score are kept.
-        batch_size: pictures that the detector is given together.
+        batch_size: images that the detector is given together.
         every: see `read_frames`.
         drawing_files: where drawings go; None for none.
-        stop: looked at between batches.
-        on_picture: called after each picture.
+        stop: checked between batches.
+        on_image: called after each image.
         on_bad: called with a line for each file that cannot be read and each drawing that cannot be written.
     """
-    taker = _Taker(detector, out, score_thresh, drawing_files, every, on_bad)
+    names = detector.class_names
+    results = Results(out, names, detector.category_ids)
+    drawings = Drawings(drawing_files or {}, every)
+    undrawn: set[InputFile] = set()
     bad = 0
+    best_below: float | None = None
     waiting: list[tuple[Frame, np.ndarray]] = []
 
     def detect() -> None:
-        for (frame, picture), found in zip(waiting, detector([picture for _, picture in waiting]), strict=True):
-            taker.take(frame, picture, found)
-            on_picture()
+        nonlocal best_below
+        for (frame, image), found in zip(waiting, detector([image for _, image in waiting]), strict=True):
+            kept = found.above(score_thresh)
+            below = found.scores[found.scores < score_thresh]
+            best_below = max([*below.tolist(), best_below or 0.0]) if len(below) else best_below
+            results.add(frame.name, image.shape, kept)
+            if frame.file in drawings.files and frame.file not in undrawn:
+                draw(frame.file, image, kept)
+            on_image()
         waiting.clear()
 
-    with taker:
-        for frame in read_ahead(read_frames(sources, every), 2 * batch_size):
-            if stop.number is not None:
-                break
-            if isinstance(frame.picture, PictureError):
-                bad += 1
-                on_bad(f"{frame.picture}; passed over")
-                continue
-            waiting.append((frame, frame.picture))
-            if len(waiting) == batch_size:
-                detect()
-        if waiting and stop.number is None:
-            detect()
-    return Outcome(len(taker.results.images), len(taker.results.annotations), bad, len(taker.undrawn), taker.best_below)
-
-
-class _Taker:
-    """Takes what is found: draws it, notes it, and at the end, however that comes, writes it down."""
-
-    def __init__(
-        self,
-        detector: Detector,
-        out: Path,
-        score_thresh: float,
-        files: dict[Source, Path] | None,
-        every: int,
-        on_bad: Callable[[str], object],
-    ) -> None:
-        self.names, self.score_thresh = detector.class_names, score_thresh
-        self.results = Results(out, detector.class_names, detector.category_ids)
-        self.drawings = None if files is None else Drawings(files, every)
-        self.on_bad = on_bad
-        self.undrawn: set[Source] = set()
-        self.best_below: float | None = None
-
-    def __enter__(self) -> _Taker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            if self.drawings is not None:
-                self.drawings.close()
-        finally:
-            if self.results.images:
-                self.results.write()
-
-    def take(self, frame: Frame, picture: np.ndarray, found: Detections) -> None:
-        kept = found.above(self.score_thresh)
-        below = found.scores[found.scores < self.score_thresh]
-        if len(below):
-            self.best_below = max(self.best_below or 0.0, float(below.max()))
-        self.results.add(frame.name, picture.shape, kept)
-        if self.drawings is not None and frame.source not in self.undrawn:
-            self._draw(self.drawings, frame.source, picture, kept)
-
-    def _draw(self, drawings: Drawings, source: Source, picture: np.ndarray, kept: Detections) -> None:
-        """Draw; what is the matter with one drawing is said, and the others go on."""
+    def draw(file: InputFile, image: np.ndarray, kept: Detections) -> None:
+        """Draw; a drawing that cannot be written is reported, and the others are still made."""
         pairs = zip(kept.classes.tolist(), kept.scores.tolist(), strict=True)
-        texts = [f"{self.names[label]} {100 * score:.0f}%" for label, score in pairs]
-        drawing = draw_boxes(picture, kept.boxes, kept.classes, texts, num_classes=len(self.names))
+        texts = [f"{names[label]} {100 * score:.0f}%" for label, score in pairs]
+        drawing = draw_boxes(image, kept.boxes, kept.classes, texts, num_classes=len(names))
         try:
-            drawings.add(source, drawing)
+            drawings.add(file, drawing)
         except OSError as error:
-            if error.errno in _OF_THE_DISK:
+            if error.errno in _DISK_ERRORS:
                 raise
-            self.undrawn.add(source)
-            path, reason = drawings.files[source], error.strerror or error
-            self.on_bad(f"{path}: the drawing cannot be written ({reason}); its detections are kept")
+            undrawn.add(file)
+            path, reason = drawings.files[file], error.strerror or error
+            on_bad(f"{path}: the drawing cannot be written ({reason}); its detections are kept")
+
+    try:
+        with closing(drawings):
+            for frame in read_ahead(read_frames(inputs, every), 2 * batch_size):
+                if stop.number is not None:
+                    break
+                if isinstance(frame.image, ImageError):
+                    bad += 1
+                    on_bad(f"{frame.image}; skipped")
+                    continue
+                waiting.append((frame, frame.image))
+                if len(waiting) == batch_size:
+                    detect()
+            if waiting and stop.number is None:
+                detect()
+    finally:
+        if results.images:
+            results.write()
+    return PredictionSummary(len(results.images), len(results.annotations), bad, len(undrawn), best_below)

@@ -5,7 +5,7 @@ from .cross_entropy import cross_entropy_loss
 from .focal import focal_loss
 from .focal_star import focal_loss_star
 from .hinge import hinge_loss
-from .mining import select_hard_examples
+from .ohem import select_hard_examples
 from .reference import focal_loss_reference, focal_loss_star_reference, hinge_loss_reference
 
 __all__ = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,19 +17,19 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str 
         reduction: "sum", "mean" (0 for no elements) or "none".
 
     Raises:
-        ValueError: negative beta, unknown reduction, shapes that differ.
+        ValueError: beta that is negative or not finite, unknown reduction, shapes that differ.
     """
     if pred.shape != target.shape:
         raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
-    if beta < 0:
-        raise ValueError(f"beta={beta} must be >= 0")
+    check_beta(beta)
     if reduction not in ("sum", "mean", "none"):
         raise ValueError(f'reduction="{reduction}" is not one of "sum", "mean", "none"')
-    difference = (pred.to(target.dtype) - target).abs()
-    if beta > 0:
-        losses = torch.where(difference < beta, 0.5 * difference**2 / beta, difference - 0.5 * beta)
-    else:
-        losses = difference
-    if reduction == "none":
-        return losses
-    return losses.sum() if reduction == "sum" or not losses.numel() else losses.mean()
+    if reduction == "mean" and not pred.numel():
+        reduction = "sum"  # PyTorch's mean of nothing is NaN
+    return F.smooth_l1_loss(pred.to(target.dtype), target, beta=beta, reduction=reduction)
+
+
+def check_beta(beta: float) -> None:
+    """Raise ValueError unless beta can be that of a smooth L1 loss."""
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta={beta} must be finite and >= 0")

@@ -1,4 +1,4 @@
-"""What every loss of the family shares: K binary problems per anchor, and the reductions of their losses.
+"""The common part of the loss family: K binary problems per anchor, and the reductions of their losses.
 
 Shapes
     logits: (..., K)  one logit per anchor and class
@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batch import batch_loss, losses_and_grad
 from .formula import IGNORED, Formula, refuse_second_derivative, wants_grad
+from .fused import batch_loss, losses_and_grad
 
 REDUCTIONS = ("sum", "mean", "none")
 
@@ -36,7 +36,7 @@ def elementwise_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduct
         ValueError: unknown reduction, shapes that do not fit, labels outside -1..K. The last is not looked at on a
             GPU, where that would stall the stream: such a label counts as background there.
         TypeError: logits that are not floating point, labels that are not int64; for all losses also a constant
-            that is no number.
+            that is not a number.
         RuntimeError: from a backward with create_graph=True. No loss of the family has a second derivative: to lead
             to the logits it would have to keep them beside the gradient, twice the memory, in every training too.
     """

@@ -1,4 +1,4 @@
-"""How a loss of the family is given, its constants checked: as a function of one binary problem's logit."""
+"""The definition of a loss of the family, its constants checked: a function of one binary problem's logit."""
 
 from __future__ import annotations
 
@@ -16,30 +16,25 @@ Terms = Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]]
 
 
 class Formula(NamedTuple):
-    """A loss of the family with its constants.
+    """A loss of the family with its constants."""
 
-    terms: the loss and its derivative on tensors, weights included.
-    kind: the same for the kernels of `triton_loss`: "cross_entropy", "focal", "focal_star" or "hinge".
-    weights: of a positive and of a negative.
-    gamma: of "focal" and "focal_star".
-    shift: beta of "focal_star", the margin of "hinge".
-    """
-
-    terms: Terms
+    terms: Terms  # the loss and its derivative on tensors, weights included
+    # The same for the kernels of `triton_loss`: "cross_entropy", "focal", "focal_star" or "hinge"; any other name for a
+    # loss that has no kernel.
     kind: str
-    weights: tuple[float, float] = (1.0, 1.0)
-    gamma: float = 0.0
-    shift: float = 0.0
+    weights: tuple[float, float] = (1.0, 1.0)  # of a positive and of a negative
+    gamma: float = 0.0  # of "focal" and "focal_star"
+    shift: float = 0.0  # beta of "focal_star", the margin of "hinge"
 
 
 def check_number(name: str, value: float) -> None:
-    """Raise TypeError unless the value is a real number. A tensor is none: it would get no gradient."""
+    """Raise TypeError unless the value is a real number. A tensor is not: it would get no gradient."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
 
 
 def alpha_weights(alpha: float | None) -> tuple[float, float]:
-    """alpha_t of a positive and of a negative: alpha and 1 - alpha, or 1 and 1 without alpha.
+    """Return alpha_t of a positive and of a negative: alpha and 1 - alpha, or 1 and 1 without alpha.
 
     Raises:
         ValueError: an alpha that leaves no weight to positives or negatives.
@@ -53,7 +48,7 @@ def alpha_weights(alpha: float | None) -> tuple[float, float]:
 
 
 def wants_grad(tensors: Sequence[Tensor]) -> bool:
-    """Whether a gradient is to be made. To be asked outside of an autograd Function, inside of which none is."""
+    """Tell whether a gradient is needed. Ask outside an autograd Function, inside of which grad mode is off."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 

@@ -47,7 +47,7 @@ def hinge_loss_reference(logits: Tensor, labels: Tensor, *, margin: float, reduc
 
 
 def _is_own_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """(..., K) bool: whether the class is the anchor's own."""
+    """Tell whether the class is the anchor's own, (..., K) bool."""
     return labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
 
 

@@ -59,7 +59,7 @@ def _locate(
     layout, block, image,
     num_classes: tl.constexpr, run: tl.constexpr, is_dense: tl.constexpr, block_size: tl.constexpr,
 ):  # fmt: skip
-    """Of each element of a block: its offset in the level, class, anchor in the image, and whether there is one.
+    """Return for each element of a block its offset in the level, class, anchor in the image, and whether there is one.
 
     run anchors are walked over for one class before the next class; then the next run anchors.
     """

@@ -35,7 +35,7 @@ _RUN = 64  # anchors of one class side by side where the classes are not; 64 fil
 
 
 def triton_missing(device: torch.device) -> str | None:
-    """Why `triton_batch_loss` cannot run on a device, to be said once; None if it can.
+    """Return why `triton_batch_loss` cannot run on a device, or None if it can.
 
     It can on an NVIDIA GPU of compute capability 8.0 or newer, and anywhere with TRITON_INTERPRET=1, very slowly.
     """
@@ -46,7 +46,7 @@ def triton_missing(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"Triton's kernels run on a GPU, not on {device}"
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is no NVIDIA GPU of compute capability 8.0 or newer"
+        return f"{torch.cuda.get_device_name(device)} is not an NVIDIA GPU of compute capability 8.0 or newer"
     return None
 
 
@@ -138,7 +138,7 @@ class _TritonBatchLoss(torch.autograd.Function):
 
 
 class _Layout(NamedTuple):
-    """How the kernels walk over the levels; all but `num_blocks` are arguments of theirs.
+    """The kernels' walk over the levels; all but `num_blocks` are arguments of theirs.
 
     Attributes:
         num_blocks: of one image.

@@ -25,7 +25,7 @@ class OctaveAnchorGenerator(nn.Module):
         scales_per_octave: S; level l has sizes base * 2^(k/S), k = 0..S-1.
         aspect_ratios: height / width.
         strides: of each level, in pixels.
-        offset: of the first location from the picture's corner, in strides, in [0, 1).
+        offset: of the first location from the image's corner, in strides, in [0, 1).
 
     Raises:
         ValueError: not one base size per level, or a value out of its range.
@@ -77,7 +77,7 @@ class OctaveAnchorGenerator(nn.Module):
 
     @property
     def cell_anchors(self) -> list[Tensor]:
-        """Of each level (A, 4), around (0, 0)."""
+        """The cell anchors of each level, (A, 4) around (0, 0)."""
         return [self.get_buffer(f"cells{level}") for level in range(len(self.strides))]
 
     @property
@@ -86,7 +86,7 @@ class OctaveAnchorGenerator(nn.Module):
         return [len(cells) for cells in self.cell_anchors]
 
     def anchors(self, feature_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Of each level (H*W*A, 4), row-major over locations, anchors last, for levels of (height, width).
+        """Return anchors (H*W*A, 4) of each level of (height, width), row-major over locations, anchors last.
 
         The tensors are shared between calls: do not write to them.
         """
@@ -105,7 +105,7 @@ class OctaveAnchorGenerator(nn.Module):
         return levels
 
     def forward(self, features: list[Tensor]) -> list[Boxes]:
-        """What Detectron2's meta-architectures ask for: Boxes of each level for features (N, C, H, W)."""
+        """Return `Boxes` of each level for features (N, C, H, W), as Detectron2's meta-architectures need them."""
         return [Boxes(level) for level in self.anchors([(f.shape[-2], f.shape[-1]) for f in features])]
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:

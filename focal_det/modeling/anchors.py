@@ -26,13 +26,13 @@ def cell_anchors(base_size: float, scales_per_octave: int, aspect_ratios: Sequen
         (S * len(aspect_ratios), 4) float32. Computed in double precision and rounded once.
 
     Raises:
-        ValueError: a value that is not positive, or no aspect ratio.
+        ValueError: a value that is not finite and positive, or no aspect ratio.
     """
-    if not base_size > 0:
-        raise ValueError(f"base_size={base_size} must be > 0 pixels")
+    if not 0 < base_size < math.inf:
+        raise ValueError(f"base_size={base_size} must be finite and > 0 pixels")
     if int(scales_per_octave) != scales_per_octave or scales_per_octave < 1:
         raise ValueError(f"scales_per_octave={scales_per_octave} must be an integer >= 1")
-    if not aspect_ratios or not all(ratio > 0 for ratio in aspect_ratios):
+    if not aspect_ratios or not all(0 < ratio < math.inf for ratio in aspect_ratios):
         raise ValueError(f"aspect_ratios={list(aspect_ratios)} must be one or more positive numbers")
     boxes = []
     for k in range(int(scales_per_octave)):
@@ -51,7 +51,7 @@ def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: fl
         cells: (A, 4) cell anchors.
         height, width: of the feature map, in locations.
         stride: pixels between neighbouring locations.
-        offset: of the first location from the picture's corner, in strides, in [0, 1).
+        offset: of the first location from the image's corner, in strides, in [0, 1).
 
     Returns:
         (height * width * A, 4), on the device of the cells.

@@ -65,18 +65,15 @@ def assign_anchors(
     Args:
         gt_boxes, gt_classes: see `pad_objects`.
         num_classes: K.
-        background_iou, object_iou: 0 < background_iou <= object_iou; the paper's are .4 and .5.
+        background_iou, object_iou: 0 < background_iou <= object_iou <= 1; the paper's are .4 and .5.
         match_best_anchor: an anchor that overlaps some object more than every other anchor does is
             assigned whatever its IoU, ties included, so that no object in reach is left without one. It
             still takes the object of its own highest IoU (the authors' code; the text does not say so).
 
     Raises:
-        ValueError: thresholds out of order.
+        ValueError: see `check_iou_thresholds`.
     """
-    if not 0 < background_iou <= object_iou:
-        raise ValueError(
-            f"IoU thresholds background={background_iou}, object={object_iou}: 0 < background <= object is needed"
-        )
+    check_iou_thresholds((background_iou, object_iou))
     if anchors.device.type == "cpu":  # each image by itself, without the boxes it was filled up with
         images = [_match(anchors, boxes[None, : _last_object(boxes)], match_best_anchor) for boxes in gt_boxes]
         best_iou, matched, is_best_anchor = (torch.cat(parts) for parts in zip(*images, strict=True))
@@ -89,8 +86,16 @@ def assign_anchors(
     return Assignment(labels, matched)
 
 
+def check_iou_thresholds(thresholds: Sequence[float]) -> None:
+    """Raise ValueError unless they are those of background and objects, in order."""
+    if len(thresholds) != 2 or not 0 < thresholds[0] <= thresholds[1] <= 1:
+        raise ValueError(
+            f"iou_thresholds={list(thresholds)} must be [background, object] with 0 < background <= object <= 1"
+        )
+
+
 def _match(anchors: Tensor, gt_boxes: Tensor, match_best_anchor: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every anchor its highest IoU, with which object, and whether it is an object's best anchor, (N, R) each."""
+    """Return every anchor's highest IoU, with which object, and whether it is an object's best anchor, (N, R) each."""
     shape, device = (len(gt_boxes), len(anchors)), anchors.device
     best_iou = torch.zeros(shape, dtype=anchors.dtype, device=device)
     matched = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -110,13 +115,13 @@ def _match(anchors: Tensor, gt_boxes: Tensor, match_best_anchor: bool) -> tuple[
 
 
 def _last_object(boxes: Tensor) -> int:
-    """How many boxes (G, 4) there are up to the last that is not empty."""
+    """Count the boxes (G, 4) up to the last that is not empty."""
     places = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).nonzero()
     return int(places[-1]) + 1 if len(places) else 0
 
 
 def pad_objects(gt_boxes: Sequence[Tensor], gt_classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Of each image (G_i, 4) and (G_i,) to (N, G, 4) and (N, G), G >= 1, filled up with empty boxes of class 0."""
+    """Pad each image's (G_i, 4) and (G_i,) to (N, G, 4) and (N, G), G >= 1, with empty boxes of class 0."""
     return _padded(gt_boxes), _padded(gt_classes)
 
 

@@ -17,12 +17,22 @@ import torch
 from torch import Tensor
 
 # A predicted side is at most 1000 / 16 times its anchor's, so that exp() cannot overflow: from a 16 px
-# anchor to a 1000 px picture (the bound that R-CNN's descendants share).
+# anchor to a 1000 px image (the bound that R-CNN's descendants share).
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
+def check_box_weights(weights: Sequence[float]) -> None:
+    """Raise ValueError unless there is one weight, finite and > 0, for each of dx, dy, dw and dh."""
+    if len(weights) != 4 or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"box_weights={list(weights)} must be four finite numbers > 0")
+
+
 def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float]) -> Tensor:
-    """Deltas that take the anchors to the boxes. Sides of both must be > 0, else the deltas are inf or NaN."""
+    """Return the deltas that take anchors to boxes. Sides of both must be > 0, else the deltas are inf or NaN.
+
+    Raises:
+        ValueError: see `check_box_weights`.
+    """
     sides, anchor_sides = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
     centres, anchor_centres = boxes[..., :2] + 0.5 * sides, anchors[..., :2] + 0.5 * anchor_sides
     shifts = (centres - anchor_centres) / anchor_sides
@@ -31,9 +41,12 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float]) ->
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float] | Tensor) -> Tensor:
-    """Boxes that the deltas make of the anchors; inverse of `encode_boxes` up to the bound on the scales.
+    """Return the boxes that deltas make of anchors; inverse of `encode_boxes` up to the bound on the scales.
 
     Computed in float32 for half-precision deltas.
+
+    Raises:
+        ValueError: see `check_box_weights`; not of weights that are a tensor already.
     """
     if not isinstance(weights, Tensor):
         weights = _on_device(tuple(weights), anchors.dtype, anchors.device)
@@ -47,6 +60,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, *, weights: Sequence[float] | 
 
 @functools.lru_cache(maxsize=16)
 def _on_device(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The weights as a tensor, made once: a GPU would wait for each copy from the host."""
+    """Return the weights, checked, as a tensor that is made once: a GPU would wait for each copy from the host."""
+    check_box_weights(weights)
     with torch.inference_mode(False):
         return torch.tensor(weights, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""torch.compile that gives way where no compiler works."""
+"""torch.compile with the plain function as fallback where no compiler works."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
+logger = logging.getLogger(__name__)
+
 
 class CompiledOrPlain:
-    """Calls a function compiled; if compiling it fails it says so once and calls it as it is from then on.
+    """Calls a function compiled; if compiling it fails, it warns once and calls it as it is from then on.
 
     PyTorch compiles the backward pass when it is first needed; if only that fails, so does the training.
 
@@ -35,7 +37,7 @@ class CompiledOrPlain:
             except (BackendCompilerFailed, OSError) as error:  # a mistake in the function itself is another error
                 self.compiled = None
                 reason = " ".join(str(error).split())[:200]
-                logging.getLogger(__name__).warning(
-                    f"MODEL.FOCAL_DET.SPEED.COMPILE is on, but torch.compile fails here ({reason}): going on without"
+                logger.warning(
+                    f"MODEL.FOCAL_DET.SPEED.COMPILE is on, but torch.compile fails here ({reason}): continuing without"
                 )
         return self.plain(*args)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..losses.box import smooth_l1_loss
-from .assignment import Assignment, assign_anchors
-from .box_coding import encode_boxes
+from ..losses.box import check_beta, smooth_l1_loss
+from .assignment import Assignment, assign_anchors, check_iou_thresholds
+from .box_coding import check_box_weights, encode_boxes
 from .normalizer import LossNormalizer
 
 
@@ -38,6 +38,9 @@ class DenseCriterion(nn.Module):
         smooth_l1_beta: see `smooth_l1_loss`.
         box_weights: see `encode_boxes`.
 
+    Raises:
+        ValueError: a constant out of its range.
+
     Attributes:
         num_assigned: (N,) int64, anchors assigned to an object in the last batch, for logging.
     """
@@ -48,16 +51,21 @@ class DenseCriterion(nn.Module):
         num_classes: int,
         class_loss: Any,
         normalizer: LossNormalizer,
-        iou_thresholds: tuple[float, float],
+        iou_thresholds: Sequence[float],
         match_best_anchor: bool,
         smooth_l1_beta: float,
         box_weights: Sequence[float],
     ) -> None:
         super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be >= 1")
+        check_iou_thresholds(iou_thresholds)
+        check_beta(smooth_l1_beta)
+        check_box_weights(box_weights)
         self.num_classes = num_classes
         self.class_loss = class_loss
         self.normalizer = normalizer
-        self.iou_thresholds = iou_thresholds
+        self.background_iou, self.object_iou = iou_thresholds
         self.match_best_anchor = match_best_anchor
         self.smooth_l1_beta = smooth_l1_beta
         self.box_weights = tuple(box_weights)
@@ -85,28 +93,21 @@ class DenseCriterion(nn.Module):
         }
 
     def assign(self, anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> Assignment:
-        """Labels and matched objects of every image's anchors, by this criterion's thresholds."""
-        background_iou, object_iou = self.iou_thresholds
+        """Label and match every image's anchors by this criterion's thresholds."""
         return assign_anchors(
             anchors,
             gt_boxes,
             gt_classes,
             num_classes=self.num_classes,
-            background_iou=background_iou,
-            object_iou=object_iou,
+            background_iou=self.background_iou,
+            object_iou=self.object_iou,
             match_best_anchor=self.match_best_anchor,
         )
 
     def _box_loss(
-        self,
-        deltas: Tensor,
-        anchors: Tensor,
-        labels: Tensor,
-        gt_boxes: Tensor,
-        matched: Tensor,
-        divisors: Tensor,
+        self, deltas: Tensor, anchors: Tensor, labels: Tensor, gt_boxes: Tensor, matched: Tensor, divisors: Tensor
     ) -> Tensor:
-        """Of the assigned anchors, which alone have a target.
+        """Sum the loss of the assigned anchors, which alone have a target.
 
         The CPU picks them out. A GPU would have to wait for their number, so there all anchors are encoded, which is
         little beside the class loss, and those without a target masked.
@@ -137,9 +138,9 @@ class DenseCriterion(nn.Module):
 
 
 def _has_batch_loss(class_loss: Any) -> bool:
-    """Whether there is a `batch_loss`, and nothing that it would pass over.
+    """Tell whether there is a `batch_loss` and nothing that it would bypass.
 
-    That is a `select`, hooks, or a `forward` that was put in place of the one beside it.
+    That would be a `select`, hooks, or a `forward` that replaced the one defined beside it.
     """
     classes = type(class_loss).__mro__
     batch, single = (next((c for c in classes if name in vars(c)), None) for name in ("batch_loss", "forward"))

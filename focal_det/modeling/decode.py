@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from .box_coding import decode_boxes
+from .box_coding import check_box_weights, decode_boxes
+from .nms import bound_boxes, move_apart
 
 # Candidates of an image that suppression looks at first, to each detection wanted. Their survivors are the first
 # survivors of all, so the rest is looked at only where these do not give enough.
@@ -22,12 +23,9 @@ _FIRST_LOOK = 4
 # Boxes of a batch that are compared with one another on a GPU; of many more each image's are compared by themselves.
 _MOST_TOGETHER = 20_000
 
-# Pixels beyond which a box is as good as at this distance.
-_FAR = 10**6
 
-
-class Detections(NamedTuple):
-    """D detections of one image, best first.
+class ImageDetections(NamedTuple):
+    """D detections of one image as tensors, best first.
 
     boxes: (D, 4) XYXY float32, inside the image. scores: (D,) in (0, 1). classes: (D,) int64.
     """
@@ -49,7 +47,7 @@ def decode_detections(
     nms_thresh: float,
     max_detections: int,
     box_weights: Sequence[float],
-) -> list[Detections]:
+) -> list[ImageDetections]:
     """Threshold, keep the best of each level, decode, suppress per class, cap, clip; each step for the whole batch.
 
     Args:
@@ -60,10 +58,15 @@ def decode_detections(
         max_detections: at most so many are returned per image; COCO counts 100.
 
     Raises:
-        ValueError: a score threshold out of its range.
+        ValueError: see `check_decoding`.
     """
-    if not 0 <= score_thresh < 1:
-        raise ValueError(f"score_thresh={score_thresh} is outside [0, 1)")
+    check_decoding(
+        score_thresh=score_thresh,
+        topk_per_level=topk_per_level,
+        nms_thresh=nms_thresh,
+        max_detections=max_detections,
+        box_weights=box_weights,
+    )
     # The sigmoid rises with its logit, so comparing logits spares a sigmoid of all R * K of them.
     logit_thresh = math.log(score_thresh / (1 - score_thresh)) if score_thresh > 0 else -math.inf
 
@@ -79,12 +82,26 @@ def decode_detections(
     boxes = decode_boxes(found.deltas, found.anchors, weights=box_weights)  # (M, 4)
     scores = found.logits.to(boxes.dtype).sigmoid()  # (M,)
     suppress = _suppress_one_by_one if on_cpu else _suppress_together
-    bounded = boxes.nan_to_num(0.0).clamp(-_FAR, _FAR)  # a wild box is to hide no others
+    bounded = bound_boxes(boxes)
     kept = suppress(bounded, scores, found.classes, found.image, len(image_sizes), nms_thresh, max_detections)
     return [
-        Detections(_clipped(boxes[of_image], size), scores[of_image], found.classes[of_image])
+        ImageDetections(_clipped(boxes[of_image], size), scores[of_image], found.classes[of_image])
         for of_image, size in zip(kept, image_sizes, strict=True)
     ]
+
+
+def check_decoding(
+    *, score_thresh: float, topk_per_level: int, nms_thresh: float, max_detections: int, box_weights: Sequence[float]
+) -> None:
+    """Raise ValueError unless every option of `decode_detections` is in its range."""
+    if not 0 <= score_thresh < 1:
+        raise ValueError(f"score_thresh={score_thresh} is outside [0, 1)")
+    if not 0 <= nms_thresh <= 1:
+        raise ValueError(f"nms_thresh={nms_thresh} is outside [0, 1]")
+    for name, value in (("topk_per_level", topk_per_level), ("max_detections", max_detections)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be >= 1")
+    check_box_weights(box_weights)
 
 
 class _Found(NamedTuple):
@@ -98,7 +115,7 @@ class _Found(NamedTuple):
 
 
 def _above_first(level: Tensor, logit_thresh: float, topk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, index in R_l * K and logit of one level's best, at most `topk` of each image, of logits (N, R_l, K).
+    """Return image, index in R_l * K and logit of one level's best logits (N, R_l, K), at most `topk` of each image.
 
     What is below the threshold goes first, since a processor would sort for long; anchor by anchor, as looking for
     ones in a mask of all logits takes three times as long as the largest logit of every anchor.
@@ -119,7 +136,7 @@ def _above_first(level: Tensor, logit_thresh: float, topk: int) -> tuple[Tensor,
 
 
 def _best_first(level: Tensor, logit_thresh: float, topk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for a GPU, which would have to wait for the number above the threshold: those below it stay."""
+    """Do the same on a GPU, which would have to wait for the number above the threshold: those below it stay."""
     flat = level.flatten(1)  # (N, R_l * K)
     values, index = flat.topk(min(topk, flat.shape[1]), dim=1)
     image = torch.arange(len(flat), device=flat.device).repeat_interleave(index.shape[1])
@@ -134,7 +151,7 @@ def _gather(image: Tensor, index: Tensor, values: Tensor, num_classes: int, delt
 def _suppress_one_by_one(
     boxes: Tensor, scores: Tensor, classes: Tensor, image: Tensor, num_images: int, nms_thresh: float, most: int
 ) -> list[Tensor]:
-    """Of each image the indices of at most `most` detections, best first."""
+    """Return for each image the indices of at most `most` detections, best first."""
     kept = []
     for i in range(num_images):
         ranked = (image == i).nonzero().squeeze(1)
@@ -150,15 +167,12 @@ def _suppress_one_by_one(
 def _suppress_together(
     boxes: Tensor, scores: Tensor, classes: Tensor, image: Tensor, num_images: int, nms_thresh: float, most: int
 ) -> list[Tensor]:
-    """The same in one suppression of all images and classes, moved apart; it waits for the device twice."""
+    """Do the same in one suppression of all images and classes, moved apart; it waits for the device twice."""
     if len(boxes) > _MOST_TOGETHER:
         return _suppress_one_by_one(boxes, scores, classes, image, num_images, nms_thresh, most)
     if not len(boxes):
         return [image] * num_images
-    # In float64 even group 1280 leaves a coordinate its millionths; no box reaches into another group.
-    group = image * (classes.max() + 1) + classes
-    places = boxes.double() + (group * (2 * _FAR + 1)).unsqueeze(1)
-    kept = nms(places, scores.double(), nms_thresh)
+    kept = nms(move_apart(boxes, image, classes), scores.double(), nms_thresh)
     of_image = image[kept] == torch.arange(num_images, device=image.device).unsqueeze(1)  # (N, kept)
     kept = kept[image[kept].argsort(stable=True)]
     return [indices[:most] for indices in kept.split(of_image.sum(dim=1).tolist())]

@@ -21,16 +21,17 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ..losses import cross_entropy_loss, select_hard_examples
-from ..losses.batch import batch_loss
 from ..losses.cross_entropy import cross_entropy_formula
 from ..losses.elementwise import elementwise_loss
 from ..losses.focal import focal_formula
 from ..losses.focal_star import focal_star_formula
 from ..losses.formula import Formula
+from ..losses.fused import batch_loss
 from ..losses.hinge import hinge_formula
-from ..losses.mining import check_mining
+from ..losses.ohem import check_mining
 from ..losses.triton_loss import triton_missing
 
+logger = logging.getLogger(__name__)
 _LOSS = "MODEL.FOCAL_DET.LOSS."
 
 
@@ -52,7 +53,7 @@ class ElementwiseLoss(nn.Module):
         return elementwise_loss(logits, labels, self.formula, reduction="sum")
 
     def batch_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor) -> Tensor:
-        """See `focal_det.losses.batch.batch_loss`."""
+        """See `focal_det.losses.fused.batch_loss`."""
         missing = triton_missing(labels.device) if self.triton else None
         if missing:
             _say_once(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
@@ -62,7 +63,7 @@ class ElementwiseLoss(nn.Module):
 
 @functools.lru_cache(maxsize=16)
 def _say_once(message: str) -> None:
-    logging.getLogger(__name__).warning(message)
+    logger.warning(message)
 
 
 class CrossEntropyLoss(ElementwiseLoss):
@@ -187,7 +188,7 @@ class OHEMLoss(nn.Module):
 
 
 class OHEMOneToThreeLoss(OHEMLoss):
-    """As `OHEMLoss`, with three negatives to a positive after suppression (section 5.1; Table 1d, "OHEM 1:3")."""
+    """`OHEMLoss` with three negatives to a positive after suppression (section 5.1; Table 1d, "OHEM 1:3")."""
 
     positive_fraction: ClassVar[float | None] = 0.25
 

@@ -40,36 +40,29 @@ class FoldedConv2d(Conv2d):
     _kept: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', H', W')."""
+        """Map (N, C, H, W) to (N, C', H', W')."""
         if type(self.norm) is FrozenBatchNorm2d:
             x = F.conv2d(x, *self._folded(), self.stride, self.padding, self.dilation, self.groups)
             return x if self.activation is None else self.activation(x)
         return super().forward(x)  # somebody has put another norm there
 
     def baked(self) -> Conv2d:
-        """One convolution with the folded weights, its norm forgotten; the activation stays."""
-        conv = Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            activation=self.activation,
-        )
+        """Return one convolution with the folded weights, without the norm; the activation stays."""
+        sizes = self.in_channels, self.out_channels, self.kernel_size
+        steps = self.stride, self.padding, self.dilation, self.groups
+        conv = Conv2d(*sizes, *steps, activation=self.activation)
         with torch.no_grad():
             weight, bias = self._fold()
         conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
         return conv
 
     def train(self, mode: bool = True) -> FoldedConv2d:
-        """As of every module; what is kept for evaluation is made anew."""
+        """Set the mode, as of every module, and drop the weights kept for evaluation."""
         self._kept = None
         return super().train(mode)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias; kept between calls of an evaluation, as long as nothing has written to their sources.
+        """Return weight and bias; kept between calls of an evaluation while nothing has written to their sources.
 
         What PyTorch does not count, writing through `.data` and the step of a fused optimizer, goes unseen until the
         next `train()` or `eval()`; Detectron2's evaluation calls both.

@@ -29,7 +29,7 @@ class RetinaNetHead(nn.Module):
             their own for each level.
 
     Raises:
-        ValueError: prior outside (0, 1), unknown norm.
+        ValueError: prior outside (0, 1), negative number of convolutions, unknown norm.
     """
 
     @configurable
@@ -45,8 +45,8 @@ class RetinaNetHead(nn.Module):
         norm: str,
     ) -> None:
         super().__init__()
-        if not 0 < prior_prob < 1:
-            raise ValueError(f"prior_prob={prior_prob} is outside (0, 1)")
+        if num_convs < 0:
+            raise ValueError(f"num_convs={num_convs} must be >= 0")
         if norm not in NORMS:
             raise ValueError(f'norm "{norm}" is not one of {", ".join(map(repr, NORMS))}')
         self.cls_subnet = _subnet(in_channels, num_convs, norm, num_levels)
@@ -89,7 +89,9 @@ class RetinaNetHead(nn.Module):
 
 
 def logit_of(prior_prob: float) -> float:
-    """log(pi / (1 - pi)), the logit of the prior."""
+    """Return log(pi / (1 - pi)), the logit of the prior; raise ValueError if it is outside (0, 1)."""
+    if not 0 < prior_prob < 1:
+        raise ValueError(f"prior_prob={prior_prob} is outside (0, 1)")
     return math.log(prior_prob) - math.log1p(-prior_prob)
 
 

@@ -1,4 +1,4 @@
-"""What the summed losses are divided by (section 4.1: "the number of anchors assigned to a ground-truth box")."""
+"""The divisor of the summed losses (section 4.1: "the number of anchors assigned to a ground-truth box")."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LossNormalizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, num_assigned: Tensor) -> Tensor:
-        """(N,) int64 counts of this rank's images to (N,) float32 divisors of their summed losses."""
+        """Turn the counts (N,) int64 of this rank's images into divisors (N,) float32 of their summed losses."""
         if self.mode == "image":
             return num_assigned.clamp(min=1).float() * len(num_assigned)
         mean_per_rank = num_assigned.sum().float()

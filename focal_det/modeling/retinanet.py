@@ -1,7 +1,8 @@
-"""The detector of section 4 (figure 3): backbone with pyramid, two subnets, and what becomes of their outputs."""
+"""The detector of section 4 (figure 3): backbone with pyramid, two subnets, and the use of their outputs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,7 +19,7 @@ from .anchor_generator import OctaveAnchorGenerator
 from .assignment import pad_objects
 from .compiled import CompiledOrPlain
 from .criterion import DenseCriterion
-from .decode import decode_detections
+from .decode import check_decoding, decode_detections
 from .folded_conv import fold_frozen_norms
 from .normalizer import LossNormalizer
 
@@ -30,13 +31,15 @@ class FocalRetinaNet(nn.Module):
         backbone: images (N, 3, H, W) to features by name.
         in_features: names of the pyramid's levels, finest first.
         head: features of each level to logits and deltas of each.
-        anchor_generator: anchors of each level.
         criterion: the losses; holds the normaliser's state.
         num_classes: K.
-        score_thresh, topk_per_level, nms_thresh, max_detections, box_weights: see `decode_detections`.
+        decoding: the options of `decode_detections`.
         pixel_mean, pixel_std: of each channel, in the order of the input's.
         channels_last, fold_norms, compile_network, bfloat16_inference: see MODEL.FOCAL_DET.SPEED in
             `focal_det.config`.
+
+    Raises:
+        ValueError: an option of the decoding, or a mean or deviation of the channels, out of its range.
     """
 
     @configurable
@@ -49,11 +52,7 @@ class FocalRetinaNet(nn.Module):
         anchor_generator: OctaveAnchorGenerator,
         criterion: DenseCriterion,
         num_classes: int,
-        score_thresh: float,
-        topk_per_level: int,
-        nms_thresh: float,
-        max_detections: int,
-        box_weights: Sequence[float],
+        decoding: dict[str, Any],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         channels_last: bool,
@@ -62,6 +61,8 @@ class FocalRetinaNet(nn.Module):
         bfloat16_inference: bool,
     ) -> None:
         super().__init__()
+        if len(pixel_mean) != len(pixel_std) or not all(0 < std < math.inf for std in pixel_std):
+            raise ValueError(f"pixel_std={pixel_std} must be a number > 0 for each of pixel_mean={pixel_mean}")
         if fold_norms:
             fold_frozen_norms(backbone)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -76,13 +77,8 @@ class FocalRetinaNet(nn.Module):
         self.criterion = criterion
         self.num_classes = num_classes
         self.bfloat16_inference = bfloat16_inference
-        self.decoding: dict[str, Any] = {
-            "score_thresh": score_thresh,
-            "topk_per_level": topk_per_level,
-            "nms_thresh": nms_thresh,
-            "max_detections": max_detections,
-            "box_weights": tuple(box_weights),
-        }
+        self.decoding = decoding
+        check_decoding(**decoding)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -101,13 +97,12 @@ class FocalRetinaNet(nn.Module):
             raise ValueError(
                 f"MODEL.RETINANET.IOU_LABELS is {retinanet.IOU_LABELS}; FocalRetinaNet labels the bands [0, -1, 1]"
             )
-        background_iou, object_iou = retinanet.IOU_THRESHOLDS
         head = DENSE_HEAD_REGISTRY.get(extra.HEAD_NAME)(cfg, shapes)
         criterion = DenseCriterion(
             num_classes=retinanet.NUM_CLASSES,
             class_loss=DENSE_LOSS_REGISTRY.get(extra.LOSS.NAME)(cfg),
             normalizer=LossNormalizer(extra.NORMALIZER),
-            iou_thresholds=(background_iou, object_iou),
+            iou_thresholds=retinanet.IOU_THRESHOLDS,
             match_best_anchor=extra.MATCH_BEST_ANCHOR,
             smooth_l1_beta=retinanet.SMOOTH_L1_LOSS_BETA,
             box_weights=retinanet.BBOX_REG_WEIGHTS,
@@ -119,11 +114,13 @@ class FocalRetinaNet(nn.Module):
             "anchor_generator": build_anchor_generator(cfg, shapes),
             "criterion": criterion,
             "num_classes": retinanet.NUM_CLASSES,
-            "score_thresh": retinanet.SCORE_THRESH_TEST,
-            "topk_per_level": retinanet.TOPK_CANDIDATES_TEST,
-            "nms_thresh": retinanet.NMS_THRESH_TEST,
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "box_weights": retinanet.BBOX_REG_WEIGHTS,
+            "decoding": {
+                "score_thresh": retinanet.SCORE_THRESH_TEST,
+                "topk_per_level": retinanet.TOPK_CANDIDATES_TEST,
+                "nms_thresh": retinanet.NMS_THRESH_TEST,
+                "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+                "box_weights": tuple(retinanet.BBOX_REG_WEIGHTS),
+            },
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "channels_last": extra.SPEED.CHANNELS_LAST and not _is_slow_channels_last(cfg.MODEL.DEVICE, backbone, head),
@@ -134,7 +131,7 @@ class FocalRetinaNet(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are, and the inputs go."""
+        """The device of the parameters, to which inputs are moved."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
@@ -155,26 +152,30 @@ class FocalRetinaNet(nn.Module):
         """
         images = self._preprocess(batched_inputs)
         if self.training:
-            return self._losses(*self._predictions(images), batched_inputs)
+            levels, deltas, anchors = self._predictions(images)
+            all_deltas = torch.cat([level.flatten(1, -2) for level in deltas], dim=1)  # (N, R, 4)
+            objects = self._objects(batched_inputs)
+            losses: dict[str, Tensor] = self.criterion(levels, all_deltas, torch.cat(anchors), *objects)
+            return losses
         with torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16_inference else nullcontext():
             levels, deltas, anchors = self._predictions(images)
-        return self._detections(levels, deltas, anchors, images.image_sizes, batched_inputs)
+        logits, deltas = ([level.flatten(1, -2) for level in part] for part in (levels, deltas))
+        found = decode_detections(logits, deltas, anchors, images.image_sizes, **self.decoding)
+        results = []
+        for (boxes, scores, classes), size, x in zip(found, images.image_sizes, batched_inputs, strict=True):
+            instances = Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            results.append({"instances": detector_postprocess(instances, height, width)})
+        return results
 
     def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Every anchor's class logits (N, R, K), and its label (N, R) as training would assign it.
-
-        Args:
-            batched_inputs: as in training.
-
-        Raises:
-            ValueError: as in training.
-        """
+        """Return every anchor's class logits (N, R, K) and label (N, R); inputs and errors are training's."""
         levels, _, anchors = self._predictions(self._preprocess(batched_inputs))
         labels, _ = self.criterion.assign(torch.cat(anchors), *self._objects(batched_inputs))
         return torch.cat([level.flatten(1, -2) for level in levels], dim=1), labels
 
     def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of each level logits (N, H, W, A, K), deltas (N, H, W, A, 4) and anchors (H*W*A, 4)."""
+        """Return each level's logits (N, H, W, A, K), deltas (N, H, W, A, 4) and anchors (H*W*A, 4)."""
         logits, deltas = (self.compiled or self.network)(images.tensor)
         return (
             [_classes_last(level, self.num_classes) for level in logits],
@@ -198,7 +199,7 @@ class FocalRetinaNet(nn.Module):
         return batch
 
     def _objects(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Boxes (N, G, 4) and classes (N, G) of the images' objects, on the device: see `pad_objects`."""
+        """Check the images' objects and return boxes (N, G, 4) and classes (N, G) on the device: see `pad_objects`."""
         for x in batched_inputs:
             name = x.get("file_name", "without a name")
             if "instances" not in x:
@@ -215,52 +216,19 @@ class FocalRetinaNet(nn.Module):
         boxes, classes = pad_objects([x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances])
         return _to_device(boxes, self.device), _to_device(classes, self.device)
 
-    def _losses(
-        self, levels: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batched_inputs: list[dict[str, Any]]
-    ) -> dict[str, Tensor]:
-        all_deltas = torch.cat([level.flatten(1, -2) for level in deltas], dim=1)  # (N, R, 4)
-        return self.criterion(levels, all_deltas, torch.cat(anchors), *self._objects(batched_inputs))
-
-    def _detections(
-        self,
-        levels: list[Tensor],
-        deltas: list[Tensor],
-        anchors: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-        batched_inputs: list[dict[str, Any]],
-    ) -> list[dict[str, Instances]]:
-        found = decode_detections(
-            [level.flatten(1, -2) for level in levels],
-            [level.flatten(1, -2) for level in deltas],
-            anchors,
-            image_sizes,
-            **self.decoding,
-        )
-        results = []
-        for detections, image_size, x in zip(found, image_sizes, batched_inputs, strict=True):
-            instances = Instances(
-                image_size,
-                pred_boxes=Boxes(detections.boxes),
-                scores=detections.scores,
-                pred_classes=detections.classes,
-            )
-            height, width = x.get("height", image_size[0]), x.get("width", image_size[1])
-            results.append({"instances": detector_postprocess(instances, height, width)})
-        return results
-
 
 def _is_slow_channels_last(device: str, *modules: nn.Module) -> bool:
-    """PyTorch 2.15's GroupNorm goes backward through channels_last bfloat16 35 times slower on a processor."""
+    """Tell whether GroupNorm is there: PyTorch 2.15's backward of it is 35 times slower in channels_last bfloat16."""
     return device == "cpu" and any(isinstance(m, nn.GroupNorm) for module in modules for m in module.modules())
 
 
 def _classes_last(level: Tensor, channels: int) -> Tensor:
-    """(N, A*c, H, W) to its view (N, H, W, A, c); flattening (H, W, A) copies nothing if it was channels_last."""
+    """View (N, A*c, H, W) as (N, H, W, A, c); flattening (H, W, A) copies nothing if it was channels_last."""
     return level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2)
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Without waiting for a GPU, which only copies from pinned memory by itself."""
+    """Move a tensor without waiting: a GPU copies asynchronously only from pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -1,37 +1,39 @@
-"""What the figures share: their look, and how they are written."""
+"""The look that all figures share, and how they and their numbers are written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import written_whole
+from ..files import write_text_whole, written_whole
 
 
 def new_axes(x_label: str, y_label: str, *, size: tuple[float, float] = (6, 4)) -> tuple[Figure, Axes]:
-    """A figure of a size in inches, with one pair of axes."""
+    """Return a figure of a size in inches, with one pair of axes."""
     figure = Figure(figsize=size, layout="constrained")  # not pyplot's, which would keep it and pick a window
     axes = figure.add_subplot()
-    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set(xlabel=x_label, ylabel=y_label, axisbelow=True)
     axes.grid(color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+def save_figures(figures: Mapping[str, Figure], folder: Path, tables: Mapping[str, str] | None = None) -> list[Path]:
     """Write each figure as PNG and SVG and return the files; the same figures make the same bytes.
 
     Args:
-        folder: there already; figures of these names in it are replaced, each at once.
+        folder: exists already; files of these names in it are replaced, each at once.
+        tables: CSV beside the figures, by name.
 
     Raises:
-        OSError: what cannot be written; the figures before it are.
+        OSError: a file cannot be written; the files before it are.
     """
     paths = []
     for name, figure in figures.items():
@@ -42,4 +44,14 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
                 with written_whole(path) as partial:
                     figure.savefig(partial, dpi=150, metadata=metadata)
                 paths.append(path)
+    for name, text in (tables or {}).items():
+        paths.append(folder / f"{name}.csv")
+        write_text_whole(paths[-1], text)
     return paths
+
+
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

@@ -7,20 +7,24 @@ order of the examples serves all gammas, and a fine histogram over x_t keeps it:
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
+from ..checkpoint.safe_load import SafeCheckpointer
+from ..errors import InputError
 from ..losses import focal_loss
-from .figures import new_axes
+from .figures import as_csv, new_axes
 
 HARDEST = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5)
-
 _LIMIT, _BINS = 40.0, 16_000  # x_t beyond +-40 goes to the outermost bins; a bin is .005 wide
 _CHUNK = 1 << 20  # examples at a time, so that no copy in float64 of all logits is made
 
@@ -30,27 +34,23 @@ class LossHistogram:
 
     Args:
         gammas: of the losses, each >= 0; 0 is cross-entropy. There is no alpha: it scales all examples of a kind alike.
-
-    Attributes:
-        counts: (bins,) int64.
-        sums: (gammas, bins) float64.
     """
 
     def __init__(self, gammas: Sequence[float]) -> None:
         self.gammas = tuple(gammas)
-        self.counts = np.zeros(_BINS, dtype=np.int64)
-        self.sums = np.zeros((len(self.gammas), _BINS))
+        self.counts = np.zeros(_BINS, dtype=np.int64)  # (bins,)
+        self.sums = np.zeros((len(self.gammas), _BINS))  # (gammas, bins)
 
     def add(self, x_t: Tensor) -> None:
         """Count examples (M,).
 
         Raises:
-            FloatingPointError: one of them is infinite or no number.
+            FloatingPointError: one of them is not finite.
         """
         for chunk in x_t.split(_CHUNK):
             chunk = chunk.double().cpu()
             if not chunk.isfinite().all():
-                raise FloatingPointError("a class logit is infinite or no number: the model has diverged")
+                raise FloatingPointError("a class logit is not finite: the model has diverged")
             bins = ((chunk + _LIMIT) * (_BINS / (2 * _LIMIT))).long().clamp_(0, _BINS - 1)
             self.counts += torch.bincount(bins, minlength=_BINS).numpy()
             as_positives = torch.zeros(len(chunk), dtype=torch.int64)
@@ -64,7 +64,7 @@ class LossHistogram:
         return int(self.counts.sum())
 
     def curve(self, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-        """The cumulative distribution: fraction of the examples, easiest first, and of the loss that they carry.
+        """Return the cumulative distribution: fraction of the examples, easiest first, and of the loss they carry.
 
         Within a bin it is a straight line; the loss differs there by half a percent at most for each unit of gamma + 1.
 
@@ -80,13 +80,13 @@ class LossHistogram:
         return examples, losses
 
     def share_of_hardest(self, fraction: float, gamma: float) -> float:
-        """What part of the loss the hardest `fraction` of the examples carries, both in [0, 1]."""
+        """Return the share of the loss that the hardest `fraction` of the examples carries, both in [0, 1]."""
         examples, losses = self.curve(gamma)
         return float(1 - np.interp(1 - fraction, examples, losses))
 
 
 def split_examples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t of the positive and of the negative examples, (P,) and (M,).
+    """Return x_t of the positive and of the negative examples, (P,) and (M,).
 
     Args:
         logits: (..., K).
@@ -99,7 +99,7 @@ def split_examples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss_cdf(examples: Iterable[tuple[Tensor, Tensor]], gammas: Sequence[float]) -> tuple[LossHistogram, LossHistogram]:
-    """Histograms of the positives and the negatives of a stream of (logits, labels), see `split_examples`."""
+    """Return histograms of the positives and the negatives of a stream of (logits, labels), see `split_examples`."""
     positives, negatives = LossHistogram(gammas), LossHistogram(gammas)
     for logits, labels in examples:
         for image in zip(logits, labels, strict=True):
@@ -109,8 +109,32 @@ def loss_cdf(examples: Iterable[tuple[Tensor, Tensor]], gammas: Sequence[float])
     return positives, negatives
 
 
+def model_loss_cdf(cfg: CfgNode, gammas: Sequence[float], images: int | None = None) -> dict[str, LossHistogram]:
+    """Return the histograms of a model's "positive" and "negative" examples, each with a loss above zero.
+
+    Args:
+        cfg, images: see `stream_logits_and_labels`.
+
+    Raises:
+        InputError: a model that has diverged or has no loss, or a data set without examples of a kind.
+    """
+    try:
+        positives, negatives = loss_cdf(stream_logits_and_labels(cfg, images), gammas)
+    except FloatingPointError as error:
+        raise InputError(f"{cfg.MODEL.WEIGHTS}: {error}") from error
+    kinds = {"positive": positives, "negative": negatives}
+    for kind, histogram in kinds.items():
+        if histogram.total == 0:
+            raise InputError(f"data set {cfg.DATASETS.TEST[0]}: no {kind} examples in the images looked at")
+    try:
+        shares(kinds)  # which need a loss above zero
+    except ValueError as error:
+        raise InputError(f"{cfg.MODEL.WEIGHTS}: {error}") from error
+    return kinds
+
+
 def draw_loss_cdf(kinds: Mapping[str, LossHistogram]) -> dict[str, Figure]:
-    """Figure 4: of each kind the curve of every gamma."""
+    """Draw figure 4: for each kind of example the curve of every gamma."""
     figures = {}
     for kind, histogram in kinds.items():
         figure, axes = new_axes(f"fraction of the {histogram.total:,} {kind} examples", "cumulative normalised loss")
@@ -122,20 +146,35 @@ def draw_loss_cdf(kinds: Mapping[str, LossHistogram]) -> dict[str, Figure]:
     return figures
 
 
-def shares(kinds: Mapping[str, LossHistogram]) -> list[tuple[str, float, float, float]]:
-    """(kind, gamma, fraction, share) of the hardest fractions' shares of the loss."""
-    return [
-        (kind, gamma, fraction, histogram.share_of_hardest(fraction, gamma))
+def shares(kinds: Mapping[str, LossHistogram]) -> dict[tuple[str, float, float], float]:
+    """Return what the hardest fractions carry of the loss, by kind, gamma and fraction."""
+    return {
+        (kind, gamma, fraction): histogram.share_of_hardest(fraction, gamma)
         for kind, histogram in kinds.items()
         for gamma in histogram.gammas
         for fraction in HARDEST
-    ]
+    }
 
 
 def shares_as_csv(kinds: Mapping[str, LossHistogram]) -> str:
-    """`shares` with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["examples", "gamma", "hardest_fraction", "share_of_loss"])
-    writer.writerows((kind, gamma, fraction, f"{share:.6f}") for kind, gamma, fraction, share in shares(kinds))
-    return text.getvalue()
+    """Return `shares` as CSV with a header."""
+    rows = [(*key, f"{share:.6f}") for key, share in shares(kinds).items()]
+    return as_csv(["examples", "gamma", "hardest_fraction", "share_of_loss"], rows)
+
+
+def stream_logits_and_labels(cfg: CfgNode, images: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield class logits (1, R, K) and labels (1, R) of the first test set's images, at the size of inference.
+
+    Args:
+        cfg: of a FocalRetinaNet whose first test set is registered; MODEL.WEIGHTS are loaded.
+        images: look at the first so many; None for all.
+    """
+    model = build_model(cfg).eval()
+    SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    size = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = DatasetMapper(is_train=True, augmentations=[size], image_format=cfg.INPUT.FORMAT)  # with the objects
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)[:images]
+    loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    for batch in tqdm(loader, unit="image", disable=None):
+        with torch.inference_mode():
+            yield model.class_logits_and_labels(batch)

@@ -1,4 +1,4 @@
-"""What a training has left in its folder: its metrics, and this command's own record of it."""
+"""The results of a training in its folder: its metrics, and this command's own record of it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import write_text_whole
+from ..output_layout import METRICS
+from ..report.metrics import MetricsLine, metrics_lines
 
 _RECORD = "reproduce.json"
-_METRICS = "metrics.json"
 _TAIL = 20_000  # bytes of metrics.json that hold its last lines
 
 
 class Status(str, Enum):
-    """What became of a training."""
+    """How a training ended, if it did."""
 
     DONE = "done"
     DIVERGED = "diverged"  # a result as well: it is not run again
@@ -30,29 +31,20 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a training beside its metrics.
-
-    seconds: over all its starts.
-    error: of the last start, in words.
-    config: by dotted key, of the row.
-    """
+    """A training's record beside its metrics."""
 
     command: str
     commit: str
     hardware: str
     versions: str
-    config: dict[str, Any] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)  # by dotted key
     status: Status = Status.UNFINISHED
-    seconds: float = 0.0
-    error: str = ""
+    seconds: float = 0.0  # over all its starts
+    error: str = ""  # of the last start
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a training; None before its first start.
-
-    Raises:
-        InputError: it is damaged.
-    """
+    """Read the record of a training; None before its first start. Raise an InputError if it is damaged."""
     path = folder / _RECORD
     if not path.exists():
         return None
@@ -70,7 +62,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """At once or not at all, so that a kill or a full disk leaves the record of before.
+    """Write the record at once or not at all, so that a kill or a full disk leaves the one before.
 
     Raises:
         OSError: it cannot be written; names the file.
@@ -83,11 +75,11 @@ def write_record(folder: Path, record: Record) -> None:
 
 def has_trained(folder: Path) -> bool:
     """Whether a start has left metrics or a checkpoint."""
-    return (folder / _METRICS).is_file() or any(folder.glob("*.pth"))
+    return (folder / METRICS).is_file() or any(folder.glob("*.pth"))
 
 
 def read_metrics(folder: Path, *, iterations: int, test_sets: Sequence[str]) -> dict[str, float]:
-    """Of a finished training AP, AP50, ... in points, and "s_per_iteration"; empty before its end.
+    """Return a finished training's AP, AP50, ... in points and "s_per_iteration"; empty before its end.
 
     With several test sets those of the first. A column that COCO's evaluation cannot compute is left out; without any
     detection all are 0.
@@ -96,11 +88,12 @@ def read_metrics(folder: Path, *, iterations: int, test_sets: Sequence[str]) -> 
     found: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for line in _lines(folder):
-        if "time" in line:
-            seconds["s_per_iteration"] = line["time"]
-        if line.get("iteration", -1) >= iterations - 1:
+        if "time" in line.values:
+            seconds["s_per_iteration"] = line.values["time"]
+        if line.iteration is not None and line.iteration >= iterations - 1:
             for prefix in prefixes:
-                found |= {key.removeprefix(prefix): v for key, v in line.items() if key.startswith(prefix + "AP")}
+                scores = {key: v for key, v in line.values.items() if key.startswith(prefix + "AP")}
+                found |= {key.removeprefix(prefix): v for key, v in scores.items()}
     if "AP" not in found:
         return {}
     if math.isnan(found["AP"]):
@@ -110,21 +103,10 @@ def read_metrics(folder: Path, *, iterations: int, test_sets: Sequence[str]) -> 
 
 def iterations_done(folder: Path) -> int:
     """How far a training has come, by the end of its metrics."""
-    return max((int(line["iteration"]) + 1 for line in _lines(folder, tail=_TAIL) if "iteration" in line), default=0)
+    lines = _lines(folder, tail=_TAIL)
+    return max((line.iteration + 1 for line in lines if line.iteration is not None), default=0)
 
 
-def _lines(folder: Path, tail: int | None = None) -> Iterator[dict[str, float]]:
-    """The numbers in the lines of a training's metrics; what a kill has cut short is passed over."""
-    path = folder / _METRICS
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        if tail is not None:
-            file.seek(max(0, path.stat().st_size - tail))
-        for text in file.read().decode(errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                yield {k: v for k, v in line.items() if isinstance(v, (int, float)) and not math.isinf(v)}
+def _lines(folder: Path, tail: int | None = None) -> Iterator[MetricsLine]:
+    path = folder / METRICS
+    return metrics_lines(path, tail=tail) if path.is_file() else iter(())

@@ -6,35 +6,31 @@ import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 
-from ..data.sources import name_sources, parse_source
-from ..engine.config_file import key_value_pairs, load_config, plain_values
+from ..config.layers import key_value_pairs, plain_values
+from ..config.load import load_config
+from ..data.dataset_spec import name_sources, parse_source
 from ..errors import InputError
 from .results import Record, Status, has_trained, read_metrics, read_record
-from .tables import ROOT, Row, Table, backbone_config, configs_of, load_tables
+from .tables import ROOT, Table, TableRow, backbone_config, configs_of, load_tables
 
 _DATA = "--train-json and the like"
 
-# Overrides by hand that the training of a backbone takes over: what it is made of, and what it runs on.
-_OF_BACKBONES = ("MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.FPN.", "MODEL.DEVICE", "DATALOADER.", "SOLVER.AMP.")
+# Overrides by hand that the training of a backbone takes over: what it consists of, and what it runs on.
+_BACKBONE_KEYS = ("MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.FPN.", "MODEL.DEVICE", "DATALOADER.", "SOLVER.AMP.")
 
 # What the plan itself sets.
 _RESERVED = {"OUTPUT_DIR": "--out", "SEED": "--seeds"}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What is asked for beside the rows.
+class SweepOptions:
+    """How the rows are to be trained: once with each seed, into folders of `out`.
 
-    scale: of SCALES.
-    seeds: each a training of every row.
-    out: the folder of everything.
-    num_gpus: processes of a training.
     data_flags: FLAG PATH ... of train_net.py, for the user's own data sets.
     overrides: KEY VALUE ... by hand, on top of every row's.
     """
@@ -48,41 +44,39 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """One training, which may serve several rows.
 
     name: "table/row" of the first row that it serves, and the seed.
     folder: its OUTPUT_DIR.
-    words: the command line behind train_net.py.
-    iterations: of its schedule.
     test_set: the first that it is evaluated on.
-    config: the row's configuration by dotted key, without seed, folder and backbone's file, and the data's flags.
+    config: the row's configuration by dotted key, without seed, folder and backbone's file; with the data flags.
     """
 
     name: str
     folder: Path
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     iterations: int
     test_set: str
     config: Mapping[str, Any] = field(repr=False, hash=False, compare=False)
 
-    @cached_property
+    @property
     def command(self) -> list[str]:
-        """To be run from the folder that this process was started in."""
-        return [sys.executable, str(_shortest(ROOT / "train_net.py")), *self.words]
+        """The command, to be run in this process's working directory."""
+        return [sys.executable, str(_shortest(ROOT / "train_net.py")), *self.arguments]
 
     @property
     def record(self) -> Record | None:
-        """See `read_record`."""
+        """Its record; None before its first start."""
         return read_record(self.folder)
 
     def metrics(self) -> dict[str, float]:
-        """See `read_metrics`."""
+        """Return its figures by column; empty before its end."""
         return read_metrics(self.folder, iterations=self.iterations, test_sets=[self.test_set])
 
     @property
     def status(self) -> Status | None:
-        """What became of it; None before its first start. It is done if its metrics say so, however it ended."""
+        """Its state; None before its first start. It is done if its metrics say so, however it ended."""
         if self.metrics():
             return Status.DONE
         record = self.record
@@ -97,25 +91,24 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A table's rows and the trainings that serve them.
 
     rows: by name, each with its runs by seed; rows of one configuration share theirs.
-    runs: all of them once, seed by seed, so that the table is whole before it is repeated.
-    backbones: the trainings whose backbones the runs start from, by the file that each backbone goes to.
-    configs: of each row.
+    runs: all of them once, seed by seed, so that the table is complete before it is repeated.
+    backbones: the trainings whose backbones the runs start from, by the file of each backbone.
     """
 
     table: Table
-    options: Options
-    rows: Mapping[str, Mapping[int, Run]]
-    runs: tuple[Run, ...]
-    backbones: Mapping[Path, Run]
+    options: SweepOptions
+    rows: Mapping[str, Mapping[int, SweepRun]]
+    runs: tuple[SweepRun, ...]
+    backbones: Mapping[Path, SweepRun]
     configs: Mapping[str, CfgNode]
 
 
-def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
-    """What has to be run for some rows of a table.
+def plan_table(table: Table, rows: Sequence[TableRow], options: SweepOptions) -> SweepPlan:
+    """Plan the trainings of some rows of a table.
 
     Raises:
         InputError: an override that does not work, or that the plan sets itself.
@@ -125,70 +118,64 @@ def plan_table(table: Table, rows: Sequence[Row], options: Options) -> Plan:
     for key, _ in key_value_pairs(options.overrides):
         if key in _RESERVED:
             raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
-    by_row: dict[str, dict[int, Run]] = {}
-    backbones: dict[Path, Run] = {}
+    by_row: dict[str, dict[int, SweepRun]] = {}
+    backbones: dict[Path, SweepRun] = {}
     configs = {row.name: row_config(row, options.scale, options.overrides) for row in rows}
     for row in rows:
-        cfg = configs[row.name]
-        owner = _owner(row, options.scale)
+        cfg, owner = configs[row.name], _owner(row, options.scale)
         by_row[row.name] = {seed: _run(owner, seed, cfg, options) for seed in options.seeds}
-        file = _backbone_file(cfg, options)
-        if file is not None:
+        if file := _backbone_file(cfg, options):
             backbones[file] = _backbone_run(cfg, file, options)
     runs = {run.folder: run for seed in options.seeds for run in (by_row[row.name][seed] for row in rows)}
-    return Plan(table, options, by_row, tuple(runs.values()), backbones, configs)
+    return SweepPlan(table, options, by_row, tuple(runs.values()), backbones, configs)
 
 
-def with_runs_of_before(plan: Plan) -> Plan:
-    """The plan with every row of its table and, beside what was asked for, the seeds that were run before."""
-    rows: dict[str, Mapping[int, Run]] = {}
-    for row in plan.table.rows.values():
-        rows[row.name] = dict(plan.rows.get(row.name, {}))
+def with_runs_of_before(plan: SweepPlan) -> SweepPlan:
+    """Return the plan with every row of its table and, beside what is requested, the seeds that were run before."""
+    options = plan.options
+    rows: dict[str, dict[int, SweepRun]] = {}
+    for name, row in plan.table.rows.items():
+        rows[name] = dict(plan.rows.get(name, {}))
         try:
-            cfg = plan.configs.get(row.name) or row_config(row, plan.options.scale, plan.options.overrides)
+            cfg = plan.configs.get(name) or row_config(row, options.scale, options.overrides)
         except InputError:  # the overrides are for other rows
             continue
-        owner = _owner(row, plan.options.scale)
-        found = (plan.options.out / "runs" / owner.table / owner.name).glob("seed*")
-        seeds = {int(path.name[4:]) for path in found if path.name[4:].isdecimal()} - rows[row.name].keys()
-        before = {seed: _run(owner, seed, cfg, plan.options) for seed in seeds}
-        before = {seed: run for seed, run in before.items() if has_trained(run.folder) and not changed_keys(run)}
-        rows[row.name] = dict(sorted({**rows[row.name], **before}.items()))
+        owner = _owner(row, options.scale)
+        seeds = (path.name[4:] for path in (options.out / "runs" / owner.path).glob("seed*"))
+        for seed in {int(text) for text in seeds if text.isdecimal()} - rows[name].keys():
+            run = _run(owner, seed, cfg, options)
+            if has_trained(run.folder) and not changed_keys(run):
+                rows[name][seed] = run
+        rows[name] = dict(sorted(rows[name].items()))
     runs = {run.folder: run for row_runs in rows.values() for run in row_runs.values()}
     return replace(plan, rows=rows, runs=tuple(runs.values()))
 
 
-def row_config(row: Row, scale: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """A row's configuration at a scale, with overrides KEY VALUE ... by hand.
-
-    Raises:
-        InputError: one that does not work.
-    """
+def row_config(row: TableRow, scale: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """Return a row's configuration at a scale, with overrides KEY VALUE ... by hand, or raise an InputError."""
     files = [ROOT / file for file in configs_of(load_tables()[row.table], scale)]
     try:
-        cfg = load_config(files, [*row.words(scale), *overrides])
+        cfg = load_config(files, [*row.arguments(scale), *overrides])
     except InputError as error:
         raise InputError([f"{row.path}: {problem}" for problem in error.problems]) from error
     cfg.OUTPUT_DIR = ""
     return cfg
 
 
-def changed_keys(run: Run) -> list[str]:
-    """What a run was begun with that differs from what is planned now, in words; nothing for one without a result."""
+def changed_keys(run: SweepRun) -> list[str]:
+    """Return how a run's configuration differs from the one that it was begun with; nothing before a result."""
     if not has_trained(run.folder):
         return []
     record = run.record
     if record is None:
         return [f"there is no record of it in {run.folder}"]
-    before = record.config
-    return [
-        f"{key} {before[key]} -> {value}" for key, value in run.config.items() if key in before and before[key] != value
-    ]
+    both = ((key, record.config.get(key, value), value) for key, value in run.config.items())
+    return [f"{key} {before} -> {value}" for key, before, value in both if before != value]
 
 
 @functools.cache
-def _owner(row: Row, scale: str) -> Row:
-    """The first row of all tables that has the same configuration at a scale: its name is the training's."""
+def _owner(row: TableRow, scale: str) -> TableRow:
+    """Return the first row of all tables with the same configuration at a scale: the training has its name."""
     for table in load_tables().values():
         for other in table.rows.values():
             if other == row or _identity(other, scale) == _identity(row, scale):
@@ -197,29 +184,47 @@ def _owner(row: Row, scale: str) -> Row:
 
 
 @functools.cache
-def _identity(row: Row, scale: str) -> str:
+def _identity(row: TableRow, scale: str) -> str:
     return str(row_config(row, scale).dump())
 
 
-def _run(owner: Row, seed: int, cfg: CfgNode, options: Options) -> Run:
-    """A training of a configuration, named by the first row that has it."""
-    folder = options.out / "runs" / owner.table / owner.name / f"seed{seed}"
-    configs = configs_of(load_tables()[owner.table], options.scale)
+def _run(owner: TableRow, seed: int, cfg: CfgNode, options: SweepOptions) -> SweepRun:
+    """Return a training of a configuration, named by the first row that has it."""
+    folder = options.out / "runs" / owner.path / f"seed{seed}"
     backbone = _backbone_file(cfg, options)
-    words = [word for file in configs for word in ("--config-file", str(_shortest(ROOT / file)))]
-    words += ["--resume", "auto", *(["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else [])]
-    words += [*options.data_flags, *owner.words(options.scale), *options.overrides]
-    words += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
-    words += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    arguments = [*options.data_flags, *owner.arguments(options.scale), *options.overrides]
+    arguments += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
+    files = configs_of(load_tables()[owner.table], options.scale)
+    line = _command_line(files, [*arguments, "SEED", str(seed)], folder, options)
     flags = zip(options.data_flags[::2], options.data_flags[1::2], strict=True)
-    data = " ".join(f"{flag} {Path(path).absolute()}" for flag, path in flags)
+    config = {_DATA: " ".join(f"{flag} {Path(path).absolute()}" for flag, path in flags), **plain_values(cfg)}
     test_set = _first_test_set(cfg, options.data_flags)
-    settings = {_DATA: data, **plain_values(cfg)}
-    return Run(f"{owner.path} seed {seed}", folder, tuple(words), cfg.SOLVER.MAX_ITER, test_set, settings)
+    return SweepRun(f"{owner.path} seed {seed}", folder, line, cfg.SOLVER.MAX_ITER, test_set, config)
+
+
+def _backbone_run(cfg: CfgNode, file: Path, options: SweepOptions) -> SweepRun:
+    """Return the training of a scale's first configuration, with a row's depth and width."""
+    config = backbone_config(options.scale)
+    assert config is not None
+    overrides = ["MODEL.RESNETS.DEPTH", str(cfg.MODEL.RESNETS.DEPTH)]
+    overrides += ["MODEL.FPN.OUT_CHANNELS", str(cfg.MODEL.FPN.OUT_CHANNELS)]
+    for key, value in key_value_pairs(options.overrides):
+        overrides += [key, value] if key.startswith(_BACKBONE_KEYS) else []
+    folder = file.with_suffix("")
+    line = _command_line([config], overrides, folder, options)
+    cfg = load_config(ROOT / config, [*overrides, "OUTPUT_DIR", ""])
+    test_set = _first_test_set(cfg, ())
+    return SweepRun(f"backbone {file.stem}", folder, line, cfg.SOLVER.MAX_ITER, test_set, plain_values(cfg))
+
+
+def _command_line(configs: Sequence[str], arguments: list[str], folder: Path, options: SweepOptions) -> tuple[str, ...]:
+    files = [word for file in configs for word in ("--config-file", str(_shortest(ROOT / file)))]
+    gpus = ["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else []
+    return (*files, "--resume", "auto", *gpus, *arguments, "OUTPUT_DIR", str(folder))
 
 
 def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:
-    """The name that the first set to evaluate on has in a run's metrics, where there are several."""
+    """Return the first set's name in a run's metrics, where it is evaluated on several."""
     for kind in ("json", "voc"):
         if f"--val-{kind}" in data_flags:
             return f"val_{kind}"
@@ -227,32 +232,13 @@ def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:
     return names[0] if names else ""
 
 
-def _backbone_file(cfg: CfgNode, options: Options) -> Path | None:
-    """The file with the backbone that a row starts from; None where its configuration names weights itself."""
+def _backbone_file(cfg: CfgNode, options: SweepOptions) -> Path | None:
+    """Return the file with the backbone that a row starts from; None where its configuration names weights itself."""
     if backbone_config(options.scale) is None or cfg.MODEL.WEIGHTS:
         return None
     return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_FPN_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"
 
 
-def _backbone_run(cfg: CfgNode, file: Path, options: Options) -> Run:
-    """The training of a scale's first configuration, with a row's depth and width."""
-    config = backbone_config(options.scale)
-    assert config is not None
-    folder = file.with_suffix("")
-    own = ["MODEL.RESNETS.DEPTH", str(cfg.MODEL.RESNETS.DEPTH)]
-    own += ["MODEL.FPN.OUT_CHANNELS", str(cfg.MODEL.FPN.OUT_CHANNELS)]
-    for key, value in key_value_pairs(options.overrides):
-        own += [key, value] if key.startswith(_OF_BACKBONES) else []
-    words = ["--config-file", str(_shortest(ROOT / config)), "--resume", "auto"]
-    words += ["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else []
-    words += [*own, "OUTPUT_DIR", str(folder)]
-    resolved = load_config(ROOT / config, [*own, "OUTPUT_DIR", ""])
-    test_set = _first_test_set(resolved, ())
-    return Run(
-        f"backbone {file.stem}", folder, tuple(words), resolved.SOLVER.MAX_ITER, test_set, plain_values(resolved)
-    )
-
-
 def _shortest(path: Path) -> Path:
-    """Relative to where the user stands, if it lies below."""
+    """Return the path relative to the working directory, if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

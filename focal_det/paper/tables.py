@@ -1,4 +1,4 @@
-"""The paper's tables, as tables.yaml has them: what each row is and what the paper found for it."""
+"""The paper's tables, from tables.yaml: the configuration of each row and what the paper found for it."""
 
 from __future__ import annotations
 
@@ -14,49 +14,33 @@ import yaml
 
 from ..errors import InputError
 
-# The project's checkout, which holds the configurations and train_net.py.
-ROOT = Path(__file__).parents[2]
-
+ROOT = Path(__file__).parents[2]  # the project's checkout, which holds the configurations and train_net.py
 SCALES = ("full", "mini")
-
-_ALL_SCALES = "set"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row.
-
-    table, name: as in tables.yaml.
-    overrides: KEY to VALUE at each scale.
-    published: column to figure; empty where the paper has words alone.
-    said: those words.
-    """
+class TableRow:
+    """A row: its overrides, KEY to VALUE, at each scale; its published figures by column, or what the paper says."""
 
     table: str
     name: str
     overrides: Mapping[str, Mapping[str, Any]] = field(hash=False)
     published: Mapping[str, float] = field(hash=False)
-    said: str
+    statement: str
 
     @property
     def path(self) -> str:
-        """table/row, as folders and messages name it."""
+        """Table and row, as folders and messages name it."""
         return f"{self.table}/{self.name}"
 
-    def words(self, scale: str) -> list[str]:
-        """The overrides as they are written on a command line."""
-        return [str(word) for pair in self.overrides[scale].items() for word in pair]
+    def arguments(self, scale: str) -> list[str]:
+        """Return the overrides as a command line has them, KEY VALUE ..."""
+        return [str(part) for pair in self.overrides[scale].items() for part in pair]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, or a figure that is made like one.
-
-    source: in the paper.
-    config: the file that its rows share, from the checkout's folder.
-    split: of COCO, that the published figures were measured on.
-    columns: of the published figures; AP first.
-    """
+    """A table, or a figure that is made like one, as tables.yaml explains it."""
 
     name: str
     title: str
@@ -64,32 +48,28 @@ class Table:
     config: str
     split: str
     columns: tuple[str, ...]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, TableRow]
 
 
 @functools.cache
 def load_tables() -> Mapping[str, Table]:
-    """Every table by its name, in the paper's order."""
+    """Return every table by its name, in the paper's order."""
     return {name: _table(name, entry) for name, entry in _contents()["tables"].items()}
 
 
 def find_table(name: str) -> Table:
-    """The table of that name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Return the table of that name, or raise an InputError."""
     tables = load_tables()
     if name not in tables:
         raise InputError(f"no table {name!r}; there are {', '.join(tables)}")
     return tables[name]
 
 
-def find_rows(table: Table, patterns: Sequence[str]) -> list[Row]:
-    """The rows that match one of the patterns, in the table's order; all for none.
+def find_rows(table: Table, patterns: Sequence[str]) -> list[TableRow]:
+    """Return the rows that match one of the patterns, in the table's order; all if there are no patterns.
 
     Args:
-        patterns: names, or with * and ? in them.
+        patterns: names, in which * and ? may stand for others.
 
     Raises:
         InputError: a pattern that no row matches.
@@ -102,54 +82,47 @@ def find_rows(table: Table, patterns: Sequence[str]) -> list[Row]:
 
 
 def configs_of(table: Table, scale: str) -> list[str]:
-    """The configuration files of a table's rows, lowest first, from the checkout's folder."""
+    """Return the configuration files of a table's rows, lowest first, relative to the checkout."""
     extra = _contents()["scales"][scale].get("config")
     return [table.config, *([extra] if extra else [])]
 
 
 def backbone_config(scale: str) -> str | None:
-    """The configuration whose training gives a scale's rows their backbone; None where they name weights."""
-    config: str | None = _contents()["scales"][scale].get("backbone")
-    return config
+    """Return the configuration whose training gives a scale's rows their backbone; None where they name weights."""
+    return _contents()["scales"][scale].get("backbone")
 
 
 def compared_detectors() -> Mapping[str, Mapping[str, float]]:
-    """The paper's competitors: AP on test-dev and, for those of figure 2, milliseconds per image."""
-    compared: Mapping[str, Mapping[str, float]] = _contents()["compared"]
-    return compared
+    """Return the paper's competitors: AP on test-dev and, for those of figure 2, milliseconds per image."""
+    return _contents()["compared"]
 
 
 def default_out(scale: str) -> Path:
-    """Where `focal-det reproduce` puts a scale's results, from where the user stands."""
+    """Return where `focal-det reproduce` puts a scale's results, relative to the working directory."""
     return Path("output/reproduce") / scale
 
 
 def list_tables(tables: Iterable[Table]) -> str:
-    """Every row of the tables with its published figures and what it changes."""
+    """Return a text of every row with its published figures and its overrides."""
     lines = []
     for table in tables:
         lines.append(f"{table.name}  {table.source}: {table.title}; {table.config}; {' / '.join(table.columns)}")
         for row in table.rows.values():
-            published = " / ".join(f"{value:.1f}" for value in row.published.values()) or row.said or "-"
-            lines.append(f"    {row.name:<22}{published:<48}{shlex.join(row.words('full'))}")
+            published = " / ".join(f"{value:.1f}" for value in row.published.values()) or row.statement or "-"
+            lines.append(f"    {row.name:<22}{published:<48}{shlex.join(row.arguments('full'))}")
     return "\n".join(lines)
 
 
 @functools.cache
-def _contents() -> dict[str, Any]:
-    contents: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "tables.yaml").read_text(encoding="utf-8"))
-    return contents
+def _contents() -> Any:
+    return yaml.safe_load((Path(__file__).parent / "tables.yaml").read_text(encoding="utf-8"))
 
 
 def _table(name: str, entry: dict[str, Any]) -> Table:
     columns = tuple(entry["columns"])
     rows = {}
     for row_name, row in entry["rows"].items():
-        rows[row_name] = Row(
-            table=name,
-            name=row_name,
-            overrides={scale: row.get(_ALL_SCALES, {}) | row.get(scale, {}) for scale in SCALES},
-            published=dict(zip(columns, row["published"], strict=True)) if "published" in row else {},
-            said=row.get("said", ""),
-        )
+        overrides = {scale: row.get("set", {}) | row.get(scale, {}) for scale in SCALES}
+        published = dict(zip(columns, row["published"], strict=True)) if "published" in row else {}
+        rows[row_name] = TableRow(name, row_name, overrides, published, row.get("statement", ""))
     return Table(name, entry["title"], entry["source"], entry["config"], entry["split"], columns, rows)

@@ -1,5 +1,9 @@
-"""The page about a run, from the files that the run left: no Detectron2."""
+"""One page about a run, made from the files that it left, without Detectron2.
 
-from .page import REPORT_NAME, write_report
+metrics.json and the other files (metrics, run_files) → scores and errors of each test set (set_result, with confusion,
+examples) and the course of the training (training_curves, charts) → report.html (page).
+"""
 
-__all__ = ["REPORT_NAME", "write_report"]
+from .page import write_report
+
+__all__ = ["write_report"]

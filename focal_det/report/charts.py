@@ -1,4 +1,4 @@
-"""Curves as SVG that stands in a page: no fonts, no links, in the page's own colour of text."""
+"""Draw curves as SVG for a page: without fonts or links, in the page's own text colour."""
 
 from __future__ import annotations
 
@@ -14,24 +14,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 # Okabe and Ito's palette, which the colour-blind can tell apart, without its black and yellow, and three more.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f", "#a6761d")
-_LINE_STYLES = ("-", "--", ":")  # one for each time that the colours start again
-_DASHES = {"-": "solid", "--": "dashed", ":": "dotted"}
-_INK = "#123456"  # put in the place of the page's colour of text
+_LINE_STYLES = ("solid", "dashed", "dotted")  # one for each time that the colours start again; CSS's names, too
+_INK = "#123456"  # replaced by the page's text colour
 
 _STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    **{"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
 }
 
 
 class Line(NamedTuple):
-    """A curve: its name in the legend and its points. `is_main` draws it thicker, `is_dotted` with its points."""
+    """A curve: its name in the legend and its points. `is_main` draws it thicker, `has_markers` with its points."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -47,20 +40,14 @@ class Chart(NamedTuple):
 
 
 def draw_lines(
-    name: str,
-    lines: Sequence[Line],
-    x_label: str,
-    y_label: str,
-    *,
-    is_log: bool = False,
-    x_limits: tuple[float, float] | None = None,
-    y_limits: tuple[float, float] | None = None,
+    name: str, lines: Sequence[Line], x_label: str, y_label: str, *, is_log: bool = False, is_share: bool = False
 ) -> Chart:
     """Draw curves into one pair of axes.
 
     Args:
-        name: of the chart, its own in the page.
+        name: of the chart, unique in the page.
         is_log: the vertical axis is logarithmic, if all values are positive.
+        is_share: both axes go from 0 to 1.
     """
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
@@ -72,41 +59,29 @@ def draw_lines(
         for place, line in enumerate(lines):
             colour = COLOURS[place % len(COLOURS)]
             style = _LINE_STYLES[place // len(COLOURS) % len(_LINE_STYLES)]
-            marker = "o" if line.has_markers or len(line.points) == 1 else ""
-            axes.plot(
-                [x for x, _ in line.points],
-                [y for _, y in line.points],
-                color=colour,
-                linestyle=style,
-                linewidth=2.2 if line.is_main else 1.2,
-                marker=marker,
-                markersize=4,
-            )
-            legend.append((colour, _DASHES[style], line.label))
+            marker, width = "o" if line.has_markers or len(line.points) == 1 else "", 2.2 if line.is_main else 1.2
+            look: Any = {"color": colour, "linestyle": style, "linewidth": width, "marker": marker, "markersize": 4}
+            axes.plot(*zip(*line.points, strict=True), **look)
+            legend.append((colour, style, line.label))
         if is_log and all(y > 0 for line in lines for _, y in line.points):
             axes.set_yscale("log")
             for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 axis_format(FuncFormatter(lambda value, _: f"{value:g}"))  # not 10^-1, which would need its own fonts
             axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        if x_limits:
-            axes.set_xlim(*x_limits)
-        if y_limits:
-            axes.set_ylim(*y_limits)
+        if is_share:
+            axes.set(xlim=(0, 1), ylim=(0, 1.02))
         return Chart(_as_svg(figure, name, f"{y_label} over {x_label}"), legend)
 
 
 def _as_svg(figure: Figure, name: str, title: str) -> Markup:
-    text = io.StringIO()
-    figure.savefig(
-        text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"), None)
-    )
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
+    text, no_metadata = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"), None)
+    figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+    svg = "<svg" + text.getvalue().partition("<svg")[2]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)  # the page gives it its size
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for side in ("width", "height"):  # the page sets its size
+        svg = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", svg, count=1)
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name)
-    svg = re.sub(r'(\sid=")', rf"\g<1>{slug}-", svg)  # ids are the whole page's
+    svg = re.sub(r'(\sid=")', rf"\g<1>{slug}-", svg)  # ids are unique in the whole page
     svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{slug}-", svg)
     svg = svg.replace(_INK, "currentColor")
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(title)}"', 1))

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST_CLASSES = 20  # in the table; and pairs that are listed
+MOST_CLASSES = 20  # in the table; also the most pairs that are listed
 
 
 class Confusion(NamedTuple):
     """A table of counts.
 
-    names: of the classes shown, "other classes" last if some are not.
+    names: the classes shown, with "other classes" last if some are not.
     rows: (name, [(count, share of the row in [0, 1], is the diagonal)]) for each class and for background.
     pairs: (annotated as, detected as, count, share of that class's objects) of the most frequent confusions.
     """
@@ -24,7 +24,7 @@ class Confusion(NamedTuple):
 
 
 def make_confusion(counts: np.ndarray, names: Sequence[str]) -> Confusion:
-    """From (K+1, K+1) counts as `match` gives them.
+    """Make a table of (K+1, K+1) counts as `match` gives them.
 
     With more than 20 classes those that are most often confused with another are shown, and the rest as one.
     """
@@ -44,20 +44,18 @@ def make_confusion(counts: np.ndarray, names: Sequence[str]) -> Confusion:
         shown_names = [*(names[i] for i in chosen), "other classes"]
         counts = _merge_others(counts, chosen)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    row_names = [*shown_names, "nothing there"]
     rows = [
-        (row_names[i], [(int(c), c / totals[i, 0], i == j < len(shown_names)) for j, c in enumerate(counts[i])])
-        for i in range(len(row_names))
+        (name, [(int(c), c / totals[i, 0], i == j < len(shown_names)) for j, c in enumerate(counts[i])])
+        for i, name in enumerate([*shown_names, "nothing there"])
     ]
     return Confusion(shown_names, rows, pairs)
 
 
 def _merge_others(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """(K+1, K+1) -> (C+2, C+2): the chosen classes, all others summed, background."""
+    """Sum (K+1, K+1) to (C+2, C+2): the chosen classes, all others, background."""
     num_classes = len(counts) - 1
     group = np.full(num_classes + 1, len(chosen))
     group[chosen] = np.arange(len(chosen))
     group[num_classes] = len(chosen) + 1
     onto = np.eye(len(chosen) + 2, dtype=counts.dtype)[group]  # (K+1, C+2)
-    merged: np.ndarray = onto.T @ counts @ onto
-    return merged
+    return onto.T @ counts @ onto

@@ -1,4 +1,4 @@
-"""The page: everything that a run's files tell, put together and written."""
+"""Put together what a run's files tell, and write it as one page."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..errors import InputError
+from ..errors import Findings, InputError
 from ..files import write_text_whole
-from . import progress
+from ..output_layout import REPORT
+from . import training_curves
 from .charts import Chart, Line, draw_lines
-from .results import SetResult, score_set
-from .run_files import Run, environment_facts, read_run
+from .run_files import RunFiles, environment_facts, read_run
+from .set_result import SetResult, score_set
+from .training_curves import course, thinned
 
-REPORT_NAME = "report.html"
-
-_SCORE_THRESHOLD = 0.5  # of a run that left no configuration
-_SCORE_KEY = "MODEL.FOCAL_DET.DRAW_SCORE_THRESH"
-_PICTURE_BYTES = 6_000_000  # of all pictures in the page, which stays below 10 MB with them
+_SCORE_THRESHOLD = 0.5  # where a run left no configuration
+_IMAGE_BYTES = 6_000_000  # of all images in the page, which stays below 10 MB with them
 _TEMPLATES = Path(__file__).parent
 
 
@@ -28,10 +27,10 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
     """Write OUTPUT_DIR/report.html, whole or not at all, from the files that are there.
 
     Args:
-        output_dir: of a training, finished or not, at any place.
-        score_threshold: of confusions, errors and drawings, in [0, 1]; None for the run's own
+        output_dir: of a training, finished or not; it may have been moved.
+        score_threshold: for confusions, errors and drawings, in [0, 1]; None for the run's own
             MODEL.FOCAL_DET.DRAW_SCORE_THRESH.
-        images: so many of the worst and of the best pictures of each test set are shown.
+        images: how many of the worst and how many of the best images of each test set are shown.
 
     Raises:
         InputError: no run in the folder, a folder that cannot be written, a threshold or number out of range.
@@ -42,22 +41,21 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
         problems.append(f"--score-thresh {score_threshold} is outside [0, 1]")
     if images < 0:
         problems.append(f"--images {images} must be at least 0")
-    if problems:
-        raise InputError(problems)
+    Findings(problems).raise_if_errors()
     run = read_run(folder)
     if not os.access(folder, os.W_OK):
         raise InputError(f"OUTPUT_DIR {folder} cannot be written; copy the run to where it can")
     page = render(run, score_threshold=score_threshold, images=images)
-    path = folder / REPORT_NAME
-    write_text_whole(path, page.encode("utf-8", "replace").decode("utf-8"))  # names may hold what is no text
+    path = folder / REPORT
+    write_text_whole(path, page.encode("utf-8", "replace").decode("utf-8"))  # names may hold half characters
     return path
 
 
-def render(run: Run, *, score_threshold: float | None, images: int) -> str:
-    """The page's HTML."""
-    of_config = run.config_value(_SCORE_KEY)
-    threshold = next((float(t) for t in (score_threshold, of_config) if isinstance(t, (int, float))), _SCORE_THRESHOLD)
-    budget = _PICTURE_BYTES // max(1, len(run.sets))
+def render(run: RunFiles, *, score_threshold: float | None, images: int) -> str:
+    """Return the page's HTML."""
+    configured = run.config_value("MODEL.FOCAL_DET.DRAW_SCORE_THRESH")
+    threshold = next((float(t) for t in (score_threshold, configured) if isinstance(t, (int, float))), _SCORE_THRESHOLD)
+    budget = _IMAGE_BYTES // max(1, len(run.sets))
     sets = [score_set(found, run, threshold=threshold, images=images, max_bytes=budget) for found in run.sets]
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -79,50 +77,45 @@ def render(run: Run, *, score_threshold: float | None, images: int) -> str:
     )
 
 
-def _facts(run: Run, sets: list[SetResult]) -> list[tuple[str, str]]:
-    """The headline: name and figure. Of several test sets the first one's."""
+def _facts(run: RunFiles, sets: list[SetResult]) -> list[tuple[str, str]]:
+    """Return the headline figures as (name, text); with several test sets, those of the first."""
     facts = []
     if sets and sets[0].evaluation:
-        evaluation = sets[0].evaluation
-        facts += [(name, _percent(getattr(evaluation, name))) for name in ("AP", "AP50", "AP75")]
-    best = sets[0].best if sets else None
-    if best:
+        facts += [(name, _percent(getattr(sets[0].evaluation, name))) for name in ("AP", "AP50", "AP75")]
+    if sets and (best := sets[0].best):
         facts.append((f"best AP, after {best.iterations:,}", _percent(best.ap)))
-    done, planned = progress.iterations_done(run.metrics), run.config_value("SOLVER.MAX_ITER")
+    done, planned = training_curves.iterations_done(run.metrics), run.config_value("SOLVER.MAX_ITER")
     if done:
         is_short = isinstance(planned, int) and done < planned
         facts.append(("iterations", f"{done:,} of {planned:,}" if is_short else f"{done:,}"))
-    passes = progress.epochs(run.metrics)
-    if passes is not None:
+    if (passes := training_curves.epochs(run.metrics)) is not None:
         facts.append(("epochs", f"{passes:.1f}"))
-    seconds = progress.training_seconds(run.metrics)
-    if seconds is not None:
+    if (seconds := training_curves.training_seconds(run.metrics)) is not None:
         facts.append(("training", _duration(seconds)))
     if sets and sets[0].weights:
         facts.append(("evaluated weights", sets[0].weights))
     return facts
 
 
-def _training_charts(run: Run) -> list[tuple[str, Chart]]:
-    """Title and chart of losses, AP and lr, each if there is something to draw."""
+def _training_charts(run: RunFiles) -> list[tuple[str, Chart]]:
+    """Return (title, chart) of losses, AP and lr, each if there is something to draw."""
     charts = []
     losses = [
-        Line(name, progress.thinned(points), name.endswith("total_loss"), name.startswith("val/"))
-        for name, points in progress.losses(run.metrics).items()
+        Line(name, thinned(points), name.endswith("total_loss"), name.startswith("val/"))
+        for name, points in training_curves.losses(run.metrics).items()
         if points
     ]
     if losses:
         charts.append(("Loss", draw_lines("loss", losses, "iterations", "loss", is_log=True)))
     scores = [
-        Line(name if len(run.sets) < 2 else f"{name}, {found.name}", progress.thinned(points), name == "AP", True)
+        Line(name if len(run.sets) == 1 else f"{name}, {found.name}", thinned(points), name == "AP", True)
         for found in run.sets
         for name in ("AP", "AP50", "AP75")
-        if (points := progress.course(run.metrics, found.metric_prefix + name))
+        if (points := course(run.metrics, found.metric_prefix + name))
     ]
     if scores:
         charts.append(("AP", draw_lines("ap", scores, "iterations", "percent")))
-    rates = progress.thinned(progress.course(run.metrics, "lr"))
-    if rates:
+    if rates := thinned(course(run.metrics, "lr")):
         charts.append(("Learning rate", draw_lines("lr", [Line("lr", rates)], "iterations", "lr")))
     return charts
 

@@ -1,4 +1,4 @@
-"""What a run left in its folder; whatever is missing or damaged is said, not raised."""
+"""Read the files that a run left in its folder; what is missing or damaged is reported, not raised."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 
 import yaml
 
-from ..errors import InputError
+from .. import output_layout as layout
+from ..errors import InputError, counted
 from ..plain_data import parse_yaml
+from .metrics import metrics_lines
 
-# Names in OUTPUT_DIR, and in inference/<set>/ below it.
-_LARGEST = 1e15  # of a figure that is drawn
-METRICS, CONFIG, ENVIRONMENT, CHANGES = "metrics.json", "config.yaml", "environment.txt", "config_changes.json"
-DETECTIONS, DATASET = "coco_instances_results.json", "dataset.json"
+_OF_SETS = f"{layout.INFERENCE}/<set>/{layout.COCO_RESULTS}"
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,12 @@ class EvaluatedSet:
     """A set that the run was evaluated on.
 
     annotations: the annotation file's content; None if it is not there, which `problem` then explains.
-    image_dir: of the pictures; None if unknown.
-    detections: COCO's results.
-    evaluated_at: seconds since the epoch at which the detections were written.
-    given_as: the user's own annotation file, whose checked copy `annotations` is, from OUTPUT_DIR if it is in there; ""
-        of other sets.
-    iterations: of the evaluated model in training; None of another or if that was not recorded.
-    weights: file, from OUTPUT_DIR if it is in there, or address of that other; "" if that was not recorded.
-    metric_prefix: of the names of its scores in metrics.json.
+    evaluated_at: when the detections were written, in seconds since the epoch.
+    given_as: the user's own annotation file, of which `annotations` is the checked copy; relative to OUTPUT_DIR if it
+        is in there; "" for other sets.
+    iterations: after how many a model in training was evaluated; None for other models or if that was not recorded.
+    weights: file, relative to OUTPUT_DIR if it is in there, or address of another model; "" if that was not recorded.
+    metric_prefix: what the names of its scores in metrics.json begin with.
     """
 
     name: str
@@ -49,13 +46,13 @@ class EvaluatedSet:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """The files of a run.
 
-    metrics: of each iteration that was logged its scalars, in order.
+    metrics: the scalars of each iteration that was logged, in order.
     config, config_text: as values and as written; {} and "" if there is none.
     changes: keys that differ from the base: key, default, value, place; None if that was not recorded.
-    weights: names of the checkpoints in the folder, those of a finished training first.
+    weights: names of the checkpoints in the folder, the best and the final one first.
     missing: what could not be read, one line each.
     """
 
@@ -70,41 +67,34 @@ class Run:
     missing: list[str] = field(default_factory=list)
 
     def config_value(self, key: str) -> Any:
-        """Of a key such as "SOLVER.MAX_ITER"; None if the configuration does not have it."""
-        node: Any = self.config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return node
+        """Return the value of a key such as "SOLVER.MAX_ITER"; None if the configuration does not have it."""
+        return _value_of(self.config, key)
 
 
-def read_run(folder: Path) -> Run:
-    """Read what a training or evaluation left in its OUTPUT_DIR.
-
-    Raises:
-        InputError: there is no such folder, or nothing of a run in it.
-    """
+def read_run(folder: Path) -> RunFiles:
+    """Read what a run left in its OUTPUT_DIR; raise InputError if there is no such folder, or no run in it."""
     if not folder.is_dir():
         raise InputError(f"OUTPUT_DIR {folder}: no such folder; name the OUTPUT_DIR of a training")
-    results = sorted(folder.glob(f"inference/*/{DETECTIONS}"))
-    if not results and not (folder / METRICS).is_file():
+    results = sorted(folder.glob(f"{layout.INFERENCE}/*/{layout.COCO_RESULTS}"))
+    if not results and not (folder / layout.METRICS).is_file():
         raise InputError(
-            f"OUTPUT_DIR {folder}: holds no run: neither {METRICS} nor inference/<set>/{DETECTIONS} is there; "
+            f"OUTPUT_DIR {folder}: holds no run: neither {layout.METRICS} nor {_OF_SETS} is there; "
             "name the OUTPUT_DIR of a training"
         )
     missing: list[str] = []
-    metrics = _read_metrics(folder / METRICS, missing)
-    config_text = _read_text(folder / CONFIG, missing)
+    metrics = _read_metrics(folder / layout.METRICS, missing)
+    config_text = _read_text(folder / layout.CONFIG, missing)
     if not results:
-        missing.append(f"inference/<set>/{DETECTIONS}: nothing has been evaluated yet, so no detections can be shown.")
+        missing.append(f"{_OF_SETS}: nothing has been evaluated yet, so there are no detections.")
     sets = [found for path in results if (found := _read_set(path, missing)) is not None]
     config = _parse_config(config_text, missing)
-    return Run(
+    return RunFiles(
         folder=folder,
         metrics=metrics,
         config=config,
         config_text=config_text,
-        changes=_read_changes(folder / CHANGES, missing),
-        environment=_read_text(folder / ENVIRONMENT, missing),
+        changes=_read_changes(folder / layout.CONFIG_CHANGES, missing),
+        environment=_read_text(folder / layout.ENVIRONMENT, missing),
         weights=_weights(folder),
         sets=_in_order(sets, config),
         missing=missing,
@@ -112,51 +102,40 @@ def read_run(folder: Path) -> Run:
 
 
 def environment_facts(environment: str) -> list[tuple[str, str]]:
-    """Name and value of the lines of environment.txt that say on what and from what a run was made."""
+    """Return (name, value) of the lines of environment.txt that say what a run was made from and ran on."""
     names = r"focal_det|Python|PyTorch|torchvision|detectron2|hardware|GPU available|GPU [\d,]+|Driver version"
     wanted = rf"({names})(?: {{2,}}|(?<=focal_det) )(\S.*)"
-    # Detectron2 puts behind a version where it is installed
-    return [
-        (found[1], found[2].split(" @")[0])
-        for line in environment.splitlines()
-        if (found := re.fullmatch(wanted, line))
-    ]
+    lines = filter(None, (re.fullmatch(wanted, line) for line in environment.splitlines()))
+    return [(line[1], line[2].split(" @")[0]) for line in lines]  # behind a version stands where it is installed
 
 
 def _read_text(path: Path, missing: list[str]) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        missing.append(f"{path.name}: {'not there' if isinstance(error, FileNotFoundError) else error.strerror}.")
+        missing.append(_unreadable(path, error))
         return ""
 
 
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path.name}: {'not there' if isinstance(error, FileNotFoundError) else error.strerror}."
+
+
 def _read_metrics(path: Path, missing: list[str]) -> list[dict[str, float]]:
-    """One record for each iteration: what a resumed run did again counts as it was the last time."""
-    of_iteration: dict[int, dict[str, float]] = {}
+    """Return one record for each iteration; of one that a resumed run repeated, what it gave the last time."""
+    by_iteration: dict[int, dict[str, float]] = {}
     damaged = 0
-    for line in _read_text(path, missing).splitlines():
-        try:
-            record = json.loads(line)
-            of_iteration.setdefault(_iteration(record["iteration"]), {}).update(
-                {name: value for name, value in record.items() if _can_be_drawn(value)}
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # cut off where the run was ended
-            damaged += bool(line.strip())
+    try:
+        for line in metrics_lines(path):
+            if line.iteration is not None:
+                by_iteration.setdefault(line.iteration, {}).update(line.values)
+            elif line.text.strip():
+                damaged += 1
+    except OSError as error:
+        missing.append(_unreadable(path, error))
     if damaged:
-        missing.append(f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''} passed over.")
-    return [of_iteration[iteration] for iteration in sorted(of_iteration)]
-
-
-def _iteration(value: Any) -> int:
-    if not _can_be_drawn(value) or not 0 <= value <= _LARGEST:
-        raise ValueError(value)
-    return int(value)
-
-
-def _can_be_drawn(value: Any) -> bool:
-    """Whether it is a number of a size that a run can have; NaN is one."""
-    return isinstance(value, (int, float)) and not abs(value) > _LARGEST
+        missing.append(f"{path.name}: {counted(damaged, 'damaged line')} skipped.")
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
 
 
 def _parse_config(text: str, missing: list[str]) -> dict[str, Any]:
@@ -166,7 +145,7 @@ def _parse_config(text: str, missing: list[str]) -> dict[str, Any]:
             return config
     except (yaml.YAMLError, ValueError, RecursionError):
         pass
-    missing.append(f"{CONFIG}: not readable as YAML.")
+    missing.append(f"{layout.CONFIG}: not readable as YAML.")
     return {}
 
 
@@ -184,14 +163,12 @@ def _read_changes(path: Path, missing: list[str]) -> list[dict[str, Any]] | None
 def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
     name = path.parent.name
     try:
-        detections = json.loads(path.read_text())
-        evaluated_at = path.stat().st_mtime
+        found = EvaluatedSet(name, None, None, json.loads(path.read_text()), path.stat().st_mtime)
     except (OSError, ValueError, RecursionError) as error:
-        missing.append(f"inference/{name}/{DETECTIONS}: not readable ({error}).")
+        missing.append(f"{layout.INFERENCE}/{name}/{layout.COCO_RESULTS}: not readable ({error}).")
         return None
-    found = EvaluatedSet(name, None, None, detections, evaluated_at)
     try:
-        record = json.loads((path.parent / DATASET).read_text(encoding="utf-8"))
+        record = json.loads((path.parent / layout.DATASET).read_text(encoding="utf-8"))
         source = path.parent / record["annotations"]  # which is the latter if that is absolute
         found = replace(
             found,
@@ -202,33 +179,35 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
             weights=_from_run(path.parent, record.get("weights")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        problem = (
-            f"inference/{name}/{DATASET} is not there or not readable, so the annotations are unknown; evaluating "
-            "again (--eval-only) writes it."
-        )
-        return replace(found, problem=problem)
+        why = f"{layout.INFERENCE}/{name}/{layout.DATASET} is not there or not readable"
+        fix = "evaluating again (--eval-only) writes it."
+        return replace(found, problem=f"{why}, so the annotations are unknown; {fix}")
     try:
         annotations = json.loads(source.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         problem = f"The annotations are not readable at {source}; put them there, or evaluate again (--eval-only)."
         return replace(found, problem=problem)
-    if not isinstance(annotations, dict) or not all(
-        isinstance(annotations.get(section), list) for section in ("images", "annotations", "categories")
-    ):
+    sections = ("images", "annotations", "categories")
+    if not isinstance(annotations, dict) or not all(isinstance(annotations.get(key), list) for key in sections):
         return replace(found, problem=f"{source} has no public annotations, so there is nothing to score against.")
     return replace(found, annotations=annotations)
 
 
 def _from_run(folder: Path, place: str | None) -> str:
-    """A path that is relative to a set's folder as it is from OUTPUT_DIR; others and addresses as they are."""
-    inside = Path("inference") / folder.name
+    """Make a path that is relative to a set's folder relative to OUTPUT_DIR; leave others and addresses as they are."""
+    inside = Path(layout.INFERENCE) / folder.name
     return os.path.normpath(inside / place) if place and place.startswith("..") else place or ""
 
 
+def _value_of(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
 def _in_order(sets: list[EvaluatedSet], config: dict[str, Any]) -> list[EvaluatedSet]:
-    """The configuration's test sets first, in its order; others, of an --eval-only, behind them."""
-    node = config.get("DATASETS")
-    listed = node.get("TEST") if isinstance(node, dict) else None
+    """Put the configuration's test sets first, in its order, and others, of an --eval-only, after them."""
+    listed = _value_of(config, "DATASETS.TEST")
     order = list(listed) if isinstance(listed, (list, tuple)) else []
     ordered = sorted(sets, key=lambda s: (order.index(s.name) if s.name in order else len(order), s.name))
     if not order and len(ordered) == 1:
@@ -239,5 +218,5 @@ def _in_order(sets: list[EvaluatedSet], config: dict[str, Any]) -> list[Evaluate
 
 def _weights(folder: Path) -> list[str]:
     names = sorted((path.name for path in folder.glob("[!.]*.pth")), reverse=True)
-    special = [name for name in ("model_best.pth", "model_final.pth") if name in names]
+    special = [name for name in (layout.BEST_CHECKPOINT, layout.FINAL_CHECKPOINT) if name in names]
     return special + [name for name in names if name not in special]

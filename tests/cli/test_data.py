@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from focal_det.cli.main import main
-from focal_det.inference import pictures
+from focal_det.inference import images as images
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def test_draws_and_counts_every_set(voc, tmp_path, capsys):
     assert found["train_voc"]["source"] == f"{voc}:train"
     assert (found["train_voc"]["boxes"], found["val_voc"]["boxes"], found["val_voc"]["ignored"]) == (6, 1, 1)
     text = capsys.readouterr().out
-    assert f"{voc}: took split train, 6 pictures" in text
+    assert f"{voc}: took split train, 6 images" in text
     assert (out / "statistics.txt").read_text() in text
     assert str(out / "pictures.png") in text
 
@@ -65,7 +65,7 @@ def test_only_one_class(voc, tmp_path, capsys):
     assert inspect("--train-voc", voc, "--only-class", "dog", "--out", out) == 0
     assert [path.name for path in (out / "train_voc").iterdir()] == ["000_p03.png"]
     assert inspect("--train-voc", voc, "--only-class", "dgo", "--out", out) == 2
-    assert "--only-class 'dgo' is no class of these sets; did you mean 'dog'?" in capsys.readouterr().err
+    assert "--only-class 'dgo' is not a class of these sets; did you mean 'dog'?" in capsys.readouterr().err
 
 
 def files_in(folder):
@@ -98,12 +98,12 @@ def test_overwrite_replaces_the_very_files_and_takes_none_away(voc, tmp_path):
 
 @pytest.mark.parametrize("below", ["", "deeper"])
 @pytest.mark.parametrize("named", [True, False])
-def test_never_are_the_pictures_of_a_set_written_over(voc, tmp_path, capsys, below, named):
+def test_never_are_the_images_of_a_set_written_over(voc, tmp_path, capsys, below, named):
     out = tmp_path / "out"
     folder = out / "train_json" / below
     folder.mkdir(parents=True)
     (voc / "JPEGImages" / "p00.jpg").rename(folder / "000_p00.png")
-    # The folder of the pictures is theirs, or one high above.
+    # The folder of the images is theirs, or one high above.
     file_name = "000_p00.png" if named else str((folder / "000_p00.png").relative_to(tmp_path))
     content = {
         "images": [{"id": 1, "file_name": file_name, "width": 100, "height": 80}],
@@ -114,7 +114,7 @@ def test_never_are_the_pictures_of_a_set_written_over(voc, tmp_path, capsys, bel
     before = files_in(out)
     words = ["--train-json", tmp_path / "a.json", "--train-images", folder if named else tmp_path]
     assert inspect(*words, "--out", out, "--overwrite") == 2
-    assert f"{out / 'train_json'} holds or is what the data sets consist of" in capsys.readouterr().err
+    assert f"{out / 'train_json'} is or contains a file of the data sets" in capsys.readouterr().err
     assert files_in(out) == before
 
 
@@ -122,7 +122,7 @@ def test_never_are_the_pictures_of_a_set_written_over(voc, tmp_path, capsys, bel
 def test_a_folder_that_cannot_be_made_is_named(voc, tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
     assert inspect("--train-voc", voc, "--out", out) == 2
-    assert "no folder that can be made and written; name another" in capsys.readouterr().err
+    assert "not a folder that can be made and written; name another" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
 
 
@@ -138,18 +138,18 @@ def test_never_is_the_annotation_file_written_over(voc, tmp_path):
     assert json.loads((tmp_path / "statistics.json").read_text()) == content
 
 
-def test_a_picture_that_is_damaged_behind_its_header_is_passed_over_and_named(voc, tmp_path, monkeypatch, capsys):
+def test_an_image_that_is_damaged_behind_its_header_is_passed_over_and_named(voc, tmp_path, monkeypatch, capsys):
     path = voc / "JPEGImages" / "p00.jpg"
 
     def damaged(asked):
         if asked == path:
-            raise pictures.PictureError(path, "broken data stream")
-        return read_picture(asked)
+            raise images.ImageError(path, "broken data stream")
+        return read_image(asked)
 
-    read_picture = pictures.read_picture
-    monkeypatch.setattr(pictures, "read_picture", damaged)
+    read_image = images.read_image
+    monkeypatch.setattr(images, "read_image", damaged)
     assert inspect("--train-voc", voc, "--out", tmp_path / "out") == 0
-    assert f"warning: {path}: broken data stream; passed over" in capsys.readouterr().err
+    assert f"warning: {path}: broken data stream; skipped" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "train_voc").iterdir())) == 5
 
 
@@ -174,7 +174,7 @@ def test_sets_that_number_their_classes_differently_are_warned_of(voc, tmp_path,
         (["--val-json", "a.json"], "--val-json is given without --val-images; both are needed"),
         (
             ["--val-json", "a.json", "--val-json", "b.json", "--val-images", "."],
-            "--val-json is given 2 times and --val-images 1 times; each file needs the folder of its pictures",
+            "--val-json is given 2 times and --val-images 1 times; each file needs the folder of its images",
         ),
     ],
 )

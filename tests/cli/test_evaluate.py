@@ -38,7 +38,7 @@ def test_the_model_of_the_project_is_small_and_finds_shapes_without_detectron2(t
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "out" / "scores.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
     assert scores["APl"] is None
-    assert scores["AP50"] > 80  # 96 on 200 pictures
+    assert scores["AP50"] > 80  # 96 on 200 images
     assert [c["name"] for c in scores["classes"]] == ["disk", "box", "triangle"]
     assert "APl is nan: the set has no large objects" in done.stdout
     detections = json.loads((tmp_path / "out" / "detections.json").read_text())

@@ -31,7 +31,7 @@ def test_bad_constants_are_named_and_nothing_is_written(tmp_path, capsys, words,
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["plot", "losses", "--out", str(tmp_path / "file" / "plots")]) == 2
-    assert f"--out {tmp_path}/file/plots: no folder that can be made" in capsys.readouterr().err
+    assert f"--out {tmp_path}/file/plots: not a folder that can be made" in capsys.readouterr().err
 
 
 def test_a_figure_that_cannot_be_written_is_a_fault_and_named(tmp_path, capsys):

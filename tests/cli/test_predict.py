@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Finder:
-    """Finds in each picture a box of class 1 with score .8 and one of class 0 with score .3."""
+    """Finds in each image a box of class 1 with score .8 and one of class 0 with score .3."""
 
     class_names = ("disk", "box")
     category_ids = (3, 7)
@@ -28,10 +28,10 @@ class Finder:
     def __init__(self):
         self.batches = []
 
-    def __call__(self, pictures):
-        self.batches.append([picture.shape for picture in pictures])
+    def __call__(self, images):
+        self.batches.append([image.shape for image in images])
         boxes = np.array([[10, 5, 30, 25], [40, 5, 60, 35]], np.float32)
-        return [Detections(boxes, np.float32([0.8, 0.3]), np.array([1, 0])) for _ in pictures]
+        return [Detections(boxes, np.float32([0.8, 0.3]), np.array([1, 0])) for _ in images]
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def finder(monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    """Five pictures, of them two of the same stem and two of the same name, and one file that is none."""
+def images(tmp_path, monkeypatch):
+    """Five images, of them two of the same stem and two of the same name, and one file that is none."""
     for name in ("a.jpg", "a.png", "x/a.jpg", "y/a.jpg", "z.bmp"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.full((64, 96, 3), 90, np.uint8))
-    (tmp_path / "in" / "text.jpg").write_text("no picture")
+    (tmp_path / "in" / "text.jpg").write_text("no image")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "in"
 
@@ -62,7 +62,7 @@ def written(folder="out"):
     return json.loads(Path(folder, "detections.json").read_text())
 
 
-def test_a_folder_gives_drawings_under_their_names_and_an_annotation_file(finder, pictures, capsys):
+def test_a_folder_gives_drawings_under_their_names_and_an_annotation_file(finder, images, capsys):
     assert run("in", "--out", "out") == 0
     files = {str(path.relative_to("out")) for path in Path("out").rglob("*.*")}
     assert files == {"a.jpg", "a.png", "x/a.jpg", "y/a.jpg", "z.bmp", "detections.json"}
@@ -75,23 +75,23 @@ def test_a_folder_gives_drawings_under_their_names_and_an_annotation_file(finder
     assert {**first, "score": pytest.approx(0.8)} == coco["annotations"][0]
     assert [a["id"] for a in coco["annotations"]] == [1, 2, 3, 4, 5]
     output = capsys.readouterr()
-    assert f"warning: {pictures}/text.jpg: no picture of a known format; passed over" in output.err
-    assert "5 pictures, 5 detections, 1 that could not be read: out" in output.out
+    assert f"warning: {images}/text.jpg: not an image of a known format; skipped" in output.err
+    assert "5 images, 5 detections, 1 that could not be read: out" in output.out
 
 
-def test_batches_are_as_large_as_asked_and_nobody_is_left(finder, pictures):
+def test_batches_are_as_large_as_asked_and_nobody_is_left(finder, images):
     assert run("in", "--no-draw", "--batch-size", "2") == 0
     assert [len(batch) for batch in finder.batches] == [2, 2, 1]
     assert os.listdir("output/predictions") == ["detections.json"]
 
 
 @pytest.mark.parametrize(("thresh", "count"), [("0.31", 1), ("0.1", 2)])
-def test_the_threshold_is_obeyed(finder, pictures, thresh, count):
+def test_the_threshold_is_obeyed(finder, images, thresh, count):
     assert run("in/a.jpg", "--score-thresh", thresh, "--out", "out") == 0
     assert len(written()["annotations"]) == count
 
 
-def test_nothing_found_is_said_with_the_highest_score(finder, pictures, capsys):
+def test_nothing_found_is_said_with_the_highest_score(finder, images, capsys):
     assert run("in/a.jpg", "--score-thresh", "0.9", "--out", "out") == 0
     expected = (
         "nothing found with a score of at least 0.9: the highest score is 0.800, --score-thresh 0.8 would show it"
@@ -100,7 +100,7 @@ def test_nothing_found_is_said_with_the_highest_score(finder, pictures, capsys):
     assert written()["annotations"] == []
 
 
-def test_a_video_is_drawn_as_one_with_every_nth_frame(finder, pictures):
+def test_a_video_is_drawn_as_one_with_every_nth_frame(finder, images):
     writer = cv2.VideoWriter("v.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
     for _ in range(5):
         writer.write(np.full((64, 96, 3), 90, np.uint8))
@@ -114,24 +114,24 @@ def test_a_video_is_drawn_as_one_with_every_nth_frame(finder, pictures):
     assert sorted(path.name for path in Path("out").iterdir()) == ["detections.json", "in", "v.avi.mp4"]
 
 
-def test_where_no_picture_can_be_read_the_exit_code_is_1(finder, pictures, capsys):
+def test_where_no_image_can_be_read_the_exit_code_is_1(finder, images, capsys):
     assert run("in/text.jpg", "--out", "out") == 1
-    assert "no picture was looked at, 1 that could not be read" in capsys.readouterr().out
+    assert "no image was looked at, 1 that could not be read" in capsys.readouterr().out
     assert not Path("out/detections.json").exists()
 
 
-def test_paths_come_from_standard_input(finder, pictures, monkeypatch, capsys):
+def test_paths_come_from_standard_input(finder, images, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("in/a.jpg\nin/gone.jpg\n"))
     assert run("-", "--out", "out") == 0
     assert [image["file_name"] for image in written()["images"]] == ["a.jpg"]
-    assert "in/gone.jpg: no such file; passed over" in capsys.readouterr().err
+    assert "in/gone.jpg: no such file; skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", [[], ["--no-draw"]])
-def test_a_name_that_is_not_utf8_costs_no_picture(finder, pictures, extra):
-    odd = os.fsencode(pictures) + b"/b\xff.png"
-    Path(os.fsdecode(odd)).write_bytes((pictures / "a.png").read_bytes())
-    Path(os.fsdecode(os.fsencode(pictures) + b"/v\xff.avi")).write_bytes(b"")
+def test_a_name_that_is_not_utf8_costs_no_image(finder, images, extra):
+    odd = os.fsencode(images) + b"/b\xff.png"
+    Path(os.fsdecode(odd)).write_bytes((images / "a.png").read_bytes())
+    Path(os.fsdecode(os.fsencode(images) + b"/v\xff.avi")).write_bytes(b"")
     assert run("in", os.fsdecode(b"in/v\xff.avi"), "--out", "out", *extra) == 0
     names = [image["file_name"] for image in written()["images"]]
     assert names == ["a.jpg", "a.png", "b\udcff.png", "z.bmp", "x/a.jpg", "y/a.jpg"]
@@ -139,10 +139,10 @@ def test_a_name_that_is_not_utf8_costs_no_picture(finder, pictures, extra):
     assert (b"b\xff.png" in os.listdir(b"out")) == (not extra)
 
 
-def test_a_folder_that_is_not_utf8_can_be_named(finder, pictures, tmp_path):
+def test_a_folder_that_is_not_utf8_can_be_named(finder, images, tmp_path):
     folder = os.fsdecode(b"n\xfcr")
     Path(folder).mkdir()
-    Path(folder, "a.png").write_bytes((pictures / "a.png").read_bytes())
+    Path(folder, "a.png").write_bytes((images / "a.png").read_bytes())
     code = "import sys; from focal_det.cli import predict; from test_predict import Finder;" + (
         "predict._detector = lambda args: (Finder(), []); from focal_det.cli.main import main; sys.exit(main())"
     )
@@ -154,41 +154,41 @@ def test_a_folder_that_is_not_utf8_can_be_named(finder, pictures, tmp_path):
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "0"},
     )
     assert done.returncode == 0, done.stderr
-    assert b"passed over, as no file name holds a NUL: 'in/a\\x00.png'" in done.stderr
-    assert b"1 picture, 1 detection: out (names relative to" in done.stdout
+    assert b"skipped, as no file name holds a NUL: 'in/a\\x00.png'" in done.stderr
+    assert b"1 image, 1 detection: out (names relative to" in done.stdout
     assert Path("out/a.png").is_file()
 
 
-def test_a_file_where_a_folder_of_drawings_is_to_be_is_named_before(finder, pictures, capsys):
+def test_a_file_where_a_folder_of_drawings_is_to_be_is_named_before(finder, images, capsys):
     Path("out").mkdir()
     Path("out/x").write_text("mine")
     assert run("in", "--out", "out", "--overwrite") == 2
-    assert "--out out: out/x is a file, but a folder of drawings is to be there" in capsys.readouterr().err
+    assert "--out out: out/x is a file where a folder of drawings must be" in capsys.readouterr().err
     assert finder.batches == []
     assert os.listdir("out") == ["x"]
-    (pictures / "detections.json").mkdir()
-    (pictures / "detections.json" / "a.png").write_bytes((pictures / "a.png").read_bytes())
+    (images / "detections.json").mkdir()
+    (images / "detections.json" / "a.png").write_bytes((images / "a.png").read_bytes())
     assert run("in", "--out", "out2") == 2
-    assert "out2/detections.json would be a file and a folder of drawings" in capsys.readouterr().err
+    assert "out2/detections.json would be a drawing and a folder of drawings" in capsys.readouterr().err
     assert not Path("out2").exists()
 
 
-def test_a_drawing_that_cannot_be_written_is_named_and_the_others_are(finder, pictures, capsys):
+def test_a_drawing_that_cannot_be_written_is_named_and_the_others_are(finder, images, capsys):
     long = "b" * 250 + ".gif"  # with .png behind it too long for a name
-    (pictures / long).write_bytes((pictures / "a.png").read_bytes())
+    (images / long).write_bytes((images / "a.png").read_bytes())
     assert run("in", "--out", "out") == 0
     output = capsys.readouterr()
     assert f"{long}.png: the drawing cannot be written (File name too long); its detections are kept" in output.err
-    assert "6 pictures, 6 detections, 1 that could not be read, 1 drawing that could not be written" in output.out
+    assert "6 images, 6 detections, 1 that could not be read, 1 drawing that could not be written" in output.out
     assert len(list(Path("out").rglob("*.*"))) == 6
     assert len(written()["images"]) == 6
 
 
-def test_nothing_is_written_over_unless_asked_and_inputs_never(finder, pictures, capsys):
-    before = (pictures / "a.jpg").read_bytes()
+def test_nothing_is_written_over_unless_asked_and_inputs_never(finder, images, capsys):
+    before = (images / "a.jpg").read_bytes()
     assert run("in/a.jpg", "--out", "in", "--overwrite") == 2
-    assert "the drawings would take the place of their pictures" in capsys.readouterr().err
-    assert (pictures / "a.jpg").read_bytes() == before
+    assert "the drawings would overwrite their images" in capsys.readouterr().err
+    assert (images / "a.jpg").read_bytes() == before
     assert run("in/a.jpg", "--out", "out") == 0
     assert run("in/a.jpg", "--out", "out") == 2
     assert "add --overwrite" in capsys.readouterr().err
@@ -196,7 +196,7 @@ def test_nothing_is_written_over_unless_asked_and_inputs_never(finder, pictures,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_what_was_done(finder, pictures, monkeypatch, capsys, number):
+def test_a_signal_leaves_what_was_done(finder, images, monkeypatch, capsys, number):
     def stop_after_two(found):
         if len(finder.batches) == 2:
             os.kill(os.getpid(), number)
@@ -209,11 +209,11 @@ def test_a_signal_leaves_what_was_done(finder, pictures, monkeypatch, capsys, nu
     assert len(list(Path("out").rglob("*.*"))) == 3  # two drawings, and no half of one
     output = capsys.readouterr()
     assert f"stopped by {number.name}" in output.err
-    assert "2 pictures, 2 detections" in output.out
+    assert "2 images, 2 detections" in output.out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_fault_leaves_what_was_done_and_says_why(finder, pictures, monkeypatch, capsys):
+def test_a_fault_leaves_what_was_done_and_says_why(finder, images, monkeypatch, capsys):
     found_by = Finder.__call__
 
     def fail_at_the_third(self, given):
@@ -242,13 +242,13 @@ def test_a_fault_leaves_what_was_done_and_says_why(finder, pictures, monkeypatch
         (["gone.jpg", "--run", "a"], "INPUT 'gone.jpg': no such file or folder, and as a pattern it matches nothing"),
     ],
 )
-def test_bad_input_is_named_and_nothing_is_written(pictures, capsys, words, message):
+def test_bad_input_is_named_and_nothing_is_written(images, capsys, words, message):
     assert main(["predict", *words, "--out", "out"]) == 2
     assert message in capsys.readouterr().err
     assert not Path("out").exists()
 
 
-def test_keys_are_told_from_inputs_by_their_form(pictures, monkeypatch):
+def test_keys_are_told_from_inputs_by_their_form(images, monkeypatch):
     seen = []
     monkeypatch.setattr(predict, "_detector", lambda args: seen.append(args.overrides) or (Finder(), []))
     assert run("in/a.jpg", "in/a.png", "MODEL.DEVICE", "cpu", "--out", "o1") == 0
@@ -257,7 +257,7 @@ def test_keys_are_told_from_inputs_by_their_form(pictures, monkeypatch):
     assert len(written("o1")["images"]) == len(written("o2")["images"]) == 2
 
 
-def test_an_exported_model_is_asked_for_without_detectron2(pictures, tmp_path):
+def test_an_exported_model_is_asked_for_without_detectron2(images, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"")
     code = (
         "import sys; sys.modules['detectron2'] = None\n"

@@ -16,10 +16,10 @@ def test_missing_files_are_named_with_their_source_and_present_ones_are_not(tmp_
     source = "https://dl.fbaipublicfiles.com/detectron/coco/coco_annotations_minival.tgz"
     assert file == f"{tmp_path}/instances_minival2014.json is missing; it comes from {source}"
     assert "DETECTRON2_DATASETS" in place
-    assert "coco_2017_train and coco_2017_val hold the same pictures" in other
+    assert "coco_2017_train and coco_2017_val hold the same images" in other
     assert missing_files([str(there)]) == []
 
 
 def test_the_2017_files_are_not_offered_for_themselves(tmp_path):
     file, place = missing_files([str(tmp_path / "val2017")])
-    assert "the same pictures" not in file + place
+    assert "the same images" not in file + place

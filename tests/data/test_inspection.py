@@ -2,8 +2,9 @@
 
 import json
 
-from focal_det.data.inspection import aspect_ratios, describe, inspect_set, sides
+from focal_det.data.inspection import describe, inspect_set
 from focal_det.data.inspection_figure import inspection_figure
+from focal_det.data.statistics import statistics
 
 COCO = {
     "images": [{"id": i, "file_name": f"{i}.png", "width": w, "height": 80} for i, w in ((1, 100), (2, 100), (3, 200))],
@@ -20,23 +21,24 @@ EMPTY = {**COCO, "annotations": []}
 
 def test_counts_labels_and_sizes():
     found = inspect_set(COCO)
-    assert (found["pictures"], found["without_objects"], found["boxes"], found["ignored"]) == (3, 1, 3, 1)
+    assert (found["images"], found["without_objects"], found["boxes"], found["ignored"]) == (3, 1, 3, 1)
     # labels follow the ids, not the order in the file
-    assert [(c["label"], c["id"], c["name"], c["boxes"], c["pictures"]) for c in found["classes"]] == [
+    assert [(c["label"], c["id"], c["name"], c["boxes"], c["images"]) for c in found["classes"]] == [
         (0, 4, r"a $\dog$", 1, 1),
         (1, 5, "none", 0, 0),
         (2, 9, "cat", 2, 1),
     ]
     assert found["sizes"] == {"small": 1, "medium": 1, "large": 1}  # 400, 1024 = 32^2, 9216 = 96^2
-    assert found["picture_sizes"][0] == {"width": 100, "height": 80, "pictures": 2}
+    assert found["image_sizes"][0] == {"width": 100, "height": 80, "images": 2}
 
 
 def test_quantiles():
-    assert sides(COCO).tolist() == [20, 32, 7680**0.5]  # sqrt(40 * 10), ...; of 96 x 96, 80 are in the picture
-    assert aspect_ratios(COCO).tolist() == [4, 1, 1.2]
+    objects = statistics(COCO).objects
+    assert objects.sides.tolist() == [20, 32, 7680**0.5]  # sqrt(40 * 10), ...; of 96 x 96, 80 are in the image
+    assert objects.aspect_ratios.tolist() == [4, 1, 1.2]
     found = inspect_set(COCO)
     assert (found["side"]["min"], found["side"]["median"], found["side"]["max"]) == (20, 32, 87.636)
-    assert (found["boxes_a_picture"]["min"], found["boxes_a_picture"]["median"]) == (0, 1)
+    assert (found["boxes_per_image"]["min"], found["boxes_per_image"]["median"]) == (0, 1)
 
 
 def test_a_set_without_objects_has_no_quantiles_and_is_valid_json():
@@ -48,7 +50,7 @@ def test_a_set_without_objects_has_no_quantiles_and_is_valid_json():
 
 def test_the_text_says_what_is_not_trained_on():
     text = describe(inspect_set(COCO), is_trained_on=True)
-    assert "3 pictures, 1 of them without objects, which are not trained on while" in text
+    assert "3 images, 1 of them without objects, which are not trained on while" in text
     assert "1 of them without objects\n" in describe(inspect_set(COCO), is_trained_on=False)
     assert "3 boxes, and 1 that are ignored" in text
     assert "1 small (33%), 1 medium (33%), 1 large (33%)" in text

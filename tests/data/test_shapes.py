@@ -1,4 +1,4 @@
-"""Generated pictures: reproducible, disjoint, annotated where they say, whole or not there."""
+"""Generated images: reproducible, disjoint, annotated where they say, whole or not there."""
 
 import json
 
@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 
 from focal_det.data import shapes
-from focal_det.data.shapes import CLASSES, draw_picture, make_shapes, parse_name, shapes_files
+from focal_det.data.shapes import CLASSES, draw_image, make_shapes, parse_name, shapes_files
 
 
-def test_a_picture_depends_on_split_and_index_alone():
-    first, again = draw_picture("train", 5, 96), draw_picture("train", 5, 96)
+def test_an_image_depends_on_split_and_index_alone():
+    first, again = draw_image("train", 5, 96), draw_image("train", 5, 96)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_splits_and_indices_give_different_pictures():
-    pictures = [draw_picture(split, index, 64)[0] for split in ("train", "val") for index in range(5)]
-    assert len({picture.tobytes() for picture in pictures}) == 10
+def test_splits_and_indices_give_different_images():
+    images = [draw_image(split, index, 64)[0] for split in ("train", "val") for index in range(5)]
+    assert len({image.tobytes() for image in images}) == 10
 
 
-def test_boxes_lie_in_the_picture_and_cover_small_and_large():
+def test_boxes_lie_in_the_image_and_cover_small_and_large():
     sides, counts = [], []
     for index in range(200):
-        picture, boxes, classes = draw_picture("val", index, 128)
-        assert picture.shape == (128, 128, 3)
-        assert picture.dtype == np.uint8
+        image, boxes, classes = draw_image("val", index, 128)
+        assert image.shape == (128, 128, 3)
+        assert image.dtype == np.uint8
         assert len(boxes) == len(classes) >= 1
         assert boxes.min() >= 0
         assert boxes.max() <= 128
@@ -40,13 +40,13 @@ def test_boxes_lie_in_the_picture_and_cover_small_and_large():
 def test_a_box_bounds_its_object_tightly(monkeypatch):
     # on an even background, without clutter and noise, the object is what is not background
     monkeypatch.setattr(shapes, "_background", lambda rng, side: np.full((side, side, 3), 128, np.uint8))
-    monkeypatch.setattr(shapes, "_draw_clutter", lambda rng, picture: None)
+    monkeypatch.setattr(shapes, "_draw_clutter", lambda rng, image: None)
     checked = 0
     for index in range(60):
-        picture, boxes, _ = draw_picture("train", index, 128)
+        image, boxes, _ = draw_image("train", index, 128)
         if len(boxes) != 1:
             continue
-        ys, xs = np.nonzero(np.abs(picture.astype(int) - 128).max(axis=2) > 60)  # noise is ten times weaker
+        ys, xs = np.nonzero(np.abs(image.astype(int) - 128).max(axis=2) > 60)  # noise is ten times weaker
         found = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
         assert np.abs(found - boxes[0]).max() <= 1
         checked += 1
@@ -61,8 +61,8 @@ def test_a_set_is_written_in_coco_format_once(tmp_path):
     assert [c["name"] for c in coco["categories"]] == list(CLASSES)
     assert len(coco["images"]) == 6
     assert all((folder / image["file_name"]).is_file() for image in coco["images"])
-    picture, boxes, classes = draw_picture("val", 3, 64)
-    assert np.array_equal(cv2.imread(str(folder / "000003.png")), picture)
+    pixels, boxes, classes = draw_image("val", 3, 64)
+    assert np.array_equal(cv2.imread(str(folder / "000003.png")), pixels)
     own = [a for a in coco["annotations"] if a["image_id"] == 4]
     assert [a["category_id"] - 1 for a in own] == classes.tolist()
     assert [a["bbox"] for a in own] == [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes.tolist()]
@@ -76,9 +76,9 @@ def test_a_stopped_run_leaves_no_half_set(tmp_path, monkeypatch):
     def stop(split, index, side, *, rare):
         if index == 2:
             raise KeyboardInterrupt
-        return draw_picture(split, index, side, rare=rare)
+        return draw_image(split, index, side, rare=rare)
 
-    monkeypatch.setattr(shapes, "draw_picture", stop)
+    monkeypatch.setattr(shapes, "draw_image", stop)
     with pytest.raises(KeyboardInterrupt):
         make_shapes("shapes_train_4_64px", tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

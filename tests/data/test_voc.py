@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focal_det.data.coco_json import read_coco
-from focal_det.data.sources import SetSource, parse_source, read_sources, voc_source
+from focal_det.data.coco import read_coco
+from focal_det.data.dataset_spec import SetSource, parse_source, read_sources, voc_source
 from focal_det.data.voc import check_voc, read_voc
 from focal_det.errors import InputError
 
@@ -54,27 +54,27 @@ def test_difficult_objects_are_crowds_to_coco(write_voc):
 def test_splits_are_taken_in_their_order_and_by_their_usual_names(write_voc):
     folder = write_voc(CATS, train="ba", val="c", test="a")
     assert [i["file_name"] for i in read(folder)["images"]] == ["b.jpg", "a.jpg"]
-    assert [p.file_name for p in read_voc(folder, None, ("val", "test")).pictures] == ["c.jpg"]
-    assert [p.file_name for p in read_voc(folder, "test").pictures] == ["a.jpg"]
+    assert [p.file_name for p in read_voc(folder, None, ("val", "test")).images] == ["c.jpg"]
+    assert [p.file_name for p in read_voc(folder, "test").images] == ["a.jpg"]
     (folder / "ImageSets" / "Main" / "val.txt").unlink()
-    assert [p.file_name for p in read_voc(folder, None, ("val", "test")).pictures] == ["a.jpg"]
-    assert read_voc(folder, None).notes == [f"{folder}: took split train, 2 pictures"]
+    assert [p.file_name for p in read_voc(folder, None, ("val", "test")).images] == ["a.jpg"]
+    assert read_voc(folder, None).notes == [f"{folder}: took split train, 2 images"]
 
 
 def test_without_splits_all_annotations_are_taken_and_it_is_said(write_voc):
     found = read_voc(write_voc(CATS), None)
-    assert [p.annotation for p in found.pictures] == ["a.xml", "b.xml", "c.xml"]
+    assert [p.annotation for p in found.images] == ["a.xml", "b.xml", "c.xml"]
     assert "so all 3 annotations were taken" in found.notes[0]
 
 
-def test_annotations_beside_their_pictures(tmp_path, write_voc):
+def test_annotations_beside_their_images(tmp_path, write_voc):
     folder = write_voc(CATS)
     for path in (*folder.glob("Annotations/*"), *folder.glob("JPEGImages/*")):
         path.rename(tmp_path / path.name)
     assert len(read(tmp_path)["images"]) == 3
 
 
-def test_a_size_that_is_missing_comes_from_the_picture_upright(write_voc):
+def test_a_size_that_is_missing_comes_from_the_image_upright(write_voc):
     folder = write_voc({"a": [("cat", 1, 1, 9, 9)], "b": []})
     for name, size in (("a", ""), ("b", "<size><width>0</width><height>0</height></size>")):
         path = folder / "Annotations" / f"{name}.xml"
@@ -85,15 +85,15 @@ def test_a_size_that_is_missing_comes_from_the_picture_upright(write_voc):
     assert [(i["width"], i["height"]) for i in read(folder)["images"]] == [(100, 80), (70, 60)]
 
 
-def test_pictures_of_other_formats_and_names_are_found(write_voc):
+def test_images_of_other_formats_and_names_are_found(write_voc):
     folder = write_voc({"a": [("cat", 1, 1, 9, 9)], "b": [], "c": []})
-    pictures = folder / "JPEGImages"
-    (pictures / "a.jpg").rename(pictures / "a.PNG")
-    (pictures / "b.jpg").rename(pictures / "other.jpg")
+    images = folder / "JPEGImages"
+    (images / "a.jpg").rename(images / "a.PNG")
+    (images / "b.jpg").rename(images / "other.jpg")
     for name, given in (("b", r"C:\work\other.jpg"), ("c", "c.jpg")):
         path = folder / "Annotations" / f"{name}.xml"
         path.write_text(path.read_text().replace("<annotation>", f"<annotation><filename>{given}</filename>"))
-    cv2.imwrite(str(pictures / "c.png"), np.zeros((80, 100, 3), np.uint8))  # beside c.jpg
+    cv2.imwrite(str(images / "c.png"), np.zeros((80, 100, 3), np.uint8))  # beside c.jpg
     assert [i["file_name"] for i in read(folder)["images"]] == ["a.PNG", "other.jpg", "c.jpg"]
 
 
@@ -103,10 +103,10 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;">]><annotation>&
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        (BOMB, "has a <!DOCTYPE>, which is refused since it may define entities; take it out: b.xml"),
+        (BOMB, "has a <!DOCTYPE>, which is refused since it may define entities; remove it: b.xml"),
         (BOMB.encode("utf-16"), "has a <!DOCTYPE>"),
         ('<!DOCTYPE x SYSTEM "file:///etc/hostname"><annotation/>', "has a <!DOCTYPE>"),
-        ("<annotation>", "cannot be read as XML; correct the file or take it out: b.xml (no element found"),
+        ("<annotation>", "cannot be read as XML; correct the file or remove it: b.xml (no element found"),
         ("", "cannot be read as XML"),
         (b"\xff\xff", "cannot be read as XML"),
         ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "cannot be read as XML"),
@@ -124,7 +124,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;">]><annotation>&
         ("{cat}{10}{10}{20}{20}<difficult>yes</difficult>", "<difficult> must be 0 or 1: b.xml object 1 ('yes')"),
         (
             "<annotation><size><width>-3</width><height>8</height></size></annotation>",
-            "<size> is not in pixels; correct it or take it out: b.xml (-3 x 8)",
+            "<size> is not in pixels; correct or remove it: b.xml (-3 x 8)",
         ),
     ],
 )
@@ -153,9 +153,9 @@ def test_all_faults_of_all_files_come_at_once_one_line_for_each_kind(write_voc):
     found = problems(read, folder).splitlines()
     assert len(found) == 4
     assert "2 in 7 annotations: cannot be read as XML" in found[0]
-    assert f"no picture of that name in {folder}/JPEGImages; add it or take the annotation out: c.xml" in found[1]
-    assert "several pictures of that name; say which in <filename>: d.xml (d.jpg, d.png)" in found[2]
-    assert f"no such file in {folder}/Annotations; add it or take its name out of the split: g.xml" in found[3]
+    assert f"no image of that name in {folder}/JPEGImages; add it or remove the annotation: c.xml" in found[1]
+    assert "several images of that name; name one in <filename>: d.xml (d.jpg, d.png)" in found[2]
+    assert f"no such file in {folder}/Annotations; add it or remove its name from the split: g.xml" in found[3]
 
 
 def test_what_coco_files_are_checked_for_is_named_by_the_xml_file(write_voc):
@@ -169,10 +169,10 @@ def test_what_coco_files_are_checked_for_is_named_by_the_xml_file(write_voc):
 
 
 @pytest.mark.parametrize("name", ["../Annotations/a", "..", "/etc/passwd", "sub/a", r"sub\a"])
-def test_a_split_names_pictures_of_its_folder_alone(write_voc, name):
+def test_a_split_names_images_of_its_folder_alone(write_voc, name):
     folder = write_voc(CATS, train=["b", name])
     found = problems(read_voc, folder, None)
-    assert f"train.txt: {name!r} is no name of a picture but a place; write names without folder and ending" in found
+    assert f"train.txt: {name!r} is a path, not the name of an image; write names without folder and suffix" in found
 
 
 def test_numbers_are_read_in_every_usual_form(write_voc):
@@ -188,7 +188,7 @@ def test_pipes_are_not_waited_for(write_voc, place):
     (folder / place).unlink()
     os.mkfifo(folder / place)
     found = problems(read_voc, folder, None)
-    assert "a.jpg" in found and "IrregularFileError" in found if "jpg" in place else "is no regular file" in found
+    assert "a.jpg" in found and "IrregularFileError" in found if "jpg" in place else "is not a regular file" in found
 
 
 def test_a_place_too_long_is_named():
@@ -201,10 +201,10 @@ def test_splits_that_cannot_be_taken(write_voc, tmp_path):
     there = f"there are empty, latin, trainval, val; name one as {folder}:SPLIT"
     assert problems(read_voc, folder, None) == f"{folder}: no split train in {folder}/ImageSets/Main; {there}"
     assert there in problems(read_voc, folder, "tset")
-    assert "val.txt: repeats a; name each picture once" in problems(read_voc, folder, "val")
-    assert "empty.txt: names no picture" in problems(read_voc, folder, "empty")
+    assert "val.txt: repeats a; name each image once" in problems(read_voc, folder, "val")
+    assert "empty.txt: names no image" in problems(read_voc, folder, "empty")
     assert "latin.txt: not a text file in UTF-8" in problems(read_voc, folder, "latin")
-    assert "says of each picture whether it holds one class" in problems(read_voc, folder, "cat_val")
+    assert "lists which images hold one class" in problems(read_voc, folder, "cat_val")
     whole = write_voc(CATS, folder="whole")
     assert "no split 'train' in" in problems(read_voc, whole, "train")
     assert problems(read_voc, whole, "train").endswith("leave it out to take all")
@@ -228,7 +228,7 @@ def test_a_source_is_a_folder_and_its_split(tmp_path):
     assert parse_source("val", "voc:some/where:test") == SetSource("val", "voc", "some/where", "test")
     assert parse_source("val", "coco:a.json:b") == SetSource("val", "json", "a.json", "b")
     assert parse_source("val", "coco_2017_val") is None
-    assert "the folder of its pictures is missing" in problems(parse_source, "val", "coco:a.json")
+    assert "the folder of its images is missing" in problems(parse_source, "val", "coco:a.json")
 
 
 def test_all_sets_of_a_run_number_their_classes_alike(write_voc):
@@ -260,11 +260,11 @@ def test_voc_takes_the_order_of_a_coco_file_that_has_its_classes(write_voc):
 
 def test_no_objects_at_all_have_no_classes(write_voc):
     _, found = read_sources({"train_voc": voc_source("train", str(write_voc({"a": []})))})
-    assert "no object in any annotation, so there are no classes" in found[0]
+    assert "no annotation has an object, so there are no classes" in found[0]
 
 
-@pytest.mark.skipif(not BCCD.is_dir(), reason="needs the pictures of BCCD")
-def test_real_pictures_give_the_same_boxes_in_voc_and_coco_form(tmp_path):
+@pytest.mark.skipif(not BCCD.is_dir(), reason="needs the images of BCCD")
+def test_real_images_give_the_same_boxes_in_voc_and_coco_form(tmp_path):
     raw = json.loads((BCCD / "instances_test.json").read_text())
     names = {c["id"]: c["name"] for c in raw["categories"]}
     for part in ("Annotations", "ImageSets/Main"):

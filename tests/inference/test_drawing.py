@@ -9,9 +9,9 @@ from focal_det.inference.drawing import beside, class_colour, draw_boxes, sheet,
 GREY = np.full((400, 500, 3), 90, np.uint8)
 
 
-def coloured(picture, label, num_classes):
-    """Where the class's colour is, of a BGR picture."""
-    return (picture == class_colour(label, num_classes)[::-1]).all(axis=2)
+def coloured(image, label, num_classes):
+    """Where the class's colour is, of a BGR image."""
+    return (image == class_colour(label, num_classes)[::-1]).all(axis=2)
 
 
 def test_a_box_is_where_it_should_be_and_in_its_colour():
@@ -22,7 +22,7 @@ def test_a_box_is_where_it_should_be_and_in_its_colour():
     assert not coloured(drawn, 0, 3).any()
 
 
-def test_small_pictures_are_enlarged_with_their_boxes():
+def test_small_images_are_enlarged_with_their_boxes():
     drawn = draw_boxes(np.zeros((64, 128, 3), np.uint8), np.array([[32, 16, 64, 48]]), [0], [""], num_classes=1)
     assert drawn.shape == (320, 640, 3)  # five times
     rows, columns = np.nonzero(coloured(drawn, 0, 1))
@@ -43,7 +43,7 @@ def labels_of(boxes, texts, monkeypatch, shape=(400, 500)):
     return placed
 
 
-def test_labels_stay_in_the_picture_and_off_one_another(monkeypatch):
+def test_labels_stay_in_the_image_and_off_one_another(monkeypatch):
     boxes = [[0, 0, 499, 399], [0, 0, 60, 40], [440, 360, 499, 399], [200, 200, 280, 260], [203, 202, 283, 262]]
     labels = np.array(labels_of(boxes, ["triangle 99%"] * 5, monkeypatch))
     assert (labels[:, :2] >= 0).all()
@@ -58,7 +58,7 @@ def test_a_label_goes_above_its_box_and_below_where_there_is_no_room(monkeypatch
     assert (below[0], below[1]) == (300, 101)
 
 
-def test_a_text_longer_than_the_picture_is_shortened(monkeypatch):
+def test_a_text_longer_than_the_image_is_shortened(monkeypatch):
     ((x0, _, x1, _),) = labels_of([[10, 100, 50, 150]], ["a very long name " * 9], monkeypatch)
     assert 0 <= x0 < x1 <= 500
 
@@ -74,7 +74,7 @@ def test_every_class_has_a_colour_of_its_own(count):
 
 
 def test_sheets_are_bounded_and_small_ones_are_left_alone():
-    # Two columns of 300 and a gap of 8; three pictures are two rows.
+    # Two columns of 300 and a gap of 8; three images are two rows.
     small = [np.full((100, 300, 3), i, np.uint8) for i in (1, 2, 3)]
     assert sheet(small).shape == (208, 608, 3)
     assert (sheet(small)[108:, :300] == 3).all()
@@ -84,7 +84,7 @@ def test_sheets_are_bounded_and_small_ones_are_left_alone():
     assert sheet([]).shape[2] == 3
 
 
-def test_pictures_beside_one_another_and_titled():
+def test_images_beside_one_another_and_titled():
     tall, wide = np.zeros((90, 40, 3), np.uint8), np.zeros((50, 100, 3), np.uint8)
     both = beside(tall, wide)
     assert both.shape == (90, 148, 3)

@@ -23,8 +23,8 @@ SOUND = {
     ("change", "message"),
     [
         ({"max_size": "missing"}, "max_size is missing"),
-        ({"more": 1}, "'more' is not known"),
-        ({"min_size": "abc"}, "min_size is 'abc', not a whole number >= 0"),
+        ({"more": 1}, "'more' is unknown"),
+        ({"min_size": "abc"}, "min_size is 'abc', not an integer >= 0"),
         ({"min_size": -5}, "min_size is -5, not"),
         ({"max_size": 0}, "max_size is 0, not"),
         ({"class_names": None}, "class_names is None, not a list of distinct texts"),

@@ -13,6 +13,7 @@ from focal_det.losses import (
     focal_loss_reference,
     focal_loss_star,
     focal_loss_star_reference,
+    fused,
     hinge_loss,
     hinge_loss_reference,
 )
@@ -170,7 +171,7 @@ def test_blocks_do_not_change_the_sum(member, monkeypatch):
     logits, labels = random_case(anchors=1000, classes=3)
     whole = member[0](logits, labels)
     (whole_grad,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr("focal_det.losses.batch._BLOCK_ELEMENTS", 30)  # 10 rows: 100 blocks
+    monkeypatch.setattr(fused, "_BLOCK_ELEMENTS", 30)  # 10 rows: 100 blocks
     blocks = member[0](logits, labels)
     torch.testing.assert_close(blocks, whole, rtol=1e-13, atol=0)
     torch.testing.assert_close(torch.autograd.grad(blocks, logits)[0], whole_grad, rtol=1e-13, atol=0)
@@ -329,7 +330,7 @@ def test_constants_out_of_range_are_named(loss, options, message):
         (hinge_loss, {"margin": "x"}, "margin='x'"),
     ],
 )
-def test_constants_that_are_no_numbers_are_named(loss, options, message):
+def test_constants_that_are_not_numbers_are_named(loss, options, message):
     with pytest.raises(TypeError, match=message):
         loss(torch.zeros(2, 3), torch.tensor([0, 3]), **options)
 

@@ -1,5 +1,7 @@
 """Anchor geometry, with boxes as literals."""
 
+import math
+
 import pytest
 import torch
 
@@ -42,8 +44,13 @@ def test_rows_come_after_columns_and_offset_is_in_strides():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, 3, [1.0]), "base_size=0"), ((32, 0, [1.0]), "scales_per_octave=0"), ((32, 1.5, [1.0]), "1.5")]
-    + [((32, 3, ratios), "aspect_ratios") for ratios in ([], [1.0, -1.0])],
+    [
+        ((0, 3, [1.0]), "base_size=0"),
+        ((math.inf, 3, [1.0]), "base_size=inf"),
+        ((32, 0, [1.0]), "scales_per_octave=0"),
+        ((32, 1.5, [1.0]), "1.5"),
+    ]
+    + [((32, 3, ratios), "aspect_ratios") for ratios in ([], [1.0, -1.0], [math.inf])],
 )
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):

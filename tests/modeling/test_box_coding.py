@@ -47,3 +47,9 @@ def test_predicted_sides_are_bounded():
 
 def test_half_precision_deltas_decode_in_single():
     assert decode_boxes(torch.zeros(1, 4, dtype=torch.float16), ANCHOR, weights=ONES).dtype == torch.float32
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (1, 1, 1, 0), (1, 1, 1, math.inf)])
+def test_weights_out_of_their_range_are_named(weights):
+    with pytest.raises(ValueError, match=r"box_weights=\[1, 1.*must be four finite numbers > 0"):
+        encode_boxes(ANCHOR, ANCHOR, weights=weights)

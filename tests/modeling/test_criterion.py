@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from focal_det.losses import focal_loss, smooth_l1_loss
-from focal_det.losses.batch import batch_loss
 from focal_det.losses.focal import focal_formula
+from focal_det.losses.fused import batch_loss
 from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.box_coding import encode_boxes
 from focal_det.modeling.criterion import DenseCriterion
@@ -161,7 +161,7 @@ def test_the_masked_box_loss_of_a_gpu_is_the_same(objects):
     torch.testing.assert_close(*grads)
 
 
-def test_moving_average_is_a_saved_buffer_and_goes_on_after_loading():
+def test_moving_average_is_a_saved_buffer_and_continues_after_loading():
     first = criterion("ema")
     first(*one_level(2), ANCHORS, *OBJECTS)
     assert first.state_dict()["normalizer.ema"].item() == pytest.approx(90.5)

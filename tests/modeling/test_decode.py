@@ -161,7 +161,7 @@ def test_a_wild_box_of_one_image_leaves_the_others_alone(monkeypatch):
         assert found[1].scores.tolist() == pytest.approx([0.6])
 
 
-def test_a_logit_that_is_no_number_hides_no_other_class():
+def test_a_nonfinite_logit_hides_no_other_class():
     logits = torch.tensor([[[torch.nan, 2.0], [1.0, -9.0]]])
     (found,) = decode_detections([logits], [torch.zeros(1, 2, 4)], [grid(2)], [(50, 50)], **OPTIONS)
     assert found.classes.tolist() == [1, 0]
@@ -183,7 +183,13 @@ def test_suppression_that_looks_at_the_best_first_finds_what_it_would_of_all(mon
         assert_same(decode_detections(logits, deltas, anchors, sizes, **OPTIONS), expected)
 
 
-@pytest.mark.parametrize("score_thresh", [-0.1, 1.0])
-def test_bad_threshold_is_named(score_thresh):
-    with pytest.raises(ValueError, match=f"score_thresh={score_thresh}"):
-        decode([torch.zeros(1, 1)], [grid(1)], score_thresh=score_thresh)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("score_thresh", -0.1), ("score_thresh", 1.0), ("nms_thresh", -0.1), ("nms_thresh", 1.1)),
+        *(("topk_per_level", 0), ("max_detections", 0)),
+    ],
+)
+def test_an_option_out_of_its_range_is_named(option, value):
+    with pytest.raises(ValueError, match=f"{option}={value} "):
+        decode([torch.zeros(1, 1)], [grid(1)], **{option: value})

@@ -9,6 +9,8 @@ import torch
 from focal_det.losses import focal_loss
 from focal_det.paper.loss_cdf import LossHistogram, draw_loss_cdf, loss_cdf, shares_as_csv, split_examples
 
+pytestmark = pytest.mark.detectron2
+
 GAMMAS = [0.0, 0.5, 1.0, 2.0]
 
 
@@ -63,7 +65,7 @@ def test_examples_are_pairs_of_anchor_and_class():
     assert sorted(negative.tolist()) == sorted([-0.0, -2.0, -3.0, -4.0, -5.0, -10.0, -11.0])
 
 
-def test_a_stream_is_counted_picture_by_picture():
+def test_a_stream_is_counted_image_by_image():
     stream = [(torch.zeros(2, 5, 3), torch.tensor([[0, 3, 3, 3, -1]] * 2)) for _ in range(3)]
     positives, negatives = loss_cdf(iter(stream), [2.0])
     assert (positives.total, negatives.total) == (6, 6 * 4 * 3 - 6)
@@ -80,9 +82,9 @@ def test_figures_and_table_have_every_gamma():
     assert len(lines) == 1 + 4 * 6
 
 
-def test_no_examples_and_no_numbers_are_refused():
+def test_no_examples_and_non_finite_logits_are_refused():
     with pytest.raises(ValueError, match="with gamma 0 no example of 0 has a loss above zero"):
         LossHistogram([0.0]).curve(0.0)
     for value in (math.nan, math.inf, -math.inf):
-        with pytest.raises(FloatingPointError, match="infinite or no number"):
+        with pytest.raises(FloatingPointError, match="a class logit is not finite"):
             LossHistogram([0.0]).add(torch.tensor([1.0, value]))

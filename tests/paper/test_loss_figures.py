@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from focal_det.losses import cross_entropy_loss, focal_loss, focal_loss_star
 from focal_det.paper.figures import save_figures
-from focal_det.paper.loss_figures import BACKGROUND, POSITIVE, loss_and_slope, loss_figures
+from focal_det.paper.loss_figures import BACKGROUND, POSITIVE, draw_star_grid, loss_and_slope, loss_figures
 
 NAMES = [
     f"{name}.{suffix}"
@@ -113,3 +113,17 @@ def test_what_cannot_be_written_leaves_no_half_a_figure(tmp_path):
     with pytest.raises(OSError, match="figure5"):
         save_figures(loss_figures(**PAPERS), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == NAMES[:3]
+
+
+def test_every_finished_setting_has_a_curve_and_its_ap():
+    figure = draw_star_grid({(2.0, 1.0): 33.8, (4.0, 0.0): 23.9, (0.5, 0.0): 10.0}, "title")
+    curves, grid = figure.axes
+    assert len(curves.lines) == 3
+    assert sorted(text.get_text() for text in grid.texts) == ["10.0", "23.9", "33.8"]
+    assert [label.get_text() for label in grid.get_yticklabels()] == ["0.5", "2", "4"]
+    colors = {line.get_color() for line in curves.lines}
+    assert len(colors) == 3
+
+
+def test_a_grid_without_any_setting_is_empty():
+    assert [len(axes.lines) for axes in draw_star_grid({}, "title").axes] == [0, 0]

@@ -49,7 +49,7 @@ def test_what_the_text_says_of_the_prior_and_of_alpha():
     rows = load_tables()["section5_1"].rows
     assert rows["ce"].published == {"AP": 30.2}
     assert rows["fl_alpha_.5"].published["AP"] == pytest.approx(34.0 - 0.4)
-    assert (rows["ce_no_prior"].said, rows["hinge"].said) == ("diverges", "unstable, no meaningful result")
+    assert (rows["ce_no_prior"].statement, rows["hinge"].statement) == ("diverges", "unstable, no meaningful result")
 
 
 def test_figure_7_has_table_3s_two_figures():
@@ -91,7 +91,7 @@ def test_the_list_shows_every_row_with_its_published_ap():
     rows = {(row.table, row.name): row for table in load_tables().values() for row in table.rows.values()}
     assert lines.keys() == rows.keys()
     for key, row in rows.items():
-        expected = row.said or (f"{row.published['AP']}" if row.published else "-")
+        expected = row.statement or (f"{row.published['AP']}" if row.published else "-")
         assert f" {expected} " in lines[key]
 
 
@@ -101,8 +101,8 @@ def test_a_scale_adds_its_file_and_its_overrides():
     assert configs_of(table, "mini") == ["configs/paper/table1e.yaml", "configs/paper/miniature.yaml"]
     row = table.rows["depth_101_scale_400"]
     assert set(row.overrides) == set(SCALES)
-    assert row.words("mini")[:2] == ["MODEL.RESNETS.DEPTH", "34"]
-    assert row.words("full")[:2] == ["MODEL.RESNETS.DEPTH", "101"]
+    assert row.arguments("mini")[:2] == ["MODEL.RESNETS.DEPTH", "34"]
+    assert row.arguments("full")[:2] == ["MODEL.RESNETS.DEPTH", "101"]
 
 
 def test_rows_are_found_by_pattern_in_the_tables_order():

@@ -19,11 +19,11 @@ SOLVER:
 """
 
 
-def made_up_set(folder, rng, *, pictures=4, num_classes=4):
-    """Annotation file and pictures; boxes of 20 to 40 px, so small and medium; none of the last class."""
+def made_up_set(folder, rng, *, images=4, num_classes=4):
+    """Annotation file and images; boxes of 20 to 40 px, so small and medium; none of the last class."""
     (folder / "images").mkdir(parents=True)
     annotations = []
-    for image_id in range(1, pictures + 1):
+    for image_id in range(1, images + 1):
         pixels = rng.integers(60, 200, (120, 160, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{image_id}.jpg")
         for place in range(3):
@@ -40,7 +40,7 @@ def made_up_set(folder, rng, *, pictures=4, num_classes=4):
             )
     coco = {
         "info": {},
-        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 160, "height": 120} for i in range(1, pictures + 1)],
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 160, "height": 120} for i in range(1, images + 1)],
         "annotations": annotations,
         "categories": [{"id": k + 1, "name": NAMES[k] if num_classes == 4 else f"k{k}"} for k in range(num_classes)],
     }
@@ -49,7 +49,7 @@ def made_up_set(folder, rng, *, pictures=4, num_classes=4):
 
 
 def made_up_detections(coco, rng):
-    """In the first picture nothing; else all objects, near their place, every fourth of another class."""
+    """In the first image nothing; else all objects, near their place, every fourth of another class."""
     rows = []
     for place, a in enumerate(coco["annotations"]):
         if a["image_id"] == 1:

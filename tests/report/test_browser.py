@@ -56,7 +56,7 @@ def browse(page, profile, *words):
 
 
 def look_at(page, folder, width):
-    """What the probe saw in a copy of the page, in a window of so many pixels."""
+    """Return what the probe saw in a copy of the page, in a window of so many pixels."""
     copy = folder / f"probed{width}.html"
     copy.write_text(page.read_text(encoding="utf-8") + PROBE, encoding="utf-8")
     done = browse(copy, folder / f"profile{width}", f"--window-size={width},900", "--dump-dom")
@@ -95,9 +95,9 @@ def test_in_a_window(folder, page, width):
         "Test set made_up",
         "By class",
         "Precision and recall",
-        "What is taken for what",
+        "Confusions between classes",
         "Errors by size",
-        "Pictures",
+        "Images",
         "Worst",
         "Best",
         "Training",
@@ -107,8 +107,8 @@ def test_in_a_window(folder, page, width):
 
 
 def test_a_screenshot_shows_something(folder, page):
-    picture = folder / "page.png"
-    browse(page, folder / "profile", "--window-size=1000,1400", f"--screenshot={picture}")
-    with Image.open(picture) as image:
+    screenshot = folder / "page.png"
+    browse(page, folder / "profile", "--window-size=1000,1400", f"--screenshot={screenshot}")
+    with Image.open(screenshot) as image:
         assert image.size == (1000, 1400)
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 500  # pictures and curves, not a blank page
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 500  # images and curves, not a blank page

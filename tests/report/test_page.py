@@ -12,6 +12,7 @@ import pytest
 
 from focal_det.cli.main import main
 from focal_det.errors import InputError
+from focal_det.report import page as report_page
 from focal_det.report import write_report
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def test_what_a_reader_looks_for(tmp_path, make_run):
         "Of model_final.pth, after 400 iterations.",
         "best was AP 44.0 after 300 iterations.",
         "Test set made_up",
-        "4 pictures with 12 objects of 4 classes",
+        "4 images with 12 objects of 4 classes",
         "APl is nan: the set has no large objects",
         "Each figure of absent is nan",
         "score of at least 0.4",
@@ -66,21 +67,21 @@ def test_it_needs_nothing_but_itself(tmp_path, make_run):
     assert len(ids) == len(set(ids))
 
 
-def test_score_threshold_and_number_of_pictures(tmp_path, make_run):
+def test_score_threshold_and_number_of_images(tmp_path, make_run):
     folder = make_run(tmp_path / "run")
     assert main(["report", str(folder), "--score-thresh", "0.99", "--images", "1"]) == 0
     page = (folder / "report.html").read_text()
-    assert page.count("<img") == 2  # all is missed at that threshold, so there is a worst picture and no best
+    assert page.count("<img") == 2  # all is missed at that threshold, so there is a worst image and no best
     assert "score of at least 0.99" in page
     assert main(["report", str(folder), "--images", "0"]) == 0
     assert "<img" not in (folder / "report.html").read_text()
 
 
-def test_pictures_beyond_the_pages_room_are_counted(tmp_path, make_run, monkeypatch):
-    monkeypatch.setattr("focal_det.report.page._PICTURE_BYTES", 300_000)
-    page = write_report(make_run(tmp_path / "run", pictures=9)).read_text()
+def test_images_beyond_the_pages_room_are_counted(tmp_path, make_run, monkeypatch):
+    monkeypatch.setattr(report_page, "_IMAGE_BYTES", 300_000)
+    page = write_report(make_run(tmp_path / "run", images=9)).read_text()
     assert 0 < sum(map(len, re.findall(r'<img src="([^"]*)"', page))) <= 300_000
-    left_out = int(re.search(r"(\d+) more left out, so that the page stays below 10 MB", page)[1])
+    left_out = int(re.search(r"(\d+) more left out to keep the page below 10 MB", page)[1])
     assert page.count('<figure class="example">') + left_out == 9  # all, since both kinds have up to six
 
 
@@ -123,7 +124,7 @@ OF_BEST = "The training's best was AP 44.0 after 300 iterations: model_best.pth,
         ({"iterations": None}, None, True),  # of a run that did not record it
     ],
 )
-def test_the_figures_are_said_to_be_of_the_weights_that_were_evaluated(tmp_path, make_run, record, name, is_best_named):
+def test_the_page_names_the_weights_that_were_evaluated(tmp_path, make_run, record, name, is_best_named):
     folder = make_run(tmp_path / "run")
     (folder / "model_best.pth").touch()
     change_record(folder, **record)
@@ -147,12 +148,12 @@ def test_a_moved_run_has_its_report(tmp_path, make_run):
     change_record(folder, annotations=f"{at}/truth.json", images=f"{at}/images")
     os.rename(folder, tmp_path / "moved")
     page = write_report(tmp_path / "moved").read_text()
-    assert "4 pictures with 12 objects" in text_of(page)
+    assert "4 images with 12 objects" in text_of(page)
     assert "<img" in page
 
 
 def test_80_classes(tmp_path, make_run):
-    page = write_report(make_run(tmp_path / "run", pictures=60, num_classes=80)).read_text()
+    page = write_report(make_run(tmp_path / "run", images=60, num_classes=80)).read_text()
     assert "other classes" in page
     assert "All 80 classes" in page
     assert "the 12 classes with the lowest" in page
@@ -169,25 +170,25 @@ def damage_metrics(folder):
 
 
 MISSING = {
-    "no pictures": (lambda f: os.rename(f.parent / "data/made_up/images", f.parent / "x"), "4 pictures cannot be read"),
+    "no images": (lambda f: os.rename(f.parent / "data/made_up/images", f.parent / "x"), "4 images cannot be read"),
     "no annotations": (lambda f: (f.parent / "data/made_up/truth.json").unlink(), "The annotations are not readable"),
     "no dataset.json": (lambda f: (f / "inference/made_up/dataset.json").unlink(), "evaluating again (--eval-only)"),
     "no config": (lambda f: (f / "config.yaml").unlink(), "config.yaml: not there"),
     "damaged config": (lambda f: (f / "config.yaml").write_text("a: [b"), "config.yaml: not readable as YAML"),
-    "no changes": (lambda f: (f / "config_changes.json").unlink(), "was not recorded by this run"),
+    "no changes": (lambda f: (f / "config_changes.json").unlink(), "This run did not record what differs"),
     "damaged changes": (lambda f: (f / "config_changes.json").write_text("3"), "config_changes.json: not readable"),
     "no environment": (lambda f: (f / "environment.txt").unlink(), "environment.txt: not there"),
     "no metrics": (lambda f: (f / "metrics.json").unlink(), "metrics.json: not there"),
-    "damaged metrics": (damage_metrics, "metrics.json: 1 damaged line passed over"),
+    "damaged metrics": (damage_metrics, "metrics.json: 1 damaged line skipped"),
     "damaged detections": (damage_detections, "coco_instances_results.json: not readable"),
     "not evaluated": (lambda f: os.rename(f / "inference", f / "x"), "nothing has been evaluated yet"),
     "absurd metrics": (
         lambda f: (
             (f / "metrics.json").open("a").write('{"iteration": 1e999}\n{"iteration": 3, "lr": 1' + 400 * "0" + "}\n")
         ),
-        "metrics.json: 1 damaged line passed over",
+        "metrics.json: 1 damaged line skipped",
     ),
-    "nested metrics": (lambda f: (f / "metrics.json").write_text(20000 * "["), "1 damaged line passed over"),
+    "nested metrics": (lambda f: (f / "metrics.json").write_text(20000 * "["), "1 damaged line skipped"),
     "config of another kind": (lambda f: (f / "config.yaml").write_text("DATASETS: {TEST: 5}"), "Configuration"),
     "config with no such day": (lambda f: (f / "config.yaml").write_text("x: 2001-99-99"), "not readable as YAML"),
     "other annotations": (
@@ -202,11 +203,11 @@ MISSING = {
 
 
 @pytest.mark.parametrize("what", MISSING)
-def test_what_is_missing_is_said_and_the_page_is_made(tmp_path, make_run, what):
+def test_what_is_missing_is_named_and_the_page_is_made(tmp_path, make_run, what):
     folder = make_run(tmp_path / "run")
     change, words = MISSING[what]
     change(folder)
-    page = write_report(folder, images=2 if what != "no pictures" else 6).read_text()
+    page = write_report(folder, images=2 if what != "no images" else 6).read_text()
     assert words in text_of(page)
     assert page.rstrip().endswith("</html>")
 
@@ -262,7 +263,7 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-def test_both_faults_are_told_at_once(tmp_path):
+def test_both_problems_are_reported_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         write_report(tmp_path, score_threshold=2, images=-2)
     assert len(caught.value.problems) == 2

@@ -1,0 +1,60 @@
+"""Load weights from strangers: files are read as data, never as the programs that pickles are."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from .integrity import load_plain
+from .restricted_pickle import load_arrays
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's, which reads .pkl files by `load_arrays` and others by `load_tensors`.
+
+    A .pkl file is of the model zoo, a dictionary with "model" and "__author__", or of Caffe2, the weights themselves or
+    under "blobs", whose names Detectron2 matches with its own.
+    """
+
+    def _load_file(self, filename: str) -> Any:
+        if filename.endswith(".pyth"):  # pycls'
+            state = load_tensors(filename)["model_state"]
+            weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        with self.path_manager.open(filename, "rb") as file:
+            content = load_arrays(file)
+        if not isinstance(content, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(content).__name__}, not weights by name")
+        if "model" in content and "__author__" in content:
+            return content
+        weights = content.get("blobs", content)
+        trained = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
+        return {"model": trained, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, f: str) -> Any:
+        return load_tensors(f)
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        """Keep what did not match as `report`."""
+        self.report = super()._load_model(checkpoint)
+        return self.report
+
+
+def load_tensors(path: str | Path) -> Any:
+    """Return what `torch.save` wrote, of tensors, numbers and texts alone, on the CPU.
+
+    Raises:
+        pickle.UnpicklingError: anything else is in it, and nothing of it was run; or it is compressed, which
+            `torch.save` never does, and which lets a small file fill the memory.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise pickle.UnpicklingError("it is compressed, which no checkpoint of PyTorch is, so it is not read")
+    return load_plain(path)

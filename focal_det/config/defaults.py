@@ -1,0 +1,103 @@
+"""Every configuration key that focal_det adds to Detectron2's, with its default, meaning, range and source.
+
+Detectron2's own keys under MODEL.RETINANET keep their meaning.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+
+def add_focal_det_config(cfg: CfgNode) -> None:
+    """Add SOLVER.AMP.DTYPE and MODEL.FOCAL_DET.* to a configuration made by `detectron2.config.get_cfg`."""
+    node = cfg.MODEL.FOCAL_DET = type(cfg)()
+
+    # Number format with SOLVER.AMP.ENABLED: "float16" with a scaled loss, for GPUs, as in Detectron2; or "bfloat16",
+    # also for processors that have instructions for it (others fall back to float32, with a warning). Losses and
+    # evaluation are in float32 either way.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
+    # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
+    node.HEAD_NAME = "RetinaNetHead"
+
+    # Class loss, by its name in DENSE_LOSS_REGISTRY. Each of the keys below is read by the losses that it names, and
+    # refused if it is set for another one. FocalLoss (section 3.2) reads Detectron2's MODEL.RETINANET.FOCAL_LOSS_ALPHA,
+    # in (0, 1) or negative for no alpha, and FOCAL_LOSS_GAMMA, in [0, 1e6]; CrossEntropyLoss reads none.
+    loss = node.LOSS = type(cfg)()
+    loss.NAME = "FocalLoss"
+
+    # BalancedCrossEntropyLoss: weight of a positive, in (0, 1); the default is the paper's best (section 3.1; Table
+    # 1a).
+    loss.ALPHA = 0.75
+
+    # FocalLossStar: steepness, in [1e-6, 1e6], and shift, in [-1e6, 1e6]; the paper's settings are (2, 1) and (4, 0)
+    # (appendix A; Table 3).
+    loss.GAMMA = 2.0
+    loss.BETA = 1.0
+
+    # HingeLoss: the p_t beyond which there is no loss, in (0, 1] (section 5.1; the paper gives no value).
+    loss.MARGIN = 0.5
+
+    # OHEMLoss, OHEMOneToThreeLoss: the number of anchors kept per image, >= 1 (the second: >= 4), and the IoU above
+    # which the anchor with the lower loss is dropped, in [0, 1]; the defaults are the paper's best (section 5.1; Table
+    # 1d).
+    loss.BATCH_SIZE = 128
+    loss.NMS_THRESH = 0.5
+
+    # Anchor scales per octave, S, an integer >= 1: sizes are base * 2^(k/S) for k = 0..S-1, with one base size per
+    # level from MODEL.ANCHOR_GENERATOR.SIZES, in pixels (section 4, "Anchors"; Table 1c).
+    node.SCALES_PER_OCTAVE = 3
+
+    # Also assign to each object the anchor that overlaps it most, whatever their IoU. The authors' code does so; the
+    # paper's text (section 4, "Anchors") does not mention it.
+    node.MATCH_BEST_ANCHOR = True
+
+    # What the summed losses are divided by (section 4.1): "global", the number of assigned anchors in the batch on all
+    # ranks; "image", each image by its own number, as in the paper's text; "ema", Detectron2's moving average.
+    node.NORMALIZER = "global"
+
+    # Number of images of the first test set that are drawn, ground truth beside detections, at the end of training and
+    # every VIS_PERIOD iterations (0: only at the end). 0 draws none.
+    node.DRAW_IMAGES = 16
+
+    # The lowest score of detections that are drawn, in [0, 1].
+    node.DRAW_SCORE_THRESH = 0.4
+
+    # At every evaluation, also measure the losses on the first test set, as "val/loss_cls", "val/loss_box_reg" and
+    # "val/total_loss" beside those of training: on at most 200 images, evenly spread over the set, to keep it cheap.
+    node.VAL_LOSS = True
+
+    # How many of the periodic checkpoints (SOLVER.CHECKPOINT_PERIOD) are kept, the newest ones; 0 keeps all. The best,
+    # the final, and any that were there before the run are always kept.
+    node.CHECKPOINTS_KEPT = 5
+
+    # Speed options. Each gives the same results up to rounding (BFLOAT16_INFERENCE: rounding to 8 bits).
+    speed = node.SPEED = type(cfg)()
+
+    # Keep the channels of feature maps and weights innermost, as the convolutions of processors and tensor cores
+    # prefer. Ignored for a detector with GroupNorm on a processor, where PyTorch's implementation is slow on such maps.
+    # A backbone or head of your own that splits feature maps with view() must use reshape() instead.
+    speed.CHANNELS_LAST = True
+
+    # Fold the backbone's frozen batch normalisation (MODEL.RESNETS.NORM FrozenBN, the default, and the parts that
+    # MODEL.BACKBONE.FREEZE_AT freezes) into the preceding convolutions.
+    speed.FOLD_NORMS = True
+
+    # On GPUs, compute the class loss with Triton kernels that read the head's outputs in place, for the losses of the
+    # paper's family (not OHEM). Off by default: the kernels are tested in Triton's interpreter, and were not yet run on
+    # a GPU.
+    speed.TRITON = False
+
+    # Detect and evaluate with the network in bfloat16, on processors and GPUs that have instructions for it (others
+    # stay in float32, with a warning); decoding is in float32. For training see SOLVER.AMP.
+    speed.BFLOAT16_INFERENCE = False
+
+    # Update all parameters in one kernel, with PyTorch's fused SGD.
+    speed.FUSED_SGD = False
+
+    # Use torch.compile for backbone, pyramid and head. The first steps take minutes, and again at the second image
+    # size; on a CPU it needs a C++ compiler.
+    speed.COMPILE = False

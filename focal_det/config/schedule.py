@@ -1,0 +1,92 @@
+"""The schedule and the batch: fitting the one to the other, and warnings where they are likely not meant.
+
+Another batch follows the linear scaling rule: the same epochs, the same step per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..errors import Findings
+from .layers import get_value, set_value
+
+_PERIODS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
+_PAPERS_LR = 0.01 / 16  # of one image (section 4.1)
+_RISKY = 4  # times the paper's lr, under which fine-tuning with frozen normalisation mostly diverges
+_MANY_EPOCHS, _USUAL_EPOCHS = 500, 50  # more than the first only memorise; small sets are fitted by the second
+
+
+def scale_schedule(cfg: CfgNode, reference_batch: int, kept: Collection[str]) -> str | None:
+    """Fit BASE_LR (times the ratio) and the schedule (divided by it) to SOLVER.IMS_PER_BATCH.
+
+    The schedule was written for `reference_batch` images a step; keys that are `kept` stay, since the user set them.
+    Returns a message that names the changes; None where the batch is the reference.
+    """
+    if reference_batch == cfg.SOLVER.IMS_PER_BATCH or min(cfg.SOLVER.IMS_PER_BATCH, reference_batch) < 1:
+        return None  # a batch below 1 is refused elsewhere
+    ratio = cfg.SOLVER.IMS_PER_BATCH / reference_batch
+    scaled: dict[str, Any] = {
+        "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR * ratio,
+        "SOLVER.STEPS": tuple(round(step / ratio) for step in cfg.SOLVER.STEPS),
+    }
+    for key in _PERIODS:
+        iterations = get_value(cfg, key)
+        scaled[key] = max(1, round(iterations / ratio)) if iterations else 0  # 0 stays "never"
+    changes = []
+    for key, value in scaled.items():
+        before = get_value(cfg, key)
+        if key not in kept and before != value:
+            changes.append(f"{key.split('.')[1]} {before} -> {value}")
+            set_value(cfg, key, value)
+    return f"batch {reference_batch} -> {cfg.SOLVER.IMS_PER_BATCH}: " + ", ".join(changes)
+
+
+def check_schedule(cfg: CfgNode) -> Findings:
+    """Warn of steps that never happen, a warm-up that never ends, a learning rate that is likely to diverge."""
+    solver, warnings = cfg.SOLVER, []
+    longest = solver.MAX_ITER
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.STEPS and longest >= 1:
+        late = [step for step in solver.STEPS if step >= longest]
+        steps, fix = f"SOLVER.STEPS is {tuple(solver.STEPS)}", f"set SOLVER.STEPS to fit, such as {_steps(longest)}"
+        if late:
+            never = f"the lr never drops at {', '.join(map(str, late))}"
+            warnings.append(f"{steps}, but SOLVER.MAX_ITER {longest}: {never}; {fix}")
+        elif max(solver.STEPS) < longest / 2:
+            early = f"the last drop of the lr comes before half of SOLVER.MAX_ITER {longest}"
+            warnings.append(f"{steps}: {early}; {fix}")
+    if 1 <= longest <= solver.WARMUP_ITERS:
+        warnings.append(
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, but SOLVER.MAX_ITER {longest}: the lr never reaches "
+            f"SOLVER.BASE_LR; set SOLVER.WARMUP_ITERS to {longest // 10} or so"
+        )
+    if solver.IMS_PER_BATCH >= 1 and cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        times = solver.BASE_LR / solver.IMS_PER_BATCH / _PAPERS_LR
+        if times > _RISKY:
+            warnings.append(
+                f"SOLVER.BASE_LR is {solver.BASE_LR} for SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: {times:.0f} "
+                "times the paper's lr for each image, with frozen normalisation in the backbone, which is likely to "
+                f"diverge; the paper's is SOLVER.BASE_LR {_PAPERS_LR * solver.IMS_PER_BATCH:.2g}"
+            )
+    return Findings(warnings=warnings)
+
+
+def epoch_warnings(cfg: CfgNode, images: int | None) -> list[str]:
+    """Warn of a schedule that was written for a much larger data set; the images of an epoch may not be known."""
+    solver = cfg.SOLVER
+    epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / images if images else 0
+    if epochs <= _MANY_EPOCHS:
+        return []
+    fitting = max(1, _USUAL_EPOCHS * (images or 1) // solver.IMS_PER_BATCH)
+    return [
+        f"SOLVER.MAX_ITER is {solver.MAX_ITER}: {epochs:,.0f} epochs of {images} images, where the paper's "
+        f"schedule has 12; for {_USUAL_EPOCHS} epochs add SOLVER.MAX_ITER {fitting} SOLVER.STEPS {_steps(fitting)} "
+        f"SOLVER.WARMUP_ITERS {max(1, min(solver.WARMUP_ITERS, fitting // 10))}"
+    ]
+
+
+def _steps(longest: int) -> str:
+    """Return the paper's steps, at 2/3 and 8/9 of the schedule, as an override."""
+    return f'"({longest * 2 // 3}, {longest * 8 // 9})"'

@@ -1,0 +1,187 @@
+"""COCO annotation files as people have them: read, checked, and completed where the format allows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError, cut, some, some_lines
+from ..files import open_regular
+from ..plain_data import parse_json
+from . import coco_checks as checks
+from .coco_index import CocoIndex, image_sizes, xywh_boxes
+from .image_checks import ImageFault, fault_lines, look_at_images
+from .image_files import name_problems
+
+LARGEST_JSON = 2**33  # bytes; Objects365's has 6 GB
+
+
+class CocoFile(NamedTuple):
+    """A checked annotation file.
+
+    coco: what Detectron2 and pycocotools read, with `info`, `area`, `iscrowd` and ids filled in.
+    notes: what was left out, and what may be wrong; a line that continues the one before begins with two spaces.
+    boxes_left_out, images_left_out: how many.
+    """
+
+    coco: dict[str, Any]
+    notes: list[str]
+    boxes_left_out: int = 0
+    images_left_out: int = 0
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names by label 0..K-1, that is in the order of the category ids."""
+        return CocoIndex(self.coco).names
+
+
+def read_coco(
+    json_file: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
+    *,
+    decode: bool = False,
+    skip_bad_images: int = 0,
+    allow_outside: bool = False,
+) -> CocoFile:
+    """Read a COCO detection file and check everything that training or evaluation would trip over.
+
+    Boxes without area inside their image are left out and noted. Of the annotations only the boxes are kept.
+
+    Args:
+        decode: decode every image, not only those whose file does not end as it should.
+        skip_bad_images: up to so many images that are missing, damaged or of another size are left out, with their
+            annotations, and noted; more are a problem.
+        allow_outside: whether names of images may lead out of their folder.
+
+    Raises:
+        InputError: with every problem found: no such file, not JSON, not COCO's lists, repeated or unknown ids,
+            boxes that are not four numbers or are stored as corners, images that are missing, damaged, of
+            another size or outside their folder.
+    """
+    path = Path(json_file)
+    try:
+        with open_regular(path, most=LARGEST_JSON) as file:
+            raw = parse_json(file.read())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such annotation file") from error
+    except OSError as error:
+        raise InputError(
+            f"{cut(path, 250)}: the annotation file cannot be read ({error.strerror or error}); name another"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: needs more memory than there is; split the file") from error
+    if not os.path.isdir(image_dir):
+        raise InputError(f"{cut(image_dir, 250)}: no such folder of images (for {path})")
+    return check_coco(raw, path, image_dir, decode=decode, skip_bad_images=skip_bad_images, allow_outside=allow_outside)
+
+
+def check_coco(
+    raw: Any,
+    path: Path,
+    image_dir: str | os.PathLike[str],
+    *,
+    images: bool = True,
+    decode: bool = False,
+    skip_bad_images: int = 0,
+    allow_outside: bool = False,
+    as_is: Literal["train", "val"] | None = None,
+) -> CocoFile:
+    """Check a file's contents as `read_coco` does, wherever they come from.
+
+    Args:
+        raw: the contents, as JSON gives them; it may be changed.
+        path: of the file, for messages.
+        images: whether to check the images too.
+        decode, skip_bad_images, allow_outside: see `read_coco`.
+        as_is: the use for which Detectron2 reads the file itself, so that nothing can be completed or left out; None
+            if it reads what is returned.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    problems = checks.shape_problems(raw)
+    if problems:
+        raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
+
+    outside = name_problems(raw["images"], allow_outside=allow_outside)
+    problems = [*checks.id_problems(raw), *checks.number_problems(raw), *outside]
+    faults, notes = look_at_images(raw["images"] if images and not outside else [], Path(image_dir), decode=decode)
+    problems += checks.unread_problems(raw, as_is) if as_is else []
+    if not problems:
+        problem = checks.format_problem(xywh_boxes(raw["annotations"]), image_sizes(raw, raw["annotations"]))
+        problems += [problem] if problem else []
+    if len(faults) > max(0, skip_bad_images):
+        problems += fault_lines(faults, len(raw["images"]), Path(image_dir), can_skip=as_is is None)
+        if skip_bad_images > 0:
+            problems.append(f"{len(faults)} images are bad, more than --skip-bad-images {skip_bad_images}")
+    elif len(faults) == len(raw["images"]):
+        problems.append(f"--skip-bad-images {skip_bad_images} leaves no image of {len(raw['images'])}")
+    if problems:
+        raise InputError([f"{path}: {problem}" for problem in problems])
+    notes = [f"{path}: {note}" for note in (*notes, *checks.repeated_files(raw))]
+    if faults:
+        notes += _leave_out(raw, faults, path, Path(image_dir))
+    return _complete(raw, path, notes, len(faults), is_read=as_is is None)
+
+
+def _leave_out(raw: dict[str, Any], faults: list[ImageFault], path: Path, folder: Path) -> list[str]:
+    """Remove the images and their annotations from the file's contents, and return notes on what was removed."""
+    lines = fault_lines(faults, len(raw["images"]), folder)
+    ids = {raw["images"][fault.position]["id"] for fault in faults}
+    number = len(raw["annotations"])
+    raw["images"] = [image for image in raw["images"] if image["id"] not in ids]
+    raw["annotations"] = [a for a in raw["annotations"] if a["image_id"] not in ids]
+    lost = number - len(raw["annotations"])
+    title = f"{path}: left out {len(ids)} images and their {lost} annotations, as --skip-bad-images allows:"
+    return [title, *(f"  {line}" for line in lines)]
+
+
+def _complete(raw: dict[str, Any], path: Path, notes: list[str], images_left_out: int, *, is_read: bool) -> CocoFile:
+    """Fill in what is missing and leave out boxes without area; `is_read` by Detectron2, or else the file itself."""
+    names = {image["id"]: image["file_name"] for image in raw["images"]}
+    given_ids = [a.get("id") for a in raw["annotations"]]
+    ids_usable = all(type(i) is int and 0 < i < 2**63 for i in given_ids) and len(set(given_ids)) == len(given_ids)
+    boxes, sizes = xywh_boxes(raw["annotations"]), image_sizes(raw, raw["annotations"])
+    empty = checks.without_area(boxes, sizes)
+    annotations, left_out = [], []
+    for place, (annotation, is_empty) in enumerate(zip(raw["annotations"], empty.tolist(), strict=True)):
+        if is_empty:
+            name = names[annotation["image_id"]]
+            left_out.append(f"{name} {checks.annotation_name(annotation, place)} {annotation['bbox']}")
+            continue
+        area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
+        annotations.append(
+            {
+                "id": annotation["id"] if ids_usable else place + 1,  # pycocotools takes id 0 for "unmatched"
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "bbox": annotation["bbox"],
+                "area": area if checks.is_area(area) else width * height,
+                "iscrowd": int(bool(annotation.get("iscrowd") or annotation.get("ignore"))),
+            }
+        )
+    if left_out:
+        what = "boxes without area in their image"
+        note = f"left out {len(left_out)} {what}:"
+        if not is_read:
+            note = f"{len(left_out)} {what}, which training leaves out and evaluation counts as missed:"
+        notes += [f"{path}: {note}", *some_lines(left_out)]
+    outside = checks.reaching_out(boxes, sizes) & ~empty
+    if outside.any():
+        first = [checks.annotation_name(raw["annotations"][place], place) for place in np.flatnonzero(outside).tolist()]
+        suspected = (checks.like_corners(boxes, sizes) & outside).sum() / len(annotations)
+        notes.append(
+            f"{path}: {len(first)} of {len(annotations)} boxes extend beyond their image and are clipped "
+            f"({some('', first)}); COCO's boxes are [x, y, width, height], not two corners"
+            + (f", as {checks.percent(suspected)} of them look to be" if suspected else "")
+        )
+    coco = {"info": {}, **raw, "annotations": annotations}
+    coco = {section: coco[section] for section in ("info", "images", "annotations", "categories")}
+    return CocoFile(coco, notes, len(left_out) if is_read else 0, images_left_out)

@@ -1,0 +1,223 @@
+"""A training or an evaluation as each of its processes runs it, and what it says at its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
+from ..checkpoint.checkpointer import RunCheckpointer
+from ..checkpoint.disk_space import DISK_ERRORS
+from ..checkpoint.run_record import RunRecord
+from ..config.diff import Change
+from ..config.unused_keys import without_unread_keys
+from ..data.catalog import JsonDataset, register_datasets
+from ..distributed.failures import what_helps
+from ..distributed.graceful_stop import GracefulStop, TrainingStopped
+from ..distributed.signals import SignalListener, end_workers, start_workers_by_fork, workers_ignored
+from ..distributed.watchdog import RankWatchdog
+from ..environment import share_cores, source_version, whole_machine
+from ..errors import EXIT_FAULT, TrainingError
+from ..files import write_text_whole
+from ..output_layout import CONFIG, CONFIG_CHANGES, ENVIRONMENT, INFERENCE, LOG
+from ..report import write_report
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+_COMPARED = 20  # iterations at the start and at the end whose median losses are compared
+_DIVERGED = 2  # times the loss at the start: a loss above that at the end is not noise
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do: a frozen configuration whose data sets have been prepared.
+
+    checkpoint: that a training resumes from; None starts it anew.
+    record: of a training, saved with each of its checkpoints.
+    notes: warnings about it, said before the start.
+    changes: of the configuration from its defaults.
+    hang_timeout: seconds without progress of any rank, after which all end; 0 is never.
+    """
+
+    cfg: CfgNode
+    json_datasets: tuple[JsonDataset, ...]
+    eval_only: bool
+    processes_per_machine: int
+    checkpoint: Path | None = None
+    record: RunRecord | None = None
+    notes: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    hang_timeout: float = 0
+
+
+def run_job(job: Job, stopped: Any) -> None:
+    """Train or evaluate.
+
+    Args:
+        stopped: an event shared by the processes; set when a signal ended the training after saving.
+
+    Raises:
+        TrainingError: whatever went wrong, with what helps, in one line; its trace is in the log. Of several ranks each
+            prints that line instead, and ends with exit code 1.
+    """
+    stopping = None if job.eval_only else GracefulStop()
+    # A single process that evaluates is ended by the command's own handlers; a rank may wait where they are not called.
+    evaluating = nullcontext() if comm.get_world_size() == 1 else SignalListener()
+    with RankWatchdog(job.hang_timeout) as watchdog, stopping or evaluating as watchdog.listener:
+        try:
+            _set_up(job)
+            if stopping is None:
+                _evaluate(job, watchdog)
+            else:
+                _train(job, stopping, watchdog)
+        except TrainingStopped:
+            assert stopping is not None
+            logger.warning(stopping.stopped_message(job.cfg.SOLVER.MAX_ITER))
+            stopped.set()
+        except Exception as error:
+            with workers_ignored():  # else one that was killed would end this here, before the others know
+                logger.debug("Its trace:", exc_info=True)
+                where = "" if isinstance(error, TrainingError) else f"(trace: {_log_file(job.cfg)})"
+                message = " ".join(filter(None, (watchdog.report_failure(error), what_helps(error), where)))
+                end_workers()  # else Python does at its end, where PyTorch would raise it
+            if watchdog.ranks == 1:
+                raise TrainingError(message) from error
+            print(f"error: {message}", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAULT)  # at once: destroying process groups waits for ranks that are gone
+
+
+def _set_up(job: Job) -> None:
+    """Do what Detectron2's `default_setup` does, with environment and configuration in files, not on the screen.
+
+    OUTPUT_DIR gets `log.txt`, `config.yaml`, `config_changes.json` and `environment.txt`; an evaluation writes the
+    latter three to `inference/`, so that the training's stay what they were.
+    """
+    cfg, folder = job.cfg, Path(job.cfg.OUTPUT_DIR)
+    share_cores(cfg, job.processes_per_machine)
+    start_workers_by_fork()
+    register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in ("fvcore", "detectron2", "focal_det"):
+        package_logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+        for handler in package_logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                # traces are in the log, and the last line says what happened
+                handler.addFilter(lambda record: not record.exc_info)
+    if comm.is_main_process():
+        record = folder / INFERENCE if job.eval_only else folder
+        record.mkdir(exist_ok=True)
+        write_text_whole(record / CONFIG, without_unread_keys(cfg).dump())
+        rows = [change._asdict() for change in job.changes]
+        write_text_whole(record / CONFIG_CHANGES, json.dumps(rows, indent=1) + "\n")
+        num_gpus = comm.get_world_size() if cfg.MODEL.DEVICE.startswith("cuda") else 0
+        environment = f"focal_det {source_version()}\nhardware  {whole_machine(num_gpus)}\n{collect_env_info()}\n"
+        write_text_whole(record / ENVIRONMENT, environment)
+        logger.info(f"Resolved configuration: {record / CONFIG}")
+        logger.info(f"{len(rows)} keys differ from their defaults: {record / CONFIG_CHANGES}")
+        if job.notes:
+            logger.warning("Said before the start:\n" + "\n".join(job.notes))
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not job.eval_only
+    if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
+def _log_file(cfg: CfgNode) -> Path:
+    """Return the log of this process, as Detectron2 names it."""
+    rank = comm.get_rank()
+    return Path(cfg.OUTPUT_DIR) / (f"{LOG}.rank{rank}" if rank else LOG)
+
+
+def _evaluate(job: Job, watchdog: RankWatchdog) -> None:
+    model = Trainer.build_model(job.cfg)
+    RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
+    watchdog.progress.follow_model(model)
+    Trainer.test(job.cfg, model)
+    Trainer.draw(job.cfg, model)
+
+
+def _train(job: Job, stopping: GracefulStop, watchdog: RankWatchdog) -> None:
+    cfg = job.cfg
+    stopping.stop_if_requested()  # by a signal that came while the ranks started
+    trainer = Trainer(cfg, record=job.record, checkpoint=job.checkpoint, stopping=stopping)
+    trainer.resume_or_load(resume=job.checkpoint is not None)
+    if watchdog.ranks > 1:
+        watchdog.progress.follow(trainer)
+    if trainer.start_iter >= trainer.max_iter:
+        logger.info(
+            f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
+            f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
+        )
+    try:
+        trainer.train()
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or images")
+            raise trainer.checkpointer.not_written(what, error) from error
+        raise
+    write_last_page(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        if warning := loss_warning([value for value, _ in trainer.storage.histories()["total_loss"].values()]):
+            logger.warning(warning)
+        scores = scores_line(cfg, {name: value for name, (value, _) in trainer.storage.latest().items()})
+        logger.info(
+            f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
+        )
+
+
+def scores_line(cfg: Any, latest: Mapping[str, float]) -> str:
+    """Return AP, AP50 and AP75 of each test set, from a training's last figures."""
+    sets = cfg.DATASETS.TEST
+    parts = []
+    for name in sets:
+        prefix = f"{name}/bbox/" if len(sets) > 1 else "bbox/"
+        known = [score for score in ("AP", "AP50", "AP75") if prefix + score in latest]
+        if found := [f"{score} {latest[prefix + score]:.1f}" for score in known]:
+            parts.append(f"{', '.join(found)} on {name}")
+    return "; ".join(parts) or "not scored"
+
+
+def loss_warning(losses: Sequence[float]) -> str | None:
+    """Return a warning if the loss of each iteration ended far above its start, else None."""
+    if len(losses) < 2 * _COMPARED:
+        return None
+    first, last = median(losses[:_COMPARED]), median(losses[-_COMPARED:])
+    if last <= _DIVERGED * first:
+        return None
+    return (
+        f"The loss ended at {last:.3g}, where it began at {first:.3g}: the training diverged. What helps: a lower "
+        "SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS"
+    )
+
+
+def write_last_page(output_dir: str) -> None:
+    """Write OUTPUT_DIR/report.html on the main process; see `write_report`.
+
+    The training is done and saved by then, so whatever goes wrong is logged and not raised.
+    """
+    if not comm.is_main_process():
+        return
+    try:
+        logger.info(f"Report, to be opened in a browser: {write_report(output_dir)}")
+    except Exception as error:
+        logger.warning(
+            f"The report could not be made ({type(error).__name__}: {error}). All else is done and saved; "
+            f"to try again: focal-det report {output_dir}"
+        )

@@ -1,0 +1,112 @@
+"""Measure the losses over a test set: whether the training still learns what it will be tested on."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList, DatasetMapper, build_detection_test_loader
+from detectron2.evaluation import inference_context
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ..data.statistics import evenly_spread
+from ..distributed.cluster import unwrapped
+from ..distributed.graceful_stop import stoppable
+from ..modeling.normalizer import LossNormalizer
+from ..modeling.retinanet import FocalRetinaNet
+from .hooks import PeriodicAndFinal
+
+logger = logging.getLogger(__name__)
+IMAGES = 200
+
+
+def validation_losses(model: FocalRetinaNet, loader: Any) -> dict[str, float]:
+    """Compute a detector's losses in evaluation mode, over the images of a loader that all processes share.
+
+    The normaliser of "global" and "ema" is the number of assigned anchors in all images; with "image" each image is
+    divided by its own number and the mean taken. So neither batches nor processes nor a moving average's state affect
+    it. Images without objects count. The model keeps its mode, its state and the criterion's.
+
+    Args:
+        loader: this process's share, in lists of one image each, with "instances" as in training.
+
+    Returns:
+        "val/loss_cls", "val/loss_box_reg" and their sum, "val/total_loss"; the same on every process.
+    """
+    criterion = model.criterion
+    divisors = _KeptDivisors(criterion.normalizer.mode)
+    sums: dict[str, float] = {}
+    with inference_context(model), torch.no_grad():
+        try:
+            model.criterion = copy.deepcopy(criterion)
+            model.criterion.normalizer = divisors
+            model.training = True  # of it alone: it returns losses, and every part works as in detection
+            for batch in loader:
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=model.bfloat16_inference):
+                    losses = model(batch)
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0.0) + loss.item()
+        finally:
+            model.criterion = criterion
+    shares = comm.all_gather((sums, divisors.total))
+    total = max(sum(share[1] for share in shares), 1)
+    names = dict.fromkeys(name for share in shares for name in share[0])
+    means = {f"val/{name}": sum(share[0].get(name, 0.0) for share in shares) / total for name in names}
+    return {**means, "val/total_loss": sum(means.values())}
+
+
+class _KeptDivisors(LossNormalizer):
+    """Stand in for the normaliser, one image at a time, and add up in `total` what to divide by in the end."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__(mode)
+        self.total = 0
+
+    def forward(self, num_assigned: Tensor) -> Tensor:
+        if self.mode == "image":
+            self.total += len(num_assigned)
+            return num_assigned.clamp(min=1).float()
+        self.total += int(num_assigned.sum())
+        return torch.ones_like(num_assigned, dtype=torch.float32)
+
+
+class ValidationLoss(PeriodicAndFinal):
+    """Put `validation_losses` over the first test set into the metrics at every evaluation, and log them.
+
+    At most `IMAGES` images, evenly spread, resized as for testing; on every process. The training is not changed by it.
+    """
+
+    def __init__(self, cfg: CfgNode, period: int) -> None:
+        super().__init__(period)
+        self.cfg = cfg
+        self._records: list[dict[str, Any]] | None = None
+
+    def act(self) -> None:
+        self.trainer.storage.put_scalars(**self.measure(self.trainer.model), smoothing_hint=False)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Return the losses by name; none, with one line in the log, where they cannot be measured."""
+        model, name = unwrapped(model), self.cfg.DATASETS.TEST[0]
+        is_first = self._records is None
+        if self._records is None:
+            self._records = evenly_spread(DatasetCatalog.get(name), IMAGES)
+        if not isinstance(model, FocalRetinaNet):
+            reason = f"it is FocalRetinaNet's, and MODEL.META_ARCHITECTURE is {self.cfg.MODEL.META_ARCHITECTURE}"
+        elif not any(record.get("annotations") for record in self._records):
+            reason = f"data set {name} has no annotated objects"
+        else:
+            mapper = DatasetMapper(self.cfg, is_train=False)
+            mapper.is_train = True  # else it leaves the annotations out; the image is resized as for testing
+            dataset, workers = DatasetFromList(self._records, serialize=False), self.cfg.DATALOADER.NUM_WORKERS
+            loader = build_detection_test_loader(dataset, mapper=mapper, num_workers=workers)
+            losses = validation_losses(model, stoppable(loader))
+            text = ", ".join(f"{key} {loss:.4g}" for key, loss in losses.items())
+            logger.info(f"{text} over {len(self._records)} images of {name}")
+            return losses
+        if is_first:
+            logger.info(f"No validation loss: {reason}")
+        return {}

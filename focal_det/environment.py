@@ -1,0 +1,180 @@
+"""Describe what a run is made from and runs on: version and commit, processor and GPUs, and who gets which of them.
+
+Importable without PyTorch, NumPy or Detectron2, so that `focal-det doctor` can say that they are missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .errors import Findings, InputError, counted
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+_PACKAGE = Path(__file__).parent
+_MOST_PER_CORE = 8  # processes; slow, but as a test may want it; more are a slip
+
+
+def source_version(package: Path = _PACKAGE) -> str:
+    """Return the version and, for a git checkout, the commit and whether files differ from it."""
+    # an environment inside another project's checkout is in a git folder too, but not tracked there
+    if not output_of("git", "-C", str(package), "ls-files", "__init__.py"):
+        return f"{__version__}, not a git checkout"
+    found = commit(package)
+    return f"{__version__}, commit {found.removesuffix('-dirty')}" + (", modified" if found.endswith("-dirty") else "")
+
+
+def commit(folder: Path) -> str:
+    """Return the commit of a git checkout, marked -dirty if tracked files differ from it; "unknown" outside git."""
+    described = output_of("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*")
+    return described or "unknown"
+
+
+def versions() -> str:
+    """Name the versions of Python, PyTorch and Detectron2."""
+    import torch
+
+    try:
+        detectron2 = version("detectron2")
+    except PackageNotFoundError:  # a checkout on the path
+        detectron2 = "unknown"
+    return f"Python {platform.python_version()}, PyTorch {torch.__version__}, Detectron2 {detectron2}"
+
+
+def output_of(*command: str) -> str:
+    """Return what a command prints, or "" if there is no such command or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def num_cores() -> int:
+    """Count the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Name the processor where Linux knows its name, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def hardware(num_gpus: int) -> str:
+    """Name the GPUs in use or, without any, the processor with the cores and threads of this process."""
+    import torch
+
+    # not by PyTorch, which would take memory of the first GPU for as long as this process lives
+    query = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    if num_gpus and torch.cuda.is_available() and (names := output_of(*query).splitlines()):
+        return f"{num_gpus} x {names[0]}"
+    return f"{processor()}, {counted(num_cores(), 'core')}, {counted(torch.get_num_threads(), 'thread')}"
+
+
+def whole_machine(num_gpus: int) -> str:
+    """Name the processor with its cores, and the GPUs in use."""
+    return ", ".join(dict.fromkeys((hardware(0), hardware(num_gpus))))
+
+
+def has_bfloat16(device: str) -> bool:
+    """Return whether the device computes in bfloat16 rather than emulating it."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def choose_device(cfg: CfgNode, num_gpus: int, *, own_gpu: bool = False) -> tuple[CfgNode, Findings]:
+    """Return a copy with MODEL.DEVICE, bfloat16 and Triton's kernels as this machine can have them; warn of changes.
+
+    Args:
+        num_gpus: processes on this machine; on a machine without a GPU they share its processor cores.
+        own_gpu: each process sees one GPU, which no other process sees.
+    """
+    import torch
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    asked, found = f"--num-gpus is {num_gpus}", Findings()
+    if num_gpus < 1:
+        return cfg, Findings([f"{asked}; at least 1 is needed (on a machine without a GPU: 1 process)"])
+    gpus, cores = torch.cuda.device_count(), num_cores()
+    with_cores = counted(cores, "core")
+    if cfg.MODEL.DEVICE.startswith("cuda") and gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+        shared = f", in {num_gpus} processes" if num_gpus > 1 else ""
+        slow = f"NO GPU HERE: running on the processor ({with_cores}{shared}), which is many times slower"
+        found.warnings.append(slow)
+    found.warnings += _fit_precision(cfg)
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        if num_gpus > gpus and not own_gpu:
+            found.errors.append(f"{asked}, but {gpus} are visible; ask for at most {gpus}")
+    elif num_gpus > _MOST_PER_CORE * cores:
+        found.errors.append(f"{asked}, but this machine has no GPU in use and {with_cores}; ask for at most {cores}")
+    else:
+        if num_gpus > cores:
+            shared = f"{num_gpus} processes share the {with_cores} of this machine"
+            found.warnings.append(f"{shared}, which has no GPU in use: --num-gpus {cores} is faster")
+        if num_gpus > 1 and gpus > 0:
+            found.errors.append(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE} with --num-gpus {num_gpus} on a machine with GPUs: "
+                "hide them with CUDA_VISIBLE_DEVICES= to train in several processes on the processor"
+            )
+    return cfg, found
+
+
+def _fit_precision(cfg: CfgNode) -> list[str]:
+    """Turn off bfloat16 and Triton's kernels where MODEL.DEVICE lacks them; return a warning for each."""
+    import torch
+
+    from .losses.triton_loss import triton_missing
+
+    changed, amp, speed = [], cfg.SOLVER.AMP, cfg.MODEL.FOCAL_DET.SPEED
+    if not has_bfloat16(cfg.MODEL.DEVICE):
+        if amp.ENABLED and amp.DTYPE == "bfloat16":
+            amp.ENABLED = False
+            changed.append("training")
+        if speed.BFLOAT16_INFERENCE:
+            speed.BFLOAT16_INFERENCE = False
+            changed.append("detecting")
+    why = "no bfloat16 instructions here"
+    warnings = [f"{why}: {what} in float32, which is slower and no less exact" for what in changed]
+    if speed.TRITON and (missing := triton_missing(torch.device(cfg.MODEL.DEVICE))):
+        speed.TRITON = False
+        warnings.append(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
+    return warnings
+
+
+def gpu_of(local_rank: int, visible: int) -> int:
+    """Return a process's GPU, by its number on the machine or the only visible one; raise InputError if it has none."""
+    if 1 < visible <= local_rank:
+        raise InputError(
+            f"local rank {local_rank} has no GPU, this machine shows {visible}: start at most {visible} processes on it"
+        )
+    return local_rank if visible > 1 else 0
+
+
+def gpu_id(gpu: int) -> str:
+    """Return what tells a GPU from all others of all machines; "" where PyTorch does not say."""
+    import torch
+
+    return str(getattr(torch.cuda.get_device_properties(gpu), "uuid", ""))
+
+
+def share_cores(cfg: CfgNode, num_processes: int) -> None:
+    """Give each of the machine's processes its part of the cores, where they compute on them."""
+    import torch
+
+    if num_processes > 1 and cfg.MODEL.DEVICE == "cpu":
+        torch.set_num_threads(max(1, num_cores() // num_processes))

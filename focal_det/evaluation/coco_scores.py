@@ -1,0 +1,214 @@
+"""COCO's average precision and recall by pycocotools, with every figure that cannot be computed explained.
+
+Shapes: K classes in the order of their ids, T = 10 IoU thresholds .5:.05:.95, R = 101 recalls 0:.01:1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ..data.coco_index import CocoIndex, Row
+from ..data.statistics import SIZE_LIMITS
+from ..errors import some
+
+SIZES = ("small", "medium", "large")
+SIZE_WORDS = ("area up to 32^2 px", "area of 32^2 to 96^2 px", "area from 96^2 px on")
+_IOU_50, _IOU_75 = 0, 5  # indices of these thresholds
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """The scores of one class in percent; nan where there is nothing to compute one from.
+
+    objects: annotated, without crowds.
+    detections: in all images, whatever their score.
+    """
+
+    category_id: int
+    name: str
+    AP: float
+    AP50: float
+    AR: float
+    objects: int
+    detections: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """COCO's scores in percent, nan where there is nothing to compute one from; `explain` says why.
+
+    AP, AP50, AP75, APs, APm, APl: as Detectron2's COCOEvaluator gives them.
+    AR: with at most `max_detections` an image.
+    classes: in the order of the category ids.
+    precisions: (K, R) at IoU .5, in [0, 1]; nan in the rows of classes that cannot be scored.
+    recalls: (R,) that the precisions belong to.
+    objects_by_size: annotated objects without crowds: small, medium, large.
+    images, detections: how many there are.
+    """
+
+    AP: float
+    AP50: float
+    AP75: float
+    APs: float
+    APm: float
+    APl: float
+    AR: float
+    classes: tuple[ClassScores, ...]
+    precisions: np.ndarray
+    recalls: np.ndarray
+    objects_by_size: tuple[int, int, int]
+    images: int
+    detections: int
+
+    @property
+    def objects(self) -> int:
+        """Annotated objects without crowds."""
+        return sum(self.objects_by_size)
+
+    def explain(self) -> list[str]:
+        """Explain each figure that is nan; all classes in one line."""
+        absent = [c.name for c in self.classes if c.objects == 0]
+        return explain_nans(self.objects_by_size, absent, found_anything=self.detections > 0)
+
+
+def evaluate(ground_truth: Mapping[str, Any], detections: Sequence[Row], *, max_detections: int = 100) -> Evaluation:
+    """Score detections against annotations as COCO does.
+
+    Args:
+        ground_truth: an annotation file's content: images, annotations, categories. An annotation without area has
+            that of its box, one without iscrowd is not a crowd. It is not changed.
+        detections: COCO's results: image_id, category_id, bbox [x, y, width, height] in pixels, score.
+        max_detections: so many of an image and class count, those with the highest scores.
+
+    Raises:
+        ValueError: detections of images or classes that the annotations don't have; it names them.
+    """
+    for section, field in (("images", "image_id"), ("categories", "category_id")):
+        strangers = sorted({d[field] for d in detections} - {row["id"] for row in ground_truth[section]}, key=str)
+        if strangers:
+            raise ValueError(
+                f"detections of {some(field, strangers)}, which the annotations don't have among their {section}"
+            )
+    index = CocoIndex(ground_truth)
+    sizes = size_of(np.array([area_of(a) for a in index.objects]))
+    precision, recall = _accumulate(ground_truth, detections, max_detections)
+    at_50 = precision[_IOU_50, :, :, 0]  # (R, K)
+    object_counts, detection_counts = (Counter(d["category_id"] for d in rows) for rows in (index.objects, detections))
+    classes = []
+    for k, (category_id, name) in enumerate(zip(index.category_ids, index.names, strict=True)):
+        scores = _mean(precision[:, :, k, 0]), _mean(at_50[:, k]), _mean(recall[:, k, 0])
+        classes.append(
+            ClassScores(category_id, name, *scores, object_counts[category_id], detection_counts[category_id])
+        )
+    return Evaluation(
+        AP=_mean(precision[..., 0]),
+        AP50=_mean(at_50),
+        AP75=_mean(precision[_IOU_75, ..., 0]),
+        APs=_mean(precision[..., 1]),
+        APm=_mean(precision[..., 2]),
+        APl=_mean(precision[..., 3]),
+        AR=_mean(recall[..., 0]),
+        classes=tuple(classes),
+        precisions=np.where(at_50 < 0, math.nan, at_50).T,
+        recalls=np.linspace(0, 1, 101),
+        objects_by_size=tuple(np.bincount(sizes, minlength=len(SIZES)).tolist()),
+        images=len(ground_truth["images"]),
+        detections=len(detections),
+    )
+
+
+def size_of(areas: np.ndarray) -> np.ndarray:
+    """Return the index in `SIZES` of each area (N,) in px^2, int64; a limit's own area is of the larger size."""
+    return np.searchsorted(np.array(SIZE_LIMITS), np.asarray(areas, dtype=float), side="right")
+
+
+def _accumulate(
+    ground_truth: Mapping[str, Any], detections: Sequence[Row], max_detections: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return pycocotools' precision (T, R, K, 4 sizes) and recall (T, K, 4); -1 without objects or any detections."""
+    if not detections:
+        classes = len(ground_truth["categories"])
+        return np.full((10, 101, classes, 4), -1.0), np.full((10, classes, 4), -1.0)
+    truth = ground_truth["annotations"]
+    rows = [
+        [
+            {
+                "id": i,  # not the file's: pycocotools takes id 0 for "unmatched"
+                "image_id": row["image_id"],
+                "category_id": row["category_id"],
+                "bbox": row["bbox"],
+                "area": area_of(row) if part is truth else row["bbox"][2] * row["bbox"][3],
+                "iscrowd": int(bool(row.get("iscrowd"))),
+                "score": row.get("score"),
+            }
+            for i, row in enumerate(part, start=1)
+        ]
+        for part in (truth, detections)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = COCOeval(*(_as_pycocotools(ground_truth, part) for part in rows), iouType="bbox")
+        evaluator.params.maxDets = [max_detections]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator.eval["precision"][..., 0], evaluator.eval["recall"][..., 0]
+
+
+def _as_pycocotools(ground_truth: Mapping[str, Any], rows: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {"info": {}, **ground_truth, "annotations": rows}
+    coco.createIndex()
+    return coco
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean in percent, without the entries that have no objects."""
+    defined = values[values > -1]
+    return float(100 * defined.mean()) if defined.size else math.nan
+
+
+def area_of(annotation: Row) -> float:
+    """Return the area of an annotation or a detection in px^2: the one it states, else its box's."""
+    area = annotation.get("area")
+    return float(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)
+
+
+def explain_nans(objects_by_size: Sequence[int], absent: Sequence[str], *, found_anything: bool) -> list[str]:
+    """Return a line for each kind of figure that COCO's evaluation leaves nan.
+
+    Args:
+        objects_by_size: annotated objects without crowds: small, medium, large.
+        absent: names of the classes without objects.
+        found_anything: whether there are detections.
+    """
+    objects = sum(objects_by_size)
+    if objects == 0:
+        return ["Every figure is nan: the set has no annotated objects, so there is nothing to find."]
+    if not found_anything:
+        return [
+            f"Every figure is nan: there are no detections at all, of {objects:,} object{'' if objects == 1 else 's'}. "
+            "Nothing scored above MODEL.RETINANET.SCORE_THRESH_TEST: the training was too short or learnt nothing, or "
+            "the weights are another model's."
+        ]
+    lines = [
+        f"AP{size[0]} is nan: the set has no {size} objects ({words})."
+        for size, words, count in zip(SIZES, SIZE_WORDS, objects_by_size, strict=True)
+        if count == 0
+    ]
+    if absent:
+        many = len(absent) > 1
+        lines.append(
+            f"{'The figures' if many else 'Each figure'} of {some('', absent)} {'are' if many else 'is'} nan: the "
+            f"set has no objects of {'these classes' if many else 'this class'}; means leave "
+            f"{'them' if many else 'it'} out."
+        )
+    return lines

@@ -1,0 +1,193 @@
+"""Start the processes of a training by Detectron2's launcher, or be one of those that torchrun or SLURM started.
+
+Either way the input is checked first, all processes join before anything long, and what rank 0 decided holds for all.
+What ends them, and with which exit code, is in the docstring of `distributed`.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from .checkpoint.resume import folder_taken
+from .data.catalog import prepare_shapes
+from .distributed import signals
+from .distributed.cluster import ClusterEnvironment
+from .distributed.join import StartDeadline, check_shared_folder, join_process_group, joint_start
+from .distributed.rendezvous import Rendezvous, reach_all
+from .engine.run import Job, run_job
+from .environment import gpu_id, gpu_of
+from .errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError, print_problems
+from .preflight.options import TrainOptions
+from .preflight.plan import Plan, check, write
+
+
+def run_as_launcher(options: TrainOptions) -> int:
+    """Check, write, meet the other machines if there are any, and start this machine's processes; return the exit code.
+
+    Raises InputError for bad input or a port in use, TrainingError where a machine did not join.
+    """
+    with ExitStack() as held:
+        plan = _decide(options, held)
+        if options.preflight_only:
+            print("ready: nothing was written")
+            return EXIT_DONE
+        _write_and_meet(options, plan)
+        return _launch(options, plan.job)
+
+
+def _write_and_meet(options: TrainOptions, plan: Plan) -> None:
+    """Write what the job reads, between opening the port, which shows whether it is free, and the roll call.
+
+    The store is closed at the end, and its port is free for the ranks.
+    """
+    address = re.fullmatch(r"tcp://(.+):(\d+)", options.dist_url)
+    if address is None or options.world_size == 1:
+        write(plan)
+        return
+    started = f"--num-machines {options.num_machines} --num-gpus {options.num_gpus}"
+    place = options.machine_rank, options.num_machines, "machine", address[1], int(address[2])
+    rendezvous = Rendezvous(*place, started, options.start_timeout)
+    store = rendezvous.open_store(is_host=options.machine_rank == 0)
+    if options.machine_rank > 0 and not options.eval_only:
+        prepare_shapes(plan.dataset_names)  # machine 0 writes into the OUTPUT_DIR of all
+    else:
+        write(plan)
+    rendezvous.call_roll(store)
+
+
+def _launch(options: TrainOptions, job: Job) -> int:
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # ranks that are ended say why
+    stopped = multiprocessing.get_context("spawn").Event()
+    world_size = options.world_size
+    # A single process is the one that trains, and listens itself.
+    requested = signals.SignalForwarder().requested if world_size > 1 else None
+    for tries_left in (1, 0):
+        start = StartDeadline(options.num_gpus, options.machine_rank, world_size, options.start_timeout)
+        try:
+            with start:
+                launch(
+                    _run_rank,
+                    options.num_gpus,
+                    num_machines=options.num_machines,
+                    machine_rank=options.machine_rank,
+                    dist_url=options.dist_url,
+                    args=(job, stopped, start.reached, requested),
+                )
+            break
+        except ProcessRaisedException as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            if options.dist_url != "auto" or not tries_left:
+                raise TrainingError(
+                    f"the port of --dist-url {options.dist_url} was taken by another process while this one started: "
+                    "run again, or name another port"
+                ) from None
+            print("warning: the free port was taken by another process; trying another", file=sys.stderr, flush=True)
+        except ProcessExitedException as error:
+            if start.message:
+                raise TrainingError(start.message) from None
+            return _exit_code(options, error, requested)
+    return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
+
+
+def _exit_code(options: TrainOptions, error: ProcessExitedException, requested: Any) -> int:
+    """Return the job's exit code after the first rank that did not end with 0, and say why where the rank could not."""
+    number = signals.stopping_signal(error.exit_code)
+    if number and options.eval_only:
+        print(signals.nothing_to_save(number), file=sys.stderr, flush=True)
+        return 128 + number
+    if error.exit_code >= 0:
+        return error.exit_code  # the rank has said why
+    if number and requested is not None and requested.value:  # it did not listen yet
+        print(signals.nothing_trained(requested.value), file=sys.stderr, flush=True)
+        return EXIT_STOPPED
+    rank = options.machine_rank * options.num_gpus + error.error_index
+    raise TrainingError(signals.killed_message(rank, error.exit_code, trains=not options.eval_only)) from None
+
+
+def _run_rank(job: Job, stopped: Any, reached: Sequence[Any], requested: Any) -> None:
+    """Run the job as rank 0's machine has decided it, with its seed and its checkpoint to resume from."""
+    if requested is not None:
+        signals.resend_requested(requested)
+    reached[comm.get_local_rank()].set()
+    try:
+        reach_all()
+        job = comm.all_gather(job)[0]
+        if comm.get_world_size() > job.processes_per_machine and not job.eval_only:
+            with joint_start() as start:
+                check_shared_folder(start, Path(job.cfg.OUTPUT_DIR))
+        run_job(job, stopped)
+    except TrainingError as error:
+        if comm.get_world_size() == 1:  # this is the process that was started, which says it
+            raise
+        print_problems([str(error)])
+        raise SystemExit(EXIT_FAULT) from None
+
+
+def run_as_rank(options: TrainOptions, cluster: ClusterEnvironment) -> int:
+    """Be one of the processes that torchrun or SLURM started: rank 0 checks, writes and tells the others.
+
+    Returns the exit code, the same in all processes. Raises InputError for flags that would start other processes,
+    TrainingError where a rank did not join, or does not answer.
+    """
+    if (options.num_gpus, options.num_machines, options.machine_rank, options.dist_url) != (1, 1, 0, "auto"):
+        raise InputError(
+            f"{cluster.started_by} has started {cluster.world_size} processes; leave out --num-gpus, --num-machines, "
+            "--machine-rank and --dist-url, which would start others"
+            + (", or keep them with `env -u SLURM_STEP_ID python ...`" if cluster.started_by == "SLURM" else "")
+        )
+    per_machine, address = cluster.processes_per_machine, f"tcp://{cluster.host}:{cluster.port}"
+    machines = cluster.world_size // per_machine
+    options = replace(options, num_gpus=per_machine, num_machines=machines, dist_url=address)
+    gpu = ""
+    if gpus := torch.cuda.device_count():
+        torch.cuda.set_device(gpu_of(cluster.local_rank, gpus))
+        gpu = gpu_id(torch.cuda.current_device())
+    join_process_group(cluster, options.start_timeout, gpu)
+    try:
+        return _run_together(options, cluster)
+    finally:
+        dist.destroy_process_group()
+
+
+def _run_together(options: TrainOptions, cluster: ClusterEnvironment) -> int:
+    with ExitStack() as held:
+        with joint_start() as start:
+            own_gpu = torch.cuda.device_count() == 1
+            plan = start.do(lambda: _decide(options, held, own_gpu=own_gpu) if cluster.rank == 0 else None)
+            if options.preflight_only:
+                if cluster.rank == 0:
+                    print("ready: nothing was written")
+                return EXIT_DONE
+            job, names = comm.all_gather((plan.job, plan.dataset_names) if plan else None)[0]
+            # The first of each machine draws the shapes; rank 0 writes the rest, too.
+            start.do(lambda: write(plan) if plan else prepare_shapes(names if cluster.local_rank == 0 else ()))
+            if not options.eval_only:
+                check_shared_folder(start, Path(job.cfg.OUTPUT_DIR))
+        stopped = threading.Event()
+        run_job(job, stopped)
+        return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
+
+
+def _decide(options: TrainOptions, held: ExitStack, *, own_gpu: bool = False) -> Plan:
+    """Check, say what the run is about to do, and take its folder, where this is the process that writes there."""
+    plan = check(options, own_gpu=own_gpu)
+    print("\n".join(plan.summary), flush=True)
+    if not options.preflight_only and options.machine_rank == 0 and plan.resumption is not None:
+        held.enter_context(folder_taken(plan.job.cfg.OUTPUT_DIR, plan.resumption))
+    return plan

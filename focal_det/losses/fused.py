@@ -1,0 +1,182 @@
+"""The class loss of a batch over the head's outputs as they are: no one-hot, no gather, and no copy of logits that
+were channels_last (of others, of one image and level at a time).
+
+Shapes
+    levels:   (N, ..., K) each   logits of one pyramid level; together R anchors, in order
+    labels:   (N, R)             int64: 0..K-1 object class, K background, -1 ignored
+    divisors: (N,)               of each image's summed loss
+
+On the CPU a few rows at a time are turned into losses and gradient while they are in the cache: each logit is read
+from memory once, and its gradient written once, divided already. On a GPU a level at a time, or with `triton_loss`
+all levels at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .formula import IGNORED, Formula, Terms, refuse_second_derivative, wants_grad
+from .triton_loss import triton_batch_loss
+
+# Rows of logits handled at a time, as a number of elements: a block and its few temporaries stay in the processor's
+# caches, and are enough work for what calling an operator costs.
+_BLOCK_ELEMENTS = 1 << 18
+
+
+def batch_loss(
+    levels: Sequence[Tensor],
+    labels: Tensor,
+    divisors: Tensor,
+    formula: Formula,
+    *,
+    use_triton: bool = False,
+    hand_over: bool = True,
+) -> Tensor:
+    """Sum over images of the image's summed loss divided by its divisor.
+
+    Args:
+        labels: not looked at whether they are in -1..K; others count as background.
+        use_triton: by the kernels of `triton_loss`, for logits on a GPU; float64 has none.
+        hand_over: on the CPU, if nothing scales the loss, the levels get the very gradient that was kept, without a
+            copy. Not for leaves, which keep what they get, nor for views of leaves: a second backward would meet what
+            has become of it.
+
+    Returns:
+        A scalar in float32 (float64 for float64 logits), with a gradient by every level in the level's dtype. For
+        bfloat16 on the CPU the gradient is rounded when it is written; a factor that is applied to the loss rounds
+        it once more, unless it is a power of two. Otherwise it is rounded once, after every factor.
+
+    Raises:
+        RuntimeError: from a backward with create_graph=True.
+    """
+    if use_triton and levels[0].dtype != torch.float64:
+        _, kind, weights, gamma, shift = formula
+        return triton_batch_loss(levels, labels, divisors, kind=kind, weights=weights, gamma=gamma, shift=shift)
+    hand_over = hand_over and not any(level.is_leaf for level in levels)
+    loss: Tensor = _BatchLoss.apply(labels, divisors, formula.terms, wants_grad(levels), hand_over, *levels)
+    return loss
+
+
+class _BatchLoss(torch.autograd.Function):
+    """The loss, with the gradient written in the same pass over the logits: the one thing kept for the backward."""
+
+    @staticmethod
+    def forward(ctx, labels, divisors, terms, needs_grad, hand_over, *levels):  # type: ignore[no-untyped-def]
+        ctx.dtype = levels[0].dtype
+        dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+        on_cpu = labels.device.type == "cpu"
+        # Rounded at once where no loss scale can follow that lifts what would round to zero.
+        kept_as = ctx.dtype if on_cpu and ctx.dtype != torch.float16 else dtype
+        grads = [torch.empty(level.shape, dtype=kept_as, device=level.device) for level in levels] if needs_grad else []
+
+        total = torch.zeros((), dtype=dtype, device=labels.device)
+        blocks = _cached_blocks if on_cpu else _large_blocks
+        for block in blocks(levels, labels, divisors.to(dtype).reciprocal(), grads):
+            losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, terms, needs_grad, block.special)
+            total += (losses.sum(dim=1, keepdim=True) * block.scale).sum()
+            if grad is not None:
+                torch.mul(grad, block.scale, out=block.grad)
+
+        ctx.hand_over = hand_over and on_cpu
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        refuse_second_derivative()
+        if ctx.hand_over and grad_output.item() == 1:
+            grads = tuple(grad.to(ctx.dtype) for grad in ctx.saved_tensors)
+        else:
+            grads = tuple((grad * grad_output).to(ctx.dtype) for grad in ctx.saved_tensors)
+        return None, None, None, None, None, *grads
+
+
+class _Block(NamedTuple):
+    """Rows that are handled at a time.
+
+    logits: (M, K). labels: (M,). scale: of losses and gradient, () or (M, 1). grad: where it goes, (M, K), if anywhere.
+    special: which rows are not background, (S,); None for "look at every label".
+    """
+
+    logits: Tensor
+    labels: Tensor
+    scale: Tensor
+    grad: Tensor | None
+    special: Tensor | None
+
+
+def _large_blocks(
+    levels: Sequence[Tensor], labels: Tensor, scales: Tensor, grads: Sequence[Tensor]
+) -> Iterator[_Block]:
+    """A level at a time, for a GPU: few launches, and no waiting for the number of special rows."""
+    sizes = [level[0].numel() // level.shape[-1] for level in levels]
+    for level, level_labels, grad in zip(levels, labels.split(sizes, dim=1), grads or repeat(None), strict=False):
+        rows = level.reshape(-1, level.shape[-1])  # (N * R_l, K)
+        scale = scales.unsqueeze(1).expand_as(level_labels).reshape(-1, 1)
+        yield _Block(rows, level_labels.reshape(-1), scale, None if grad is None else grad.view(rows.shape), None)
+
+
+def _cached_blocks(
+    levels: Sequence[Tensor], labels: Tensor, scales: Tensor, grads: Sequence[Tensor]
+) -> Iterator[_Block]:
+    """Some thousand rows of an image at a time, for a processor's caches."""
+    for i, image_labels in enumerate(labels):
+        rows = [level[i].reshape(-1, level.shape[-1]) for level in levels]
+        grad_rows = [grad[i].view(-1, grad.shape[-1]) for grad in grads]
+        labels_of_levels = image_labels.split(list(map(len, rows)))
+        for level, level_labels, grad in zip(rows, labels_of_levels, grad_rows or repeat(None), strict=False):
+            size = max(1, _BLOCK_ELEMENTS // level.shape[-1])
+            grad_parts = repeat(None) if grad is None else grad.split(size)
+            parts = zip(level.split(size), level_labels.split(size), repeat(scales[i]), grad_parts, strict=False)
+            for part, special in zip(parts, _special_rows(level_labels, level.shape[-1], size), strict=True):
+                yield _Block(*part, special)
+
+
+def _special_rows(labels: Tensor, num_classes: int, size: int) -> list[Tensor]:
+    """Return for each block of `size` labels the indices of those that are not background: one in some hundred."""
+    special = (labels != num_classes).nonzero().squeeze(1)
+    starts = torch.arange(0, max(1, len(labels)), size)
+    ends = torch.searchsorted(special, starts + size)
+    parts = special.tensor_split(ends[:-1])
+    return [part - start for part, start in zip(parts, starts.tolist(), strict=True)]
+
+
+def losses_and_grad(
+    x: Tensor, labels: Tensor, terms: Terms, needs_grad: bool, special: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Loss and its derivative by x, (M, K) each, for logits x (M, K) and labels (M,).
+
+    All K problems are first taken as negative; then the rows that are not background are written over.
+
+    Args:
+        special: (S,) indices of those rows; None looks at all.
+    """
+    losses, grad = terms(x, -1, needs_grad)
+    if special is None:
+        _write_own_class(x, labels, terms, losses, grad)
+    elif len(special):
+        some_losses, some_grad = losses[special], None if grad is None else grad[special]
+        _write_own_class(x[special], labels[special], terms, some_losses, some_grad)
+        losses[special] = some_losses
+        if grad is not None and some_grad is not None:
+            grad[special] = some_grad
+    return losses, grad
+
+
+def _write_own_class(x: Tensor, labels: Tensor, terms: Terms, losses: Tensor, grad: Tensor | None) -> None:
+    """Write the one positive of each assigned anchor, and zeros for the ignored, into losses and grad (M, K)."""
+    own_class = labels.clamp(0, x.shape[-1] - 1).unsqueeze(-1)  # (M, 1); of no use where not assigned
+    is_assigned = ((labels >= 0) & (labels < x.shape[-1])).unsqueeze(-1)
+    is_ignored = (labels == IGNORED).unsqueeze(-1)
+
+    own_losses, own_grad = terms(x.gather(-1, own_class), 1, grad is not None)
+    for values, own_values in ((losses, own_losses), (grad, own_grad)):
+        if values is not None and own_values is not None:
+            values.scatter_(-1, own_class, torch.where(is_assigned, own_values, values.gather(-1, own_class)))
+            # masked_fill, not a product: an ignored anchor stays at zero even if its logit is inf or NaN
+            values.masked_fill_(is_ignored, 0)

@@ -1,0 +1,42 @@
+"""Name the files and folders of a run's OUTPUT_DIR, each once.
+
+OUTPUT_DIR/
+    config.yaml  config_changes.json  environment.txt  classes.json  log.txt   what the run is
+    model_0004999.pth ...  model_final.pth  model_best.pth  last_checkpoint    its checkpoints
+    metrics.json  events.out.tfevents.*                                        what it measured, by iteration
+    annotations/<set>.json                                                     checked copies of the user's own sets
+    inference/<set>/coco_instances_results.json, dataset.json                  detections, and what they belong to
+    detections.png  detections/*.png  report.html                              for people to look at
+    diverged/iteration_<i>_rank<r>.pth, iteration_<i>_seen                     steps that were not finite
+    .lock                                                                      held by the process that trains
+"""
+
+from __future__ import annotations
+
+import re
+
+CONFIG, CONFIG_CHANGES = "config.yaml", "config_changes.json"
+ENVIRONMENT, CLASSES_FILE, LOG = "environment.txt", "classes.json", "log.txt"
+
+LAST_CHECKPOINT = "last_checkpoint"  # names the newest one; Detectron2's name, as are the next two
+FINAL_CHECKPOINT = "model_final.pth"
+PERIODIC_CHECKPOINT = re.compile(r"model_\d{7}\.pth")
+BEST_CHECKPOINT = "model_best.pth"
+CHECKPOINT_PATTERN = "model_*.pth"  # of all but last_checkpoint, for glob
+
+METRICS = "metrics.json"
+
+ANNOTATIONS = "annotations"
+INFERENCE = "inference"
+COCO_RESULTS, DATASET = "coco_instances_results.json", "dataset.json"  # in inference/<set>
+
+DRAWINGS, DRAWINGS_SHEET = "detections", "detections.png"
+REPORT = "report.html"
+
+DIVERGED = "diverged"
+LOCK = ".lock"
+
+
+def periodic_checkpoint(iteration: int) -> str:
+    """Return the name of the checkpoint that is saved after an iteration, counted from 0."""
+    return f"model_{iteration:07d}.pth"

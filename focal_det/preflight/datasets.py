@@ -1,0 +1,161 @@
+"""The data sets of a run, given by flag or by name: read as far as they can be before it starts, and their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from ..config.load import UNSET_NUM_CLASSES
+from ..config.validate import check_num_classes
+from ..data.catalog import JsonDataset, class_names, dataset_problems, known_classes, read_named_set
+from ..data.coco import CocoFile
+from ..data.dataset_spec import Use
+from ..data.statistics import Objects, SetStatistics, fingerprint, joined, statistics
+from ..errors import Findings, InputError
+from ..inference.classes import Classes, numbered_classes, read_classes
+from ..output_layout import CLASSES_FILE
+from .options import TrainOptions
+from .own_datasets import OwnSets, read_own_sets
+
+
+class DescribedSet(NamedTuple):
+    """One data set."""
+
+    name: str  # in the catalogue
+    is_sound: bool  # whether nothing was found wrong with it; all else is empty if something was
+    class_names: list[str] | None = None  # None if it does not say
+    content: SetStatistics | None = None  # None where `remark` says why
+    remark: str = ""
+    notes: Sequence[str] = ()  # warnings about it
+    boxes_left_out: int = 0  # how many have no area
+    is_trained_on: bool = False  # or evaluated on
+    fingerprint: str | None = None  # of its content, see `focal_det.data.statistics.fingerprint`
+
+
+class DataSets(NamedTuple):
+    """All sets of a run."""
+
+    train: tuple[str, ...]  # what DATASETS is to hold: names, also for the sets that flags or DATASETS give by place
+    test: tuple[str, ...]  # likewise
+    sets: list[DescribedSet]  # in that order; an evaluation has none to train on
+    files: dict[JsonDataset, CocoFile]  # the checked files of the sets by place
+
+    @property
+    def trained_on(self) -> list[DescribedSet]:
+        """The sets to train on."""
+        return [described for described in self.sets if described.is_trained_on]
+
+
+def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findings]:
+    """Read and describe the sets of the flags, or else of DATASETS; the notes are the sets' own."""
+    own, found = read_own_sets(options, cfg)
+    trained_on = own.train if options.training else ()
+    names = (*trained_on, *own.test)
+    errors = dataset_problems(name for name in names if name not in own.names)
+    sets = []
+    for place, name in enumerate(names):
+        try:
+            described = _describe(options, own, name)
+        except InputError as error:
+            errors += error.problems
+            described = DescribedSet(name, False)
+        sets.append(described._replace(is_trained_on=place < len(trained_on)))
+    found.errors += dict.fromkeys(errors)  # a set may be there for both uses
+    if errors and options.own_sets("train").are_given and not options.own_sets("val").are_given:
+        found.errors.append(
+            "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
+            "--val-json FILE --val-images DIR, or --val-voc DIR[:SPLIT]"
+        )
+    left_out = sum(file.images_left_out for file in own.files.values())
+    if left_out > max(0, options.skip_bad_images):
+        most = options.skip_bad_images
+        found.errors.append(f"{left_out} images of all sets are bad, more than --skip-bad-images {most}")
+    found.notes += [note for described in sets for note in described.notes]
+    return DataSets(own.train, own.test, sets, own.files), found
+
+
+def _describe(options: TrainOptions, own: OwnSets, name: str) -> DescribedSet:
+    """Describe one set; raises InputError with the problems of a registered one."""
+    if name in own.names:
+        file = next((file for dataset, file in own.files.items() if dataset.name == name), None)
+        return _described(name, file, file.class_names) if file else DescribedSet(name, False)
+    if dataset_problems([name]):
+        return DescribedSet(name, False)
+    use: Use = "val" if name in own.test else "train"
+    read = read_named_set(name, use, images=options.preflight_only, allow_outside=options.allow_outside)
+    if isinstance(read, str):
+        return DescribedSet(name, True, class_names(name), remark=read)
+    registered = MetadataCatalog.get(name).get("thing_classes")  # else Detectron2 takes the file's too
+    return _described(name, read, list(registered or read.class_names))
+
+
+def _described(name: str, file: CocoFile, names: list[str]) -> DescribedSet:
+    described = DescribedSet(name, True, names, statistics(file.coco), fingerprint=fingerprint(file.coco))
+    return described._replace(notes=file.notes, boxes_left_out=file.boxes_left_out)
+
+
+def objects_of(sets: Sequence[DescribedSet]) -> tuple[Objects, list[str]]:
+    """Return the objects of the sets together, and the names of their classes."""
+    contents = [described.content for described in sets if described.content is not None]
+    if not contents:
+        return Objects.none(), []
+    return joined([content.objects for content in contents]), contents[0].class_names
+
+
+def check_classes(cfg: CfgNode, data: DataSets, trained_in: Path | None) -> tuple[int, Findings]:
+    """Check that the sets agree with one another, with NUM_CLASSES, and with the labels of the trained detector.
+
+    The checkpoint that is evaluated or resumed, if there is one, was `trained_in` that folder. Returns NUM_CLASSES; if
+    it was not set, the number of the data's classes, or 1 where broken data leave it open.
+    """
+    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+    classes = {described.name: described.class_names for described in data.sets}
+    found = Findings()
+    if num_classes == UNSET_NUM_CLASSES:
+        num_classes = next((len(names) for names in classes.values() if names is not None), 1)
+        silent = [described.name for described in data.sets if described.is_sound]
+        if silent and not any(names is not None for names in classes.values()):
+            found.errors.append(f"data set {silent[0]} does not name its classes; set MODEL.RETINANET.NUM_CLASSES")
+    found.add(check_num_classes(num_classes, classes))
+    if trained_in is not None:
+        places = {dataset.name: dataset.json_file for dataset in data.files}
+        found.add(_check_labels(trained_in, {places.get(n, f"data set {n}"): names for n, names in classes.items()}))
+    return num_classes, found
+
+
+def classes_of(first: DescribedSet, num_classes: int) -> Classes:
+    """Return the names of the labels, and their ids in the first set."""
+    if first.class_names is not None and first.content is not None:
+        return Classes(first.class_names, first.content.category_ids)
+    known = known_classes(first.name)
+    return Classes(*known) if known is not None else numbered_classes(num_classes)
+
+
+def _check_labels(folder: Path, classes: Mapping[str, Sequence[str] | None]) -> Findings:
+    """Name the first class of each set whose label differs from the one in classes.json, if the folder has that.
+
+    The classes are in the order of the labels, by where the sets are; None for those that do not say.
+    """
+    try:
+        of_model = read_classes(folder)
+    except InputError as error:
+        return Findings(error.problems)
+    if of_model is None or of_model.names == numbered_classes(len(of_model.names)).names:
+        return Findings()
+    differences = [_difference(of_model.names, names, place) for place, names in classes.items() if names is not None]
+    fix = f"the data must have the classes of {folder / CLASSES_FILE}, by ids in that order"
+    return Findings([f"{difference}: {fix}" for difference in differences if difference])
+
+
+def _difference(model: Sequence[str], data: Sequence[str], place: str) -> str | None:
+    for label, name in enumerate(model):
+        if list(data[label : label + 1]) != [name]:
+            label_in_data = data.index(name) if name in data else "not"
+            return f"{name!r} is {label} in the model ({CLASSES_FILE}), {label_in_data} in {place}"
+    if len(data) > len(model):
+        return f"{data[len(model)]!r} is not in the model ({CLASSES_FILE}), {len(model)} in {place}"
+    return None

@@ -1,0 +1,104 @@
+"""Read the user's own data sets, which flags or DATASETS name by place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..data.coco import CocoFile
+from ..data.dataset_spec import USES, OwnSet, SetSource, Use, name_sources, parse_source, read_sources, voc_source
+from ..errors import Findings, InputError
+from ..inference.classes import read_classes
+from ..output_layout import ANNOTATIONS, INFERENCE
+from .options import SetFlags, TrainOptions
+
+
+class OwnSets(NamedTuple):
+    """The user's own sets of a run."""
+
+    train: tuple[str, ...]  # what DATASETS is to hold: the names of all sets in order, the registered ones' too
+    test: tuple[str, ...]  # likewise
+    names: set[str]  # of the own sets alone, also of those with problems
+    files: dict[Any, CocoFile]  # the checked files by `JsonDataset`
+
+
+def entries_of(use: Use, flags: SetFlags, datasets: Iterable[str]) -> tuple[list[SetSource | str], Findings]:
+    """Return the sets for one use: those that the flags name, COCO's first; without any, the entries of DATASETS.
+
+    They are sources, and names of registered sets; with them comes what is wrong with the flags or entries.
+    """
+    found = _check_pairs(use, len(flags.json), len(flags.images))
+    pairs = zip(flags.json, flags.images, strict=False)
+    entries: list[SetSource | str] = [SetSource(use, "json", *pair) for pair in pairs]
+    entries += [voc_source(use, text) for text in flags.voc]
+    if entries:
+        return entries, found
+    for text in datasets:
+        try:
+            entries.append(parse_source(use, text) or text)
+        except InputError as error:
+            found.errors += error.problems
+    return entries, found
+
+
+def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
+    """Read the sets that the flags name, or else DATASETS by place; for --eval-only those to evaluate on alone."""
+    from ..data.catalog import JsonDataset  # needs Detectron2, which the flags themselves do not
+
+    found = Findings()
+    names: dict[Use, tuple[str, ...]] = {}
+    sources: dict[str, SetSource] = {}
+    for use in USES:
+        listed = cfg.DATASETS.TRAIN if use == "train" else cfg.DATASETS.TEST
+        entries, of_entries = entries_of(use, options.own_sets(use), listed)
+        names[use], by_name = name_sources(entries)
+        sources |= by_name
+        found.add(of_entries)
+    also: list[SetSource] = []
+    classes = None
+    if options.eval_only:
+        of_model = read_classes(weights_folder(cfg))
+        classes = None if of_model is None else of_model.names
+        also = [s for s in sources.values() if s.use == "train" and s.kind == "voc" and classes is None]
+        sources = {name: source for name, source in sources.items() if source.use == "val"}
+    sets, problems = read_sources(
+        sources,
+        also=also,
+        class_names=classes,
+        decode=options.preflight_only,
+        skip_bad_images=max(0, options.skip_bad_images),
+        allow_outside=options.allow_outside,
+    )
+    found.errors += problems
+    trained = {name: own for name, own in sets.items() if sources[name].use == "train"}
+    if trained.keys() == set(names["train"]):
+        found.add(_check_objects(trained.values()))
+    folder = Path(cfg.OUTPUT_DIR, INFERENCE if options.eval_only else "", ANNOTATIONS)
+    copies = {name: str(folder / f"{name}.json") for name in sets}
+    files = {JsonDataset(name, own.place, own.image_dir, copies[name]): own.file for name, own in sets.items()}
+    found.errors = list(dict.fromkeys(found.errors))  # one file may be given for both uses
+    return OwnSets(names["train"], names["val"], set(sources), files), found
+
+
+def weights_folder(cfg: Any) -> Path:
+    """Return the folder of MODEL.WEIGHTS; for an address it is one that does not exist."""
+    return Path(cfg.MODEL.WEIGHTS).parent
+
+
+def _check_pairs(use: Use, files: int, folders: int) -> Findings:
+    if files == folders:
+        return Findings()
+    if not files or not folders:
+        given, missing = ("json", "images") if files else ("images", "json")
+        return Findings([f"--{use}-{given} is given without --{use}-{missing}; both are needed"])
+    given = f"--{use}-json is given {files} times and --{use}-images {folders} times"
+    return Findings([f"{given}; each file needs the folder of its images, in the same order"])
+
+
+def _check_objects(sets: Collection[OwnSet]) -> Findings:
+    places = [own.place for own in sets if all(a["iscrowd"] for a in own.file.coco["annotations"])]
+    if not sets or len(places) < len(sets):
+        return Findings()
+    fix = "annotate at least one object that is neither a crowd nor difficult"
+    return Findings([f"{', '.join(places)}: no box to train on; {fix}"])

@@ -1,0 +1,174 @@
+"""From the command line to a job: check everything in stages, freeze the configuration, write what the job reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+
+from .. import plugin  # noqa: F401 - registers what a configuration may name
+from ..checkpoint.compatibility import build_parts, check_weights
+from ..checkpoint.resume import Checkpoint, Resumption, check_changes, choose_seed, find_checkpoint
+from ..checkpoint.run_record import RunRecord, UsedSet
+from ..config.diff import config_changes
+from ..config.layers import key_value_pairs
+from ..config.load import ConfigAsRead, load_config, read_config
+from ..config.schedule import check_schedule, scale_schedule
+from ..config.validate import check_config
+from ..data.catalog import JsonDataset, prepare_shapes, write_checked_copy
+from ..data.coco import CocoFile
+from ..engine.run import Job
+from ..environment import choose_device
+from ..errors import Findings, InputError, print_problems, visible_lines
+from ..inference.classes import Classes, write_classes
+from .datasets import DataSets, check_classes, classes_of, read_datasets
+from .options import TrainOptions, check_options
+from .own_datasets import read_own_sets, weights_folder
+from .summary import describe
+
+
+class Plan(NamedTuple):
+    """A job whose input has been checked, what has to be written before it can start, and what to say of it."""
+
+    job: Job
+    json_files: dict[JsonDataset, CocoFile]
+    dataset_names: tuple[str, ...]
+    summary: list[str]
+    classes: Classes
+    resumption: Resumption | None  # what a training begins with; None for an evaluation
+
+
+def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
+    """Check the command line, the configuration, the data and the checkpoint; print warnings, and nothing else.
+
+    Each stage returns what it made and what it found. A stage that settles keys of the configuration returns their
+    values or another configuration, and changes none that it is given. Raises InputError with every problem found.
+
+    Args:
+        own_gpu: each process sees one GPU, which no other one sees.
+    """
+    # Stages that do not need one another's success: their errors come in one list.
+    given = _load(options)
+    cfg, of_machine = choose_device(given.cfg, options.num_gpus, own_gpu=own_gpu)
+    cfg, of_schedule = _fit_schedule(options, cfg, is_readable=not given.findings.errors)
+    data, of_data = read_datasets(options, cfg)
+    cfg = _with(cfg, "DATASETS.TRAIN", data.train, "DATASETS.TEST", data.test)
+    found = given.findings
+    found.add(check_config(cfg, num_processes=options.world_size, training=options.training))
+    resumption = find_checkpoint(Path(cfg.OUTPUT_DIR), options.resume) if options.training else None
+    num_classes, of_classes = check_classes(cfg, data, _trained_in(options, cfg, resumption))
+    cfg = _with(cfg, "MODEL.RETINANET.NUM_CLASSES", num_classes)
+    # where values are wrong, the parts would trip over the same
+    model, of_parts = (None, Findings()) if found.errors else build_parts(cfg)
+    of_folder = resumption.findings if resumption else Findings()
+    for of_stage in (of_machine, check_options(options), of_schedule, of_data, of_folder, of_classes, of_parts):
+        found.add(of_stage)
+    found.raise_if_errors()
+    assert model is not None
+
+    # From here on the configuration is sound, the data sets are there, and the model is built.
+    checkpoint = resumption.checkpoint if resumption else None
+    found.add(_check_weights(options, cfg, model, checkpoint))
+    found.add(describe(options, cfg, data, model))
+    classes = classes_of(data.sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
+    record = None
+    if resumption:
+        seed, of_seed = choose_seed(cfg, checkpoint)
+        cfg = _with(cfg, "SEED", seed)
+        record = _record(options, cfg, data, classes)
+        found.add(of_seed)
+        found.add(check_changes(checkpoint, record, allowed=options.allow_changes) if checkpoint else Findings())
+    found.raise_if_errors()
+
+    if found.warnings:
+        print_problems(found.warnings, "warning")
+    cfg.freeze()
+    job = Job(
+        cfg=cfg,
+        json_datasets=tuple(data.files),
+        eval_only=options.eval_only,
+        processes_per_machine=options.num_gpus,
+        checkpoint=checkpoint.path if checkpoint else None,
+        record=record,
+        notes=(*(f"warning: {visible_lines(warning)}" for warning in found.warnings), *of_data.notes),
+        changes=config_changes(cfg, given.cfg, given.places),
+        hang_timeout=options.hang_timeout,
+    )
+    names = tuple(described.name for described in data.sets)
+    return Plan(job, data.files, names, found.notes, classes, resumption and resumption.without_contents())
+
+
+def write(plan: Plan) -> None:
+    """Draw the shapes that are needed and not there yet; write the checked annotations and the classes."""
+    prepare_shapes(plan.dataset_names)
+    for dataset, coco_file in plan.json_files.items():
+        write_checked_copy(dataset, coco_file)
+    if not plan.job.eval_only:
+        write_classes(Path(plan.job.cfg.OUTPUT_DIR), plan.classes)
+
+
+def _with(cfg: CfgNode, *keys_and_values: Any) -> CfgNode:
+    """Return a copy of a configuration with other values: KEY, VALUE, KEY, VALUE, ..."""
+    cfg = cfg.clone()
+    cfg.merge_from_list(list(keys_and_values))
+    return cfg
+
+
+def _load(options: TrainOptions) -> ConfigAsRead:
+    """Read the files and overrides.
+
+    Raises InputError if one cannot be read at all, with what can still be said of the flags and the data they name.
+    """
+    try:
+        return read_config(options.config_file, options.overrides)
+    except InputError as error:
+        _, of_sets = read_own_sets(options, load_config(()))
+        raise InputError([*error.problems, *check_options(options).errors, *of_sets.errors]) from error
+
+
+def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> tuple[CfgNode, Findings]:
+    """Return the configuration with the schedule scaled to the batch if asked; warn if it fits the batch badly."""
+    if options.eval_only or not is_readable:
+        return cfg, Findings()
+    cfg, found = cfg.clone(), Findings()
+    set_by_user = set(options.overrides[::2])
+    others = [pair for pair in key_value_pairs(options.overrides) if pair[0] != "SOLVER.IMS_PER_BATCH"]
+    written_for = load_config(options.config_file, [word for pair in others for word in pair]).SOLVER.IMS_PER_BATCH
+    if options.scale_lr:
+        change = scale_schedule(cfg, written_for, set_by_user)
+        found.warnings.append(f"--scale-lr: {change or 'the batch is that of the config file, nothing to scale'}")
+    elif written_for != cfg.SOLVER.IMS_PER_BATCH and "SOLVER.BASE_LR" not in set_by_user:
+        message = f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but lr and schedule were written for"
+        found.warnings.append(f"{message} {written_for}; --scale-lr fits them")
+    found.add(check_schedule(cfg))
+    return cfg, found
+
+
+def _trained_in(options: TrainOptions, cfg: CfgNode, resumption: Resumption | None) -> Path | None:
+    """Return the folder of the checkpoint that is evaluated, or that is or ought to be resumed."""
+    if resumption is None:
+        return weights_folder(cfg)
+    is_resumed = resumption.checkpoint or (options.resume and resumption.findings.errors)
+    return Path(cfg.OUTPUT_DIR) if is_resumed else None
+
+
+def _check_weights(
+    options: TrainOptions, cfg: CfgNode, model: torch.nn.Module, checkpoint: Checkpoint | None
+) -> Findings:
+    if checkpoint:
+        return check_weights(model, str(checkpoint.path), needs_all=True, contents=checkpoint.contents)
+    weights = cfg.MODEL.WEIGHTS
+    # A training fetches an address by itself.
+    if weights and (options.eval_only or options.preflight_only or os.path.isfile(weights)):
+        return check_weights(model, weights, needs_all=options.eval_only)
+    return Findings()
+
+
+def _record(options: TrainOptions, cfg: CfgNode, data: DataSets, classes: Classes) -> RunRecord:
+    used = {s.name: UsedSet(s.name, s.content.images if s.content else None, s.fingerprint) for s in data.sets}
+    trained_on, tested_on = [used[described.name] for described in data.trained_on], used[cfg.DATASETS.TEST[0]]
+    names, size = classes.names, options.world_size
+    return RunRecord.of(cfg, training_sets=trained_on, tested_on=tested_on, class_names=names, world_size=size)

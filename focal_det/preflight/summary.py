@@ -1,0 +1,111 @@
+"""What a run is about to do, in lines for its user: data, classes, schedule, disk space and anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.config import CfgNode
+
+from ..checkpoint.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come, free_bytes, gigabytes
+from ..config.schedule import epoch_warnings
+from ..errors import Findings
+from .anchor_report import AnchorReport, anchor_warnings, iou_text, report_anchors
+from .datasets import DataSets, DescribedSet, objects_of
+from .options import TrainOptions
+
+_CLASSES_SHOWN = 10  # without --preflight-only, which shows all
+
+
+def describe(options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.nn.Module) -> Findings:
+    """Describe a run whose configuration is sound; check the space on its disk, its epochs and its anchors."""
+    full = options.preflight_only
+    found = Findings(notes=[*_data_lines(cfg, data.sets), *_class_lines(data.sets, full=full)])
+    if options.eval_only:
+        return found
+    sets, size = data.trained_on, checkpoint_bytes(model)
+    found.add(check_disk(cfg, size))
+    found.warnings += epoch_warnings(cfg, _trained_images(cfg, sets))
+    number, free = checkpoints_to_come(cfg), gigabytes(free_bytes(cfg.OUTPUT_DIR))
+    needed = f"{number} checkpoints of {gigabytes(size)} to come, {gigabytes(number * size)}"
+    found.notes += [_schedule_line(cfg, sets), f"disk: {needed} of the {free} free at {cfg.OUTPUT_DIR}"]
+    anchors = report_anchors(cfg, model, *objects_of(sets))
+    if anchors:
+        found.notes += _anchor_lines(anchors, full=full)
+        found.warnings += anchor_warnings(anchors)
+    return found
+
+
+def _data_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]:
+    for described in sets:
+        content = described.content
+        role = "train on" if described.is_trained_on else "evaluate on"
+        if content is None:
+            yield f"{role} {described.name}: {described.remark}"
+            continue
+        without = content.images - content.with_objects
+        text = f"{content.images} images, {content.with_objects} with objects, {without} without"
+        if without and described.is_trained_on and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            text += ", which are filtered (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
+        text += f"; {len(content.objects.boxes)} objects"
+        text += f", {content.crowds} crowds" if content.crowds else ""
+        text += f"; {described.boxes_left_out} boxes left out" if described.boxes_left_out else ""
+        yield f"{role} {described.name}: {text}"
+
+
+def _class_lines(sets: Sequence[DescribedSet], *, full: bool) -> Iterator[str]:
+    known = {described.name: described.content for described in sets if described.content is not None}
+    if not known:
+        return
+    first = next(iter(known.values()))
+    shown = len(first.class_names) if full else min(len(first.class_names), _CLASSES_SHOWN)
+    counts = [content.instances for content in known.values()]
+    numbered = enumerate(zip(first.class_names, first.category_ids, strict=True))
+    names = [f"{label} = {name} (id {category})" for label, (name, category) in numbered][:shown]
+    width, widths = max(map(len, ["class", *names])), [max(7, len(name)) for name in known]
+    yield f"{'class':{width}}  " + "  ".join(f"{n:>{w}}" for n, w in zip(known, widths, strict=True))
+    for label, name in enumerate(names):
+        numbers = "  ".join(f"{c[label]:>{w}}" for c, w in zip(counts, widths, strict=True))
+        yield f"{name:{width}}  {numbers}"
+    if shown < len(first.class_names):
+        yield f"and {len(first.class_names) - shown} more classes, which --preflight-only lists"
+
+
+def _schedule_line(cfg: CfgNode, sets: Sequence[DescribedSet]) -> str:
+    solver = cfg.SOLVER
+    length = f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images"
+    images = _trained_images(cfg, sets)
+    if images:
+        length += f" = {solver.MAX_ITER * solver.IMS_PER_BATCH / images:.1f} epochs of {images}"
+    per_image = solver.BASE_LR / solver.IMS_PER_BATCH
+    lr = f"lr {solver.BASE_LR:g}, {per_image:.2g} an image, {solver.WARMUP_ITERS} iterations of warm-up"
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        drops = ", ".join(str(step) for step in solver.STEPS if step < solver.MAX_ITER)
+        lr += f", times {solver.GAMMA:g} at {drops}" if drops else ", no drops"
+    return f"schedule: {length}; {lr}"
+
+
+def _trained_images(cfg: CfgNode, sets: Sequence[DescribedSet]) -> int | None:
+    """Return the number of images of an epoch; None if a set does not say."""
+    contents = [described.content for described in sets if described.content is not None]
+    if len(contents) < len(sets):
+        return None
+    return max(1, sum(c.with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else c.images for c in contents))
+
+
+def _anchor_lines(report: AnchorReport, *, full: bool) -> Iterator[str]:
+    whole = report.whole
+    low, high = map(iou_text, report.thresholds)
+    yield (
+        f"anchors: {whole.reached:.1%} of {whole.number} objects have one with IoU >= {high} at {report.shorter} px, "
+        f"{whole.near:.1%} one of {low} to {high}, {whole.missed:.1%} none of {low}; median side {whole.side:.0f} px"
+    )
+    if not full:
+        return
+    yield f"  {'':14}{'objects':>9}{'>= ' + high:>9}{f'{low} to {high}':>10}{'< ' + low:>8}{'median side':>15}"
+    classes = [row._replace(name=f"class {row.name}") for row in report.worst_classes]
+    for row in (*report.by_size, *report.by_shape, *classes):
+        numbers = f"{row.number:9}{row.reached:9.1%}{row.near:10.1%}{row.missed:8.1%}{row.side:12.0f} px"
+        yield f"  {row.name:14}{numbers}"
+    for overrides, share in report.better:
+        yield f"  {share:.1%} would have one of {high} with: {overrides}"

@@ -1,0 +1,131 @@
+"""Score and draw one test set for the page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from ..evaluation.coco_scores import SIZE_WORDS, SIZES, Evaluation, evaluate
+from ..evaluation.matching import match
+from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, periodic_checkpoint
+from .charts import Chart, Line, draw_lines
+from .confusion import Confusion, make_confusion
+from .examples import Examples, draw_examples
+from .run_files import EvaluatedSet, RunFiles
+from .training_curves import BestScore, Metrics, best_score, course
+
+_MOST_CURVES = 12  # those of the classes with the lowest AP50
+_SAME_AP = 0.05  # percent; equal when printed with one digit
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """A test set's scores and errors; all None where it cannot be scored, and `problem` says why.
+
+    best: the best of all evaluations during the training.
+    weights, better_model: which model was evaluated, and a sentence if another was better; "" if there is none.
+    notes: what the reader must know about the figures, such as why one is nan.
+    sizes: (size, its area, objects, how many of them were missed, detections of that size where there is no object).
+    """
+
+    name: str
+    evaluated_at: str
+    best: BestScore | None
+    weights: str = ""
+    better_model: str = ""
+    given_as: str = ""
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
+    curves: Chart | None = None
+    confusion: Confusion | None = None
+    sizes: tuple[tuple[str, str, int, int, int], ...] = ()
+    examples: Examples | None = None
+
+
+def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: int, max_bytes: int) -> SetResult:
+    """Score a test set, and draw so many of its worst and of its best images.
+
+    `threshold` is the lowest score of the detections that count in confusions, errors and drawings.
+    """
+    best = best_score(run.metrics, found.metric_prefix)
+    result = SetResult(
+        name=found.name,
+        evaluated_at=datetime.fromtimestamp(found.evaluated_at).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        best=best,
+        weights=_evaluated_weights(found, run),
+        better_model=_better_model(found, best, run),
+        given_as=found.given_as,
+    )
+    if found.annotations is None:
+        return replace(result, problem=found.problem)
+    try:
+        evaluation = evaluate(found.annotations, found.detections)
+        matching = match(found.annotations, found.detections, score_threshold=threshold)
+        examples = draw_examples(
+            found.annotations, found.detections, matching, found.image_dir, count=images, max_bytes=max_bytes
+        )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # strangers' files
+        problem = f"Annotations and detections do not fit together ({type(error).__name__}: {error}); evaluate again."
+        return replace(result, problem=problem)
+    by_size = (matching.objects_by_size.tolist(), matching.missed_by_size.tolist(), matching.false_by_size.tolist())
+    return replace(
+        result,
+        notes=(*evaluation.explain(), *_other_weights(found.metric_prefix, evaluation, run.metrics)),
+        evaluation=evaluation,
+        curves=_precision_recall(found.name, evaluation),
+        confusion=make_confusion(matching.confusion, [c.name for c in evaluation.classes]),
+        sizes=tuple(zip(SIZES, SIZE_WORDS, *by_size, strict=True)),
+        examples=examples,
+    )
+
+
+def _other_weights(prefix: str, evaluation: Evaluation, metrics: Metrics) -> list[str]:
+    """Return a note if the detections are not those of the training's last evaluation."""
+    scores = course(metrics, f"{prefix}AP")
+    if not scores or math.isnan(evaluation.AP) or abs(scores[-1][1] - evaluation.AP) < _SAME_AP:
+        return []
+    return [
+        f"The detections on disk have AP {evaluation.AP:.1f}; the training's last evaluation, after "
+        f"{scores[-1][0]:,} iterations, gave {scores[-1][1]:.1f}. They come from another evaluation, such as "
+        "--eval-only of another checkpoint."
+    ]
+
+
+def _precision_recall(name: str, evaluation: Evaluation) -> Chart | None:
+    """Draw the curves at IoU .5: the mean over all classes, and the classes with the lowest AP50."""
+    scored = [k for k, c in enumerate(evaluation.classes) if not math.isnan(c.AP50)]
+    if not scored:
+        return None
+    worst = sorted(scored, key=lambda k: evaluation.classes[k].AP50)[:_MOST_CURVES]
+    recalls, mean = evaluation.recalls.tolist(), None
+    curves = [(evaluation.classes[k].name, evaluation.classes[k].AP50, evaluation.precisions[k]) for k in worst]
+    if len(scored) > 1:
+        mean = evaluation.precisions[scored].mean(axis=0)
+        curves.insert(0, (f"mean of {len(scored)} classes", evaluation.AP50, mean))
+    lines = [
+        Line(f"{label} ({ap50:.1f})", list(zip(recalls, precisions.tolist(), strict=True)), precisions is mean)
+        for label, ap50, precisions in curves
+    ]
+    return draw_lines(f"pr {name}", lines, "recall", "precision", is_share=True)
+
+
+def _evaluated_weights(found: EvaluatedSet, run: RunFiles) -> str:
+    """Name the evaluated model, such as "model_final.pth, after 400 iterations"; "" if it was not recorded."""
+    if found.iterations is None:
+        return found.weights
+    planned = run.config_value("SOLVER.MAX_ITER")
+    is_last = isinstance(planned, int) and found.iterations >= planned
+    files = [FINAL_CHECKPOINT] * is_last + [periodic_checkpoint(found.iterations - 1)]
+    file = next((name for name in files if name in run.weights), None)
+    when = f"after {found.iterations:,} iterations"
+    return f"{file}, {when}" if file else f"the model {when}"
+
+
+def _better_model(found: EvaluatedSet, best: BestScore | None, run: RunFiles) -> str:
+    """Name the training's best model in a sentence; "" if it was the evaluated one or none is known."""
+    if best is None or found.iterations == best.iterations or found.weights == BEST_CHECKPOINT:
+        return ""
+    file = f": {BEST_CHECKPOINT}, which predict and export take" if BEST_CHECKPOINT in run.weights else ""
+    return f"The training's best was AP {best.ap:.1f} after {best.iterations:,} iterations{file}."

@@ -1,0 +1,72 @@
+"""Read from the metrics how a training went: the course of losses, AP and lr, and the headline figures."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+from typing import NamedTuple
+
+Course = list[tuple[int, float]]  # (iterations done, value)
+Metrics = list[dict[str, float]]
+
+
+class BestScore(NamedTuple):
+    """The highest AP of a training, in percent, and the iterations after which it was reached."""
+
+    ap: float
+    iterations: int
+
+
+def course(metrics: Metrics, name: str) -> Course:
+    """Return the course of one scalar; where it is not finite there is no point."""
+    done = iterations_done(metrics) or math.inf  # an evaluation at the end is logged one behind the last, or at it
+    return [
+        (int(min(record["iteration"] + 1, done)), float(record[name]))
+        for record in metrics
+        if isinstance(record.get(name), (int, float)) and math.isfinite(record[name])
+    ]
+
+
+def iterations_done(metrics: Metrics) -> int:
+    """Return how many iterations were trained; 0 if none was logged."""
+    return max((int(record["iteration"]) for record in metrics if "lr" in record), default=-1) + 1
+
+
+def training_seconds(metrics: Metrics) -> float | None:
+    """Sum the iterations' times, without evaluation; None if there are none.
+
+    A logged time is the median over the iterations before it, so this is right to some percent.
+    """
+    times = course(metrics, "time")
+    stretches = pairwise([(0, 0.0), *times])
+    return sum((now - before) * seconds for (before, _), (now, seconds) in stretches) if times else None
+
+
+def epochs(metrics: Metrics) -> float | None:
+    """Return the passes over the training set; None if the run did not log them."""
+    logged = course(metrics, "epoch")
+    return logged[-1][1] if logged else None
+
+
+def best_score(metrics: Metrics, prefix: str) -> BestScore | None:
+    """Return the best evaluation of the test set whose scores' names begin so; None if no AP was finite."""
+    scores = [BestScore(ap, iterations) for iterations, ap in course(metrics, f"{prefix}AP")]
+    return max(scores, key=lambda score: score.ap, default=None)
+
+
+def losses(metrics: Metrics) -> dict[str, Course]:
+    """Return the losses of training and validation by the name they are logged under, the totals first."""
+    names = {name for record in metrics for name in record}
+    wanted = [name for name in names if re.fullmatch("(val/)?(total_loss|loss_.*)", name)]
+    wanted.sort(key=lambda name: (not name.endswith("total_loss"), name.startswith("val/"), name))
+    return {name: course(metrics, name) for name in wanted}
+
+
+def thinned(points: Course, most: int = 600) -> Course:
+    """Reduce to at most so many points, by means over stretches of equal number."""
+    if len(points) <= most:
+        return points
+    size = -(-len(points) // most)
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]

@@ -1,0 +1,67 @@
+"""focal-det analyze: how the loss of a trained model is spread over its examples."""
+
+import pytest
+import torch
+
+from focal_det.cli.main import main
+from focal_det.config.unused_keys import without_unread_keys
+from focal_det.engine.trainer import Trainer
+
+pytestmark = pytest.mark.detectron2
+
+
+@pytest.fixture
+def trained(tiny_cfg, tmp_path, monkeypatch):
+    """A checkpoint beside its configuration, whose test set is two generated images."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    words = ["DATASETS.TEST", "shapes_val_2_64px", "INPUT.MIN_SIZE_TEST", "64", "OUTPUT_DIR", str(tmp_path / "run")]
+    cfg = tiny_cfg(*words, "DATALOADER.NUM_WORKERS", "0")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(without_unread_keys(cfg).dump())
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, tmp_path / "run" / "model_final.pth")
+    return tmp_path / "run" / "model_final.pth"
+
+
+def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
+    assert main(["analyze", "loss-cdf", str(trained), "--gamma", "0,2", "--out", str(tmp_path / "plots")]) == 0
+    out = capsys.readouterr().out
+    # 64 px: 8^2 + 4^2 + 2^2 + 1 + 1 locations, 9 anchors, 3 classes, 2 images; the ignored have no examples
+    found = [int(number.replace(",", "")) for number in out.splitlines()[0].split() if number[0].isdigit()]
+    assert 0 < found[0] < 100
+    assert 0.9 * 86 * 9 * 3 * 2 < sum(found) <= 86 * 9 * 3 * 2
+    assert "share of the loss that the hardest negative ones carry\n     gamma     0.1%     1.0%     5.0%" in out
+    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert names == {f"figure4_loss_cdf_{kind}.{e}" for kind in ("positive", "negative") for e in ("png", "svg")} | {
+        "figure4_loss_cdf.csv"
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gamma=-1"], "--gamma: gamma=-1.0 is outside"),
+        (["--pictures", "0"], "--pictures 0 must be at least 1"),
+        (["NO.SUCH", "1"], "unknown key NO.SUCH"),
+        (["--val-json", "x.json"], "--val-json is given without --val-images"),
+    ],
+)
+def test_bad_input_to_loss_cdf_is_named_and_nothing_is_written(trained, tmp_path, capsys, words, message):
+    assert main(["analyze", "loss-cdf", str(trained), "--out", str(tmp_path / "plots"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_model_without_this_projects_criterion_is_refused(trained, tiny_cfg, tmp_path, capsys):
+    cfg = tiny_cfg("MODEL.META_ARCHITECTURE", "RetinaNet", "DATASETS.TEST", "shapes_val_2_64px")
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, trained)
+    (trained.parent / "config.yaml").write_text(without_unread_keys(cfg).dump())
+    assert main(["analyze", "loss-cdf", str(trained), "--out", str(tmp_path / "plots")]) == 2
+    assert "MODEL.META_ARCHITECTURE is RetinaNet; only FocalRetinaNet can be analysed" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_a_configuration_asks_for_one(tmp_path, capsys):
+    assert main(["analyze", "loss-cdf", str(tmp_path / "model.pth")]) == 2
+    assert f"MODEL {tmp_path}/model.pth is not a file" in capsys.readouterr().err
+    (tmp_path / "model.pth").write_bytes(b"")
+    assert main(["analyze", "loss-cdf", str(tmp_path / "model.pth")]) == 2
+    assert "config.yaml is not there; name the model's configuration with --config-file" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""Every key that focal_det adds changes something, and has a place in the documentation."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from torch import nn
+
+from focal_det.config.defaults import add_focal_det_config
+from focal_det.config.layers import leaves
+from focal_det.config.load import load_config
+from focal_det.modeling.head import RetinaNetHead
+from focal_det.registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+
+pytestmark = pytest.mark.detectron2
+
+ROOT = Path(__file__).parents[2]
+
+
+class WideHead(RetinaNetHead):
+    """A head of one's own."""
+
+
+class ZeroLoss(nn.Module):
+    """A loss of one's own."""
+
+    def __init__(self, cfg):
+        super().__init__()
+
+    def forward(self, logits, labels):
+        return logits.sum() * 0
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setitem(DENSE_HEAD_REGISTRY._obj_map, "WideHead", WideHead)
+    monkeypatch.setitem(DENSE_LOSS_REGISTRY._obj_map, "ZeroLoss", ZeroLoss)
+
+
+def losses_of(cfg, batch, seed=0):
+    torch.manual_seed(seed)
+    return {name: loss.item() for name, loss in build_model(cfg)(batch).items()}
+
+
+LOSS = "MODEL.FOCAL_DET.LOSS."
+# Key, another value, which losses of a batch it changes, and what else is set both times. The rest of the keys have
+# tests of their own below.
+CHANGING = [
+    (LOSS + "NAME", "ZeroLoss", {"loss_cls"}),
+    (LOSS + "NAME", "CrossEntropyLoss", {"loss_cls"}),
+    (LOSS + "NAME", "BalancedCrossEntropyLoss", {"loss_cls"}),
+    (LOSS + "NAME", "FocalLossStar", {"loss_cls"}),
+    (LOSS + "NAME", "HingeLoss", {"loss_cls"}),
+    (LOSS + "NAME", "OHEMLoss", {"loss_cls", "loss_box_reg"}),
+    (LOSS + "NAME", "OHEMOneToThreeLoss", {"loss_cls", "loss_box_reg"}),
+    (LOSS + "ALPHA", "0.5", {"loss_cls"}, LOSS + "NAME", "BalancedCrossEntropyLoss"),
+    (LOSS + "GAMMA", "4.0", {"loss_cls"}, LOSS + "NAME", "FocalLossStar"),
+    (LOSS + "BETA", "0.0", {"loss_cls"}, LOSS + "NAME", "FocalLossStar"),
+    (LOSS + "MARGIN", "0.995", {"loss_cls"}, LOSS + "NAME", "HingeLoss"),
+    (LOSS + "BATCH_SIZE", "4", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMLoss"),
+    (LOSS + "NMS_THRESH", "0.1", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMLoss"),
+    (LOSS + "BATCH_SIZE", "4", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMOneToThreeLoss"),
+    (LOSS + "NMS_THRESH", "0.1", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMOneToThreeLoss"),
+    ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "2", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.FOCAL_DET.MATCH_BEST_ANCHOR", "False", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.FOCAL_DET.NORMALIZER", "ema", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.FOCAL_DET.NORMALIZER", "image", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1.0", {"loss_cls"}),
+    ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0.5", {"loss_cls"}),
+    ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1", {"loss_cls"}),
+    ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", "1.0", {"loss_box_reg"}),
+    ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "(10., 10., 5., 5.)", {"loss_box_reg"}),
+    ("MODEL.RETINANET.IOU_THRESHOLDS", "[0.2, 0.3]", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.RETINANET.PRIOR_PROB", "0.1", {"loss_cls"}),
+    ("MODEL.RETINANET.NUM_CONVS", "2", {"loss_cls", "loss_box_reg"}),
+]
+OWN_TESTS = {
+    *("HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"),  # below, and in tests/engine
+    *("VAL_LOSS", "CHECKPOINTS_KEPT"),  # in tests/engine/test_trainer.py
+    *(
+        "SPEED.CHANNELS_LAST",
+        "SPEED.FOLD_NORMS",
+        "SPEED.TRITON",
+        "SPEED.COMPILE",
+        "SPEED.FUSED_SGD",
+        "SPEED.BFLOAT16_INFERENCE",
+    ),  # in tests/engine/test_speed_options.py
+}
+
+
+@pytest.mark.parametrize(("key", "value", "changed", "both"), [(*row[:3], row[3:]) for row in CHANGING])
+@pytest.mark.usefixtures("registered")
+def test_a_key_changes_what_it_says(tiny_cfg, batch_of, key, value, changed, both):
+    batch = batch_of((8, 12))
+    before, after = losses_of(tiny_cfg(*both), batch), losses_of(tiny_cfg(*both, key, value), batch)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_head_is_the_one_that_is_named(tiny_cfg):
+    assert type(build_model(tiny_cfg("MODEL.FOCAL_DET.HEAD_NAME", "WideHead")).head) is WideHead
+
+
+def test_no_key_is_without_a_test():
+    cfg = get_cfg()
+    add_focal_det_config(cfg)
+    tested = {row[0].removeprefix("MODEL.FOCAL_DET.") for row in CHANGING if "FOCAL_DET" in row[0]}
+    groups = ("LOSS", "SPEED")
+    keys = {f"{group}.{key}" for group in groups for key in cfg.MODEL.FOCAL_DET[group]} | set(cfg.MODEL.FOCAL_DET)
+    assert keys - set(groups) == tested | OWN_TESTS
+
+
+def test_the_page_of_keys_has_every_key_and_the_defaults_of_the_ten():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    cfg = get_cfg()
+    ours = dict(leaves(cfg))
+    add_focal_det_config(cfg)
+    assert [key for key in dict(leaves(cfg)) if key not in ours and f"**`{key}`**" not in page] == []
+    used = dict(leaves(load_config(ROOT / "configs" / "Base-RetinaNet-FPN.yaml")))
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == 10
+    for keys, defaults, _ in rows:
+        for key, default in zip(keys.strip("| ").split(", "), defaults.split("; "), strict=True):
+            assert used[key.strip("`")] == ast.literal_eval(default), key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "holds"),
+    [
+        ("MODEL.RETINANET.SCORE_THRESH_TEST", "0.5", lambda found: (found.scores > 0.5).all()),
+        ("TEST.DETECTIONS_PER_IMAGE", "7", lambda found: len(found) == 7),
+        ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", "3", lambda found: 3 <= len(found) <= 15),
+        ("MODEL.RETINANET.NMS_THRESH_TEST", "0.0", lambda found: no_overlap(found)),
+    ],
+)
+def test_inference_keys_change_what_they_say(tiny_cfg, batch_of, key, value, holds):
+    results = []
+    for options in ((), (key, value)):
+        torch.manual_seed(1)
+        model = build_model(tiny_cfg(*options)).eval()
+        with torch.no_grad():
+            for parameter in model.head.parameters():
+                parameter.normal_(std=0.03)
+            model.head.cls_score.bias.fill_(-1.0)
+            results.append(model(batch_of((0,)))[0]["instances"])
+    before, after = results
+    assert not holds(before)
+    assert holds(after)
+
+
+def no_overlap(found):
+    boxes, classes = found.pred_boxes.tensor, found.pred_classes
+    shared = torch.min(boxes[:, None, 2:], boxes[:, 2:]) - torch.max(boxes[:, None, :2], boxes[:, :2])
+    overlapping = (shared > 1e-3).all(dim=2) & (classes[:, None] == classes) & ~torch.eye(len(boxes), dtype=torch.bool)
+    return not overlapping.any()
+
+
+def test_adding_keys_touches_only_the_given_configuration():
+    add_focal_det_config(get_cfg())
+    assert "FOCAL_DET" not in get_cfg().MODEL

@@ -1,0 +1,157 @@
+"""A key that the chosen loss or architecture does not read is refused, and not saved."""
+
+import pytest
+import yaml
+from config_files import problems_of, write_layers
+from torch import nn
+
+from focal_det.config.load import load_config
+from focal_det.config.unused_keys import without_unread_keys
+from focal_det.config.validate import check_config
+from focal_det.modeling.dense_losses import FocalLoss
+from focal_det.registries import DENSE_LOSS_REGISTRY
+
+pytestmark = pytest.mark.detectron2
+
+LOSS = "MODEL.FOCAL_DET.LOSS."
+
+
+class ZeroLoss(nn.Module):
+    """A loss of one's own."""
+
+    def __init__(self, cfg):
+        super().__init__()
+
+    def forward(self, logits, labels):
+        return logits.sum() * 0
+
+
+# Of each loss the keys it reads, and what they make of it.
+CONSTANTS = {
+    "CrossEntropyLoss": ({}, lambda loss: loss.formula[1:] == ("cross_entropy", (1, 1), 0, 0)),
+    "BalancedCrossEntropyLoss": ({"ALPHA": 0.3}, lambda loss: loss.formula[1:] == ("cross_entropy", (0.3, 0.7), 0, 0)),
+    "FocalLossStar": (
+        {"GAMMA": 4.0, "BETA": -0.5},
+        lambda loss: loss.formula[1:] == ("focal_star", (1, 1), 4.0, -0.5),
+    ),
+    "HingeLoss": ({"MARGIN": 0.8}, lambda loss: loss.formula[1:] == ("hinge", (1, 1), 0, 0.8)),
+    "OHEMLoss": (
+        {"BATCH_SIZE": 32, "NMS_THRESH": 0.7},
+        lambda loss: (loss.batch_size, loss.nms_threshold) == (32, 0.7),
+    ),
+    "OHEMOneToThreeLoss": (
+        {"BATCH_SIZE": 32, "NMS_THRESH": 0.7},
+        lambda loss: (loss.batch_size, loss.nms_threshold) == (32, 0.7),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_registered_loss_reads_its_constants_and_only_they_are_saved(tiny_cfg, name):
+    constants, holds = CONSTANTS[name]
+    overrides = [word for key, value in constants.items() for word in (LOSS + key, str(value))]
+    cfg = tiny_cfg(LOSS + "NAME", name, *overrides)
+    loss = DENSE_LOSS_REGISTRY.get(name)(cfg)
+    assert holds(loss)
+    assert set(without_unread_keys(cfg).MODEL.FOCAL_DET.LOSS) == {"NAME", *constants}
+    assert set(loss.reads) == {LOSS + key for key in constants}
+
+
+def test_the_focal_loss_reads_its_constants_where_detectron2_has_them(tiny_cfg):
+    loss = FocalLoss(tiny_cfg("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "0.5"))
+    assert loss.formula[1:] == ("focal", (1, 1), 0.5, 0)
+
+
+def test_every_registered_loss_is_tested():
+    assert {name for name, _ in DENSE_LOSS_REGISTRY} == {*CONSTANTS, "FocalLoss"}
+
+
+# A key, a value, the loss that is chosen, what that loss reads, and the losses that read the key.
+FOREIGN = [
+    (LOSS + "ALPHA", "0.5", "FocalLoss", " and ".join(FocalLoss.reads), "BalancedCrossEntropyLoss"),
+    (LOSS + "ALPHA", "0.75", "CrossEntropyLoss", "no key", "BalancedCrossEntropyLoss"),  # its default, but meant
+    (LOSS + "NMS_THRESH", "0.7", "FocalLossStar", f"{LOSS}GAMMA and {LOSS}BETA", "OHEMLoss or OHEMOneToThreeLoss"),
+    ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2.0", "HingeLoss", f"{LOSS}MARGIN", "FocalLoss"),  # likewise
+]
+OURS = ["MODEL.META_ARCHITECTURE", "FocalRetinaNet"]
+
+
+@pytest.mark.parametrize(("key", "value", "name", "reads", "readers"), FOREIGN)
+def test_a_key_of_another_loss_is_refused(key, value, name, reads, readers):
+    assert problems_of("", [*OURS, LOSS + "NAME", name, key, value]) == [
+        f"command line: {key} is {value}, but the loss is {name}, which reads {reads}: "
+        f"remove it, or set {LOSS}NAME to {readers}"
+    ]
+
+
+BASE = "MODEL: {META_ARCHITECTURE: FocalRetinaNet}\n"
+
+
+def loss_layer(**keys):
+    return yaml.safe_dump({"MODEL": {"FOCAL_DET": {"LOSS": keys}}})
+
+
+def test_a_key_of_another_loss_in_a_file_is_refused_where_it_stands(tmp_path):
+    base = BASE.replace("}", ", RETINANET: {FOCAL_LOSS_GAMMA: 1.0, FOCAL_LOSS_ALPHA: '0.25'}}")
+    path = write_layers(tmp_path, base=base, top=loss_layer(BETA=1.0))
+    assert [problem.split(",")[0] for problem in problems_of(path)] == [f"{path}: {LOSS}BETA is 1.0"]
+    path = write_layers(tmp_path, base=BASE, middle=loss_layer(NAME="HingeLoss", BETA=1.0), top="SEED: 1\n")
+    assert [problem.split(",")[0] for problem in problems_of(path)] == [
+        f"{tmp_path / 'middle.yaml'}: {LOSS}BETA is 1.0"
+    ]
+
+
+def test_a_layer_that_names_another_loss_leaves_the_constants_below_it_behind(tmp_path):
+    base = BASE + "SOLVER: {BASE_LR: 0.5}\n"
+    path = write_layers(
+        tmp_path,
+        base=base,
+        hinge=loss_layer(NAME="HingeLoss", MARGIN=0.4),
+        ohem=loss_layer(NAME="OHEMLoss", BATCH_SIZE=512),
+        one_to_three=loss_layer(NAME="OHEMOneToThreeLoss"),
+    )
+    loss = load_config(path).MODEL.FOCAL_DET.LOSS
+    assert (loss.NAME, loss.MARGIN, loss.BATCH_SIZE) == ("OHEMOneToThreeLoss", 0.5, 512)  # both miners read the last
+    path.write_text(BASE.replace("}", ", RETINANET: {FOCAL_LOSS_GAMMA: 1.0}}"))
+    cfg = load_config(path, [LOSS + "NAME", "HingeLoss", LOSS + "MARGIN", "0.3"])
+    assert (cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA, cfg.MODEL.FOCAL_DET.LOSS.MARGIN) == (2.0, 0.3)
+
+
+def test_a_file_may_leave_the_loss_of_its_constants_to_the_command_line(tmp_path):
+    path = write_layers(tmp_path, base=BASE, top=loss_layer(NAME="HingeLoss", MARGIN=0.4))
+    assert load_config(path, [LOSS + "NAME", "HingeLoss"]).MODEL.FOCAL_DET.LOSS.MARGIN == 0.4
+
+
+@pytest.mark.parametrize("name", [*CONSTANTS, "FocalLoss"])
+def test_a_saved_configuration_can_be_read_again_and_given_another_loss(tiny_cfg, tmp_path, name):
+    saved = tiny_cfg(LOSS + "NAME", name)
+    path = tmp_path / "c.yaml"
+    path.write_text(without_unread_keys(saved).dump())
+    assert yaml.safe_load(load_config(path).dump()) == yaml.safe_load(saved.dump())
+    assert load_config(path, [LOSS + "NAME", "HingeLoss", LOSS + "MARGIN", "0.7"]).MODEL.FOCAL_DET.LOSS.MARGIN == 0.7
+
+
+def test_detectron2s_detector_has_a_loss_of_its_own(tmp_path):
+    overrides = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
+    assert problems_of("", [*overrides, LOSS + "NAME", "OHEMLoss"]) == [
+        f"command line: {LOSS}NAME is OHEMLoss, but MODEL.META_ARCHITECTURE RetinaNet has a loss of its own: "
+        "remove it, or set MODEL.META_ARCHITECTURE to FocalRetinaNet"
+    ]
+    saved = without_unread_keys(load_config("", [*overrides, "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "3.0"]))
+    (tmp_path / "c.yaml").write_text(saved.dump())
+    assert load_config(tmp_path / "c.yaml").MODEL.RETINANET.FOCAL_LOSS_GAMMA == 3.0
+
+
+def test_detectron2s_detector_has_no_speed_options():
+    overrides = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
+    (problem,) = problems_of("", [*overrides, "MODEL.FOCAL_DET.SPEED.COMPILE", "True"])
+    assert problem.startswith("command line: MODEL.FOCAL_DET.SPEED.COMPILE is True, but MODEL.META_ARCHITECTURE")
+    load_config("", [*overrides, "MODEL.FOCAL_DET.SPEED.FUSED_SGD", "True"])  # the trainer reads this one
+
+
+def test_a_loss_of_ones_own_may_set_any_key(monkeypatch):
+    monkeypatch.setitem(DENSE_LOSS_REGISTRY._obj_map, "ZeroLoss", ZeroLoss)
+    cfg = load_config("", [*OURS, LOSS + "NAME", "ZeroLoss", LOSS + "BETA", "3", LOSS + "MARGIN", "7"])
+    assert (cfg.MODEL.FOCAL_DET.LOSS.BETA, cfg.MODEL.FOCAL_DET.LOSS.MARGIN) == (3.0, 7.0)
+    assert check_config(cfg, num_processes=1, training=False).errors[-1].startswith("--eval-only")
+    assert without_unread_keys(cfg).MODEL.FOCAL_DET.LOSS == cfg.MODEL.FOCAL_DET.LOSS

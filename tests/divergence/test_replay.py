@@ -1,0 +1,114 @@
+"""A step that was not finite, repeated: which image, which module, which precision, or the weights before it."""
+
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.modeling import build_model
+
+from focal_det.cli.main import main
+from focal_det.divergence.check import NonFiniteCheck
+
+pytestmark = pytest.mark.detectron2
+
+
+def replayed(path, capsys):
+    assert main(["replay", str(path)]) == 0
+    return capsys.readouterr().out.split("verdict: ")
+
+
+def test_the_batch_of_each_rank_is_repeated(kept, capsys):
+    def corrupt(model, batch):
+        batch[1]["instances"].gt_boxes.tensor[2, 2] = float("inf")
+
+    steps, verdict = replayed(kept(corrupt, ranks=2), capsys)
+    assert "all 1 images of rank 0" in steps
+    assert "all 1 images of rank 1" in steps
+    assert verdict.startswith("image 2 of 2, 1.jpg: ")
+
+
+def test_a_step_that_is_finite_here_is_reported(kept, capsys):
+    steps, verdict = replayed(kept(), capsys)
+    assert "image 2: 1.jpg, 64x64, 3 boxes" in steps
+    assert verdict.startswith("finite here; in the training it was loss_cls 1, loss_box_reg inf")
+
+
+def test_an_image_with_a_bad_box_is_named(kept, capsys):
+    def corrupt(model, batch):
+        batch[1]["instances"].gt_boxes.tensor[2, 2] = float("inf")
+
+    verdict = replayed(kept(corrupt), capsys)[1]
+    assert verdict.startswith("image 2 of 2, 1.jpg: ")
+    assert "box 2 is not finite" in verdict
+    assert "0.jpg" not in verdict
+
+
+def test_the_first_module_that_overflows_is_named(kept, capsys):
+    def corrupt(model, batch):
+        model.head.bbox_pred.weight.data.fill_(3e38)
+
+    steps, verdict = replayed(kept(corrupt), capsys)
+    assert "first non-finite module: head.bbox_pred" in steps
+    assert verdict.startswith("no image, since noise in their place gives the same: ")
+    assert "first in the output of head.bbox_pred. It is the weights" in verdict
+    assert "the largest of which is 3e+38, in head.bbox_pred.weight; SOLVER.BASE_LR is " in verdict
+
+
+def test_what_half_precision_alone_cannot_hold_is_reported(kept, capsys):
+    def corrupt(model, batch):
+        model.head.bbox_pred.weight.data.fill_(2e4)  # beyond 65504 when some are added
+
+    amp = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")
+    verdict = replayed(kept(corrupt, *amp), capsys)[1]
+    assert verdict.startswith("not finite in float16 only: no image, since noise in their place gives the same: ")
+    assert verdict.endswith("2e+04, in head.bbox_pred.weight; SOLVER.AMP.ENABLED False computes in float32\n")
+
+
+def test_weights_that_were_not_finite_before_are_told_apart(kept, capsys):
+    def corrupt(model, batch):
+        model.head.cls_score.bias.data[0] = float("nan")
+
+    verdict = replayed(kept(corrupt), capsys)[1]
+    assert verdict.startswith("the weights were not finite before this step: 1 of ")
+    assert "first head.cls_score.bias" in verdict
+
+
+def test_gradients_whose_norm_alone_is_not_finite_are_reported(kept, capsys):
+    """For a training ends there: it looks at their norm, and the square of 1e22 is beyond float32."""
+
+    def corrupt(model, batch):
+        model.head.bbox_pred.weight.data.fill_(1e22)
+
+    verdict = replayed(kept(corrupt), capsys)[1]
+    assert "gives the same: the gradient of all parameters together is not finite. It is the weights" in verdict
+
+
+@pytest.mark.parametrize(("lr", "norm"), [(1e3, "GN"), (1.0, "FrozenBN")])
+def test_where_the_learning_rate_blew_the_weights_up_no_image_is_blamed(tiny_cfg, batch_of, tmp_path, capsys, lr, norm):
+    torch.manual_seed(0)
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", str(lr), "MODEL.RESNETS.NORM", norm)
+    model = build_model(cfg).train()
+    batches = [batch_of((2, 3), size=(64, 64), seed=seed) for seed in range(5)]
+    trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9))
+    check = NonFiniteCheck(cfg, lambda iteration: True)
+    check.follow(model)
+    trainer.register_hooks([check])
+    with pytest.raises(FloatingPointError, match="became infinite or NaN"):
+        trainer.train(0, 5)
+    assert all(p.isfinite().all() for p in model.parameters())
+    steps, verdict = replayed(next((tmp_path / "diverged").iterdir()), capsys)
+    assert "for comparison: generated noise, 64x64, 1 boxes" in steps
+    assert verdict.startswith("no image, since noise in their place gives the same: ")
+    largest = max(p.abs().max().item() for p in model.parameters())
+    assert f"the largest of which is {largest:.3g}, in " in verdict
+    assert f"SOLVER.BASE_LR is {lr:g}: lower it" in verdict
+    assert len(verdict.splitlines()) == 1
+
+
+def test_bad_boxes_are_reported_beside_bad_weights(kept, capsys):
+    def corrupt(model, batch):
+        model.head.bbox_pred.weight.data.fill_(3e38)
+        batch[1]["instances"].gt_boxes.tensor[2, 2] = 1e9
+
+    first, second = replayed(kept(corrupt), capsys)[1].splitlines()
+    assert first.startswith("no image, ")
+    assert second == "also, image 2 of 2, 1.jpg: box 2 lies outside the image"

@@ -1,0 +1,211 @@
+"""A run that is stopped and resumed ends where the uninterrupted one ends, to the last bit, with the same metrics."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+from focal_det.cli.train import parse_arguments
+from focal_det.engine import run, trainer
+from focal_det.engine.run import run_job
+from focal_det.engine.trainer import Trainer
+from focal_det.errors import InputError, TrainingError
+from focal_det.modeling.retinanet import FocalRetinaNet
+from focal_det.preflight.plan import check, write
+
+pytestmark = pytest.mark.detectron2
+
+# Steps 10 and 14 are those at which the lr drops; an epoch has 10 steps; evaluations and checkpoints meet and part.
+SETTINGS = {
+    "DATASETS.TRAIN": "shapes_train_20_64px",
+    "DATASETS.TEST": "shapes_val_8_64px",
+    "INPUT.MIN_SIZE_TRAIN": "(48, 56, 64)",
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.CROP.ENABLED": True,
+    "MODEL.FPN.OUT_CHANNELS": 64,
+    "MODEL.RETINANET.NUM_CONVS": 1,
+    "MODEL.FOCAL_DET.NORMALIZER": "ema",
+    "MODEL.FOCAL_DET.DRAW_IMAGES": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.01,
+    "SOLVER.MAX_ITER": 16,
+    "SOLVER.STEPS": "(10, 14)",
+    "SOLVER.WARMUP_ITERS": 3,
+    "SOLVER.CHECKPOINT_PERIOD": 3,
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,  # that there are detections to score
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 20,
+    "TEST.EVAL_PERIOD": 6,
+    "SEED": 7,
+}
+# Of the clock, not of the training.
+TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
+# TensorBoard reads files in the order of their names, which count seconds: two starts here may share one.
+CLOCK = SimpleNamespace(time=itertools.count(10**9).__next__)
+
+
+def arguments(folder, *words, **settings):
+    """The command line of the run in a folder."""
+    keys = [str(word) for pair in {**SETTINGS, **settings}.items() for word in pair]
+    return ["--config-file", "configs/quickstart.yaml", *keys, "OUTPUT_DIR", str(folder), *words]
+
+
+@contextmanager
+def surroundings(folder):
+    """Generated images in a folder of the tests; metrics every second step; no page at the end, for time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        patch.setattr(trainer, "WRITE_PERIOD", 2)
+        patch.setattr(run, "write_last_page", lambda folder: None)
+        patch.setattr(event_file_writer, "time", CLOCK)
+        yield
+
+
+def train(words, stop_after=None, seen=None):
+    """One start of a run in this process: whether it was stopped by the signal that is sent in step `stop_after`."""
+    plan = check(parse_arguments(words))
+    if comm.is_main_process():
+        write(plan)
+    comm.synchronize()
+    step, forward = Trainer.run_step, FocalRetinaNet.forward
+
+    def run_step(self):
+        step(self)
+        if self.iter == stop_after:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def forward_seen(self, batch):
+        if self.training and seen is not None and "instances" in batch[0] and torch.is_grad_enabled():
+            seen.append([image["image_id"] for image in batch])
+        return forward(self, batch)
+
+    class Stopped:
+        is_set = False
+
+        def set(self):
+            self.is_set = True
+
+    stopped = Stopped()
+    Trainer.run_step, FocalRetinaNet.forward = run_step, forward_seen
+    try:
+        run_job(plan.job, stopped)
+    finally:
+        Trainer.run_step, FocalRetinaNet.forward = step, forward
+    return stopped.is_set
+
+
+def outcome(folder):
+    """Weights, momentum and lr at the end; and metrics.json and TensorBoard's points but for the clock."""
+    state = torch.load(folder / "model_final.pth", weights_only=True)
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    metrics = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    metrics = [line for line in metrics if len(line) > 1]
+    events = EventAccumulator(str(folder)).Reload()
+    names = set(events.Tags()["scalars"]) - TIMES
+    points = {name: [(point.step, point.value) for point in events.Scalars(name)] for name in sorted(names)}
+    return (state["model"], state["trainer"]["_trainer"]["optimizer"], state["iteration"]), [metrics, points]
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=0, atol=0)
+    assert json.dumps(one[1]) == json.dumps(other[1])  # as text: nan is to equal nan
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run: its images, its outcome and its folder."""
+    folder, seen = tmp_path_factory.mktemp("whole"), []
+    with surroundings(folder / "datasets"):
+        assert not train(arguments(folder / "run"), seen=seen)
+    return seen, outcome(folder / "run"), folder / "run"
+
+
+# In the middle of an epoch and of an lr; right after an lr has dropped; where an evaluation and a checkpoint are due;
+# at the end of an epoch.
+@pytest.mark.parametrize(("stop_after", "workers"), [(4, 0), (10, 2), (5, 0), (9, 2)])
+def test_stopped_and_resumed_is_as_if_it_had_not_been(whole, tmp_path, stop_after, workers):
+    words = arguments(tmp_path / "run", **{"DATALOADER.NUM_WORKERS": workers})
+    seen = []
+    with surroundings(tmp_path / "datasets"):
+        assert train(words, stop_after=stop_after, seen=seen)
+        assert not train([*words, "--resume"], seen=seen)
+    assert seen == whole[0]
+    assert_same(outcome(tmp_path / "run"), whole[1])
+
+
+def fail_at(monkeypatch, iteration, words):
+    """A start of the run that a fault ends in a step."""
+    step = Trainer.run_step
+
+    def fail(self):
+        if self.iter == iteration:
+            raise OSError("an image that was there is gone")
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", fail)
+        with pytest.raises(TrainingError, match="is gone"):
+            train(words)
+
+
+def test_so_is_one_that_a_fault_has_ended_in_the_step_after_a_checkpoint(whole, tmp_path, monkeypatch):
+    words = arguments(tmp_path / "run")
+    with surroundings(tmp_path / "datasets"):
+        fail_at(monkeypatch, 9, words)
+        assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000008.pth"
+        assert not train([*words, "--resume"])
+    assert_same(outcome(tmp_path / "run"), whole[1])
+
+
+def test_one_that_a_fault_has_ended_before_its_first_checkpoint_is_not_started_again_by_chance(tmp_path, monkeypatch):
+    words = arguments(tmp_path / "run")
+    with surroundings(tmp_path / "datasets"):
+        fail_at(monkeypatch, 0, words)
+        with pytest.raises(InputError, match="holds a run that ended before its first checkpoint"):
+            check(parse_arguments(words))
+
+
+def rank_of_two(rank, folder):
+    """One of two ranks: the run whole, and in two parts."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    settings = {"SOLVER.IMS_PER_BATCH": 4, "SOLVER.MAX_ITER": 12, "DATALOADER.NUM_WORKERS": 1, "TEST.EVAL_PERIOD": 5}
+    whole, parts = [], []
+    with surroundings(folder / "datasets"):
+        assert not train(arguments(folder / "whole", **settings), seen=whole)
+        assert train(arguments(folder / "parts", **settings), stop_after=9 if rank == 1 else None, seen=parts)
+        comm.synchronize()
+        assert not train(arguments(folder / "parts", "--resume", **settings), seen=parts)
+    assert whole == parts
+    dist.destroy_process_group()
+
+
+def test_so_it_is_with_two_ranks_of_which_one_is_told_to_stop(tmp_path):
+    mp.spawn(rank_of_two, (tmp_path,), nprocs=2)
+    assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
+
+
+def test_killed_between_its_last_two_checkpoints_it_still_gets_its_final_one(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[2], folder)
+    for name in ("model_final.pth", "model_best.pth"):
+        (folder / name).unlink()
+    (folder / "last_checkpoint").write_text("model_0000014.pth")
+    with surroundings(tmp_path / "datasets"):
+        assert not train(arguments(folder, "--resume", **{"SOLVER.MAX_ITER": 15}))  # all of which are done
+    last, final = (torch.load(folder / f"model_{name}.pth", weights_only=True) for name in ("0000014", "final"))
+    torch.testing.assert_close(final["model"], last["model"], rtol=0, atol=0)
+    assert final["iteration"] == final["trainer"]["iteration"] == 14
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    assert json.loads((folder / "metrics.json").read_text().splitlines()[-1])["iteration"] == 15  # the evaluation

@@ -1,0 +1,63 @@
+"""The class loss of a batch over its levels, against the plain formulas in float64."""
+
+import pytest
+import torch
+
+from focal_det.losses import focal_loss_reference, focal_loss_star_reference, hinge_loss_reference
+from focal_det.losses import fused as batch
+from focal_det.losses.cross_entropy import cross_entropy_formula
+from focal_det.losses.focal import focal_formula
+from focal_det.losses.focal_star import focal_star_formula
+from focal_det.losses.fused import batch_loss
+from focal_det.losses.hinge import hinge_formula
+
+# Name to the formula, the plain one, and its options.
+FAMILY = {
+    "ce": (cross_entropy_formula(0.75), focal_loss_reference, {"alpha": 0.75, "gamma": 0.0}),
+    "fl 0.5": (focal_formula(0.25, 0.5), focal_loss_reference, {"gamma": 0.5}),
+    "fl 2": (focal_formula(0.25, 2.0), focal_loss_reference, {"gamma": 2.0}),
+    "fl*": (focal_star_formula(2.0, 1.0), focal_loss_star_reference, {"gamma": 2.0, "beta": 1.0}),
+    "hinge": (hinge_formula(0.5), hinge_loss_reference, {"margin": 0.5}),
+}
+DIVISORS = torch.tensor([3.0, 7.0])
+
+
+def case(dtype, channels_last):
+    """Leaves (N, A*K, H, W) with extreme logits among them, their (N, H, W, A, K) views, and labels of every kind."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    leaves = [torch.randn(2, 2 * 3, *size) * 5 for size in ((7, 5), (3, 2), (1, 1))]
+    leaves[0][:, :, 0] = torch.tensor([-30.0, 30.0, -17.5, 17.5, 12.0])
+    leaves = [x.to(dtype).contiguous(memory_format=layout).requires_grad_() for x in leaves]
+    levels = [x.unflatten(1, (2, 3)).permute(0, 3, 4, 1, 2) for x in leaves]
+    return leaves, levels, torch.randint(-1, 4, (2, sum(level[0, ..., 0].numel() for level in levels)))
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+@pytest.mark.parametrize("name", FAMILY)
+def test_equals_the_plain_formula_in_value_and_gradient(monkeypatch, name, factor, channels_last, on_gpu):
+    formula, plain, options = FAMILY[name]
+    monkeypatch.setattr(batch, "_BLOCK_ELEMENTS", 30)  # 10 rows: several blocks to a level
+    if on_gpu:  # a level at a time, as on a device that is not to be waited for
+        monkeypatch.setattr(batch, "_cached_blocks", batch._large_blocks)
+    leaves, levels, labels = case(torch.float64, channels_last)
+    loss = batch_loss(levels, labels, DIVISORS, formula) * factor
+    logits = torch.cat([level.flatten(1, -2) for level in levels], dim=1)
+    expected = (plain(logits, labels, reduction="none", **options).sum(dim=(1, 2)) / DIVISORS).sum() * factor
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    grads, expected_grads = (torch.autograd.grad(value, leaves) for value in (loss, expected))
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11 * 1.01)])
+def test_half_precision_gradients_are_rounded_once(dtype, rounding):
+    _, levels, labels = case(dtype, channels_last=True)
+    exact = [level.detach().double().requires_grad_() for level in levels]
+    losses = [batch_loss(x, labels, DIVISORS, FAMILY["fl 2"][0]) for x in (levels, exact)]
+    grads, exact_grads = torch.autograd.grad(losses[0], levels), torch.autograd.grad(losses[1], exact)
+    assert losses[0].dtype == torch.float32
+    for grad, exact_grad in zip(grads, exact_grads, strict=True):
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad.double(), exact_grad, rtol=rounding, atol=2.0**-25)

@@ -1,0 +1,84 @@
+"""The miners among the registered losses: which anchors they train, and what they cost."""
+
+import pytest
+import torch
+
+from focal_det.losses import cross_entropy_loss, select_hard_examples
+from focal_det.modeling import dense_losses
+from focal_det.modeling.dense_losses import OHEMLoss, OHEMOneToThreeLoss
+
+pytestmark = pytest.mark.detectron2
+
+
+def case(anchors=500, classes=3):
+    corners = torch.rand(anchors, 2) * 80
+    boxes = torch.cat([corners, corners + 5 + torch.rand(anchors, 2) * 20], dim=1)
+    labels = torch.full((anchors,), classes)
+    labels[::20] = torch.arange(len(labels[::20])) % classes
+    labels[7::50] = -1
+    return torch.randn(anchors, classes), labels, boxes
+
+
+@pytest.mark.parametrize(("kind", "fraction"), [(OHEMLoss, None), (OHEMOneToThreeLoss, 0.25)])
+def test_keeps_the_hardest_by_cross_entropy_and_ignores_the_rest(kind, fraction, monkeypatch):
+    monkeypatch.setattr(kind, "_ROWS", 64)  # scored in parts, the last one shorter
+    logits, labels, boxes = case()
+    mined = kind(batch_size=32, nms_threshold=0.5).select(logits, labels, boxes)
+    scores = cross_entropy_loss(logits, labels, reduction="none").sum(dim=1)
+    kept = select_hard_examples(
+        scores, boxes, labels, batch_size=32, nms_threshold=0.5, positive_fraction=fraction, num_classes=3
+    )
+    assert (mined >= 0).nonzero().squeeze(1).tolist() == sorted(kept.tolist())
+    assert torch.equal(mined[kept], labels[kept])
+    assert len(kept) > 8
+
+
+def test_one_to_three_holds_its_ratio():
+    logits, labels, boxes = case()
+    mined = OHEMOneToThreeLoss(batch_size=32, nms_threshold=0.9).select(logits, labels, boxes)
+    positives, negatives = ((mined >= 0) & (mined < 3)).sum(), (mined == 3).sum()
+    assert (positives.item(), negatives.item()) == (8, 24)
+
+
+def test_objects_everywhere_are_positives_all_the_same():
+    logits, labels, boxes = case()
+    labels = labels.clamp(max=2).abs()  # no background, so the largest label is a class
+    mined = OHEMOneToThreeLoss(batch_size=32, nms_threshold=0.9).select(logits, labels, boxes)
+    assert (mined >= 0).sum().item() == 8
+
+
+def test_scoring_makes_no_gradients(monkeypatch):
+    wanted = []
+
+    def recorded(*arguments, **options):
+        wanted.append(torch.is_grad_enabled())
+        return cross_entropy_loss(*arguments, **options)
+
+    monkeypatch.setattr(dense_losses, "cross_entropy_loss", recorded)
+    logits, labels, boxes = case()
+    OHEMLoss(batch_size=32, nms_threshold=0.5).select(logits.requires_grad_(), labels, boxes)
+    assert wanted == [False]
+
+
+@pytest.mark.parametrize("kind", [OHEMLoss, OHEMOneToThreeLoss])
+def test_the_loss_is_the_cross_entropy_of_what_was_kept(kind):
+    logits, labels, boxes = case()
+    logits.requires_grad_()
+    loss = kind(batch_size=32, nms_threshold=0.5)
+    mined = loss.select(logits, labels, boxes)
+    value = loss(logits, mined)
+    torch.testing.assert_close(value, cross_entropy_loss(logits, mined))
+    (grad,) = torch.autograd.grad(value, logits)
+    torch.testing.assert_close(grad, torch.autograd.grad(cross_entropy_loss(logits, mined), logits)[0])
+    assert torch.equal(grad.ne(0).any(dim=1), mined >= 0)
+
+
+def test_an_image_without_objects_gives_one_to_three_nothing_and_a_graph_all_the_same():
+    logits = torch.randn(50, 3, requires_grad=True)
+    loss = OHEMOneToThreeLoss(batch_size=32, nms_threshold=0.5)
+    mined = loss.select(logits, torch.full((50,), 3), case(anchors=50)[2])
+    assert mined.tolist() == [-1] * 50
+    value = loss(logits, mined)
+    value.backward()  # under DDP every parameter must take part
+    assert value.item() == 0
+    assert logits.grad.eq(0).all()

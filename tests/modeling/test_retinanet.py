@@ -1,0 +1,157 @@
+"""The detector as a module: initialisation, every batch, every backbone of the configurations."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torch import nn
+
+from focal_det.config.load import load_config
+from focal_det.modeling.head import RetinaNetHead
+
+pytestmark = pytest.mark.detectron2
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.1])
+def test_before_training_every_score_is_about_the_prior(tiny_cfg, batch_of, prior):
+    model = build_model(tiny_cfg("MODEL.RETINANET.PRIOR_PROB", str(prior)))
+    assert model.head.cls_score.bias.tolist() == pytest.approx([-math.log((1 - prior) / prior)] * 27)
+    convs = [layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d)]
+    assert all(0.005 < conv.weight.std().item() < 0.015 for conv in convs)
+    assert all(conv.bias.eq(0).all() for conv in convs if conv is not model.head.cls_score)
+
+
+def test_the_subnets_share_no_parameters():
+    head = RetinaNetHead(
+        in_channels=8, num_levels=5, num_classes=2, num_anchors=3, num_convs=4, prior_prob=0.01, norm=""
+    )
+    assert [name for name, _ in head.named_parameters() if name.startswith("cls_subnet") and "weight" in name] == [
+        f"cls_subnet.{i}.weight" for i in (0, 2, 4, 6)
+    ]
+    assert len({id(p) for p in head.parameters()}) == 2 * (2 * 4 + 2)
+    logits, deltas = head([torch.zeros(2, 8, 6, 4), torch.zeros(2, 8, 3, 2)])
+    assert [tuple(x.shape) for x in logits] == [(2, 6, 6, 4), (2, 6, 3, 2)]
+    assert [tuple(x.shape) for x in deltas] == [(2, 12, 6, 4), (2, 12, 3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"prior_prob": 1.0}, "prior_prob=1.0"), ({"num_convs": -1}, "num_convs=-1"), ({"norm": "GNN"}, '"GNN"')],
+)
+def test_bad_head_arguments_are_named(change, message):
+    arguments = {"in_channels": 8, "num_levels": 5, "num_classes": 2, "num_anchors": 3, "num_convs": 1}
+    with pytest.raises(ValueError, match=message):
+        RetinaNetHead(**(arguments | {"prior_prob": 0.01, "norm": ""} | change))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.RETINANET.IOU_THRESHOLDS", [0.4], r"iou_thresholds=\[0\.4\]"),
+        ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", -0.1, "beta=-0.1"),
+        ("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 0.0, 1.0), "box_weights="),
+        ("MODEL.RETINANET.SCORE_THRESH_TEST", 1.0, "score_thresh=1.0"),
+        ("MODEL.RETINANET.NMS_THRESH_TEST", 1.5, "nms_thresh=1.5"),
+        ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 0, "topk_per_level=0"),
+        ("TEST.DETECTIONS_PER_IMAGE", 0, "max_detections=0"),
+        ("MODEL.PIXEL_STD", [1.0, 1.0, 0.0], "pixel_std="),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_when_the_model_is_built(tiny_cfg, key, value, message):
+    cfg = tiny_cfg()
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=message):
+        build_model(cfg)
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (0, 2), (0, 0)])
+def test_a_step_reaches_every_parameter(tiny_cfg, batch_of, counts):
+    model = build_model(tiny_cfg())
+    losses = model(batch_of(counts))
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert losses["loss_cls"] > 0
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_it_learns_a_batch_by_heart(tiny_cfg, batch_of, amp):
+    model, batch = build_model(tiny_cfg()), batch_of((2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    totals = []
+    for _ in range(30):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            total = sum(model(batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert total.dtype == torch.float32
+    assert totals[-1] < totals[0] / 2
+
+
+def test_images_of_different_sizes_are_padded_and_boxes_come_back_in_their_own(tiny_cfg, batch_of):
+    model = build_model(tiny_cfg("MODEL.RETINANET.SCORE_THRESH_TEST", "0.005")).eval()
+    batch = [*batch_of((0,), size=(64, 96)), *batch_of((0,), size=(96, 64))]
+    batch[0] |= {"height": 640, "width": 960}
+    with torch.no_grad():
+        first, second = (result["instances"] for result in model(batch))
+    assert first.image_size == (640, 960)
+    assert second.image_size == (96, 64)
+    assert first.pred_boxes.tensor[:, 2].max() > 96
+    for found, (height, width) in ((first, (640, 960)), (second, (96, 64))):
+        assert found.pred_boxes.tensor.min() >= 0
+        assert (found.pred_boxes.tensor[:, 2:] <= torch.tensor([width, height])).all()
+        assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_a_class_that_the_model_has_not_names_the_image(tiny_cfg, batch_of):
+    (x,) = batch_of((2,))
+    x["instances"].gt_classes[1] = 3
+    with pytest.raises(ValueError, match=r"image cells\.png: gt_classes go from \d to 3, but .*NUM_CLASSES is 3"):
+        build_model(tiny_cfg())([x | {"file_name": "cells.png"}])
+
+
+def test_a_nonfinite_box_names_the_image(tiny_cfg, batch_of):
+    (x,) = batch_of((2,))
+    x["instances"].gt_boxes.tensor[0, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"image cells\.png: gt_boxes are not finite"):
+        build_model(tiny_cfg())([x | {"file_name": "cells.png"}])
+
+
+def test_training_without_ground_truth_names_the_image(tiny_cfg, batch_of):
+    (x,) = batch_of((1,))
+    del x["instances"]
+    with pytest.raises(ValueError, match=r'image cells\.png: no "instances"'):
+        build_model(tiny_cfg())([x | {"file_name": "cells.png"}])
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if not p.stem.startswith("Base")], ids=lambda p: p.stem)
+def test_every_configuration_builds_trains_and_detects(path, batch_of):
+    cfg = load_config(path, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    cfg.MODEL.RETINANET.NUM_CLASSES = 3
+    model = build_model(cfg)
+    losses = model(batch_of((2,), size=(64, 64)))
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.no_grad():
+        (result,) = model.eval()(batch_of((2,), size=(64, 64)))
+    assert isinstance(result["instances"], Instances)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_configuration_is_headed_by_its_command(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    if path.stem.startswith("Base"):
+        assert header
+    else:
+        assert header[0].startswith(f"# python train_net.py --config-file configs/{path.name}")
+        text = " ".join(header)
+        assert "Time: " in text
+        assert "Expected: " in text
+        output_dir = load_config(path).OUTPUT_DIR
+        assert output_dir == f"output/{path.stem}"

@@ -1,0 +1,403 @@
+"""Reproducing a table: none run twice, none lost, and what the table says of each."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from focal_det.cli.main import main
+from focal_det.errors import InputError, TrainingError
+from focal_det.files import FolderLock
+from focal_det.paper import sweep
+from focal_det.paper.reproduce import check_plan, describe, run_plan
+from focal_det.paper.results import Status, read_metrics, read_record
+from focal_det.paper.runs import SweepOptions, SweepRun, plan_table
+from focal_det.paper.sweep import run_all
+from focal_det.paper.tables import load_tables
+
+pytestmark = pytest.mark.detectron2
+
+ROOT = Path(__file__).parents[2]
+# A miniature small enough for a test: no first training, two images a step, two steps.
+TINY = [
+    *("MODEL.WEIGHTS", "none.pth", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "()"),
+    *("DATASETS.TRAIN", "shapes_train_4_64px", "DATASETS.TEST", "shapes_val_4_64px", "DATALOADER.NUM_WORKERS", "0"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "MODEL.RETINANET.NUM_CONVS", "1"),
+]
+
+# Stands in for train_net.py: one line of metrics for each iteration, then the AP that the seed says.
+TRAINING = """
+import json, os, sys, time
+words = sys.argv[1:]
+folder = words[words.index("OUTPUT_DIR") + 1]
+seed = int(words[words.index("SEED") + 1])
+with open(os.path.join(folder, "started"), "a") as f: f.write("x")
+behaviour = os.environ.get("BEHAVIOUR", "")
+if behaviour == "diverges": print("FloatingPointError: Loss became infinite or NaN"); sys.exit(1)
+if behaviour == "bad input": print("error: SEED is wrong: use another", file=sys.stderr); sys.exit(2)
+if behaviour == "killed": os.kill(os.getpid(), 9)
+if behaviour == "full" : print("OSError: [Errno 28] No space left on device"); sys.exit(1)
+with open(os.path.join(folder, "metrics.json"), "a") as f:
+    f.write(json.dumps({"iteration": 1, "time": 0.5}) + "\\n")
+    f.write(json.dumps({"iteration": 2, "bbox/AP": 30.0 + 2 * seed, "bbox/AP50": 50.0, "bbox/AP75": 30.0}) + "\\n")
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Every training is the stand-in, whose end is not waited for longer than it takes."""
+    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.02)
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    monkeypatch.setattr(SweepRun, "command", property(lambda run: [sys.executable, str(script), *run.arguments]))
+
+
+@pytest.fixture
+def plan_of(tmp_path, monkeypatch, stand_in):
+    """Plans rows of a table whose trainings are the stand-in."""
+
+    def make(table="table3", rows=("ce", "fl"), seeds=(1,), overrides=TINY, data_flags=(), scale="mini"):
+        chosen = load_tables()[table]
+        out = tmp_path / "out"
+        options = SweepOptions(scale=scale, seeds=seeds, out=out, overrides=tuple(overrides), data_flags=data_flags)
+        return plan_table(chosen, [chosen.rows[row] for row in rows], options)
+
+    return make
+
+
+def starts(run):
+    path = run.folder / "started"
+    return len(path.read_text()) if path.is_file() else 0
+
+
+def cells(path):
+    """The table's rows that were asked for; the others have not been run."""
+    return [row for row in all_cells(path) if row["state"] != "not run"]
+
+
+def all_cells(path):
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+    names = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    return [dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines[1:]]
+
+
+def test_the_table_has_published_measured_difference_and_spread(plan_of):
+    plan = plan_of(seeds=(1, 2))
+    files, stopped = run_plan(plan, "the command")
+    assert not stopped
+    assert [path.name for path in files] == ["table3.md", "table3.csv", "table3.png", "table3.svg"]
+    text = files[0].read_text()
+    assert "Last command: `the command`" in text
+    assert f"Overrides by hand: `{' '.join(TINY)}`" in text
+    ce, fl = cells(files[0])
+    # seeds 1 and 2 reach 32 and 34: mean 33, sample deviation sqrt(2); published 31.1
+    assert (ce["row"], ce["AP measured"], ce["each seed"]) == ("ce", "33.0 ± 1.4", "32.0, 34.0")
+    assert (ce["sets"], ce["trained"]) == ("NAME BalancedCrossEntropyLoss, ALPHA 0.75", "R-18, 64 px, 3 it")
+    # a miniature is not held against COCO's AP; its rows against the first, as the paper's: 34.0 - 31.1
+    assert fl["against ce: published, measured"] == "+2.9, +0.0"
+    assert (fl["AP50"], fl["s per iteration"], fl["state"]) == ("50.0", "0.500", "done")
+    lines = [line for line in csv.DictReader(files[1].open()) if line["seed"]]
+    assert [(line["row"], line["seed"], line["AP"], line["published_AP"]) for line in lines] == [
+        *(("ce", "1", "32.0", "31.1"), ("ce", "2", "34.0", "31.1")),
+        *(("fl", "1", "32.0", "34.0"), ("fl", "2", "34.0", "34.0")),
+    ]
+    assert all(line["commit"] and line["hardware"] for line in lines)
+
+
+def test_the_table_keeps_what_was_run_before(plan_of):
+    run_plan(plan_of(seeds=(1, 2)), "first")
+    files, _ = run_plan(plan_of(rows=("fl_star_2_1",), seeds=(3,)), "second")
+    rows = {row["row"]: (row["each seed"], row["state"]) for row in all_cells(files[0])}
+    assert rows == {
+        "ce": ("32.0, 34.0", "done"),
+        "fl": ("32.0, 34.0", "done"),
+        "fl_star_2_1": ("36.0", "done"),
+        "fl_star_4_0": ("—", "not run"),
+    }
+
+
+def test_a_row_whose_own_key_is_changed_by_hand_is_not_compared_with_the_papers(plan_of, tmp_path):
+    def difference(*overrides):
+        plan = plan_of(rows=("ce",), overrides=overrides, scale="full")
+        (row,) = cells(run_plan(plan, "command")[0][0])
+        return row["AP measured"], row["difference"]
+
+    words = ["MODEL.WEIGHTS", "none.pth", "SOLVER.MAX_ITER", "3"]
+    assert difference(*words) == ("32.0", "+0.9")
+    shutil.rmtree(tmp_path / "out")
+    assert difference(*words, "MODEL.FOCAL_DET.LOSS.ALPHA", "0.6") == ("32.0", "—")
+
+
+def test_an_override_that_fits_only_the_rows_asked_for_is_no_error(plan_of):
+    plan = plan_of("table1d", ("ohem_128_.5",), overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.BATCH_SIZE", "64"])
+    files, _ = run_plan(plan, "command")
+    assert [row["row"] for row in cells(files[0])] == ["ohem_128_.5"]
+    with pytest.raises(InputError, match=r"table1d/fl: command line: .*BATCH_SIZE is 64, but the loss is Focal"):
+        plan_of("table1d", ("fl",), overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.BATCH_SIZE", "64"])
+
+
+def test_finished_rows_are_not_run_again_in_whatever_table(plan_of):
+    run_plan(plan_of(), "first")
+    again = plan_of("table1b", ("gamma_0", "gamma_1", "gamma_2"))
+    run_plan(again, "second")
+    assert [starts(run) for run in again.runs] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "error"),
+    [
+        ("diverges", Status.DIVERGED, "the loss was not finite after 0 iterations"),
+        ("bad input", Status.FAILED, "exit code 2, SEED is wrong: use another"),
+        ("killed", Status.FAILED, "ended by signal 9"),
+        ("full", Status.FAILED, "exit code 1, OSError: [Errno 28] No space left on device"),
+    ],
+)
+def test_it_keeps_going_after_a_row_that_failed(plan_of, monkeypatch, behaviour, status, error):
+    plan = plan_of()
+    monkeypatch.setenv("BEHAVIOUR", behaviour)
+    files, stopped = run_plan(plan, "command")
+    assert not stopped
+    assert [run.status for run in plan.runs] == [status, status]
+    assert all(error in row["state"] for row in cells(files[0]))
+    monkeypatch.delenv("BEHAVIOUR")
+    run_plan(plan, "again")
+    # one that diverged has its result, 0 AP; the others are tried again
+    assert [starts(run) for run in plan.runs] == ([1, 1] if status is Status.DIVERGED else [2, 2])
+
+
+def test_a_row_that_another_process_trains_is_left_to_it(plan_of):
+    plan = plan_of()
+    with FolderLock(str(plan.runs[0].folder), ".reproduce.lock"):
+        files, _ = run_plan(plan, "command")
+    assert [starts(run) for run in plan.runs] == [0, 1]
+    assert [row["state"] for row in all_cells(files[0])[:2]] == ["seed 1: not run", "done"]
+
+
+def test_a_row_begun_with_another_configuration_is_not_taken_for_this_one(plan_of):
+    run_plan(plan_of(), "command")
+    other = plan_of(overrides=[*TINY, "SOLVER.BASE_LR", "0.01"])
+    assert describe(other).count("begun with another configuration") == 2
+    assert "Estimate: 2 trainings" in describe(other)
+    with pytest.raises(InputError) as caught:
+        check_plan(other).raise_if_errors()
+    assert "was begun with another configuration (SOLVER.BASE_LR 0.03 -> 0.01); name another --out" in str(caught.value)
+
+
+def test_other_data_are_not_taken_for_the_same_row(plan_of, tmp_path):
+    run_plan(plan_of(), "command")
+    with pytest.raises(
+        InputError, match=r"begun with another configuration \(--train-json and the like  -> .*mine\.json"
+    ):
+        check_plan(plan_of(data_flags=("--train-json", str(tmp_path / "mine.json")))).raise_if_errors()
+
+
+def test_a_start_that_trained_nothing_binds_to_nothing(plan_of, monkeypatch):
+    monkeypatch.setenv("BEHAVIOUR", "bad input")
+    run_plan(plan_of(), "command")
+    check_plan(plan_of(overrides=[*TINY, "SOLVER.BASE_LR", "0.01"])).raise_if_errors()
+
+
+def test_missing_data_sets_are_named_once_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    assert main(["reproduce", "table1a", "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("instances_minival2014.json is missing; it comes from https://") == 1
+    assert err.count("train2014 is missing; it comes from http://") == 1
+    assert "coco_2017_train and coco_2017_val hold the same images" in err
+    assert all(line.startswith("error: ") for line in err.splitlines())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_record_is_named(plan_of):
+    plan = plan_of()
+    run_plan(plan, "command")
+    record = plan.runs[0].folder / "reproduce.json"
+    sound = json.loads(record.read_text())
+    damages = ["{", "[]", json.dumps(sound | {"status": "weird"}), json.dumps(sound | {"seconds": "x"})]
+    for damage in [*damages, json.dumps(sound | {"config": None}), json.dumps(sound | {"hardware": []})]:
+        record.write_text(damage)
+        with pytest.raises(InputError, match=r"reproduce\.json is damaged"):
+            check_plan(plan).raise_if_errors()
+    record.unlink()
+    with pytest.raises(InputError, match="there is no record of it"):
+        check_plan(plan).raise_if_errors()
+
+
+def test_a_record_of_done_without_metrics_is_not_done(plan_of):
+    plan = plan_of()
+    run_plan(plan, "command")
+    (plan.runs[0].folder / "metrics.json").unlink()
+    assert [run.status for run in plan.runs] == [Status.UNFINISHED, Status.DONE]
+
+
+def test_a_checkpoint_that_was_never_whole_is_set_aside(plan_of):
+    plan = plan_of(rows=("ce",))
+    folder = plan.runs[0].folder
+    folder.mkdir(parents=True)
+    (folder / "model_0000001.pth").write_bytes(b"half")
+    record = {"command": "", "commit": "", "hardware": "", "versions": "", "config": {}, "status": "unfinished"}
+    (folder / "reproduce.json").write_text(json.dumps(record))
+    run_plan(plan, "command")
+    assert (folder / "model_0000001.torn").read_bytes() == b"half"
+    assert not list(folder.glob("*.pth"))
+    assert plan.runs[0].status is Status.DONE
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
+def test_what_nohup_ignores_stays_ignored(plan_of, ignored):
+    before = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        seen = []
+        plan = plan_of(rows=("ce",))
+        run_all(plan.runs, num_gpus=1, after_each=lambda: seen.append(signal.getsignal(ignored)))
+    finally:
+        signal.signal(ignored, before)
+    assert seen == [signal.SIG_IGN]
+
+
+def test_two_at_once_share_the_rows(tmp_path, prepared, stand_in):
+    env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
+    program = f"""
+import sys
+from focal_det.paper.runs import SweepRun
+SweepRun.command = property(lambda run: [sys.executable, {str(tmp_path / "training.py")!r}, *run.arguments])
+from focal_det.paper.reproduce import run_plan
+from focal_det.paper.runs import SweepOptions, plan_table
+from focal_det.paper.sweep import run_all
+from focal_det.paper.tables import load_tables
+from pathlib import Path
+table = load_tables()["table3"]
+options = SweepOptions("mini", (1, 2), Path({str(tmp_path / "out")!r}), overrides=tuple({TINY!r}))
+run_plan(plan_table(table, list(table.rows.values()), options), "command")
+"""
+    (tmp_path / "both.py").write_text(program)
+    both = [prepared.popen(program=tmp_path / "both.py", env=env) for _ in range(2)]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    started = sorted((tmp_path / "out" / "runs").rglob("started"))
+    assert [len(path.read_text()) for path in started] == [1] * 8
+    assert all(read_record(path.parent).status is Status.DONE for path in started)
+
+
+def test_what_the_plan_sets_itself_is_refused(plan_of):
+    with pytest.raises(InputError, match="SEED is set for each run; use --seeds"):
+        plan_of(overrides=["SEED", "3"])
+    with pytest.raises(InputError, match="OUTPUT_DIR is set for each run; use --out"):
+        plan_of(overrides=["OUTPUT_DIR", "x"])
+
+
+def test_a_dry_run_prints_the_commands_and_the_cost(capsys, tmp_path):
+    full = ["reproduce", "table1b", "--dry-run", "--rows", "gamma_2", "--num-gpus", "8", "--out", str(tmp_path / "out")]
+    assert main(full) == 0
+    out, err = capsys.readouterr()
+    assert "train_net.py --config-file " in out
+    assert "--num-gpus 8 MODEL.RETINANET.FOCAL_LOSS_GAMMA 2.0 MODEL.RETINANET.FOCAL_LOSS_ALPHA 0.25 SEED 1" in out
+    assert "1 trainings, 28 GPU-hours on V100, 3.5 hours on 8," in out
+    assert "put COCO's files there" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_is_estimated_by_what_is_finished(plan_of):
+    plan = plan_of()
+    run_plan(plan, "command")
+    assert "nothing left to run" in describe(plan)
+    more = plan_of(seeds=(1, 2, 3))
+    assert re.search(r"Estimate: 4 trainings, 0\.0 hours here", describe(more))
+
+
+def test_the_backbone_is_trained_first_and_kept_without_the_head(plan_of, tmp_path):
+    overrides = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")]
+    plan = plan_of(overrides=overrides)
+    ((file, backbone),) = plan.backbones.items()
+    assert file == tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
+    assert f"MODEL.WEIGHTS {file}" in " ".join(plan.runs[0].arguments)
+    with pytest.raises(TrainingError, match=r"backbone R_18_FPN_64: failed.*no row can start without it"):
+        run_plan(plan, "command")  # the stand-in knows no training without a seed
+    assert starts(plan.runs[0]) == 0
+
+    line = {"iteration": backbone.iterations - 1, "bbox/AP": 1.0}
+    (backbone.folder / "metrics.json").write_text(json.dumps(line))
+    weights = {"backbone.x": torch.ones(2), "head.x": torch.ones(2)}
+    torch.save({"model": weights, "iteration": 3}, backbone.folder / "model_final.pth")
+    run_plan(plan, "command")
+    assert list(torch.load(file)["model"]) == ["backbone.x"]
+    assert starts(plan.runs[0]) == 1
+
+
+@pytest.fixture
+def reproduce(prepared, tmp_path):
+    """Starts focal-det reproduce; its trainings are true processes of train_net.py."""
+
+    def start(*words):
+        env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
+        words = ["table3", "--rows", "ce,fl", "--scale", "mini", "--out", tmp_path / "out", *words]
+        return prepared.popen("reproduce", *words, program="focal-det", env=env, stderr=subprocess.STDOUT)
+
+    return start
+
+
+def test_a_training_that_died_in_its_final_evaluation_is_evaluated_and_done(tmp_path, train_net, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    words = ["--config-file", "configs/paper/table3.yaml", "--config-file", "configs/paper/miniature.yaml"]
+    words += ["--resume", "auto", "OUTPUT_DIR", tmp_path / "run", *TINY, "MODEL.WEIGHTS", ""]
+    assert train_net(*words).returncode == 0
+    metrics = tmp_path / "run" / "metrics.json"
+    ap = read_metrics(tmp_path / "run", iterations=3, test_sets=["shapes_val_4_64px"])
+    lines = [line for line in metrics.read_text().splitlines() if "bbox/AP" not in line]
+    metrics.write_text("".join(line + "\n" for line in lines))
+    assert read_metrics(tmp_path / "run", iterations=3, test_sets=["shapes_val_4_64px"]) == {}
+    assert train_net(*words).returncode == 0
+    again = read_metrics(tmp_path / "run", iterations=3, test_sets=["shapes_val_4_64px"])
+    assert again["AP"] == pytest.approx(ap["AP"])
+    assert again.keys() >= ap.keys() - {"s_per_iteration"}
+
+
+def test_a_row_stopped_in_the_middle_continues_there(tmp_path, reproduce, wait_for):
+    words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth", "SOLVER.MAX_ITER", "3")]
+    words += ["MODEL.WEIGHTS", str(tmp_path / "w.pth"), "SOLVER.MAX_ITER", "40", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    torch.save({"model": {}}, tmp_path / "w.pth")
+    first = tmp_path / "out" / "runs" / "table1a" / "alpha_.75" / "seed1"
+    second = tmp_path / "out" / "runs" / "table1b" / "gamma_2" / "seed1"
+    process = reproduce(*words)
+    wait_for(second / "metrics.json", process)
+    while not (second / "metrics.json").read_text() and process.poll() is None:  # 20 of its 40 steps are left then
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, out
+    assert "stopped; the same command continues" in out
+    record = json.loads((second / "reproduce.json").read_text())
+    assert record["status"] == "unfinished"
+    assert (second / "last_checkpoint").is_file()
+    finished = (first / "metrics.json").stat().st_mtime_ns
+
+    process = reproduce(*words)
+    out = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, out
+    assert "1 of 2 trainings are finished already" in out
+    assert (first / "metrics.json").stat().st_mtime_ns == finished
+    assert "Starting training from iteration 0" not in (second / "log.txt").read_text().split("SIGTERM")[-1]
+    assert {row["state"] for row in cells(tmp_path / "out" / "table3.md")} == {"done"}
+
+
+def test_a_full_disk_is_named_and_the_table_of_before_stays(plan_of, monkeypatch, capsys, tmp_path):
+    plan = plan_of()
+    files, _ = run_plan(plan, "command")
+    before = files[0].read_text()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_plan(plan, "another command")
+    assert files[0].read_text() == before
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []

@@ -1,0 +1,155 @@
+"""The objects that the anchors reach: exact, in rows, and with better anchors where there are any."""
+
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.transforms import ResizeShortestEdge
+
+from focal_det.checkpoint.compatibility import build_cpu_model
+from focal_det.data.statistics import Objects, sample, statistics
+from focal_det.modeling.anchors import cell_anchors, grid_anchors
+from focal_det.modeling.assignment import pairwise_iou
+from focal_det.preflight.anchor_report import AnchorGrid, anchor_warnings, best_ious, report_anchors, resized
+from focal_det.preflight.summary import _anchor_lines
+
+pytestmark = pytest.mark.detectron2
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_trying_every_anchor(seed, offset):
+    rng = np.random.default_rng(seed)
+    width, height = rng.integers(20, 300, 2)
+    cells = [cell_anchors(base, 3, [0.5, 1.0, 2.0]) for base in (16, 32, 64, 128, 256)]
+    corners = rng.uniform(0, 0.95, (40, 2)) * (width, height)
+    sides = np.minimum(rng.uniform(0.01, 1, (40, 2)) * (width, height), (width, height) - corners)
+    boxes = np.hstack([corners, corners + sides])
+
+    padded = [-(-side // 32) * 32 for side in (width, height)]  # as Detectron2 fills up for an FPN to P5
+    levels = []
+    for level, stride in zip(cells, STRIDES, strict=True):
+        across, down = (-(-side // stride) for side in padded)  # P6 and P7 by convolutions that round up
+        levels.append(grid_anchors(level.double(), down, across, stride, offset))
+    expected = pairwise_iou(torch.tensor(boxes), torch.cat(levels)).amax(dim=1)
+
+    grid = AnchorGrid([level.double().numpy() for level in cells], STRIDES, offset, 32)
+    found = best_ious(boxes, np.tile([width, height], (40, 1)), grid)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-12)
+
+
+COCO = {
+    "images": [{"id": 5, "width": 100, "height": 80}, {"id": 6, "width": 50, "height": 50}],
+    "categories": [{"id": 9, "name": "b"}, {"id": 2, "name": "a"}],
+    "annotations": [
+        {"image_id": 5, "category_id": 9, "bbox": [90, 10, 20, 30], "area": 600},
+        {"image_id": 5, "category_id": 2, "bbox": [0, 0, 10, 10], "area": 50, "iscrowd": 0},
+        {"image_id": 6, "category_id": 2, "bbox": [0, 0, 10, 10], "area": 50, "iscrowd": 1},
+    ],
+}
+
+
+def test_statistics_count_what_is_trained_on():
+    found = statistics(COCO)
+    assert (found.images, found.with_objects, found.crowds) == (2, 1, 1)
+    assert found.class_names == ["a", "b"]  # by id, as the labels are
+    assert found.instances.tolist() == [1, 1]
+    assert found.objects.boxes.tolist() == [[90, 10, 100, 40], [0, 0, 10, 10]]  # clipped at 100
+    assert found.objects.areas.tolist() == [600, 50]
+
+
+def test_a_sample_goes_evenly_through_the_set():
+    objects = statistics(COCO).objects
+    assert len(sample(objects, 2).boxes) == 2
+    assert sample(objects, 1).classes.tolist() == [1]
+
+
+# --- reports on a model's anchors ------------------------------------------------------------------------------------
+
+
+def objects_of(side, *, number=200, ratio=1.0, image=640):
+    """So many objects of one size anywhere in square images; ratio: height / width."""
+    sides = np.tile(side * np.array([ratio**-0.5, ratio**0.5]), (number, 1))
+    corners = np.random.default_rng(0).uniform(0, 1, (number, 2)) * (image - sides)
+    sizes = np.full((number, 2), float(image))
+    return Objects(np.hstack([corners, corners + sides]), sizes, np.zeros(number, np.int64), sides.prod(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("side", "ratio", "better"),
+    [
+        (64, 1.0, None),
+        # Half the smallest anchor, 32 px: IoU at most (16 / 32)^2 = .25. One octave down covers it.
+        (16, 1.0, 'MODEL.ANCHOR_GENERATOR.SIZES "[[16], [32], [64], [128], [256]]"'),
+        # 1:4 against the anchors' 1:2, of the same area: shared 2/3 of each, IoU .55 at best, less off the grid.
+        (64, 5.0, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
+    ],
+)
+def test_objects_that_no_anchor_reaches_are_told_with_the_anchors_that_would(tiny_cfg, side, ratio, better):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)", "OUTPUT_DIR", "x")
+    report = report_anchors(cfg, build_cpu_model(cfg), objects_of(side, ratio=ratio), ["thing"])
+    warnings = anchor_warnings(report)
+    if better is None:
+        assert report.whole.reached == 1
+        assert warnings == []
+        return
+    assert report.whole.reached < 0.75
+    assert report.whole.side == pytest.approx(side, rel=0.01)
+    (warning,) = warnings
+    assert f"of boxes have no anchor with IoU >= .5 at this size, 640 px; median side {side} px; " in warning
+    assert better in warning
+    # The overrides are such that they can be appended, and give what they promise.
+    overrides, promised = next(pair for pair in report.better if better in pair[0])
+    other = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)", *shlex.split(overrides))
+    again = report_anchors(other, build_cpu_model(other), objects_of(side, ratio=ratio), ["thing"])
+    assert again.whole.reached == pytest.approx(promised)
+    assert promised > report.whole.reached + 0.03
+
+
+def test_a_larger_image_is_proposed_too(tiny_cfg):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)")
+    report = report_anchors(cfg, build_cpu_model(cfg), objects_of(14), ["thing"])
+    assert any(overrides.startswith('INPUT.MIN_SIZE_TRAIN "(1280,)"') for overrides, _ in report.better)
+
+
+def test_thresholds_are_the_configurations(tiny_cfg):
+    # Squares of 32 px, as large as the smallest anchor of a grid of 8 px: at worst 4 px off in both directions, an IoU
+    # of 28^2 / (2 * 32^2 - 28^2) = .62. All are reached from .5, not from .7; with .62 none is background.
+    words = ["INPUT.MIN_SIZE_TRAIN", "(640,)", "OUTPUT_DIR", "x", "MODEL.RETINANET.IOU_THRESHOLDS"]
+    reports = []
+    for thresholds in ("[0.4, 0.5]", "[0.6, 0.7]", "[0.75, 0.75]"):
+        cfg = tiny_cfg(*words, thresholds)
+        reports.append(report_anchors(cfg, build_cpu_model(cfg), objects_of(32), ["thing"]))
+    assert [report.whole.reached == 1 for report in reports] == [True, False, False]
+    assert [report.whole.missed == 0 for report in reports] == [True, True, False]
+    assert reports[1].whole.near == pytest.approx(1 - reports[1].whole.reached)
+    assert reports[1].better == [] or reports[1].better[0][1] > reports[1].whole.reached
+    assert "have no anchor with IoU >= .75 at this size" in anchor_warnings(reports[2])[0]
+    lines = list(_anchor_lines(reports[1], full=True))
+    assert "have one with IoU >= .7 at 640 px" in lines[0]
+    assert "one of .6 to .7" in lines[0]
+    assert "none of .6;" in lines[0]
+    assert lines[1].split()[:7] == ["objects", ">=", ".7", ".6", "to", ".7", "<"]
+
+
+def test_rows_are_by_cocos_areas_and_by_shape(tiny_cfg):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)")
+    parts = zip(objects_of(20), objects_of(50, ratio=3.0, number=100), objects_of(200, ratio=0.3), strict=True)
+    objects = Objects(*(np.concatenate(part) for part in parts))
+    report = report_anchors(cfg, build_cpu_model(cfg), objects, ["thing"])
+    assert [(row.name, row.number) for row in report.by_size] == [("small", 200), ("medium", 100), ("large", 200)]
+    assert [(row.name, row.number) for row in report.by_shape] == [("tall", 100), ("middle", 200), ("wide", 200)]
+    for row in (report.whole, *report.by_size, *report.by_shape):
+        assert row.reached + row.near + row.missed == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("shorter", "longest"), [(800, 1333), (240, 1333), (600, 601)])
+def test_sizes_are_those_of_detectron2s_resizing(shorter, longest):
+    sizes = np.random.default_rng(0).integers(30, 3000, (200, 2))
+    theirs = [ResizeShortestEdge.get_output_shape(h, w, shorter, longest)[::-1] for w, h in sizes.tolist()]
+    found = resized(sizes.astype(float), shorter, longest)
+    assert np.abs(found - theirs).max() <= 1  # where a side falls on a half, rounding may differ
+    assert (found == theirs).mean() > 0.98

@@ -1,0 +1,72 @@
+"""The command line as options: flags anywhere, overrides in order, --resume with and without its word."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from focal_det.cli.train import parse_arguments
+from focal_det.preflight.options import SetFlags, TrainOptions, check_options
+
+
+def test_flags_may_come_after_overrides():
+    options = parse_arguments(
+        ["--config-file", "c.yaml", "SOLVER.BASE_LR", "0.1", "--eval-only", "A", "-1", "--num-gpus", "2"]
+    )
+    assert options.overrides == ("SOLVER.BASE_LR", "0.1", "A", "-1")
+    assert options.eval_only
+    assert options.num_gpus == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "resume", "overrides"),
+    [
+        ([], None, []),
+        (["--resume"], "required", []),
+        (["--resume", "auto"], "auto", []),
+        (["--resume", "SEED", "1"], "required", ["SEED", "1"]),
+        (["SEED", "1", "--resume", "auto"], "auto", ["SEED", "1"]),
+        (["--resume", "--eval-only"], "required", []),
+    ],
+)
+def test_resume_takes_no_override_for_its_word(words, resume, overrides):
+    options = parse_arguments(words)
+    assert options.resume == resume
+    assert options.overrides == tuple(overrides)
+
+
+def test_nothing_on_the_command_line_gives_the_defaults():
+    assert parse_arguments([]) == TrainOptions()
+
+
+def test_every_value_is_of_a_kind_that_cannot_be_changed():
+    words = ["--config-file", "a.yaml", "--train-json", "t.json", "--val-voc", "v", "SEED", "1"]
+    options = parse_arguments(words)
+    assert not [field.name for field in fields(options) if isinstance(getattr(options, field.name), list)]
+    with pytest.raises(FrozenInstanceError):
+        options.resume = "auto"
+
+
+def test_sets_of_the_user_are_kept_apart_by_use():
+    flags = ["--train-json", "a.json", "--train-images", "a", "--train-json", "b.json", "--val-voc", "v:test"]
+    options = parse_arguments(flags)
+    assert options.own_sets("train") == SetFlags(("a.json", "b.json"), ("a",), ())
+    assert options.own_sets("val") == SetFlags((), (), ("v:test",))
+    assert not TrainOptions(train_images=("a",)).own_sets("train").are_given
+
+
+def test_processes_are_those_of_all_machines():
+    assert TrainOptions(num_gpus=4, num_machines=2).world_size == 8
+    assert TrainOptions(num_gpus=0).world_size == 1
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
+def test_a_time_that_is_none_is_named(seconds):
+    (error,) = check_options(TrainOptions(hang_timeout=seconds)).errors
+    assert error == f"--hang-timeout is {seconds:g}; it must be 0 (never) or a number of seconds"
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["--num-gpus", "two"], ["--num-gpu", "2"], ["--resume=maybe"]])
+def test_what_cannot_be_read_exits_with_2(words):
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(words)
+    assert caught.value.code == 2

@@ -1,0 +1,49 @@
+"""The course of a training from its metrics."""
+
+import pytest
+
+from focal_det.report import training_curves as progress
+
+METRICS = [
+    {"iteration": 19, "lr": 0.1, "time": 0.5, "total_loss": 2.0},
+    {"iteration": 39, "lr": 0.1, "time": 0.25, "total_loss": float("nan"), "bbox/AP": 30.0},
+    {"iteration": 40, "bbox/AP": 20.0},
+]
+
+
+def test_iterations_are_those_done_and_the_last_evaluation_belongs_to_the_last_of_them():
+    assert progress.iterations_done(METRICS) == 40
+    assert progress.course(METRICS, "bbox/AP") == [(40, 30.0), (40, 20.0)]
+    assert progress.course(METRICS, "total_loss") == [(20, 2.0)]  # nan is no point
+
+
+def test_training_time_is_the_sum_of_steps():
+    assert progress.training_seconds(METRICS) == pytest.approx(20 * 0.5 + 20 * 0.25)
+    assert progress.training_seconds([{"iteration": 5, "bbox/AP": 1.0}]) is None
+
+
+def test_the_best_score():
+    assert progress.best_score(METRICS, "bbox/") == (30.0, 40)
+    assert progress.best_score(METRICS, "other/bbox/") is None
+
+
+def test_losses_have_the_totals_first():
+    record = dict.fromkeys(["loss_cls", "val/loss_cls", "total_loss", "val/total_loss", "lr", "bbox/AP"], 1.0)
+    names = list(progress.losses([{"iteration": 0, **record}]))
+    assert names == ["total_loss", "val/total_loss", "loss_cls", "val/loss_cls"]
+
+
+def test_nothing_logged():
+    assert progress.iterations_done([]) == 0
+    assert progress.training_seconds([]) is None
+    assert progress.epochs([]) is None
+    assert progress.losses([]) == {}
+
+
+def test_many_points_are_thinned_to_means():
+    points = [(i, float(i % 2)) for i in range(1, 1001)]
+    thin = progress.thinned(points, most=250)
+    assert len(thin) == 250
+    assert thin[0] == (4, 0.5)
+    assert thin[-1][0] == 1000
+    assert progress.thinned(points[:250], most=250) == points[:250]

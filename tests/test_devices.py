@@ -1,0 +1,70 @@
+"""The device, bfloat16 and Triton's kernels are fitted to the machine, with a warning for each change."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from focal_det import environment as devices
+from focal_det.config.defaults import add_focal_det_config
+from focal_det.environment import choose_device
+
+pytestmark = pytest.mark.detectron2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "asked", "chosen", "warning", "problem"),
+    [
+        (0, "cuda", 1, "cpu", "NO GPU HERE", None),
+        (0, "cuda", 2, "cpu", "in 2 processes", None),
+        (0, "cpu", 1, "cpu", None, None),
+        (0, "cpu", 5, "cpu", "5 processes share the 4 cores", None),
+        (0, "cpu", 33, "cpu", None, "ask for at most 4"),
+        (2, "cuda", 2, "cuda", None, None),
+        (2, "cuda", 3, "cuda", None, "2 are visible"),
+        (2, "cpu", 1, "cpu", None, None),
+        (2, "cpu", 2, "cpu", None, "CUDA_VISIBLE_DEVICES="),
+        (1, "cuda", 0, "cuda", None, "at least 1"),
+    ],
+)
+def test_devices_are_chosen_loudly_or_refused(monkeypatch, gpus, device, asked, chosen, warning, problem):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(devices, "num_cores", lambda: 4)
+    cfg = get_cfg()
+    add_focal_det_config(cfg)
+    cfg.MODEL.DEVICE = device
+    fitted, found = choose_device(cfg, asked)
+    assert chosen == fitted.MODEL.DEVICE
+    assert device == cfg.MODEL.DEVICE
+    assert [warning in w for w in found.warnings] == ([True] if warning else [])
+    assert [problem in p for p in found.errors] == ([True] if problem else [])
+
+
+@pytest.mark.parametrize(("has", "enabled"), [(True, True), (False, False)])
+def test_bfloat16_falls_back_to_float32_and_says_so(monkeypatch, has, enabled):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: has)
+    cfg = get_cfg()
+    add_focal_det_config(cfg)
+    cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = "cpu", True, "bfloat16"
+    cfg, found = choose_device(cfg, 1)
+    assert enabled == cfg.SOLVER.AMP.ENABLED
+    assert ["float32" in warning for warning in found.warnings] == ([] if enabled else [True])
+    assert found.errors == []
+
+
+SPEED = "MODEL.FOCAL_DET.SPEED."
+
+
+def test_without_bfloat16_it_detects_in_float32_and_says_so(tiny_cfg, monkeypatch):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
+    cfg = tiny_cfg(SPEED + "BFLOAT16_INFERENCE", "True")
+    cfg, found = choose_device(cfg, 1)
+    assert cfg.MODEL.FOCAL_DET.SPEED.BFLOAT16_INFERENCE is False
+    assert [warning for warning in found.warnings if "detecting in float32" in warning]
+
+
+def test_without_a_gpu_the_kernels_are_off_with_a_warning(tiny_cfg):
+    cfg = tiny_cfg(SPEED + "TRITON", "True")
+    cfg, found = choose_device(cfg, 1)
+    assert found.errors == []
+    assert cfg.MODEL.FOCAL_DET.SPEED.TRITON is False
+    assert [warning for warning in found.warnings if "SPEED.TRITON" in warning]

@@ -1,0 +1,85 @@
+"""Fixtures of the tests that need Detectron2: a tiny configuration, random batches, runs of the command line."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from forked import Prepared
+
+import focal_det.plugin  # noqa: F401
+from focal_det.config.load import load_config
+
+ROOT = Path(__file__).parents[1]
+
+# The smallest detector that has every part: R-18, 16 channels, one convolution in each subnet.
+TINY = [
+    *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", "0"),
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.NORM", "GN"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.RETINANET.NUM_CLASSES", "3"),
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg():
+    """Return a function that loads a base file, made tiny, with overrides."""
+
+    def make(*overrides, base="Base-RetinaNet-FPN.yaml"):
+        return load_config(ROOT / "configs" / base, [*TINY, *overrides])
+
+    return make
+
+
+def random_batch(objects_per_image, *, size=(96, 128), num_classes=3, seed=0):
+    """Return a batch as the training loader yields it, with this many random objects in each image.
+
+    Args:
+        objects_per_image: for each image the number of its objects.
+        size: height and width of all images, in pixels.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size
+    batch = []
+    for count in objects_per_image:
+        corners = rng.uniform(0, 0.6, (count, 2)) * (width, height)
+        sides = rng.uniform(0.1, 0.4, (count, 2)) * (width, height)
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.tensor(np.hstack([corners, corners + sides]), dtype=torch.float32))
+        instances.gt_classes = torch.tensor(rng.integers(num_classes, size=count), dtype=torch.int64)
+        image = torch.tensor(rng.integers(0, 256, (3, height, width)), dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+@pytest.fixture(scope="session")
+def batch_of():
+    """Return `random_batch`."""
+    return random_batch
+
+
+@pytest.fixture
+def wait_for():
+    """Return a function that waits until a process has written a file, has ended, or has used up its time."""
+
+    def wait(path, process, seconds=200):
+        deadline = time.monotonic() + seconds
+        while not path.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def prepared():
+    """Return the prepared process, which has imported what train_net.py and focal-det need, and forks runs of them."""
+    process = Prepared()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def train_net(prepared):
+    """Return a function that runs train_net.py in a fork; test_training.py covers what needs a process of its own."""
+    return prepared.run
