@@ -73,11 +73,10 @@ def _write_and_meet(options: TrainOptions, plan: Plan) -> None:
 def _launch(options: TrainOptions, job: Job) -> int:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # ranks that are ended say why
     stopped = multiprocessing.get_context("spawn").Event()
-    world_size = options.world_size
     # A single process is the one that trains, and listens itself.
-    requested = signals.SignalForwarder().requested if world_size > 1 else None
+    requested = signals.SignalForwarder().requested if options.world_size > 1 else None
     for tries_left in (1, 0):
-        start = StartDeadline(options.num_gpus, options.machine_rank, world_size, options.start_timeout)
+        start = StartDeadline(options.num_gpus, options.machine_rank, options.world_size, options.start_timeout)
         try:
             with start:
                 launch(

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from forked import Prepared
 
 import focal_det.plugin  # noqa: F401
 from focal_det.config.load import load_config
+from focal_det.data.catalog import prepare_shapes, register_datasets
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +59,18 @@ def random_batch(objects_per_image, *, size=(96, 128), num_classes=3, seed=0):
 def batch_of():
     """Return `random_batch`."""
     return random_batch
+
+
+@pytest.fixture
+def val_shapes(tmp_path, monkeypatch):
+    """Register a test set of 5 generated images; return its name."""
+    name = "shapes_val_5_64px"
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    prepare_shapes([name])
+    register_datasets([name], [])
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 @pytest.fixture

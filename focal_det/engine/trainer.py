@@ -223,8 +223,8 @@ class Trainer(DefaultTrainer):
             evaluating.append(ValidationLoss(self.cfg, self.cfg.TEST.EVAL_PERIOD))
         # Not Detectron2's writer, which loses all but the last of the evaluations between two writes.
         writing = [WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else []
-        following = [*evaluating, self.best_checkpointer, DrawDetections(self.cfg.VIS_PERIOD), *writing]
-        self._after_saving: list[HookBase] = following
+        drawing = DrawDetections(self.cfg.VIS_PERIOD)
+        self._after_saving: list[HookBase] = [*evaluating, self.best_checkpointer, drawing, *writing]
         stop = [StopOnSignal(self.checkpointer, self.stopping)] if self.stopping else []
         return [*stepping, *saving, *stop, *self._after_saving]
 

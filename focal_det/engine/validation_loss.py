@@ -84,6 +84,7 @@ class ValidationLoss(PeriodicAndFinal):
         super().__init__(period)
         self.cfg = cfg
         self._records: list[dict[str, Any]] | None = None
+        self._loader: Any = None
 
     def act(self) -> None:
         self.trainer.storage.put_scalars(**self.measure(self.trainer.model), smoothing_hint=False)
@@ -99,11 +100,12 @@ class ValidationLoss(PeriodicAndFinal):
         elif not any(record.get("annotations") for record in self._records):
             reason = f"data set {name} has no annotated objects"
         else:
-            mapper = DatasetMapper(self.cfg, is_train=False)
-            mapper.is_train = True  # else it leaves the annotations out; the image is resized as for testing
-            dataset, workers = DatasetFromList(self._records, serialize=False), self.cfg.DATALOADER.NUM_WORKERS
-            loader = build_detection_test_loader(dataset, mapper=mapper, num_workers=workers)
-            losses = validation_losses(model, stoppable(loader))
+            if self._loader is None:
+                mapper = DatasetMapper(self.cfg, is_train=False)
+                mapper.is_train = True  # else it leaves the annotations out; the image is resized as for testing
+                dataset, workers = DatasetFromList(self._records, serialize=False), self.cfg.DATALOADER.NUM_WORKERS
+                self._loader = stoppable(build_detection_test_loader(dataset, mapper=mapper, num_workers=workers))
+            losses = validation_losses(model, self._loader)
             text = ", ".join(f"{key} {loss:.4g}" for key, loss in losses.items())
             logger.info(f"{text} over {len(self._records)} images of {name}")
             return losses

@@ -1,31 +1,18 @@
 """Generated shapes in Detectron2's catalogue."""
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
-from focal_det.data.catalog import class_names, dataset_problems, prepare_shapes, register_datasets
+from focal_det.data.catalog import class_names, dataset_problems, prepare_shapes
 from focal_det.errors import InputError
 
 pytestmark = pytest.mark.detectron2
 
 
-SHAPES = "shapes_val_5_64px"
-
-
-@pytest.fixture
-def shapes(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    prepare_shapes([SHAPES])
-    register_datasets([SHAPES], [])
-    yield SHAPES
-    DatasetCatalog.remove(SHAPES)
-    MetadataCatalog.remove(SHAPES)
-
-
-def test_shapes_are_registered_with_their_classes(shapes):
-    assert dataset_problems([shapes]) == []
-    assert class_names(shapes) == ["disk", "box", "triangle"]
-    assert len(DatasetCatalog.get(shapes)) == 5
+def test_shapes_are_registered_with_their_classes(val_shapes):
+    assert dataset_problems([val_shapes]) == []
+    assert class_names(val_shapes) == ["disk", "box", "triangle"]
+    assert len(DatasetCatalog.get(val_shapes)) == 5
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):

@@ -15,19 +15,6 @@ from focal_det.engine.draw_detections import DrawDetections, draw_detections
 pytestmark = pytest.mark.detectron2
 
 
-SHAPES = "shapes_val_5_64px"
-
-
-@pytest.fixture
-def shapes(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    prepare_shapes([SHAPES])
-    register_datasets([SHAPES], [])
-    yield SHAPES
-    DatasetCatalog.remove(SHAPES)
-    MetadataCatalog.remove(SHAPES)
-
-
 class Scores(nn.Module):
     """Find one box of score .3 and one of score .8 in every image."""
 
@@ -39,9 +26,9 @@ class Scores(nn.Module):
         return [{"instances": found} for _ in batch]
 
 
-def drawn(tiny_cfg, shapes, folder, count, threshold):
+def drawn(tiny_cfg, val_shapes, folder, count, threshold):
     cfg = tiny_cfg("MODEL.FOCAL_DET.DRAW_IMAGES", str(count), "MODEL.FOCAL_DET.DRAW_SCORE_THRESH", str(threshold))
-    cfg.DATASETS.TEST = (shapes,)
+    cfg.DATASETS.TEST = (val_shapes,)
     cfg.OUTPUT_DIR = str(folder)
     model = Scores().train()
     sheet = draw_detections(cfg, model)
@@ -49,14 +36,14 @@ def drawn(tiny_cfg, shapes, folder, count, threshold):
     return sheet, sorted(path.name for path in (folder / "detections").glob("*.png"))
 
 
-def test_draw_images_says_how_many_and_stale_ones_go(tiny_cfg, shapes, tmp_path):
-    _, names = drawn(tiny_cfg, shapes, tmp_path, 3, 0.5)
+def test_draw_images_says_how_many_and_stale_ones_go(tiny_cfg, val_shapes, tmp_path):
+    _, names = drawn(tiny_cfg, val_shapes, tmp_path, 3, 0.5)
     assert names == ["00_000000.png", "01_000001.png", "02_000003.png"]  # evenly spread over five
-    sheet, names = drawn(tiny_cfg, shapes, tmp_path, 2, 0.5)
+    sheet, names = drawn(tiny_cfg, val_shapes, tmp_path, 2, 0.5)
     assert len(names) == 2
     assert cv2.imread(str(sheet)) is not None
-    assert len(drawn(tiny_cfg, shapes, tmp_path, 99, 0.5)[1]) == 5
-    assert drawn(tiny_cfg, shapes, tmp_path / "none", 0, 0.5)[0] is None
+    assert len(drawn(tiny_cfg, val_shapes, tmp_path, 99, 0.5)[1]) == 5
+    assert drawn(tiny_cfg, val_shapes, tmp_path / "none", 0, 0.5)[0] is None
 
 
 def test_the_sheet_of_large_images_fits_a_screen(tiny_cfg, tmp_path, monkeypatch):
@@ -75,10 +62,10 @@ def test_the_sheet_of_large_images_fits_a_screen(tiny_cfg, tmp_path, monkeypatch
     MetadataCatalog.remove(name)
 
 
-def test_draw_score_thresh_says_which_are_drawn(tiny_cfg, shapes, tmp_path):
+def test_draw_score_thresh_says_which_are_drawn(tiny_cfg, val_shapes, tmp_path):
     images = []
     for threshold in (0.2, 0.5, 0.9):
-        sheet, _ = drawn(tiny_cfg, shapes, tmp_path / str(threshold), 1, threshold)
+        sheet, _ = drawn(tiny_cfg, val_shapes, tmp_path / str(threshold), 1, threshold)
         images.append(cv2.imread(str(sheet)))
     width = images[0].shape[1]
     truth = [image[:, : width // 2] for image in images]
