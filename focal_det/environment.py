@@ -24,11 +24,16 @@ _MOST_PER_CORE = 8  # processes; slow, but as a test may want it; more are a sli
 
 def source_version(package: Path = _PACKAGE) -> str:
     """Return the version and, for a git checkout, the commit and whether files differ from it."""
-    # an environment inside another project's checkout is in a git folder too, but not tracked there
-    if not output_of("git", "-C", str(package), "ls-files", "__init__.py"):
+    found = source_commit(package)
+    if found is None:
         return f"{__version__}, not a git checkout"
-    found = commit(package)
     return f"{__version__}, commit {found.removesuffix('-dirty')}" + (", modified" if found.endswith("-dirty") else "")
+
+
+def source_commit(package: Path = _PACKAGE) -> str | None:
+    """Return the commit of the checkout that the package is in, as `commit` does; None if it was installed."""
+    # an environment inside another project's checkout is in a git folder too, but not tracked there
+    return commit(package) if output_of("git", "-C", str(package), "ls-files", "__init__.py") else None
 
 
 def commit(folder: Path) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from .registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+from .extras import training_message
 
 try:
+    import torch  # noqa: F401 - first, since where both are missing it comes first
     from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, META_ARCH_REGISTRY
 except ImportError as error:
-    raise ImportError(
-        "focal_det trains and detects through Detectron2, which cannot be imported here "
-        f"({error}). Run `make setup`, with DETECTRON2=<wheel, checkout or requirement> if it finds none by itself. "
-        "The losses and the rest of the mathematics (focal_det.losses, focal_det.modeling.anchors, ...) work without."
-    ) from error
+    raise ImportError(training_message(error)) from error
 
 from .modeling.anchor_generator import OctaveAnchorGenerator
 from .modeling.dense_losses import DENSE_LOSSES
 from .modeling.head import RetinaNetHead
 from .modeling.retinanet import FocalRetinaNet
+from .registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 
 META_ARCH_REGISTRY.register(FocalRetinaNet)
 ANCHOR_GENERATOR_REGISTRY.register(OctaveAnchorGenerator)

@@ -20,7 +20,17 @@ MATHEMATICS = {"anchors", "assignment", "box_coding", "criterion", "decode", "nm
 LEAVES = {"anchors", "assignment", "box", "box_coding", "formula", "normalizer"}
 # What a test file may be about that is not one module, by folder of tests/.
 TOPICS = {
-    "": {"configuration_page", "devices", "docs", "forked", "house", "rules", "scaling_page", "without_detectron2"},
+    "": {
+        "configuration_page",
+        "devices",
+        "docs",
+        "forked",
+        "house",
+        "installed",
+        "rules",
+        "scaling_page",
+        "without_detectron2",
+    },
     "checkpoint": {"malicious", "saving"},
     "config": {"fuzzing"},
     "data": {"fuzzing", "hostile_files"},

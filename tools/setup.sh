@@ -30,6 +30,10 @@ if [ ! -f "$ready" ] || [ setup.py -nt "$ready" ] || [ "${CONSTRAINTS:-setup.py}
     [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
     $pip install $constraints 'setuptools<81' wheel torch torchvision
     step "2/3 focal_det and what it needs"
+    # an environment of before had OpenCV's other build; two of them overwrite each other's files
+    if $pip show -q opencv-python-headless 2>/dev/null; then
+        $pip uninstall -q -y opencv-python-headless opencv-python
+    fi
     $pip install $constraints --no-build-isolation -e '.[dev]'
     touch "$ready"
     fresh=1

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..environment import source_version
 from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, InputError, TrainingError, print_problems
+from ..extras import missing_message
 from ..output_layout import CONFIG
 
 T = TypeVar("T")
@@ -27,6 +29,20 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
 
 
+class _ShowVersion(argparse.Action):
+    """Print the version, and in a checkout the commit, which takes a run of git, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"focal_det {source_version()}")
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version."""
+    text = "print the version of focal_det and exit"
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, dest=argparse.SUPPRESS, help=text)
+
+
 def prepare_output() -> None:
     """Silence PyTorch on Detectron2's use of torch.jit, and let every file name be printed on any terminal."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
@@ -36,7 +52,8 @@ def prepare_output() -> None:
 
 def report_error(error: Exception) -> int:
     """Print one of ENDING_ERRORS and return the exit code."""
-    print_problems(error.problems if isinstance(error, InputError) else [str(error)])
+    text = missing_message(error) if isinstance(error, ImportError) else str(error)
+    print_problems(error.problems if isinstance(error, InputError) else [text])
     return EXIT_BAD_INPUT if isinstance(error, (InputError, ImportError)) else EXIT_FAULT
 
 

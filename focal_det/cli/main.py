@@ -1,4 +1,4 @@
-"""The command focal-det: what there is to do besides training."""
+"""The command focal-det: which of its commands a line means, and how each ends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Any
 
 from ..distributed.signals import handlers
 from ..errors import EXIT_FAULT, EXIT_INTERRUPTED
-from .common import ENDING_ERRORS, CommandParser, prepare_output, report_error
+from .common import ENDING_ERRORS, CommandParser, add_version, prepare_output, report_error
 
 # Each in the module of its name, imported for that command alone: some work where the packages of others are missing.
-_COMMANDS = ("doctor", "data", "predict", "export", "evaluate", "report", "replay", "reproduce", "plot", "analyze")
+_COMMANDS: tuple[str, ...] = ("train", "doctor", "data", "predict", "export", "evaluate", "report", "replay")
+_COMMANDS += ("reproduce", "plot", "analyze", "completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,10 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal with all saved, 130 interrupted. A SIGTERM leaves as SystemExit 143.
     """
     line = sys.argv[1:] if argv is None else argv
-    parser = CommandParser(prog="focal-det", description="Tools around the detector.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in line[:1] if line and line[0] in _COMMANDS else _COMMANDS:
-        importlib.import_module(f".{name}", __package__).add_command(commands)
+    if line and line[0] == "train":  # which handles signals and reads its line in ways of its own
+        from .train import COMMAND
+        from .train import main as train
+
+        return train(line[1:], prog=COMMAND)
+    parser = build_parser(line[:1] if line and line[0] in _COMMANDS else _COMMANDS)
     args, rest = parser.parse_known_args(line)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("--") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -47,6 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_error(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def build_parser(names: Sequence[str] = _COMMANDS, kind: type[CommandParser] = CommandParser) -> CommandParser:
+    """Return the parser of some commands, or of all."""
+    parser = kind(prog="focal-det", description="Train a detector and use it.")
+    add_version(parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in names:
+        importlib.import_module(f".{name}", __package__).add_command(commands)
+    return parser
 
 
 def _ended_by_sigterm() -> AbstractContextManager[Any]:

@@ -176,9 +176,10 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    torch = sys.modules.get("torch")  # an exported model in ONNX runs without it
+    return isinstance(
+        error, (MemoryError, *([torch.OutOfMemoryError] if torch else []))
+    ) or "can't allocate memory" in str(error)
 
 
 def _summary(outcome: PredictionSummary, args: argparse.Namespace, base: Path) -> str:

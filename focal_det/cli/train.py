@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import signal
@@ -9,39 +10,53 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ..config.packaged import SCHEME
 from ..distributed.signals import install, nothing_to_save, stopping_before_training
 from ..errors import EXIT_INTERRUPTED
 from ..preflight.options import TrainOptions
-from .common import ENDING_ERRORS, CommandParser, prepare_output, report_error
+from .common import ENDING_ERRORS, CommandParser, add_version, prepare_output, report_error
 from .data_flags import add_data_flags
 
 _EPILOG = """examples:
-  train            train_net.py --config-file configs/quickstart.yaml
-  your own data    train_net.py --config-file configs/bccd.yaml --train-json train.json --train-images images \\
+  train            {run} --config-file {configs}quickstart.yaml
+  your own data    {run} --config-file {configs}bccd.yaml --train-json train.json --train-images images \\
                        --val-json val.json --val-images images OUTPUT_DIR output/mine
-  Pascal VOC       train_net.py --config-file configs/bccd.yaml --train-voc voc:train --val-voc voc:val \\
+  Pascal VOC       {run} --config-file {configs}bccd.yaml --train-voc voc:train --val-voc voc:val \\
                        OUTPUT_DIR output/mine
-  change a key     train_net.py --config-file configs/quickstart.yaml SOLVER.BASE_LR 0.02
-  8 GPUs           train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml --num-gpus 8
-  torchrun, SLURM  torchrun --nproc-per-node 8 train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml
-                   srun --ntasks-per-node 8 python train_net.py --config-file configs/retinanet_R_50_FPN_1x.yaml
-  resume           train_net.py --config-file configs/quickstart.yaml --resume
-  evaluate         train_net.py --config-file configs/quickstart.yaml --eval-only \\
+  change a key     {run} --config-file {configs}quickstart.yaml SOLVER.BASE_LR 0.02
+  8 GPUs           {run} --config-file {configs}retinanet_R_50_FPN_1x.yaml --num-gpus 8
+  torchrun, SLURM  torchrun --nproc-per-node 8 {module} --config-file {configs}retinanet_R_50_FPN_1x.yaml
+                   srun --ntasks-per-node 8 {process} --config-file {configs}retinanet_R_50_FPN_1x.yaml
+  resume           {run} --config-file {configs}quickstart.yaml --resume
+  evaluate         {run} --config-file {configs}quickstart.yaml --eval-only \\
                        MODEL.WEIGHTS output/quickstart/model_final.pth
 
 exit codes: 0 done, 1 a fault while running, 2 bad input and nothing started,
             75 stopped by a signal after saving (run again with --resume)
 """
+SCRIPT, COMMAND = "train_net.py", "focal-det train"
+_WORDS = {  # of the examples, in a checkout and where the package is installed
+    SCRIPT: {"module": SCRIPT, "process": f"python {SCRIPT}", "configs": "configs/"},
+    COMMAND: {"module": "-m focal_det train", "process": COMMAND, "configs": SCHEME},
+}
+_DESCRIPTION = "Train, evaluate or resume a detector on Detectron2's engine."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add "train", so that it is listed and completed; its command lines are read by `main`."""
+    epilog = _EPILOG.format(run=COMMAND, **_WORDS[COMMAND])
+    parser = commands.add_parser("train", help="train, evaluate or resume", description=_DESCRIPTION, epilog=epilog)
+    add_arguments(parser)
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = SCRIPT) -> int:
+    """Run the command line of train_net.py, or of `focal-det train`, by which name `prog` it speaks of itself.
 
     Returns:
         The exit code: 0 done, 1 a fault while running, 2 bad input and nothing started, 75 stopped by a signal after
         saving; of a signal before the training began that leaves as SystemExit.
     """
-    options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    options = parse_arguments(sys.argv[1:] if argv is None else argv, prog)
     prepare_output()
     try:
         with stopping_before_training(trains=options.training and not options.preflight_only):
@@ -70,18 +85,30 @@ def seconds(text: str) -> float:
     return value
 
 
-def parse_arguments(argv: Sequence[str]) -> TrainOptions:
+def parse_arguments(argv: Sequence[str], prog: str = SCRIPT) -> TrainOptions:
     """Parse the command line; argparse exits with code 2 on one that it cannot read."""
-    parser = CommandParser(
-        prog="train_net.py", description="Train, evaluate or resume a detector on Detectron2's engine.", epilog=_EPILOG
-    )
+    parser = CommandParser(prog=prog, description=_DESCRIPTION, epilog=_EPILOG.format(run=prog, **_WORDS[prog]))
+    add_arguments(parser)
+    # "--resume" takes an optional word; without this it would take the first override's key for it.
+    words = [
+        "--resume=required" if word == "--resume" and list(argv[i + 1 : i + 2]) != ["auto"] else word
+        for i, word in enumerate(argv)
+    ]
+    parsed = vars(parser.parse_intermixed_args(words))
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parsed.items()}
+    return TrainOptions(**values)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags, whose defaults are those of `TrainOptions`."""
+    add_version(parser)
     parser.set_defaults(**dataclasses.asdict(TrainOptions()))
     parser.add_argument(
         "--config-file",
         action="append",
         default=[],
         metavar="FILE",
-        help="YAML configuration; given several times, a later one changes what an earlier one says",
+        help=f"YAML configuration, or {SCHEME}NAME of one of the package's; of several the later win",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
     parser.add_argument(
@@ -119,11 +146,3 @@ def parse_arguments(argv: Sequence[str]) -> TrainOptions:
         help="of several processes or machines: how long to wait until all have come (default %(default)g)",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
-    # "--resume" takes an optional word; without this it would take the first override's key for it.
-    words = [
-        "--resume=required" if word == "--resume" and list(argv[i + 1 : i + 2]) != ["auto"] else word
-        for i, word in enumerate(argv)
-    ]
-    parsed = vars(parser.parse_intermixed_args(words))
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parsed.items()}
-    return TrainOptions(**values)

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from ..errors import InputError, first_line
 from ..files import open_regular
 from ..plain_data import LONGEST_YAML, parse_yaml
+from .packaged import SCHEME, config_path, packaged_name
 
 COMMAND_LINE = "command line"
 _BASE = "_BASE_"
@@ -41,11 +42,13 @@ def read_layers(
     """Read each file's bases and the file itself, one file after the other, then the command line.
 
     `_BASE_` is a file or a list of files, whose later ones win: absolute, under ~, or beside the file that names it.
-    Only plain data is read, never a YAML tag. Mappings that are values of `known` keys are left whole.
+    Each may also be one that comes with the package, by its `focal_det://` name. Only plain data is read, never a YAML
+    tag. Mappings that are values of `known` keys are left whole.
 
     Raises InputError for a file that is missing, is not a mapping in YAML or leads back to itself; a KEY without VALUE.
     """
-    layers = [Layer(str(path), list(leaves(keys, known))) for file in files for path, keys in _read(Path(file), (), [])]
+    read = [found for file in files for found in _read(config_path(file), (), [])]
+    layers = [Layer(str(path), list(leaves(keys, known))) for path, keys in read]
     return [*layers, Layer(COMMAND_LINE, list(key_value_pairs(overrides)))]
 
 
@@ -95,7 +98,8 @@ def _read(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[P
     if os.path.realpath(path) in map(os.path.realpath, above):
         raise InputError(f"config file {above[0]}: its {_BASE} files lead back to themselves; break the circle")
     if not os.path.isfile(path):
-        raise InputError(f"{place}: no such file")
+        named = packaged_name(path)
+        raise InputError(f"{place}: no such file" + (f"; did you mean {named}?" if named else ""))
     read.append(path)
     if len(read) > _MOST_FILES:
         raise InputError(f"config file {read[0]}: its {_BASE} files are more than {_MOST_FILES}; name fewer")
@@ -117,10 +121,12 @@ def _read(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[P
         if not isinstance(base, str):
             raise InputError(f"{place}: {_BASE} is {base!r}; name a file")
         try:
-            base_path = path.parent / Path(base).expanduser()
+            below = config_path(base if base.startswith(SCHEME) else path.parent / Path(base).expanduser())
+        except InputError as error:
+            raise InputError(f"{place}: {_BASE}: {error}") from error
         except RuntimeError as error:  # a ~user who is not there
             raise InputError(f"{place}: {_BASE} is {base!r} ({error}); name a file") from error
-        files += _read(base_path, (*above, path), read)
+        files += _read(below, (*above, path), read)
     return [*files, (path, keys)]
 
 

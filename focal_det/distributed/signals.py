@@ -102,8 +102,8 @@ class SignalListener:
         wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # Python writes each signal's number there
         try:
             with handlers(dict.fromkeys(STOP_SIGNALS, _leave_to_the_thread)), workers_shielded():
-                # A rank that starts blocks them, see train_net.py and JointStart; and again as it leaves, where a
-                # signal would find the handlers from before the training.
+                # A rank that starts blocks them (train_net.py, __main__.py, JointStart), and again as it leaves,
+                # where a signal would find the handlers from before the training.
                 mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
                 try:
                     yield

@@ -13,17 +13,20 @@ from typing import Any
 
 from ..environment import commit, has_bfloat16, num_cores, output_of
 from ..errors import counted
-from .system import BROKEN, NOTE, OK, PIP, SET_UP, Finding
-
-_DETECTRON2 = "make setup DETECTRON2=<wheel, checkout or requirement>"
+from ..extras import install_command
+from .system import ABSENT, BROKEN, NOTE, OK, PIP, Finding, error_text, has_training
 
 
 def pytorch() -> Iterator[Finding]:
     """Look at PyTorch, the driver, and whether torchvision fits."""
+    if not has_training():
+        value = "not installed: only for what trains, exports or reads checkpoints"
+        yield Finding("PyTorch", "torch", value, ABSENT, install_command("torch"))
+        return
     try:
         torch = importlib.import_module("torch")
     except Exception as error:
-        yield Finding("PyTorch", "torch", f"cannot be imported ({_text(error)})", BROKEN, SET_UP)
+        yield Finding("PyTorch", "torch", f"cannot be imported ({error_text(error)})", BROKEN, install_command("torch"))
         return
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for processors alone"
     yield Finding("PyTorch", "torch", f"{torch.__version__}, {built}, in {Path(str(torch.__file__)).parent}")
@@ -42,29 +45,37 @@ def pytorch() -> Iterator[Finding]:
         ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([1.0]), 0.5)
         yield Finding("PyTorch", "torchvision", "its operators run with this PyTorch")
     except Exception as error:
-        value = f"its operators do not run with this PyTorch ({_text(error)})"
+        value = f"its operators do not run with this PyTorch ({error_text(error)})"
         yield Finding("PyTorch", "torchvision", value, BROKEN, f"{PIP} --force-reinstall torchvision torch")
 
 
 def detectron2() -> Iterator[Finding]:
     """Look at Detectron2, where it comes from, and whether its compiled part fits."""
+    fix = install_command("detectron2")
+    if not has_training():
+        yield Finding("Detectron2", "detectron2", "not installed: only for what PyTorch is for", ABSENT, fix)
+        return
     try:
         package = importlib.import_module("detectron2")
         importlib.import_module("detectron2.engine")
-        importlib.import_module("focal_det.plugin")
     except Exception as error:
-        value = f"cannot be imported ({_text(error)}); the losses, and detectors in ONNX, work without"
-        yield Finding("Detectron2", "detectron2", value, BROKEN, _DETECTRON2)
+        value = f"cannot be imported ({error_text(error)}); the losses, and detectors in ONNX, work without"
+        yield Finding("Detectron2", "detectron2", value, BROKEN, fix)
         return
     folder = Path(str(package.__file__)).parent
     yield Finding("Detectron2", "detectron2", f"{getattr(package, '__version__', 'unknown')}, {_origin(folder)}")
+    try:
+        importlib.import_module("focal_det.plugin")
+        yield Finding("Detectron2", "plug-in", "FocalRetinaNet and its parts are registered")
+    except Exception as error:
+        yield Finding("Detectron2", "plug-in", f"cannot be registered ({error_text(error)})", BROKEN, fix)
     try:
         extension: Any = importlib.import_module("detectron2._C")
         value = f"loads with this PyTorch; built by {extension.get_compiler_version()}"
         yield Finding("Detectron2", "compiled part", f"{value}, CUDA {extension.get_cuda_version()}")
     except Exception as error:
-        value = f"does not load with this PyTorch ({_text(error)}); only COCO's scores are slower for it"
-        yield Finding("Detectron2", "compiled part", value, NOTE, _DETECTRON2)
+        value = f"does not load with this PyTorch ({error_text(error)}); only COCO's scores are slower for it"
+        yield Finding("Detectron2", "compiled part", value, NOTE, fix)
 
 
 def _origin(folder: Path) -> str:
@@ -120,7 +131,3 @@ def speed_options() -> Iterator[Finding]:
     for name, obstacle in obstacles.items():
         fix = "apt-get install g++, or set CXX" if name == "COMPILE" and obstacle else ""
         yield Finding("speed options", name, f"no: {obstacle}" if obstacle else "works here", NOTE if fix else OK, fix)
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

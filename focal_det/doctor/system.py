@@ -10,20 +10,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from ..config.packaged import SCHEME, configs_folder, packaged_configs
 from ..environment import source_version
+from ..extras import is_checkout
 from ..files import datasets_root, is_writable
 
-OK, NOTE, BROKEN = "ok", "note", "broken"
+OK, NOTE, BROKEN, ABSENT = "ok", "note", "broken", "absent"
+# OpenCV's. All install the folder cv2: of two, the one that came last is imported; to uninstall either breaks both.
+BUILDS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless")
+# What exported models do without.
+_FOR_TRAINING = "packages for training"
+TRAINING_GROUPS = (_FOR_TRAINING, "PyTorch", "Detectron2")
 # Packages that are not required, and what each is for.
-_OPTIONAL = {"onnx": "export to ONNX", "onnxruntime": "detectors in ONNX", "triton": "COMPILE and TRITON on a GPU"}
-PIP = f"{sys.executable} -m pip install"
-SET_UP = "make setup"
+_OPTIONAL = {"onnx": "export to ONNX", "onnxscript": "export to ONNX", "triton": "COMPILE and TRITON on a GPU"}
+_OPTIONAL |= {"lvis": "LVIS's scores", "shtab": "focal-det completion"}
+PIP, UNINSTALL = (f"{sys.executable} -m pip {command}" for command in ("install", "uninstall -y"))
 
 
 class Finding(NamedTuple):
     """One thing that was looked at.
 
-    state: "broken" if training does not work with it, "note" if something else does not, else "ok".
+    state: "broken" if training does not work with it, "absent" if it is not installed where only the core is, "note"
+        if something else does not work, else "ok".
     fix: the command that fixes it; "" if there is nothing to fix.
     """
 
@@ -41,44 +49,61 @@ def system() -> Iterator[Finding]:
     version, needed = platform.python_version(), ""
     try:
         needed = str(metadata.metadata("focal_det").json.get("requires_python", ""))
+        yield Finding("system", "installation", "a checkout's, in place" if is_checkout() else "a wheel's")
     except metadata.PackageNotFoundError:
         value = "runs from its folder and is not installed, so nothing says which versions it needs"
-        yield Finding("system", "installation", value, NOTE, SET_UP)
+        yield Finding("system", "installation", value, NOTE, "make setup")
     if _fits(version, needed):
         yield Finding("system", "Python", f"{version}, {sys.executable}")
     else:
-        yield Finding("system", "Python", f"{version}; needs {needed}", BROKEN, f"{SET_UP} PYTHON=<interpreter>")
+        yield Finding("system", "Python", f"{version}; needs {needed}", BROKEN, "another interpreter")
+    configs, folder = packaged_configs(), configs_folder()
+    if configs:
+        yield Finding("system", "configurations", f"{len(configs)} in {folder}, such as {SCHEME}{configs[-1]}")
+    else:
+        fix = f"{PIP} --force-reinstall --no-deps <the wheel of focal_det>"
+        yield Finding("system", "configurations", f"{folder} has none", BROKEN, fix)
 
 
 def packages() -> Iterator[Finding]:
     """Look at what the installed focal_det requires, and what else it can use."""
-    tested = _tested_versions()
-    required = dict(_requirements())
-    for name, needed in required.items():
-        found, fix = _version(name), f'{PIP} "{name}{needed}"'
-        if found is None and name.startswith("opencv") and _version("opencv-python") is not None:
-            yield Finding("packages", name, f"{_version('opencv-python')}, as opencv-python")
-        elif found is None:
-            yield Finding("packages", name, f"missing; needs {needed or 'any version'}", BROKEN, fix)
-        elif not _fits(found, needed):
-            yield Finding("packages", name, f"{found}; needs {needed}", BROKEN, fix)
-        elif name in tested and tested[name] != found.partition("+")[0]:
-            value = f"{found}, in the supported range ({needed or 'any'}); tested {tested[name]}"
-            yield Finding("packages", name, value)
-        else:
-            yield Finding("packages", name, found + (", as tested" if name in tested else ""))
+    core = dict(_requirements())
+    training = dict(_requirements("train")) if has_training() else {}
+    training.pop("setuptools", None)
+    yield from (_package("packages", name, needed) for name, needed in core.items())
     for name, use in _OPTIONAL.items():
-        if name not in required:
-            yield Finding("packages", name, _version(name) or f"not installed; only for {use}")
-    yield _setuptools()
+        if name not in core | training:
+            yield Finding("packages", name, installed_version(name) or f"not installed; only for {use}")
+    yield from (_package(_FOR_TRAINING, name, needed) for name, needed in training.items())
+    if has_training():
+        yield _setuptools()
+
+
+def has_training() -> bool:
+    """Return whether more than the core was installed, which cannot train: PyTorch, whether it works or not."""
+    return installed_version("torch") is not None or importlib.util.find_spec("torch") is not None
+
+
+def _package(group: str, name: str, needed: str) -> Finding:
+    found, tested = installed_version(name), _tested_versions()
+    if found is None and name.startswith("opencv"):
+        build = next((build for build in BUILDS if installed_version(build)), None)
+        if build is not None:
+            return Finding(group, name, f"{installed_version(build)}, as {build}")
+    if found is None or not _fits(found, needed):
+        value = f"missing; needs {needed or 'any version'}" if found is None else f"{found}; needs {needed}"
+        return Finding(group, name, value, BROKEN, f'{PIP} "{name}{needed}"')
+    if name in tested and tested[name] != found.partition("+")[0]:
+        return Finding(group, name, f"{found}, in the supported range ({needed or 'any'}); tested {tested[name]}")
+    return Finding(group, name, found + (", as tested" if name in tested else ""))
 
 
 def _setuptools() -> Finding:
-    found = _version("setuptools")
+    found = installed_version("setuptools")
     if found is not None and importlib.util.find_spec("pkg_resources") is not None:
-        return Finding("packages", "setuptools", found)
+        return Finding(_FOR_TRAINING, "setuptools", found)
     value = f"{found or 'missing'}, without pkg_resources: detectron2.model_zoo fails, which focal_det does not use"
-    return Finding("packages", "setuptools", value, NOTE, f'{PIP} "setuptools<81"')
+    return Finding(_FOR_TRAINING, "setuptools", value, NOTE, f'{PIP} "setuptools<81"')
 
 
 def folders() -> Iterator[Finding]:
@@ -91,8 +116,8 @@ def folders() -> Iterator[Finding]:
         yield Finding("folders", "data sets", value, NOTE, "export DETECTRON2_DATASETS=<folder that can be written>")
 
 
-def _requirements() -> Iterator[tuple[str, str]]:
-    """Yield name and version range of each requirement of focal_det, without those for development."""
+def _requirements(extra: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and version range of each requirement of focal_det's core, or of an extra."""
     try:
         from packaging.requirements import Requirement
 
@@ -101,7 +126,10 @@ def _requirements() -> Iterator[tuple[str, str]]:
         return
     for text in texts:
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        of_core, of_extra = (
+            requirement.marker is None or requirement.marker.evaluate({"extra": name}) for name in ("", extra)
+        )
+        if of_extra and (of_core is not bool(extra)):
             yield requirement.name, str(requirement.specifier)
 
 
@@ -113,7 +141,7 @@ def _tested_versions() -> dict[str, str]:
     return {name.lower(): version for name, version in pairs}
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -127,3 +155,8 @@ def _fits(version: str, needed: str) -> bool:
     except ImportError:
         return True  # its own absence is a finding
     return SpecifierSet(needed).contains(version, prereleases=True)
+
+
+def error_text(error: Exception) -> str:
+    """Return an error's class and message on one line, shortened."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

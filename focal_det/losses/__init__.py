@@ -1,5 +1,13 @@
 """The losses as functions on tensors: torch alone, no configuration, no registry."""
 
+try:
+    import torch  # noqa: F401 - first, to say what to do where it is missing
+except ImportError as error:
+    raise ImportError(
+        f"focal_det.losses needs PyTorch, which cannot be imported here ({error}): install it with `pip install "
+        "torch`, or with all that training needs, except Detectron2, with `pip install 'focal_det[train]'`"
+    ) from error
+
 from .box import smooth_l1_loss
 from .cross_entropy import cross_entropy_loss
 from .focal import focal_loss

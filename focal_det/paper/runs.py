@@ -16,7 +16,7 @@ from ..config.load import load_config
 from ..data.dataset_spec import name_sources, parse_source
 from ..errors import InputError
 from .results import Record, Status, has_trained, read_metrics, read_record
-from .tables import ROOT, Table, TableRow, backbone_config, configs_of, load_tables
+from .tables import Table, TableRow, backbone_config, configs_of, load_tables
 
 _DATA = "--train-json and the like"
 
@@ -63,7 +63,7 @@ class SweepRun:
     @property
     def command(self) -> list[str]:
         """The command, to be run in this process's working directory."""
-        return [sys.executable, str(_shortest(ROOT / "train_net.py")), *self.arguments]
+        return [sys.executable, "-m", "focal_det", "train", *self.arguments]
 
     @property
     def record(self) -> Record | None:
@@ -113,8 +113,6 @@ def plan_table(table: Table, rows: Sequence[TableRow], options: SweepOptions) ->
     Raises:
         InputError: an override that does not work, or that the plan sets itself.
     """
-    if not (ROOT / "train_net.py").is_file():
-        raise InputError(f"{ROOT} has no train_net.py: the tables need the project's checkout, not a wheel of it")
     for key, _ in key_value_pairs(options.overrides):
         if key in _RESERVED:
             raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
@@ -153,7 +151,7 @@ def with_runs_of_before(plan: SweepPlan) -> SweepPlan:
 
 def row_config(row: TableRow, scale: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Return a row's configuration at a scale, with overrides KEY VALUE ... by hand, or raise an InputError."""
-    files = [ROOT / file for file in configs_of(load_tables()[row.table], scale)]
+    files = configs_of(load_tables()[row.table], scale)
     try:
         cfg = load_config(files, [*row.arguments(scale), *overrides])
     except InputError as error:
@@ -212,13 +210,13 @@ def _backbone_run(cfg: CfgNode, file: Path, options: SweepOptions) -> SweepRun:
         overrides += [key, value] if key.startswith(_BACKBONE_KEYS) else []
     folder = file.with_suffix("")
     line = _command_line([config], overrides, folder, options)
-    cfg = load_config(ROOT / config, [*overrides, "OUTPUT_DIR", ""])
+    cfg = load_config(config, [*overrides, "OUTPUT_DIR", ""])
     test_set = _first_test_set(cfg, ())
     return SweepRun(f"backbone {file.stem}", folder, line, cfg.SOLVER.MAX_ITER, test_set, plain_values(cfg))
 
 
 def _command_line(configs: Sequence[str], arguments: list[str], folder: Path, options: SweepOptions) -> tuple[str, ...]:
-    files = [word for file in configs for word in ("--config-file", str(_shortest(ROOT / file)))]
+    files = [word for file in configs for word in ("--config-file", file)]
     gpus = ["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else []
     return (*files, "--resume", "auto", *gpus, *arguments, "OUTPUT_DIR", str(folder))
 
@@ -237,8 +235,3 @@ def _backbone_file(cfg: CfgNode, options: SweepOptions) -> Path | None:
     if backbone_config(options.scale) is None or cfg.MODEL.WEIGHTS:
         return None
     return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_FPN_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"
-
-
-def _shortest(path: Path) -> Path:
-    """Return the path relative to the working directory, if it is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

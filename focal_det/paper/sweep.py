@@ -14,14 +14,14 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from .. import __version__
 from ..distributed.signals import handlers
-from ..environment import commit, hardware, versions
+from ..environment import hardware, source_commit, versions
 from ..errors import EXIT_STOPPED, InputError
 from ..files import FolderLock
 from ..output_layout import LAST_CHECKPOINT
 from .results import Record, Status, iterations_done, write_record
 from .runs import SweepRun
-from .tables import ROOT
 
 LOG = "reproduce.log"
 
@@ -115,7 +115,7 @@ def _run(run: SweepRun, num_gpus: int, forwarder: _Forwarder, show: Callable[[in
     before = run.record
     record = Record(
         command=shlex.join(run.command),
-        commit=commit(ROOT),
+        commit=source_commit() or f"none, version {__version__}",
         hardware=hardware(0 if run.config["MODEL.DEVICE"] == "cpu" else num_gpus),
         versions=versions(),
         config=dict(run.config),

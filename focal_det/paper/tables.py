@@ -14,7 +14,6 @@ import yaml
 
 from ..errors import InputError
 
-ROOT = Path(__file__).parents[2]  # the project's checkout, which holds the configurations and train_net.py
 SCALES = ("full", "mini")
 
 
@@ -82,7 +81,7 @@ def find_rows(table: Table, patterns: Sequence[str]) -> list[TableRow]:
 
 
 def configs_of(table: Table, scale: str) -> list[str]:
-    """Return the configuration files of a table's rows, lowest first, relative to the checkout."""
+    """Return the names of the configurations of a table's rows, lowest first."""
     extra = _contents()["scales"][scale].get("config")
     return [table.config, *([extra] if extra else [])]
 

@@ -1,7 +1,11 @@
 """The command focal-det: its figures, its exit codes, its messages."""
 
+import re
+
 import pytest
 
+from focal_det import __version__
+from focal_det.cli import train
 from focal_det.cli.main import main
 
 
@@ -87,3 +91,33 @@ def test_names_that_would_command_the_terminal_are_shown_with_escapes(tmp_path, 
     said = capsys.readouterr().err
     assert "\\x1b[2J\\x9b\\u202e é.json" in said
     assert all(c.isprintable() for line in said.splitlines() for c in line)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["train", "--version"]])
+def test_the_version_is_printed(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"focal_det {__version__}, ")
+
+
+def test_train_is_train_net_under_another_name(monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(train, "main", lambda line, *, prog: given.append((line, prog)) or 75)
+    assert main(["train", "--resume", "auto", "SEED", "3"]) == 75
+    assert given == [(["--resume", "auto", "SEED", "3"], "focal-det train")]
+
+
+def test_the_help_of_train_gives_commands_that_work_without_a_checkout(capsys):
+    helps = []
+    for run, words in ((main, ["train", "--help"]), (train.main, ["--help"])):
+        with pytest.raises(SystemExit):
+            run(words)
+        helps.append(capsys.readouterr().out)
+    installed, checkout = helps
+    assert "configs/" not in installed
+    assert "train_net.py" not in installed
+    assert "torchrun --nproc-per-node 8 -m focal_det train --config-file focal_det://" in installed
+    assert "torchrun --nproc-per-node 8 train_net.py --config-file configs/" in checkout
+    flags = re.compile(r"^  (--[\w-]+)", re.MULTILINE)
+    assert flags.findall(installed) == flags.findall(checkout)

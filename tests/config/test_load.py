@@ -36,6 +36,23 @@ def test_numbers_are_read_as_the_key_needs_them(tmp_path):
     assert isinstance(cfg.SOLVER.MOMENTUM, float)
 
 
+def test_files_and_bases_may_be_those_of_the_package(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("_BASE_: [focal_det://quickstart.yaml, top.yaml]\n")
+    (tmp_path / "top.yaml").write_text("SEED: 5\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(["focal_det://paper/table1b.yaml"]).DATASETS.TEST == ("coco_2014_minival",)
+    cfg, read = load_config("mine.yaml"), load_config("focal_det://quickstart.yaml")
+    assert (cfg.SEED, cfg.MODEL) == (5, read.MODEL)
+    (tmp_path / "other.yaml").write_text("_BASE_: focal_det://quikstart.yaml\n")
+    (problem,) = problems_of("other.yaml")
+    assert problem.startswith(
+        "config file other.yaml: _BASE_: config file focal_det://quikstart.yaml: no configuration"
+    )
+    assert problem.endswith("did you mean focal_det://quickstart.yaml?")
+    (problem,) = problems_of("configs/bccd.yaml")
+    assert problem == "config file configs/bccd.yaml: no such file; did you mean focal_det://bccd.yaml?"
+
+
 def test_classes_that_nobody_set_are_left_to_the_data():
     assert load_config("").MODEL.RETINANET.NUM_CLASSES == UNSET_NUM_CLASSES
     assert load_config("", ["MODEL.RETINANET.NUM_CLASSES", "80"]).MODEL.RETINANET.NUM_CLASSES == 80

@@ -12,6 +12,7 @@ import torchvision
 
 from focal_det.cli import doctor as doctor_command
 from focal_det.cli.main import main
+from focal_det.doctor import core as diagnosis_core
 from focal_det.doctor import pytorch as diagnosis_torch
 from focal_det.doctor import system as diagnosis
 
@@ -58,6 +59,65 @@ def test_without_pytorch_it_still_looks_at_everything_else():
     assert not any(group == "speed options" for group, _ in found)
 
 
+@pytest.fixture
+def opencv(monkeypatch):
+    """Return a function that looks at OpenCV where these packages of it are installed, and the import raises."""
+
+    def look(*builds, error=None):
+        monkeypatch.setattr(diagnosis_core, "installed_version", lambda name: "5.0" if name in builds else None)
+        if error is not None:
+
+            def fail(name):
+                raise error
+
+            monkeypatch.setattr(diagnosis_core.importlib, "import_module", fail)
+        return diagnosis_core._opencv()
+
+    return look
+
+
+@pytest.mark.parametrize("build", ["opencv-python", "opencv-python-headless"])
+def test_either_opencv_is_accepted(opencv, requires, monkeypatch, build):
+    assert (opencv(build).state, opencv(build).fix) == ("ok", "")
+    requires("opencv-python")
+    monkeypatch.setattr(diagnosis, "installed_version", lambda name: "5.0" if name == build else None)
+    assert by_name(diagnosis.packages())["opencv-python"].state == "ok"
+
+
+def test_two_opencvs_at_once_are_named_with_the_command_that_leaves_one(opencv):
+    found = opencv("opencv-python", "opencv-python-headless")
+    assert found.state == "note"
+    assert "opencv-python and opencv-python-headless are installed at once" in found.value
+    pip = f"{sys.executable} -m pip"
+    both = "opencv-python opencv-python-headless"
+    assert found.fix == f"{pip} uninstall -y {both} && {pip} install --no-deps opencv-python"
+    broken = opencv("opencv-python", "opencv-python-headless", error=ImportError("no module cv2.cv2"))
+    assert (broken.state, broken.fix) == ("broken", found.fix)
+
+
+def test_an_opencv_that_cannot_be_imported_is_broken(opencv):
+    missing = opencv(error=ModuleNotFoundError("No module named 'cv2'"))
+    assert (missing.state, missing.fix.endswith("--no-deps opencv-python")) == ("broken", True)
+    pip = f"{sys.executable} -m pip"
+    no_desktop = opencv("opencv-python", error=ImportError("libGL.so.1: cannot open shared object file"))
+    assert no_desktop.state == "broken"
+    assert no_desktop.fix == f"{pip} uninstall -y opencv-python && {pip} install --no-deps opencv-python-headless"
+
+
+def test_where_pytorch_was_never_installed_it_is_absent_and_not_broken(monkeypatch, requires):
+    requires("numpy", 'fvcore; extra == "train"')
+    for module in (diagnosis, diagnosis_torch):
+        monkeypatch.setattr(module, "has_training", lambda: False)
+    (torch_finding,), (detectron2,) = diagnosis_torch.pytorch(), diagnosis_torch.detectron2()
+    assert [finding.state for finding in (torch_finding, detectron2)] == ["absent", "absent"]
+    assert {"fvcore", "setuptools"}.isdisjoint(by_name(diagnosis.packages()))
+
+
+def test_a_package_without_configurations_is_broken(monkeypatch):
+    monkeypatch.setattr(diagnosis, "packaged_configs", list)
+    assert by_name(diagnosis.system())["configurations"].state == "broken"
+
+
 def by_name(findings):
     return {finding.name: finding for finding in findings}
 
@@ -81,6 +141,14 @@ def test_a_package_outside_its_range_or_missing_is_broken_and_the_command_fixes_
     assert found["pytest"].state == "ok"
     assert found["no-such-package"][2:4] == ("missing; needs >=2", "broken")
     assert not {"ruff", "old"} & set(found)
+
+
+def test_packages_for_training_are_a_group_of_their_own(requires):
+    requires("numpy", 'no-such-package; extra == "train"', 'pytest; extra == "export"')
+    found = by_name(diagnosis.packages())
+    assert found["numpy"].group == "packages"
+    assert (found["no-such-package"].group, found["no-such-package"].state) == ("packages for training", "broken")
+    assert "pytest" not in found
 
 
 def test_versions_are_compared_with_the_tested_ones(requires, monkeypatch):
@@ -153,10 +221,43 @@ def test_operators_of_another_pytorch_are_broken(monkeypatch):
 
 def test_the_table_names_what_is_broken_and_how_to_fix_it(monkeypatch, capsys, requires):
     requires("no-such-package")
-    for name in ("pytorch", "detectron2", "devices", "speed_options", "folders"):
+    for name in ("exported_models", "pytorch", "detectron2", "devices", "speed_options", "folders"):
         monkeypatch.setattr(doctor_command, name, lambda: [])
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "  [BROKEN] no-such-package" in out
     assert f'fix: {sys.executable} -m pip install "no-such-package"' in out
     assert out.endswith('Training does not work here: no-such-package. See "fix" above.\n')
+
+
+EXPORTED = "Exported models run here (--model)."
+
+
+@pytest.mark.parametrize(
+    ("group", "state", "exported", "last_line"),
+    [
+        ("PyTorch", "broken", True, f"{EXPORTED} Training does not work here: x."),
+        ("packages for training", "absent", True, f"{EXPORTED} Training does not work here: x."),
+        ("exported models", "broken", False, "Training does not work here: x."),
+        ("packages", "broken", False, "Training does not work here: x."),
+        ("exported models", "note", True, "Training works here. 1 note above."),
+    ],
+)
+def test_it_says_whether_exported_models_run(monkeypatch, capsys, group, state, exported, last_line):
+    for name in (
+        "system",
+        "packages",
+        "exported_models",
+        "pytorch",
+        "detectron2",
+        "devices",
+        "speed_options",
+        "folders",
+    ):
+        monkeypatch.setattr(doctor_command, name, list)
+    monkeypatch.setattr(doctor_command, "system", lambda: [diagnosis.Finding(group, "x", "value", state)])
+    code = main(["doctor"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith(last_line)
+    assert main(["doctor", "--json"]) == code == (0 if state == "note" else 1)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["training_works"], answer["exported_models_work"]) == (code == 0, exported)

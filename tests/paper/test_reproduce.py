@@ -298,7 +298,7 @@ def test_a_dry_run_prints_the_commands_and_the_cost(capsys, tmp_path):
     full = ["reproduce", "table1b", "--dry-run", "--rows", "gamma_2", "--num-gpus", "8", "--out", str(tmp_path / "out")]
     assert main(full) == 0
     out, err = capsys.readouterr()
-    assert "train_net.py --config-file " in out
+    assert "-m focal_det train --config-file focal_det://paper/table1b.yaml " in out
     assert "--num-gpus 8 MODEL.RETINANET.FOCAL_LOSS_GAMMA 2.0 MODEL.RETINANET.FOCAL_LOSS_ALPHA 0.25 SEED 1" in out
     assert "1 trainings, 28 GPU-hours on V100, 3.5 hours on 8," in out
     assert "put COCO's files there" in err

@@ -97,8 +97,8 @@ def test_the_list_shows_every_row_with_its_published_ap():
 
 def test_a_scale_adds_its_file_and_its_overrides():
     table = load_tables()["table1e"]
-    assert configs_of(table, "full") == ["configs/paper/table1e.yaml"]
-    assert configs_of(table, "mini") == ["configs/paper/table1e.yaml", "configs/paper/miniature.yaml"]
+    assert configs_of(table, "full") == ["focal_det://paper/table1e.yaml"]
+    assert configs_of(table, "mini") == ["focal_det://paper/table1e.yaml", "focal_det://paper/miniature.yaml"]
     row = table.rows["depth_101_scale_400"]
     assert set(row.overrides) == set(SCALES)
     assert row.arguments("mini")[:2] == ["MODEL.RESNETS.DEPTH", "34"]
