@@ -50,6 +50,13 @@ ALL = sorted({requirement for extra in EXTRAS.values() for requirement in extra}
 DEV = [*ALL, "hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
 
 
+def _not_a_configuration(folder, names):
+    """Return what stays out of a wheel: links, hidden files, and all that only lies in configs/ of whoever builds."""
+    paths = [Path(folder, name) for name in names]
+    kept = [p.name for p in paths if (p.is_dir() or p.suffix in (".yaml", ".py")) and not p.is_symlink()]
+    return {name for name in names if name not in kept or name.startswith((".", "__"))}
+
+
 class BuildWithConfigurations(build_py):
     """Put configs/ into the built package, where `focal_det://bccd.yaml` finds it; a checkout's are found in place."""
 
@@ -58,7 +65,7 @@ class BuildWithConfigurations(build_py):
         if not self.editable_mode:
             folder = Path(self.build_lib, "focal_det/configs")
             shutil.rmtree(folder, ignore_errors=True)  # what is left of an earlier build
-            shutil.copytree(ROOT / "configs", folder, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / "configs", folder, ignore=_not_a_configuration)
 
 
 setup(

@@ -6,7 +6,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .config.defaults import add_focal_det_config
+from .defaults import add_focal_det_config
 from .errors import InputError
 
 if TYPE_CHECKING:

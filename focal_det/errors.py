@@ -50,7 +50,10 @@ def cut(value: object, length: int = 80) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class's name: PyTorch's are followed by a C++ stack."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    try:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception:  # of an error of somebody's whose own text fails
+        return type(error).__name__
 
 
 def visible(text: str) -> str:

@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from .checkpoint.resume import folder_taken
+from .config.plugins import load_plugins
 from .data.catalog import prepare_shapes
 from .distributed import signals
 from .distributed.cluster import ClusterEnvironment
@@ -123,15 +124,16 @@ def _run_rank(job: Job, stopped: Any, reached: Sequence[Any], requested: Any) ->
     """Run the job as rank 0's machine has decided it, with its seed and its checkpoint to resume from."""
     if requested is not None:
         signals.resend_requested(requested)
-    reached[comm.get_local_rank()].set()
     try:
+        load_plugins(job.plugins)
+        reached[comm.get_local_rank()].set()
         reach_all()
         job = comm.all_gather(job)[0]
         if comm.get_world_size() > job.processes_per_machine and not job.eval_only:
             with joint_start() as start:
                 check_shared_folder(start, Path(job.cfg.OUTPUT_DIR))
         run_job(job, stopped)
-    except TrainingError as error:
+    except (InputError, TrainingError) as error:
         if comm.get_world_size() == 1:  # this is the process that was started, which says it
             raise
         print_problems([str(error)])

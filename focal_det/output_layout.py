@@ -4,8 +4,9 @@ OUTPUT_DIR/
     config.yaml  config_changes.json  environment.txt  classes.json  log.txt   what the run is
     model_0004999.pth ...  model_final.pth  model_best.pth  last_checkpoint    its checkpoints
     metrics.json  events.out.tfevents.*                                        what it measured, by iteration
-    annotations/<set>.json                                                     checked copies of the user's own sets
+    annotations/<set>.json                                                     checked copies of sets, see data.catalog
     inference/<set>/coco_instances_results.json, dataset.json                  detections, and what they belong to
+    inference_TTA/<set>/                                                       likewise with test-time augmentation
     detections.png  detections/*.png  report.html                              for people to look at
     diverged/iteration_<i>_rank<r>.pth, iteration_<i>_seen                     steps that were not finite
     .lock                                                                      held by the process that trains
@@ -27,8 +28,9 @@ CHECKPOINT_PATTERN = "model_*.pth"  # of all but last_checkpoint, for glob
 METRICS = "metrics.json"
 
 ANNOTATIONS = "annotations"
-INFERENCE = "inference"
+INFERENCE, INFERENCE_TTA = "inference", "inference_TTA"  # Detectron2's names; the second with TEST.AUG
 COCO_RESULTS, DATASET = "coco_instances_results.json", "dataset.json"  # in inference/<set>
+LVIS_RESULTS = "lvis_instances_results.json"  # beside it; Detectron2's name, as that of COCO's results
 
 DRAWINGS, DRAWINGS_SHEET = "detections", "detections.png"
 REPORT = "report.html"

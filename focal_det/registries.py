@@ -1,4 +1,4 @@
-"""The project's own registries: parts that a configuration may name besides Detectron2's."""
+"""The project's own registries: parts that a configuration may name, and the keys of plug-ins."""
 
 from fvcore.common.registry import Registry
 
@@ -16,4 +16,13 @@ image, with labels 0..K-1 class, K background, -1 ignored, and returns their sum
 the anchors also has ``select``, which takes logits, labels and anchors (R, 4) and returns the labels with the rest
 ignored; the box loss follows it. ``reads`` names the configuration keys that it reads, in full; a loss without it may
 read all. Named by MODEL.FOCAL_DET.LOSS.NAME.
+"""
+
+CONFIG_REGISTRY = Registry("CONFIG")
+CONFIG_REGISTRY.__doc__ = """
+Functions that add the keys of a plug-in, called as ``add_keys(cfg)`` with Detectron2's and focal_det's keys in place.
+Each sets new keys to their defaults (a text, a number, True or False, a list or a tuple, whose kind is what the key
+takes) or adds a new group, ``type(cfg)()``; one that is there already is an error. Keys of a loss belong under
+MODEL.FOCAL_DET.LOSS, and in its ``reads``. A plug-in is any module that registers something as it is imported: by
+--plugin on a command line, or by ``import`` in Python.
 """

@@ -10,7 +10,7 @@ PACKAGE = "focal_det"
 # Lowest first; a module imports from its own floor and from below. A room has a floor of its own, so that no two import
 # each other.
 FLOORS = [
-    {"errors", "extras", "files", "plain_data", "registries", "output_layout"},
+    {"defaults", "errors", "extras", "files", "plain_data", "registries", "output_layout"},
     {"losses"},
     {"modeling"},
     {"plugin"},

@@ -1,4 +1,4 @@
-"""docs/configuration.md is what its generator makes of config/defaults.py."""
+"""docs/configuration.md is what its generator makes of defaults.py."""
 
 import importlib.util
 from pathlib import Path

@@ -5,7 +5,7 @@ import torch
 from detectron2.config import get_cfg
 
 from focal_det import environment as devices
-from focal_det.config.defaults import add_focal_det_config
+from focal_det.defaults import add_focal_det_config
 from focal_det.environment import choose_device
 
 pytestmark = pytest.mark.detectron2

@@ -26,6 +26,12 @@ def wheel(tmp_path_factory):
     for name in BUILT_FROM:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / "source" / name)
+    configs = folder / "source" / "configs"  # with what may lie there, and is not to be packed
+    (configs / "dangling.yaml").symlink_to("/no/such")
+    (configs / "secret.yaml").symlink_to(ROOT / "README.md")
+    (configs / "loop").symlink_to("..")
+    for stray in (".hidden.yaml", "bccd.yaml~", "model_final.pth"):
+        (configs / stray).write_text("")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-m", "pip", "wheel", ".", *options, "--wheel-dir", str(folder)]
     subprocess.run(command, cwd=folder / "source", check=True, capture_output=True)

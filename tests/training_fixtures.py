@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from forked import Prepared
@@ -25,11 +26,20 @@ TINY = [
 
 
 @pytest.fixture(scope="session")
-def tiny_cfg():
-    """Return a function that loads a base file, made tiny, with overrides."""
+def tiny_cfg(tmp_path_factory):
+    """Return a function that loads a base file, made tiny by a second one, with overrides."""
+    tiny = tmp_path_factory.mktemp("configuration") / "tiny.yaml"
+    cfg = CfgNode()
+    for key, value in zip(TINY[::2], TINY[1::2], strict=True):
+        *path, leaf = key.split(".")
+        node = cfg
+        for part in path:
+            node = node.setdefault(part, CfgNode())
+        node[leaf] = value
+    tiny.write_text(cfg.dump())
 
     def make(*overrides, base="Base-RetinaNet-FPN.yaml"):
-        return load_config(ROOT / "configs" / base, [*TINY, *overrides])
+        return load_config([ROOT / "configs" / base, tiny], overrides)
 
     return make
 

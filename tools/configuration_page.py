@@ -1,4 +1,4 @@
-"""Write docs/configuration.md: every key of focal_det/config/defaults.py with its default and the comment above it.
+"""Write docs/configuration.md: every key of focal_det/defaults.py with its default and the comment above it.
 
     python tools/configuration_page.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "focal_det" / "config" / "defaults.py"
+SOURCE = ROOT / "focal_det" / "defaults.py"
 PAGE = ROOT / "docs" / "configuration.md"
 
 HEAD = Path(__file__).with_name("configuration_head.md")

@@ -13,14 +13,21 @@ The checkpoint is the one that last_checkpoint names, if it is intact: every che
 alone (`integrity`), and it has weights, optimiser and iteration. Else, with a warning, the intact one of most
 iterations, and model_best.pth where no other is intact. Without --resume no checkpoint is looked at.
 
-May this run resume from it? `preflight.plan.check` asks, and every refusal names the value and the fix. First, in one
-list with whatever else is wrong with flags, configuration and data:
+With --eval-only, --resume evaluates what it would resume from, and changes nothing of the training; with auto,
+MODEL.WEIGHTS where there is nothing.
+
+May this run resume from it? `preflight.plan.check` asks, and every refusal names the value and the fix. First of all,
+by itself, since all else may follow from it:
+
+    config.plugins              are the plug-ins imported that the run was trained with?
+
+then, in one list with whatever else is wrong with flags, configuration and data:
 
     resume.find_checkpoint      is there an intact checkpoint?
     preflight.datasets          are the labels those of classes.json beside it?
     compatibility.build_parts   does the configuration make a model, a schedule and loaders at all?
 
-then, in a second list:
+and, in a second list:
 
     compatibility.check_weights does it have every weight of the configuration's model, in its shape?
     disk_space.check_disk       is there room for the checkpoints to come?

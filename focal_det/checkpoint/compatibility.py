@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from ..errors import Findings, first_line, visible
+from ..modeling.levels import check_upright
 from .safe_load import SafeCheckpointer
 
 Shape = tuple[int, ...]
@@ -37,14 +38,35 @@ def build_parts(cfg: CfgNode) -> tuple[torch.nn.Module | None, Findings]:
     model, part = None, "a model"
     try:
         model = build_cpu_model(cfg)
+        check_upright(getattr(model, "anchor_generator", None))  # a two-stage detector has its own in its RPN
         part = "a schedule"
         build_lr_scheduler(cfg, build_optimizer(cfg, model))
+        if nameless := _without_keypoint_names(cfg):
+            return model, Findings(nameless)
         part = "a loader"
         for is_train in (True, False):
             DatasetMapper(cfg, is_train=is_train)
-    except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return model, Findings([f"the configuration does not make {part}: {_described(error)}"])
     return model, Findings()
+
+
+def _without_keypoint_names(cfg: CfgNode) -> list[str]:
+    """Return what Detectron2's mapper would miss in the metadata of a set with keypoints, to mirror them."""
+    if not cfg.MODEL.KEYPOINT_ON:
+        return []
+    found = []
+    for name in cfg.DATASETS.TRAIN:
+        missing = [
+            key for key in ("keypoint_names", "keypoint_flip_map") if not hasattr(MetadataCatalog.get(name), key)
+        ]
+        if missing:
+            fix = ", ".join(f"{key}=[...]" for key in missing)
+            found.append(
+                f'MODEL.KEYPOINT_ON True needs {" and ".join(missing)} in the metadata of data set "{name}": add '
+                f'MetadataCatalog.get("{name}").set({fix}) where it is registered, or set MODEL.KEYPOINT_ON False'
+            )
+    return found
 
 
 def check_weights(

@@ -21,6 +21,7 @@ from .run_record import RunRecord, compare
 # What `focal_det.files.written_whole` was writing when it was killed.
 _PARTIAL = re.compile(r"\.\d+(-[0-9a-f]{8})?\.part(\.pth)?")
 _MOST_ITERATIONS = 2**62
+_LENGTH = "SOLVER.MAX_ITER"
 # Name, size and time of change of what a training writes last.
 FolderState = frozenset[tuple[str, int, int]]
 
@@ -48,11 +49,11 @@ class Resumption(NamedTuple):
         return self._replace(checkpoint=checkpoint)
 
 
-def find_checkpoint(folder: Path, requested: Literal["required", "auto"] | None) -> Resumption:
+def find_checkpoint(folder: Path, requested: Literal["required", "auto"] | None, *, trains: bool = True) -> Resumption:
     """Find what last_checkpoint names if that is intact, else the newest intact checkpoint of the run.
 
     model_best.pth is taken where no other is intact. No run is ever written over. The folder, OUTPUT_DIR, need not
-    exist; `requested` is the value of --resume.
+    exist; `requested` is the value of --resume; what is found is trained on, or evaluated alone.
     """
     seen = _state_of(folder)
     named = _named(folder)
@@ -60,7 +61,7 @@ def find_checkpoint(folder: Path, requested: Literal["required", "auto"] | None)
     saved = [folder / name for name in names if name == FINAL_CHECKPOINT or PERIODIC_CHECKPOINT.fullmatch(name)]
     best = [folder / BEST_CHECKPOINT] if BEST_CHECKPOINT in names else []
     if named is None and not saved and not best:
-        return Resumption(None, _check_without_checkpoint(folder, requested), seen)
+        return Resumption(None, _check_without_checkpoint(folder, requested, trains), seen)
     if requested is None:
         what = "checkpoints" if named is None else f"a run ({named})"
         message = f"OUTPUT_DIR is {folder}, which already holds {what}: add --resume to continue, or name another "
@@ -73,10 +74,12 @@ def find_checkpoint(folder: Path, requested: Literal["required", "auto"] | None)
         wrong = f"{named} is damaged ({reasons[str(named)]})"
     for paths, which in ((saved, "newest"), (best, "only")):
         if found := _newest_intact([path for path in paths if path.name not in reasons], reasons):
-            instead = f"resuming from the {which} intact one, {found.path.name}, after {found.done} iterations"
-            return Resumption(found, Findings(warnings=[f"--resume: {wrong}; {instead}"]), seen)
+            instead = f"resuming from the {which} intact one" if trains else f"evaluating the {which} intact one"
+            message = f"--resume: {wrong}; {instead}, {found.path.name}, after {found.done} iterations"
+            return Resumption(found, Findings(warnings=[message]), seen)
     listed = "".join(f"\n  {name}: {reason}" for name, reason in sorted(reasons.items()))
-    message = f"--resume: {wrong}; {folder} has no other checkpoint to resume from, so name another OUTPUT_DIR"
+    fix = "name another OUTPUT_DIR" if trains else "name weights by MODEL.WEIGHTS, without --resume"
+    message = f"--resume: {wrong}; {folder} has no other checkpoint to resume from, so {fix}"
     return Resumption(None, Findings([f"{message}{':' if listed else ''}{listed}"]), seen)
 
 
@@ -86,6 +89,9 @@ def check_changes(checkpoint: Checkpoint, now: RunRecord, *, allowed: bool) -> F
     `now` is the run as it would continue; --allow-changes makes it `allowed`, whatever the rules say.
     """
     name = checkpoint.path.name
+    if checkpoint.done > now.config[_LENGTH]:  # where Detectron2's schedules have no learning rate
+        message = f"--resume: {name} is after {checkpoint.done} iterations, and {_LENGTH} is {now.config[_LENGTH]}"
+        return Findings([f"{message}: set that to {checkpoint.done} or more, or add --eval-only to evaluate it"])
     if checkpoint.record is None:
         message = f"--resume: {name} does not say what it was trained with, so nothing can be compared"
         return Findings(warnings=[f"{message}; make sure that settings and data are as they were"])
@@ -158,9 +164,10 @@ def _has_metrics(folder: Path) -> bool:
     return os.path.isfile(folder / METRICS) and (folder / METRICS).stat().st_size > 0
 
 
-def _check_without_checkpoint(folder: Path, requested: str | None) -> Findings:
+def _check_without_checkpoint(folder: Path, requested: str | None, trains: bool) -> Findings:
     if requested == "required":
-        return Findings([f"--resume: no {LAST_CHECKPOINT} in {folder}; use --resume auto to start fresh"])
+        instead = "start fresh" if trains else "evaluate MODEL.WEIGHTS then"
+        return Findings([f"--resume: no {LAST_CHECKPOINT} in {folder}; use --resume auto to {instead}"])
     if requested is None and _has_metrics(folder):
         message = f"OUTPUT_DIR is {folder}, which holds a run that ended before its first checkpoint"
         return Findings([f"{message}: name another, or add --resume auto to start again in it"])

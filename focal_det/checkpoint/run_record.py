@@ -9,19 +9,21 @@ Three rules, for a run that took a week:
    Each difference is refused and reported with both values, unless --allow-changes makes the new values hold from the
    resumed iteration on.
 A key that only one of two versions of focal_det or Detectron2 has is reported: its default is what was done before.
+So is a plug-in whose file has changed: which changes matter, nobody can tell from it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 
 from ..config.layers import plain_values
+from ..config.plugins import source_hashes
 from ..config.unused_keys import without_unread_keys
 from ..environment import source_version
 from ..errors import cut
@@ -76,11 +78,12 @@ class RunRecord:
 
     config: Mapping[str, Any]  # the resolved configuration, plain values by dotted key; SEED is never negative
     training_sets: tuple[UsedSet, ...]
-    tested_on: UsedSet  # the first set that it is evaluated on, whose AP says which model is the best
+    tested_on: UsedSet  # the first set that its detections can be scored on, whose AP says which model is the best
     class_names: tuple[str, ...]  # in the order of the labels
     world_size: int  # processes over all machines
     focal_det: str  # its version with its commit
     torch: str  # its version
+    plugins: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of their files, by name
 
     @classmethod
     def of(
@@ -88,7 +91,7 @@ class RunRecord:
     ) -> RunRecord:
         """Make the record of a run that is about to start with this focal_det and PyTorch."""
         config, versions = plain_values(without_unread_keys(cfg)), (source_version(), str(torch.__version__))
-        return cls(config, tuple(training_sets), tested_on, tuple(class_names), world_size, *versions)
+        return cls(config, tuple(training_sets), tested_on, tuple(class_names), world_size, *versions, source_hashes())
 
     def plain(self) -> dict[str, Any]:
         """Return it as a checkpoint holds it: dictionaries, lists, texts and numbers."""
@@ -114,6 +117,7 @@ class RunRecord:
                 world_size=int(plain["world_size"]),
                 focal_det=str(plain["focal_det"]),
                 torch=str(plain["torch"]),
+                plugins={str(name): str(digest) for name, digest in plain.get("plugins", {}).items()},
             )
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             return None
@@ -144,6 +148,9 @@ def compare(before: RunRecord, now: RunRecord) -> Comparison:
     for name in ("focal_det", "torch"):
         if (then := getattr(before, name)) != (today := getattr(now, name)):
             found.notes.append(f"{name}: {then} before, {today} now")
+    for name in sorted(before.plugins.keys() & now.plugins.keys()):
+        if (then := before.plugins[name]) != (today := now.plugins[name]):
+            found.notes.append(f"plug-in {name}: its file has changed ({then[:8]} before, {today[:8]} now)")
     return found
 
 

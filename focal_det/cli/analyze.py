@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import EXIT_DONE, Findings, InputError
 from ..output_layout import FINAL_CHECKPOINT
-from .common import add_out, check_architecture, config_files, list_of, make_folder, too_low
+from .common import add_out, add_plugin_flag, check_architecture, config_files, list_of, make_folder, too_low
 from .data_flags import add_data_flags
 
 _EXAMPLE = f"output/quickstart/{FINAL_CHECKPOINT}"
@@ -39,6 +39,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     gammas, text = list_of(float, "gammas"), "each >= 0 (default: 0,0.5,1,2)"
     cdf.add_argument("--gamma", type=gammas, default=(0.0, 0.5, 1.0, 2.0), metavar="G,...", help=text)
     add_out(cdf)
+    add_plugin_flag(cdf)
     cdf.set_defaults(run=_loss_cdf)
 
 

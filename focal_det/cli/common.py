@@ -22,11 +22,11 @@ ENDING_ERRORS = (InputError, ImportError, OSError, TrainingError)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser without abbreviated flags, which keeps the lines of the examples that follow a description."""
+    """A parser that keeps the lines of the examples that follow a description."""
 
     def __init__(self, **options: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter if "epilog" in options else argparse.HelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+        super().__init__(formatter_class=formatter, **options)
 
 
 class _ShowVersion(argparse.Action):
@@ -86,6 +86,17 @@ def add_number(parser: argparse.ArgumentParser, flag: str, default: float, text:
     """Add a flag for a number of the default's type."""
     metavar = "N" if isinstance(default, int) else "T"
     parser.add_argument(flag, type=type(default), default=default, metavar=metavar, help=f"{text} (default: {default})")
+
+
+def add_plugin_flag(parser: argparse._ActionsContainer) -> None:
+    """Add --plugin; `config.plugins.load_plugins` imports what it names."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE|FILE.py",
+        help="import this first: it registers losses, keys, data sets, ... of your own; may be given several times",
+    )
 
 
 def add_outside_flag(parser: argparse._ActionsContainer) -> None:

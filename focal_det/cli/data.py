@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ..data.coco_index import CocoIndex, by_image, xyxy_boxes
 from ..data.dataset_spec import OwnSet, SetSource, name_sources, read_sources
 from ..data.statistics import evenly_spread
-from ..errors import EXIT_DONE, Findings, cut, some
+from ..errors import EXIT_DONE, Findings, InputError, cut, some
 from ..files import is_writable, write_text_whole, written_whole
 from ..preflight.own_datasets import USES, entries_of
-from .common import add_number, add_out, make_folder, too_low
+from .common import add_number, add_out, add_plugin_flag, make_folder, too_low
 from .data_flags import add_data_flags, set_flags
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _EPILOG = """examples:
   COCO           focal-det data inspect --train-json train.json --train-images images
   Pascal VOC     focal-det data inspect --train-voc voc:train --val-voc voc:val --only-class cell
   a config's     focal-det data inspect --config-file configs/quickstart.yaml --out output/shapes
+  registered     focal-det data inspect --plugin balloons.py DATASETS.TRAIN balloon_train
 
 Sets that flags name need no Detectron2. Files in --out are not replaced without --overwrite, and the data sets' own
 files never are; drawings of an earlier call that are not drawn again stay.
@@ -57,12 +58,16 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     inspect.add_argument("--only-class", metavar="NAME", help="draw only images with it, and only its boxes")
     add_out(inspect, "output/inspect")
     inspect.add_argument("--overwrite", action="store_true", help="replace files of an earlier call in --out")
+    add_plugin_flag(inspect)
     inspect.set_defaults(run=_inspect)
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from ..data.inspection import describe, inspect_set  # these take a second to import, which --help need not wait for
-    from ..data.inspection_figure import inspection_figure
+    from ..data.inspection import (  # these take a second to import, which --help need not wait for
+        describe,
+        inspect_set,
+        inspection_figure,
+    )
 
     Findings(too_low(args, {"--pictures": 1})).raise_if_errors()
     sets, trained_on = _read(args)
@@ -101,10 +106,12 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
         found.errors.append("no data set is named: use --train-json and --train-images, --train-voc, or --config-file")
     names, sources = name_sources(entries)
     registered = [name for name in names if name not in sources]
-    sources |= _registered(registered, found)
+    of_files, of_functions = _registered(registered, found)
+    sources |= of_files
     to_draw = [name for name in registered if name in sources and parse_name(name) is not None]
     to_read = {name: source for name, source in sources.items() if name not in to_draw}
     sets, unreadable = read_sources(to_read, allow_outside=args.allow_outside)
+    sets |= of_functions
     found.errors += unreadable
     found.raise_if_errors()
     own_classes = (c for own in sets.values() for c in own.file.class_names)
@@ -119,8 +126,9 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
         from ..data.catalog import prepare_shapes
 
         prepare_shapes(to_draw)
-        sets, problems = read_sources({name: sources[name] for name in names})
+        sets, problems = read_sources({name: source for name, source in sources.items() if name in names})
         Findings(problems).raise_if_errors()
+        sets |= of_functions
     sets = {name: sets[name] for name in names}
     first, *others = sets
     for name in others:
@@ -138,23 +146,32 @@ def _datasets_of_config(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     return {"train": datasets.TRAIN, "val": datasets.TEST}
 
 
-def _registered(names: list[str], problems: Findings) -> dict[str, SetSource]:
-    """Locate registered sets, and generated shapes where they will be drawn."""
+def _registered(names: list[str], problems: Findings) -> tuple[dict[str, SetSource], dict[str, OwnSet]]:
+    """Locate registered sets, and generated shapes where they will be drawn; read those that a function returns."""
+    sources: dict[str, SetSource] = {}
+    sets: dict[str, OwnSet] = {}
     if not names:
-        return {}
+        return sources, sets
     from ..data.catalog import dataset_problems, registered_files
+    from ..preflight.named_sets import read_named_set
 
     problems.errors += dataset_problems(names)
     if problems.errors:
-        return {}
-    sources = {}
+        return sources, sets
     for name in names:
         if files := registered_files(name):
             sources[name] = SetSource("train", "json", str(files[0]), str(files[1]))
+            continue
+        try:
+            named = read_named_set(name, "train", images=False)
+        except InputError as error:
+            problems.errors += error.problems
+            continue
+        if named.file is None:
+            problems.errors.append(f'data set "{name}" cannot be inspected: {named.remark}')
         else:
-            why = "is registered without a COCO file, so it cannot be inspected; leave it out"
-            problems.errors.append(f"data set {name} {why}")
-    return sources
+            sets[name] = OwnSet("a registered function", named.image_dir, named.file)
+    return sources, sets
 
 
 def _draw_sets(sets: Mapping[str, OwnSet], path: Path, args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from ..data.statistics import evenly_spread
 from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, print_problems
 from ..inference.inputs import find_inputs
 from ..output_layout import INFERENCE
-from .common import add_number, check_architecture, config_files, too_low
+from .common import add_number, add_plugin_flag, check_architecture, config_files, too_low
 
 if TYPE_CHECKING:
     from ..engine.predictor import Predictor
@@ -56,6 +56,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     text = "images to compare on: a file, folder or pattern (default: the run's own, else generated)"
     parser.add_argument("--check", metavar="INPUT", help=text)
     add_number(parser, "--check-pictures", 50, "at most")
+    add_plugin_flag(parser)
     parser.set_defaults(run=_export)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from ..distributed.signals import handlers
+from ..distributed.signals import EndedBySignal, handlers
 from ..errors import EXIT_FAULT, EXIT_INTERRUPTED
 from .common import ENDING_ERRORS, CommandParser, add_version, prepare_output, report_error
 
@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_output()
     try:
         with _ended_by_sigterm():
+            if getattr(args, "plugin", None):
+                from ..config.plugins import load_plugins
+
+                load_plugins(args.plugin)
             return int(args.run(args))
     except BrokenPipeError:  # from `--list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,4 +74,4 @@ def _ended_by_sigterm() -> AbstractContextManager[Any]:
 
 
 def _end(number: int, _: Any) -> None:
-    raise SystemExit(128 + number)
+    raise EndedBySignal(128 + number)

@@ -25,7 +25,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     losses.add_argument("--compared-gamma", type=float, nargs="+", default=[2.0], metavar="G", help=text)
     text, default = "constants of the FL* in figures 5 and 6 (default: 2,1 4,0)", [(2.0, 1.0), (4.0, 0.0)]
     losses.add_argument("--star", type=_gamma_and_beta, nargs="+", default=default, metavar="GAMMA,BETA", help=text)
-    losses.add_argument("--alpha", type=float, metavar="A", help="weight of positives, in (0, 1) (default: no weights)")
+    losses.add_argument("--alpha", type=float, metavar="A", help="weight of positives, in [0, 1] (default: no weights)")
     add_out(losses)
     losses.set_defaults(run=_plot_losses)
 

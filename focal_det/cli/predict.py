@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, counted
-from .common import add_number, add_out, add_trust_flag, config_files, make_folder, too_low
+from .common import add_number, add_out, add_plugin_flag, add_trust_flag, config_files, make_folder, too_low
 
 if TYPE_CHECKING:
     from ..inference.detections import Detector
@@ -68,6 +68,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_number(parser, "--every", 1, "take every Nth frame of a video")
     parser.add_argument("--no-draw", action="store_true", help="write detections.json alone")
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier prediction in --out")
+    add_plugin_flag(parser)
     parser.set_defaults(run=_predict)
 
 

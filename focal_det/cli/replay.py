@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EXIT_DONE
+from .common import add_plugin_flag
 
 
 def add_command(commands: Any) -> None:
@@ -17,6 +18,7 @@ def add_command(commands: Any) -> None:
         "replay", help="repeat a diverged training's last step: which image, loss, module and precision"
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="of OUTPUT_DIR/diverged")
+    add_plugin_flag(parser)
     parser.set_defaults(run=_replay)
 
 

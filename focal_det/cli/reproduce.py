@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, Findings, InputError
 from ..paper.tables import SCALES, default_out, find_rows, find_table, list_tables, load_tables
 from ..preflight.own_datasets import USES, entries_of
-from .common import add_number, folder_name, list_of, too_low
+from .common import add_number, add_plugin_flag, folder_name, list_of, too_low
 from .data_flags import add_data_flags, data_words, set_flags
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--out", type=folder_name, metavar="DIR", help="default: output/reproduce/<scale>")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and an estimate, and stop")
     add_data_flags(parser)
+    add_plugin_flag(parser)
     parser.set_defaults(run=_reproduce)
 
 
@@ -83,6 +84,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         num_gpus=args.num_gpus,
         data_flags=tuple(data_words(args)),
         overrides=tuple(args.overrides),
+        plugins=tuple(args.plugin),
     )
     plan = plan_table(table, rows, options)
     if args.dry_run:

@@ -8,14 +8,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.packaged import SCHEME
 from ..distributed.signals import install, nothing_to_save, stopping_before_training
 from ..errors import EXIT_INTERRUPTED
 from ..preflight.options import TrainOptions
-from .common import ENDING_ERRORS, CommandParser, add_version, prepare_output, report_error
+from .common import ENDING_ERRORS, CommandParser, add_plugin_flag, add_version, prepare_output, report_error
 from .data_flags import add_data_flags
+
+if TYPE_CHECKING:
+    from ..config.plugins import AddConfig
 
 _EPILOG = """examples:
   train            {run} --config-file {configs}quickstart.yaml
@@ -24,6 +27,8 @@ _EPILOG = """examples:
   Pascal VOC       {run} --config-file {configs}bccd.yaml --train-voc voc:train --val-voc voc:val \\
                        OUTPUT_DIR output/mine
   change a key     {run} --config-file {configs}quickstart.yaml SOLVER.BASE_LR 0.02
+  your own parts   {run} --config-file {configs}quickstart.yaml --plugin my_loss.py \\
+                       MODEL.FOCAL_DET.LOSS.NAME MyLoss
   8 GPUs           {run} --config-file {configs}retinanet_R_50_FPN_1x.yaml --num-gpus 8
   torchrun, SLURM  torchrun --nproc-per-node 8 {module} --config-file {configs}retinanet_R_50_FPN_1x.yaml
                    srun --ntasks-per-node 8 {process} --config-file {configs}retinanet_R_50_FPN_1x.yaml
@@ -49,8 +54,14 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_arguments(parser)
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str = SCRIPT) -> int:
-    """Run the command line of train_net.py, or of `focal-det train`, by which name `prog` it speaks of itself.
+def main(argv: Sequence[str] | None = None, *, add_config: AddConfig | None = None, prog: str = SCRIPT) -> int:
+    """Run the command line of train_net.py, or of `focal-det train`.
+
+    Args:
+        argv: the arguments; those of this process if None.
+        add_config: adds keys of your own to a configuration, as a function of `registries.CONFIG_REGISTRY` does; it
+            stays registered in this process.
+        prog: the name by which it speaks of itself.
 
     Returns:
         The exit code: 0 done, 1 a fault while running, 2 bad input and nothing started, 75 stopped by a signal after
@@ -61,9 +72,13 @@ def main(argv: Sequence[str] | None = None, *, prog: str = SCRIPT) -> int:
     try:
         with stopping_before_training(trains=options.training and not options.preflight_only):
             from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+            from ..config.plugins import load_plugins, register_config
             from ..distributed.cluster import cluster_environment
             from ..launch import run_as_launcher, run_as_rank  # takes seconds to import, which --help need not wait for
 
+            if add_config is not None:
+                register_config(add_config)
+            load_plugins(options.plugin)
             cluster = cluster_environment(os.environ)
             return run_as_launcher(options) if cluster is None else run_as_rank(options, cluster)
     except ENDING_ERRORS as error:
@@ -89,14 +104,19 @@ def parse_arguments(argv: Sequence[str], prog: str = SCRIPT) -> TrainOptions:
     """Parse the command line; argparse exits with code 2 on one that it cannot read."""
     parser = CommandParser(prog=prog, description=_DESCRIPTION, epilog=_EPILOG.format(run=prog, **_WORDS[prog]))
     add_arguments(parser)
-    # "--resume" takes an optional word; without this it would take the first override's key for it.
+    # "--resume", or its beginning, takes an optional word; without this it would take the first override's key for it.
     words = [
-        "--resume=required" if word == "--resume" and list(argv[i + 1 : i + 2]) != ["auto"] else word
+        "--resume=required" if _is_resume(word) and not {*argv[i + 1 : i + 2]} & {"required", "auto"} else word
         for i, word in enumerate(argv)
     ]
     parsed = vars(parser.parse_intermixed_args(words))
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parsed.items()}
     return TrainOptions(**values)
+
+
+def _is_resume(word: str) -> bool:
+    """Tell whether it is --resume, or as much of it as no other flag begins with."""
+    return word.startswith("--r") and "--resume".startswith(word)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,9 +128,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help=f"YAML configuration, or {SCHEME}NAME of one of the package's; of several the later win",
+        help=f"YAML configuration, or {SCHEME}NAME of one of the package's; of several the later ones win",
     )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    add_plugin_flag(parser)
+    text = "evaluate MODEL.WEIGHTS, or with --resume OUTPUT_DIR's last checkpoint, and stop"
+    parser.add_argument("--eval-only", action="store_true", help=text)
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from .defaults import add_focal_det_config
 from .layers import leaves
+from .plugins import default_config
 from .unused_keys import without_unread_keys
 
 INFERRED = "inferred"
@@ -24,7 +24,7 @@ class Change(NamedTuple):
 
 
 def config_changes(cfg: CfgNode, loaded: CfgNode, places: Mapping[str, str]) -> tuple[Change, ...]:
-    """Return the keys whose values differ from Detectron2's defaults, or focal_det's, sorted.
+    """Return the keys whose values differ from the defaults, Detectron2's, focal_det's and plug-ins', sorted.
 
     Args:
         cfg: as it will be used.
@@ -32,9 +32,7 @@ def config_changes(cfg: CfgNode, loaded: CfgNode, places: Mapping[str, str]) -> 
             of classes, which the data say.
         places: see `ConfigAsRead`.
     """
-    defaults = get_cfg()
-    add_focal_det_config(defaults)
-    default, as_loaded = dict(leaves(defaults)), dict(leaves(loaded))
+    default, as_loaded = dict(leaves(default_config())), dict(leaves(loaded))
     return tuple(
         Change(key, default[key], value, places.get(key, INFERRED) if value == as_loaded[key] else INFERRED)
         for key, value in sorted(leaves(without_unread_keys(cfg), default))

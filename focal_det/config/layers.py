@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from ..errors import InputError, first_line
 from ..files import open_regular
 from ..plain_data import LONGEST_YAML, parse_yaml
+from .arithmetic import ConfigLoader
 from .packaged import SCHEME, config_path, packaged_name
 
 COMMAND_LINE = "command line"
@@ -42,12 +43,12 @@ def read_layers(
     """Read each file's bases and the file itself, one file after the other, then the command line.
 
     `_BASE_` is a file or a list of files, whose later ones win: absolute, under ~, or beside the file that names it.
-    Each may also be one that comes with the package, by its `focal_det://` name. Only plain data is read, never a YAML
-    tag. Mappings that are values of `known` keys are left whole.
+    Each may also be one that comes with the package, by its `focal_det://` name. Only plain data is read, and
+    arithmetic (`ConfigLoader`). Mappings that are values of `known` keys are left whole.
 
     Raises InputError for a file that is missing, is not a mapping in YAML or leads back to itself; a KEY without VALUE.
     """
-    read = [found for file in files for found in _read(config_path(file), (), [])]
+    read = (found for file in files for found in _read(config_path(file), (), []))
     layers = [Layer(str(path), list(leaves(keys, known))) for path, keys in read]
     return [*layers, Layer(COMMAND_LINE, list(key_value_pairs(overrides)))]
 
@@ -56,7 +57,8 @@ def key_value_pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield KEY and VALUE of KEY VALUE KEY VALUE ...; raise InputError where one is left over."""
     if len(overrides) % 2:
         left_over = f"{overrides[-1]!r} is left over in {' '.join(overrides)!r}"
-        raise InputError(f"{COMMAND_LINE}: overrides are pairs KEY VALUE; {left_over}")
+        joined = next((f"; write {word.replace('=', ' ', 1)!r}" for word in overrides if "=" in word), "")
+        raise InputError(f"{COMMAND_LINE}: overrides are pairs KEY VALUE; {left_over}{joined}")
     yield from zip(overrides[::2], overrides[1::2], strict=True)
 
 
@@ -100,12 +102,17 @@ def _read(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[P
     if not os.path.isfile(path):
         named = packaged_name(path)
         raise InputError(f"{place}: no such file" + (f"; did you mean {named}?" if named else ""))
+    if path.suffix == ".py":
+        raise InputError(
+            f"{place}: a LazyConfig of Detectron2's, which is a program and is not run here: name a YAML file, such as "
+            "those in configs/, or train it with Detectron2's tools/lazyconfig_train_net.py"
+        )
     read.append(path)
     if len(read) > _MOST_FILES:
         raise InputError(f"config file {read[0]}: its {_BASE} files are more than {_MOST_FILES}; name fewer")
     try:
         with open_regular(path, most=LONGEST_YAML) as file:
-            keys = parse_yaml(file.read().decode("utf-8"))
+            keys = parse_yaml(file.read().decode("utf-8"), ConfigLoader)
     except yaml.constructor.ConstructorError as error:
         message = f"{place}: {error.problem} at {_line(error)}; only plain data is allowed, so write the value out"
         raise InputError(message) from error

@@ -1,6 +1,6 @@
 """From YAML files and command-line overrides to a configuration, with errors that say where and how to fix it.
 
-    Detectron2's and focal_det's defaults        known keys, with the kind of value that each takes
+    Detectron2's, focal_det's, plug-ins' keys    known keys with their defaults, whose kind is what each takes
     < _BASE_ of a file, and its bases below      a layer each (`Layer`): a file's place, and the keys that it sets
     < the file; of several the later wins        likewise
     < KEY VALUE ... of the command line          the last layer
@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from ..data.coco_splits import registered_sets
 from ..errors import Findings
-from .defaults import add_focal_det_config
-from .layers import Setting, leaves, read_layers, set_value
-from .unused_keys import reset_constants_left_behind, unread_key_problems
+from .layers import COMMAND_LINE, Setting, leaves, read_layers, set_value
+from .plugins import FLAG, check_recorded, default_config, loaded_plugins
+from .plugins import KEY as PLUGINS
+from .unused_keys import check_unread_keys, reset_constants_left_behind
 
 # MODEL.RETINANET.NUM_CLASSES while nobody has set it: it is then taken from the data.
 UNSET_NUM_CLASSES = -1
@@ -42,7 +43,7 @@ class ConfigAsRead(NamedTuple):
 
 
 def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> CfgNode:
-    """Return Detectron2's defaults, focal_det's, each file with its bases, then the overrides.
+    """Return the defaults (Detectron2's, focal_det's, those of plug-ins), each file with its bases, the overrides.
 
     Args:
         config_files: plain-data YAML, with an optional `_BASE_`; of several the later win; none: the defaults.
@@ -54,7 +55,8 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
 
     Raises:
         InputError: every problem of the file and of the overrides: a missing or malformed file, unknown keys with the
-            nearest known one, values of the wrong type, keys that the chosen loss or the architecture does not read.
+            nearest known one, values of the wrong type, keys that the chosen loss or the architecture does not read,
+            plug-ins that the file's run had and that have not been imported.
     """
     read = read_config(config_files, overrides)
     read.findings.raise_if_errors()
@@ -64,10 +66,10 @@ def load_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
 def read_config(config_files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> ConfigAsRead:
     """Do as `load_config`, but return what is wrong with keys and values beside what the rest makes.
 
-    Raises InputError for a file that is missing or malformed, or an override without its value.
+    Raises InputError for a file that is missing or malformed or names plug-ins that have not been imported, an override
+    without its value, or a plug-in whose keys cannot be added.
     """
-    cfg = get_cfg()
-    add_focal_det_config(cfg)
+    cfg = default_config()
     known = dict(leaves(cfg))
     cfg.MODEL.RETINANET.NUM_CLASSES = UNSET_NUM_CLASSES
 
@@ -80,13 +82,23 @@ def read_config(config_files: str | Path | Sequence[str | Path], overrides: Sequ
                 setting = Setting(key, _converted(key, value, known), place, layer)
             except ValueError as error:
                 problems.append(f"{place}: {error}")
+                continue
+            if key == PLUGINS:
+                if place == COMMAND_LINE:
+                    problems.append(f"{place}: {key} is {value!r}, but is set by {FLAG} alone: add that flag instead")
+                else:
+                    check_recorded(place, setting.value)
             else:
                 set_value(cfg, key, setting.value)
                 settings.append(setting)
-    problems += unread_key_problems(cfg.MODEL.META_ARCHITECTURE, settings, known)
+    found = Findings(problems)
+    found.add(check_unread_keys(cfg, settings, known))
     reset_constants_left_behind(cfg, settings, known)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = registered_sets(cfg.DATASETS.TRAIN), registered_sets(cfg.DATASETS.TEST)
-    return ConfigAsRead(cfg, Findings(problems), {setting.key: setting.place for setting in settings})
+    places = {setting.key: setting.place for setting in settings}
+    if plugins := loaded_plugins():
+        cfg.MODEL.FOCAL_DET.PLUGINS, places[PLUGINS] = plugins, COMMAND_LINE
+    return ConfigAsRead(cfg, found, places)
 
 
 def _converted(key: str, value: Any, known: Mapping[str, Any]) -> Any:
@@ -95,6 +107,8 @@ def _converted(key: str, value: Any, known: Mapping[str, Any]) -> Any:
         raise ValueError(_unknown_key(known, key, value))
     old = known[key]
     value = _coerced(value, old)
+    if old is None:  # a default that stands for another key's value; the range is checked with all others
+        return value
     if type(value) is not type(old) or not _fits(value, old):
         raise ValueError(f"{key} is {value!r}, but takes {_KINDS.get(type(old), 'a list')} such as {old!r}")
     if key == "VERSION" and value != old:
@@ -148,4 +162,7 @@ def _unknown_key(known: Mapping[str, Any], key: str, value: Any) -> str:
     ours_first = sorted(known, key=lambda name: not name.startswith(("MODEL.RETINANET.", "MODEL.FOCAL_DET.")))
     close = [name for name in ours_first if name.rsplit(".", 1)[-1] == leaf]
     close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+    meant = f"; did you mean {close[0]}?" if close else ""
+    may_be_own = key.startswith("MODEL.FOCAL_DET.LOSS.") and not loaded_plugins()
+    of_plugin = f" A key of your own comes with its plug-in: add {FLAG}" if may_be_own else ""
+    return f"unknown key {key}{meant or ('.' if of_plugin else '')}{of_plugin}"

@@ -24,8 +24,8 @@ def config_path(name: str | Path) -> Path:
     wanted = text.removeprefix(SCHEME)
     if wanted in there:
         return configs_folder() / wanted
-    stems = {PurePosixPath(config).stem: config for config in there}
-    asked = PurePosixPath(wanted).stem
+    stems = {PurePosixPath(config).stem.lower(): config for config in there}
+    asked = PurePosixPath(wanted).stem.lower()
     close = [stems[stem] for stem in difflib.get_close_matches(asked, stems, n=1)]
     hint = f"did you mean {SCHEME}{close[0]}?" if close else f"there are {', '.join(there) or 'none'}"
     raise InputError(f"config file {text}: no configuration of that name comes with focal_det; {hint}")

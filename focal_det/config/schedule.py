@@ -9,11 +9,13 @@ from collections.abc import Collection
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 
 from ..errors import Findings
 from .layers import get_value, set_value
 
 _PERIODS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
+_MOST_PROCESSES, _LONGEST = 10**6, 10**12
 _PAPERS_LR = 0.01 / 16  # of one image (section 4.1)
 _RISKY = 4  # times the paper's lr, under which fine-tuning with frozen normalisation mostly diverges
 _MANY_EPOCHS, _USUAL_EPOCHS = 500, 50  # more than the first only memorise; small sets are fitted by the second
@@ -25,8 +27,9 @@ def scale_schedule(cfg: CfgNode, reference_batch: int, kept: Collection[str]) ->
     The schedule was written for `reference_batch` images a step; keys that are `kept` stay, since the user set them.
     Returns a message that names the changes; None where the batch is the reference.
     """
-    if reference_batch == cfg.SOLVER.IMS_PER_BATCH or min(cfg.SOLVER.IMS_PER_BATCH, reference_batch) < 1:
-        return None  # a batch below 1 is refused elsewhere
+    batches = cfg.SOLVER.IMS_PER_BATCH, reference_batch
+    if batches[0] == batches[1] or min(batches) < 1 or not _can_be_scaled(cfg):
+        return None  # such a batch or schedule is refused elsewhere
     ratio = cfg.SOLVER.IMS_PER_BATCH / reference_batch
     scaled: dict[str, Any] = {
         "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR * ratio,
@@ -44,6 +47,36 @@ def scale_schedule(cfg: CfgNode, reference_batch: int, kept: Collection[str]) ->
     return f"batch {reference_batch} -> {cfg.SOLVER.IMS_PER_BATCH}: " + ", ".join(changes)
 
 
+def _can_be_scaled(cfg: CfgNode) -> bool:
+    """Tell whether batch and schedule are numbers that can be multiplied; others are refused for themselves."""
+    whole = [cfg.SOLVER.IMS_PER_BATCH, *cfg.SOLVER.STEPS, *(get_value(cfg, key) for key in _PERIODS)]
+    return all(-_LONGEST <= number <= _LONGEST and number == int(number) for number in whole)
+
+
+def scale_to_processes(cfg: CfgNode, world_size: int) -> tuple[CfgNode, Findings]:
+    """Return the configuration as Detectron2 scales it by SOLVER.REFERENCE_WORLD_SIZE, and a message that says so.
+
+    The images of a process stay what they are on that number of processes, and lr and schedule follow the batch. The
+    new configuration is for `world_size`, so that it is not scaled again when it is read.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if not 1 <= reference <= _MOST_PROCESSES or reference == world_size or not _can_be_scaled(cfg):
+        return cfg, Findings()
+    if cfg.SOLVER.IMS_PER_BATCH % reference:
+        batch = f"SOLVER.IMS_PER_BATCH, {cfg.SOLVER.IMS_PER_BATCH}"
+        return cfg, Findings([f"SOLVER.REFERENCE_WORLD_SIZE is {reference}; it must divide {batch}, or be 0"])
+    scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
+    for key in ("SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"):  # what was done now and then still is
+        set_value(scaled, key, max(get_value(scaled, key), min(1, get_value(cfg, key))))
+    changes = [
+        f"{key.split('.')[1]} {before} -> {after}"
+        for key in ("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.STEPS", *_PERIODS)
+        if (before := get_value(cfg, key)) != (after := get_value(scaled, key))
+    ]
+    message = f"SOLVER.REFERENCE_WORLD_SIZE {reference} -> {world_size} processes: {', '.join(changes)}"
+    return scaled, Findings(notes=[message])
+
+
 def check_schedule(cfg: CfgNode) -> Findings:
     """Warn of steps that never happen, a warm-up that never ends, a learning rate that is likely to diverge."""
     solver, warnings = cfg.SOLVER, []
@@ -54,7 +87,7 @@ def check_schedule(cfg: CfgNode) -> Findings:
         if late:
             never = f"the lr never drops at {', '.join(map(str, late))}"
             warnings.append(f"{steps}, but SOLVER.MAX_ITER {longest}: {never}; {fix}")
-        elif max(solver.STEPS) < longest / 2:
+        elif 2 * max(solver.STEPS) < longest:
             early = f"the last drop of the lr comes before half of SOLVER.MAX_ITER {longest}"
             warnings.append(f"{steps}: {early}; {fix}")
     if 1 <= longest <= solver.WARMUP_ITERS:
@@ -62,7 +95,7 @@ def check_schedule(cfg: CfgNode) -> Findings:
             f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, but SOLVER.MAX_ITER {longest}: the lr never reaches "
             f"SOLVER.BASE_LR; set SOLVER.WARMUP_ITERS to {longest // 10} or so"
         )
-    if solver.IMS_PER_BATCH >= 1 and cfg.MODEL.RESNETS.NORM == "FrozenBN":
+    if 1 <= solver.IMS_PER_BATCH <= _LONGEST and cfg.MODEL.RESNETS.NORM == "FrozenBN":
         times = solver.BASE_LR / solver.IMS_PER_BATCH / _PAPERS_LR
         if times > _RISKY:
             warnings.append(

@@ -6,6 +6,7 @@ and of another loss's constants neither in a file: those are saved only where th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,23 +14,15 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from .. import plugin  # noqa: F401 - registers the losses
+from ..errors import Findings
 from ..registries import DENSE_LOSS_REGISTRY
 from .layers import COMMAND_LINE, Setting, get_value, set_value
+from .read_when import never_read, unmet_condition
 
 _LOSS = "MODEL.FOCAL_DET.LOSS."
 _NAME = _LOSS + "NAME"
 _SPEED = "MODEL.FOCAL_DET.SPEED."
 _DETECTRON2S_CONSTANTS = ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA")
-# The architectures that read none of the keys below, as their `from_config`, Detectron2's mapper and loaders show.
-_ARCHITECTURES = ("FocalRetinaNet", "RetinaNet")
-_GROUPS = (  # MODEL.ROI_ stands for ROI_HEADS, ROI_BOX_HEAD, ROI_MASK_HEAD, ...
-    *("MODEL.ROI_", "MODEL.RPN.", "MODEL.PROPOSAL_GENERATOR.", "MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN."),
-    *("DATASETS.PROPOSAL_FILES_", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_"),
-)
-_KEYS = (
-    *("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.ANCHOR_GENERATOR.ANGLES"),
-    *("INPUT.MASK_FORMAT", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.EXPECTED_RESULTS"),
-)
 _MEANT = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "set MODEL.RETINANET.NUM_CLASSES, or leave it to the data",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "set MODEL.RETINANET.SCORE_THRESH_TEST",
@@ -53,31 +46,39 @@ _MEANT = {
     "MODEL.MASK_ON": "remove it, boxes alone are detected",
     "MODEL.KEYPOINT_ON": "remove it, boxes alone are detected",
 }
-# Detectron2's trainer reads it, this project's does not, whatever the model.
-_WORLD_SIZE = "SOLVER.REFERENCE_WORLD_SIZE"
 
 
-def unread_key_problems(architecture: str, settings: Sequence[Setting], defaults: Mapping[str, Any]) -> list[str]:
+def check_unread_keys(cfg: CfgNode, settings: Sequence[Setting], defaults: Mapping[str, Any]) -> Findings:
     """Refuse keys that were set and that the loss, the architecture or the trainer does not read.
 
+    A key that other keys leave unread, such as the steps of another schedule, is refused on the command line; in a file
+    it is a warning, unless a layer above it set those others, or the file is a saved configuration, which has all keys.
+
     Args:
+        cfg: what the settings make.
         settings: in the order in which they were applied. A loss that does not say what it reads may read all of them.
         defaults: of all keys.
     """
+    architecture, found = cfg.MODEL.META_ARCHITECTURE, Findings()
     is_detectron2s = _is_detectron2s(architecture)
-    problems = _own_loss_problems(architecture, settings) if is_detectron2s else _loss_problems(settings, defaults)
-    for key, value, place, _ in settings:
-        if place != COMMAND_LINE and _plain(value) == _plain(defaults[key]):
+    found.errors += _own_loss_problems(architecture, settings) if is_detectron2s else _loss_problems(settings, defaults)
+    layer_of = {setting.key: setting.layer for setting in settings}
+    sizes = Counter(setting.layer for setting in settings)
+    for key, value, place, layer in settings:
+        on_command_line = place == COMMAND_LINE
+        if not on_command_line and _plain(value) == _plain(defaults[key]):
             continue
-        if key == _WORLD_SIZE:
-            problems.append(
-                f"{place}: {key} is {value}, but is not read: SOLVER.IMS_PER_BATCH is the batch of all processes "
-                "together, so their number changes nothing; remove it; where you change the batch, add --scale-lr"
-            )
-        elif architecture in _ARCHITECTURES and (key.startswith(_GROUPS) or key in _KEYS):
+        if why := never_read(cfg, key):
+            fix = _MEANT.get(key, f"remove it, since {why}")
             unread = f"MODEL.META_ARCHITECTURE {architecture} does not read it"
-            problems.append(f"{place}: {key} is {value}, but {unread}: {_MEANT.get(key, 'remove it')}")
-    return problems
+            found.errors.append(f"{place}: {key} is {value}, but {unread}: {fix}")
+        elif condition := unmet_condition(cfg, key):
+            message = f"{place}: {key} is {value}, but is read only with {condition.needed}: set that, or remove it"
+            if on_command_line:
+                found.errors.append(message)
+            elif sizes[layer] < len(defaults) / 2 and layer >= max(layer_of.get(s, 0) for s in condition.switches):
+                found.warnings.append(message)
+    return found
 
 
 def reset_constants_left_behind(cfg: CfgNode, settings: Sequence[Setting], defaults: Mapping[str, Any]) -> None:

@@ -10,33 +10,42 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.catalog import Metadata
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 
-from ..errors import InputError
-from ..files import datasets_root, is_writable, open_regular, write_text_whole
-from ..plain_data import parse_json
-from .coco import LARGEST_JSON, CocoFile, check_coco
+from ..errors import InputError, TrainingError
+from ..files import datasets_root, is_writable, write_text_whole
+from .coco import CocoFile
 from .coco_splits import SPLITS, missing_files
 from .dataset_spec import FORMS, parse_source
 from .shapes import CLASSES, make_shapes, parse_name, shapes_files
 
+_IDS = "thing_dataset_id_to_contiguous_id"
+_CHECKED = "{} (checked copy)"  # the name in the catalogue of metadata of a registered set's copy
+
 
 class JsonDataset(NamedTuple):
-    """A set of the user's own, given by a flag or by its path in DATASETS.
+    """A set with a checked copy: of the user's own, given by a flag or by its path in DATASETS; or a registered one.
 
     json_file, image_dir: as given; for Pascal VOC its folder with the split, and that of its images.
-    checked_copy: the file of its checked and completed annotations, which Detectron2 reads.
+    checked_copy: the file of its checked and completed annotations. Detectron2 reads that of an own set; that of a
+        registered one is only what its detections are scored against, or shown beside.
+    evaluator: the evaluator_type by which it is scored.
+    is_registered: by the user, whose registration stays as it is.
     """
 
     name: str
     json_file: str
     image_dir: str
     checked_copy: str
+    evaluator: str = "coco"
+    is_registered: bool = False
 
 
 def prepare_shapes(names: Iterable[str]) -> None:
@@ -54,21 +63,62 @@ def prepare_shapes(names: Iterable[str]) -> None:
 
 def write_checked_copy(dataset: JsonDataset, coco_file: CocoFile) -> None:
     """Replace the checked copy, whole or not at all, so that no evaluation reads a stale one."""
-    write_text_whole(Path(dataset.checked_copy), json.dumps(coco_file.coco))
+    write_text_whole(Path(dataset.checked_copy), json.dumps(coco_file.contents()))
 
 
 def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]) -> None:
-    """Register the user's own sets anew, and generated shapes once; the files must have been prepared."""
+    """Register the user's own sets anew, and generated shapes once; the files must have been prepared.
+
+    Raises TrainingError for a set that is registered in the process that was started and not in this one.
+    """
     for dataset in json_datasets:
+        MetadataCatalog.pop(_CHECKED.format(dataset.name), None)
+        if dataset.is_registered:
+            _register_copy(dataset)
+            continue
         if dataset.name in DatasetCatalog.list():
             DatasetCatalog.remove(dataset.name)
             MetadataCatalog.remove(dataset.name)
-        metadata = {"given_as": dataset.json_file}
-        register_coco_instances(dataset.name, metadata, dataset.checked_copy, dataset.image_dir)
+        DatasetCatalog.register(
+            dataset.name, partial(load_coco_json, dataset.checked_copy, dataset.image_dir, dataset.name)
+        )
+        files = {"json_file": dataset.checked_copy, "image_root": dataset.image_dir}
+        MetadataCatalog.get(dataset.name).set(evaluator_type=dataset.evaluator, given_as=dataset.json_file, **files)
     for name in names:
-        if parse_name(name) is not None and name not in DatasetCatalog.list():
-            annotations, images = shapes_files(name, datasets_root())
-            register_coco_instances(name, {"thing_classes": list(CLASSES)}, str(annotations), str(images))
+        if name in DatasetCatalog.list():
+            continue
+        if parse_name(name) is None:
+            raise TrainingError(
+                f'data set "{name}" is registered in the process that was started, but not in this one, which imports '
+                "the script anew: register it where every import does, at the script's top level and not below "
+                '`if __name__ == "__main__":`, or in a module that --plugin names'
+            )
+        annotations, images = shapes_files(name, datasets_root())
+        register_coco_instances(name, {"thing_classes": list(CLASSES)}, str(annotations), str(images))
+
+
+def _register_copy(dataset: JsonDataset) -> None:
+    """Put what a registered set's copy is scored by into metadata of its own, since the user's are the user's."""
+    of_user = MetadataCatalog.get(dataset.name).as_dict()
+    kept = {key: of_user[key] for key in ("thing_classes", _IDS) if key in of_user}
+    files = {"json_file": dataset.checked_copy, "image_root": dataset.image_dir}
+    MetadataCatalog.get(_CHECKED.format(dataset.name)).set(evaluator_type=dataset.evaluator, **files, **kept)
+
+
+def scoring_metadata(name: str) -> Metadata:
+    """Return the metadata that a set is scored by: its checked copy's where it has one of its own, else the set's."""
+    copy = _CHECKED.format(name)
+    return MetadataCatalog.get(copy if copy in MetadataCatalog else name)
+
+
+def has_checked_copy(name: str) -> bool:
+    """Tell whether a set is scored against a file in OUTPUT_DIR, as the user's own and registered functions are."""
+    return MetadataCatalog.get(name).get("given_as") is not None or _CHECKED.format(name) in MetadataCatalog
+
+
+def evaluator_type(name: str) -> str:
+    """Return how Detectron2 would score a registered set; "coco" where it does not say."""
+    return str(look_up(name).get("evaluator_type") or "coco")
 
 
 def dataset_problems(names: Iterable[str]) -> list[str]:
@@ -81,8 +131,8 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
         except ValueError as error:
             problems.append(str(error))
             continue
-        found = _look_up(name)
-        paths = [found[kind] for kind in ("json_file", "image_root") if found.get(kind) is not None]
+        found = look_up(name)
+        paths = [found[kind] for kind in ("json_file", "image_root", "dirname") if found.get(kind) is not None]
         if by_path:
             pass  # checked when it is read
         elif are_shapes:
@@ -113,32 +163,34 @@ def _not_registered(name: str) -> str:
             f"--{flag[1]}-{flag[2]} or in DATASETS as {FORMS}"
         )
     close = difflib.get_close_matches(name, [*DatasetCatalog.list(), *SPLITS], n=1)
-    hint = f' did you mean "{close[0]}"?' if close else ""
+    hint = f'; did you mean "{close[0]}"?' if close else "."
     return (
-        f'data set "{name}" is not registered;{hint} For your own images use --train-json FILE --train-images DIR '
-        f"--val-json FILE --val-images DIR, or --train-voc DIR:SPLIT --val-voc DIR:SPLIT, or in DATASETS {FORMS}"
+        f'data set "{name}" is not registered{hint} If a module of yours registers it, add --plugin FILE.py. For '
+        "images in files use --train-json FILE --train-images DIR --val-json FILE --val-images DIR, or --train-voc "
+        f"DIR:SPLIT --val-voc DIR:SPLIT, or in DATASETS {FORMS}"
     )
 
 
-def _look_up(name: str) -> dict[str, Any]:
+def look_up(name: str) -> dict[str, Any]:
     """Return what the catalogue says of a set; generated shapes need not be registered."""
     if parse_name(name) is not None:
         annotations, images = shapes_files(name, datasets_root())
-        return {"json_file": str(annotations), "image_root": str(images), "thing_classes": list(CLASSES)}
+        files = {"json_file": str(annotations), "image_root": str(images)}
+        return {**files, "thing_classes": list(CLASSES), _IDS: {label + 1: label for label in range(len(CLASSES))}}
     found: dict[str, Any] = MetadataCatalog.get(name).as_dict() if name in DatasetCatalog.list() else {}
     return found
 
 
 def registered_files(name: str) -> tuple[str, str] | None:
     """Return the COCO file and the image folder of a registered set or of generated shapes; None if it has none."""
-    found = _look_up(name)
+    found = look_up(name)
     files = found.get("json_file"), found.get("image_root")
     return None if None in files else (str(files[0]), str(files[1]))
 
 
 def class_names(name: str) -> list[str] | None:
     """Return the class names of a registered set or of generated shapes, by label; None if it does not give them."""
-    if _look_up(name).get("thing_classes") is None:
+    if look_up(name).get("thing_classes") is None:
         DatasetCatalog.get(name)  # Detectron2 learns the classes of a COCO file by loading it
     known = known_classes(name)
     return None if known is None else known[0]
@@ -146,41 +198,17 @@ def class_names(name: str) -> list[str] | None:
 
 def known_classes(name: str) -> tuple[list[str], list[int]] | None:
     """Return class names and category ids by label; None if a file would have to be read for them."""
-    found = _look_up(name)
-    names, labels = found.get("thing_classes"), found.get("thing_dataset_id_to_contiguous_id")
-    if names is None:
-        return None
-    return list(names), list(range(1, len(names) + 1)) if labels is None else sorted(labels, key=labels.get)
+    found = look_up(name)
+    names = found.get("thing_classes")
+    return None if names is None else (list(names), category_ids(found))
 
 
-def read_named_set(
-    name: str, use: Literal["train", "val"], *, images: bool, allow_outside: bool = False
-) -> CocoFile | str:
-    """Return a registered set's annotations, checked; or a text that says why there are none to check.
+def category_ids(metadata: Mapping[str, Any]) -> list[int]:
+    """Return the category ids by label in a set's detections; where its metadata has none, those that Detectron2 gives.
 
-    Detectron2 reads the file itself, so it must be complete. Boxes without area, which are left out of the returned
-    copy, are left out of training by its loader too, but not of its evaluation.
-
-    Args:
-        name: of a set without `dataset_problems`.
-        use: "val" also for a set that is both trained on and evaluated on.
-        images: also decode its images.
-        allow_outside: see `read_coco`.
-
-    Raises:
-        InputError: with every problem found.
+    Those are the labels themselves, and for LVIS the labels plus 1.
     """
-    files = registered_files(name)
-    if files is None:
-        return "not a COCO file, so not described"
-    annotations, folder = Path(files[0]), Path(files[1])
-    if parse_name(name) is not None and not annotations.is_file():
-        return "generated shapes, drawn first"
-    try:
-        with open_regular(annotations, most=LARGEST_JSON) as file:
-            raw = parse_json(file.read())
-    except (OSError, ValueError, MemoryError) as error:
-        raise InputError(f'data set "{name}": {annotations} cannot be read ({error})') from error
-    if isinstance(raw, dict) and "annotations" not in raw:
-        return f"{len(raw.get('images', []))} images without annotations"  # such as COCO's test-dev
-    return check_coco(raw, annotations, folder, images=images, decode=images, allow_outside=allow_outside, as_is=use)
+    if (labels := metadata.get(_IDS)) is not None:
+        return sorted(labels, key=labels.get)
+    first = int(metadata.get("evaluator_type") == "lvis")
+    return list(range(first, first + len(metadata["thing_classes"])))

@@ -25,12 +25,23 @@ class CocoFile(NamedTuple):
     coco: what Detectron2 and pycocotools read, with `info`, `area`, `iscrowd` and ids filled in.
     notes: what was left out, and what may be wrong; a line that continues the one before begins with two spaces.
     boxes_left_out, images_left_out: how many.
+    is_annotated: False for a file without "annotations", such as COCO's test-dev; `coco` then has an empty list.
     """
 
     coco: dict[str, Any]
     notes: list[str]
     boxes_left_out: int = 0
     images_left_out: int = 0
+    is_annotated: bool = True
+
+    @property
+    def is_federated(self) -> bool:
+        """Whether it is LVIS's, whose rules then score it."""
+        return checks.is_federated(self.coco)
+
+    def contents(self) -> dict[str, Any]:
+        """Return what is written into a file."""
+        return {k: v for k, v in self.coco.items() if k != "annotations" or self.is_annotated or self.is_federated}
 
     @property
     def class_names(self) -> list[str]:
@@ -45,6 +56,7 @@ def read_coco(
     decode: bool = False,
     skip_bad_images: int = 0,
     allow_outside: bool = False,
+    may_lack_annotations: bool = False,
 ) -> CocoFile:
     """Read a COCO detection file and check everything that training or evaluation would trip over.
 
@@ -55,6 +67,7 @@ def read_coco(
         skip_bad_images: up to so many images that are missing, damaged or of another size are left out, with their
             annotations, and noted; more are a problem.
         allow_outside: whether names of images may lead out of their folder.
+        may_lack_annotations: whether a file without "annotations" is taken, whose images are only to be detected on.
 
     Raises:
         InputError: with every problem found: no such file, not JSON, not COCO's lists, repeated or unknown ids,
@@ -79,33 +92,48 @@ def read_coco(
         raise InputError(f"{path}: needs more memory than there is; split the file") from error
     if not os.path.isdir(image_dir):
         raise InputError(f"{cut(image_dir, 250)}: no such folder of images (for {path})")
-    return check_coco(raw, path, image_dir, decode=decode, skip_bad_images=skip_bad_images, allow_outside=allow_outside)
+    return check_coco(
+        raw,
+        path,
+        image_dir,
+        decode=decode,
+        skip_bad_images=skip_bad_images,
+        allow_outside=allow_outside,
+        may_lack_annotations=may_lack_annotations,
+    )
 
 
 def check_coco(
     raw: Any,
-    path: Path,
+    path: Path | str,
     image_dir: str | os.PathLike[str],
     *,
     images: bool = True,
     decode: bool = False,
-    skip_bad_images: int = 0,
+    skip_bad_images: int | None = 0,
     allow_outside: bool = False,
+    may_lack_annotations: bool = False,
     as_is: Literal["train", "val"] | None = None,
 ) -> CocoFile:
     """Check a file's contents as `read_coco` does, wherever they come from.
 
     Args:
         raw: the contents, as JSON gives them; it may be changed.
-        path: of the file, for messages.
+        path: of the file, or another name for it, for messages.
         images: whether to check the images too.
-        decode, skip_bad_images, allow_outside: see `read_coco`.
+        decode, skip_bad_images, allow_outside, may_lack_annotations: see `read_coco`; `skip_bad_images` None where
+            no flag can leave them out.
         as_is: the use for which Detectron2 reads the file itself, so that nothing can be completed or left out; None
             if it reads what is returned.
 
     Raises:
         InputError: with every problem found.
     """
+    is_annotated = not (may_lack_annotations and isinstance(raw, dict) and "annotations" not in raw)
+    if not is_annotated:
+        raw["annotations"] = []
+    if checks.is_federated(raw):
+        checks.name_by_url(raw["images"])
     problems = checks.shape_problems(raw)
     if problems:
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
@@ -117,8 +145,9 @@ def check_coco(
     if not problems:
         problem = checks.format_problem(xywh_boxes(raw["annotations"]), image_sizes(raw, raw["annotations"]))
         problems += [problem] if problem else []
+    can_skip, skip_bad_images = as_is is None and skip_bad_images is not None, skip_bad_images or 0
     if len(faults) > max(0, skip_bad_images):
-        problems += fault_lines(faults, len(raw["images"]), Path(image_dir), can_skip=as_is is None)
+        problems += fault_lines(faults, len(raw["images"]), Path(image_dir), can_skip=can_skip)
         if skip_bad_images > 0:
             problems.append(f"{len(faults)} images are bad, more than --skip-bad-images {skip_bad_images}")
     elif len(faults) == len(raw["images"]):
@@ -128,10 +157,11 @@ def check_coco(
     notes = [f"{path}: {note}" for note in (*notes, *checks.repeated_files(raw))]
     if faults:
         notes += _leave_out(raw, faults, path, Path(image_dir))
-    return _complete(raw, path, notes, len(faults), is_read=as_is is None)
+    checked = _complete(raw, path, notes, len(faults), is_read=as_is is None)
+    return checked._replace(is_annotated=is_annotated)
 
 
-def _leave_out(raw: dict[str, Any], faults: list[ImageFault], path: Path, folder: Path) -> list[str]:
+def _leave_out(raw: dict[str, Any], faults: list[ImageFault], path: Path | str, folder: Path) -> list[str]:
     """Remove the images and their annotations from the file's contents, and return notes on what was removed."""
     lines = fault_lines(faults, len(raw["images"]), folder)
     ids = {raw["images"][fault.position]["id"] for fault in faults}
@@ -143,7 +173,9 @@ def _leave_out(raw: dict[str, Any], faults: list[ImageFault], path: Path, folder
     return [title, *(f"  {line}" for line in lines)]
 
 
-def _complete(raw: dict[str, Any], path: Path, notes: list[str], images_left_out: int, *, is_read: bool) -> CocoFile:
+def _complete(
+    raw: dict[str, Any], path: Path | str, notes: list[str], images_left_out: int, *, is_read: bool
+) -> CocoFile:
     """Fill in what is missing and leave out boxes without area; `is_read` by Detectron2, or else the file itself."""
     names = {image["id"]: image["file_name"] for image in raw["images"]}
     given_ids = [a.get("id") for a in raw["annotations"]]

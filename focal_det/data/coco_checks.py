@@ -175,14 +175,47 @@ def unread_problems(raw: dict[str, Any], use: Literal["train", "val"]) -> list[s
             ('"iscrowd"', sum(row.get("iscrowd") is None for row in rows)),
         ]
     wrong = [f"{number} of {len(rows)} annotations are without {what}" for what, number in found if number]
-    if use == "val" and "info" not in raw:
-        wrong.append('"info" is missing')
     if not wrong:
         return []
     return [
         f"{', '.join(wrong)}, and a registered set is read as it is: give its files as 'coco:FILE:IMAGES' in DATASETS "
         "or by --train-json or --val-json, which completes it"
     ]
+
+
+def is_federated(raw: Any) -> bool:
+    """Tell whether a file is LVIS's: each image says which absent classes, and which only in part, were looked for."""
+    images = raw.get("images") if isinstance(raw, dict) else None
+    fields = ("neg_category_ids", "not_exhaustive_category_ids")
+    return (
+        isinstance(images, list)
+        and bool(images)
+        and all(isinstance(image, dict) and isinstance(image.get(f), list) for image in images for f in fields)
+    )
+
+
+def name_by_url(images: list[dict[str, Any]]) -> None:
+    """Give images without file_name the last two parts of their coco_url, such as val2017/1.jpg, as Detectron2 does."""
+    for image in images:
+        if "file_name" not in image and isinstance(image.get("coco_url"), str):
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
+
+
+def unread_lvis_problems(raw: dict[str, Any]) -> list[str]:
+    """Return what Detectron2's reader of LVIS files fails on, in a file whose lists and fields are sound."""
+    rows = raw["annotations"]
+    found = [
+        ("an id of their own", len(rows) - len({i for row in rows if isinstance(i := row.get("id"), int)})),
+        ('polygons in "segmentation"', sum(not _has_polygons(row) for row in rows)),
+    ]
+    wrong = [f"{number} of {len(rows)} annotations are without {what}" for what, number in found if number]
+    fix = "correct the file, or give it by --train-json or --val-json, which needs neither"
+    return [f"{', '.join(wrong)}, which Detectron2's reader of LVIS files needs: {fix}"] if wrong else []
+
+
+def _has_polygons(row: dict[str, Any]) -> bool:
+    polygons = row.get("segmentation")
+    return isinstance(polygons, list) and bool(polygons) and all(len(p) >= 6 and len(p) % 2 == 0 for p in polygons)
 
 
 def annotation_name(annotation: dict[str, Any], place: int) -> str:

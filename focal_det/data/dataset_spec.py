@@ -87,6 +87,7 @@ def read_sources(
     *,
     also: Sequence[SetSource] = (),
     class_names: Sequence[str] | None = None,
+    may_lack_annotations: bool = False,
     **image_checks: Any,
 ) -> tuple[dict[str, OwnSet], list[str]]:
     """Read and check sets. VOC's files do not number their classes, so all VOC sets of a run get one order.
@@ -96,6 +97,7 @@ def read_sources(
         also: VOC sets that are not needed themselves, but whose classes count.
         class_names: of the labels, for the VOC sets; by default those of the first COCO file if it has all of VOC's
             classes, else the sorted names over all VOC sets.
+        may_lack_annotations: whether a COCO file to evaluate on may be without them.
         image_checks: keyword arguments of `check_coco`.
 
     Returns:
@@ -109,8 +111,9 @@ def read_sources(
         try:
             if source.kind == "json":
                 assert name is not None
-                image_dir = source.detail or ""
-                found[name] = OwnSet(source.path, image_dir, read_coco(source.path, image_dir, **image_checks))
+                image_dir, may_lack = source.detail or "", may_lack_annotations and source.use == "val"
+                file = read_coco(source.path, image_dir, may_lack_annotations=may_lack, **image_checks)
+                found[name] = OwnSet(source.path, image_dir, file)
                 continue
             voc = read_voc(source.path, source.detail, _USUAL_SPLITS[source.use])
             if name is None:

@@ -11,6 +11,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from ..errors import TrainingError, first_line
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 # What random numbers are for: the first part of a key, so that no two uses share numbers.
-IMAGE, STEP = 0, 1
+IMAGE, STEP, SAMPLER = 0, 1, 2
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None = None) -> Iterable[list[Record]]:
@@ -46,7 +47,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None =
     cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     mapper = named_faults(mapper or DatasetMapper(cfg, True))
     # With the identity as mapper: the records are mapped later, by position.
-    source = build_detection_train_loader(cfg, mapper=_unchanged)
+    with _drawing_from(cfg.SEED):
+        source = build_detection_train_loader(cfg, mapper=_unchanged)
     while not isinstance(source, ToIterableDataset):
         if not hasattr(source, "dataset"):
             logger.warning(
@@ -66,6 +68,21 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None =
         # A GPU copies from pinned memory without the processor.
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Let NumPy draw what follows from a seed alone, and continue afterwards as if nothing had been drawn.
+
+    Detectron2's samplers of subsets and weights take no seed: they draw one, the same on all ranks, for the order of
+    the images and for which ones are a subset. A resumed run has to draw the same.
+    """
+    state = np.random.get_state()
+    np.random.seed(np.random.SeedSequence((SAMPLER, seed)).generate_state(4, np.uint32))
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 class TrainLoader:

@@ -41,6 +41,10 @@ def handlers(table: Mapping[int, _Handler]) -> Iterator[dict[int, _Handler]]:
 # --- before a training, and where nothing trains ----------------------------------------------------------------------
 
 
+class EndedBySignal(SystemExit):
+    """A signal ends the command; whoever catches the SystemExit of somebody's program lets this one pass."""
+
+
 def stopping_before_training(*, trains: bool) -> AbstractContextManager[Any]:
     """While open, a signal ends the command, and what is half written is removed.
 
@@ -54,12 +58,12 @@ def stopping_before_training(*, trains: bool) -> AbstractContextManager[Any]:
 
 def _end_untrained(number: int, _: Any) -> None:
     print(nothing_trained(number), file=sys.stderr, flush=True)
-    raise SystemExit(EXIT_STOPPED)
+    raise EndedBySignal(EXIT_STOPPED)
 
 
 def _end(number: int, _: Any) -> None:
     print(nothing_to_save(number), file=sys.stderr, flush=True)
-    raise SystemExit(128 + number)
+    raise EndedBySignal(128 + number)
 
 
 def nothing_trained(number: int) -> str:
@@ -102,8 +106,8 @@ class SignalListener:
         wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # Python writes each signal's number there
         try:
             with handlers(dict.fromkeys(STOP_SIGNALS, _leave_to_the_thread)), workers_shielded():
-                # A rank that starts blocks them (train_net.py, __main__.py, JointStart), and again as it leaves,
-                # where a signal would find the handlers from before the training.
+                # A rank that starts blocks them (train_net.py, __main__.py, JointStart), and again as it leaves, where
+                # a signal would find the handlers from before the training.
                 mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
                 try:
                     yield

@@ -102,7 +102,7 @@ def _setuptools() -> Finding:
     found = installed_version("setuptools")
     if found is not None and importlib.util.find_spec("pkg_resources") is not None:
         return Finding(_FOR_TRAINING, "setuptools", found)
-    value = f"{found or 'missing'}, without pkg_resources: detectron2.model_zoo fails, which focal_det does not use"
+    value = f"{found or 'missing'}, without pkg_resources: detectron2.model_zoo fails, which only configs/lazy uses"
     return Finding(_FOR_TRAINING, "setuptools", value, NOTE, f'{PIP} "setuptools<81"')
 
 

@@ -2,13 +2,15 @@
 
 trainer joins the parts of a training: one step (train_step), what is done after it (hooks, best_checkpoint,
 initial_loss, validation_loss, draw_detections), what is written (writers, metrics_file) and how a set is scored
-(coco_evaluator). run is a whole run as each process sees it, with its setup; predictor is a trained detector.
+(set_evaluators, coco_evaluator), with test-time augmentation too (augmented_detector). run is a whole run as each
+process sees it, with its setup; predictor is a trained detector.
 
 Private names of Detectron2, fvcore and PyTorch are touched where no public one exists, in these modules alone:
 
     _trainer, _hooks                         DefaultTrainer, TrainerBase    engine.trainer, engine.hooks
     _data_loader_iter, _write_metrics        SimpleTrainer                  engine.train_step
     _last_write, _writer_args, _writer       TensorboardXWriter             engine.metrics_file
+    _multiplier                              LRMultiplier                   engine.trainer
     _load_model, _log_incompatible_keys      Checkpointer                   checkpoint.checkpointer, .compatibility
     _load_file, _torch_load                  Checkpointer                   checkpoint.safe_load
     _forward_hooks, _version                 Module, Tensor                 modeling.criterion, .folded_conv

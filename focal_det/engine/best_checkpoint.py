@@ -67,7 +67,8 @@ class BestCheckpointer(HookBase):
         logger.info(f"Best AP so far {ap:.2f} after {iteration + 1} iterations{before}: {path}")
 
 
-def ap_name(cfg: CfgNode) -> str:
-    """Return the name that the AP of the first test set has in the metrics."""
+def ap_name(cfg: CfgNode, record: RunRecord | None = None) -> str:
+    """Return the name in the metrics of the AP by which models are compared; without a record the first test set's."""
     sets = cfg.DATASETS.TEST
-    return f"{sets[0]}/bbox/AP" if len(sets) > 1 else "bbox/AP"
+    best_on = record.tested_on.name if record else sets[0]
+    return f"{best_on}/bbox/AP" if len(sets) > 1 else "bbox/AP"

@@ -46,8 +46,8 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> Path | None:
         for number, record in enumerate(chosen):
             instances = model([mapper(record)])[0]["instances"].to("cpu")
             found = instances[instances.scores >= cfg.MODEL.FOCAL_DET.DRAW_SCORE_THRESH]
-            image, objects = read_image(record["file_name"]), record["annotations"]
-            boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects])
+            image, objects = read_image(record["file_name"]), record.get("annotations", ())
+            boxes = np.array([BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects])
             truth = boxes, [a["category_id"] for a in objects]
             guess = found.pred_boxes.tensor.numpy(), found.pred_classes.tolist(), found.scores.tolist()
             path = folder / f"{number:02d}_{Path(record['file_name']).stem}.png"

@@ -18,8 +18,10 @@ from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..checkpoint.compatibility import build_parts, check_weights
 from ..checkpoint.safe_load import SafeCheckpointer
 from ..config.load import UNSET_NUM_CLASSES, load_config
-from ..config.validate import detector_problems, is_device
+from ..config.ranges import is_device
+from ..config.validate import detector_problems
 from ..data.catalog import known_classes
+from ..defaults import with_own_keys
 from ..environment import choose_device
 from ..errors import Findings, InputError
 from ..inference.classes import Classes, numbered_classes, read_classes
@@ -66,9 +68,8 @@ class Predictor:
         device: str | None = None,
     ) -> None:
         cfg = config.clone() if isinstance(config, CfgNode) else load_config(config, overrides)
+        cfg = with_own_keys(cfg)
         cfg.defrost()
-        if "FOCAL_DET" not in cfg.MODEL:
-            raise InputError("config has no MODEL.FOCAL_DET: give a file, or call focal_det.add_focal_det_config on it")
         if is_device(device):
             cfg.MODEL.DEVICE = device
         if weights is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -25,6 +26,7 @@ from ..checkpoint.checkpointer import RunCheckpointer
 from ..checkpoint.disk_space import DISK_ERRORS
 from ..checkpoint.run_record import RunRecord
 from ..config.diff import Change
+from ..config.expected_results import TTA, unmet_expectations
 from ..config.unused_keys import without_unread_keys
 from ..data.catalog import JsonDataset, register_datasets
 from ..distributed.failures import what_helps
@@ -51,6 +53,7 @@ class Job:
     record: of a training, saved with each of its checkpoints.
     notes: warnings about it, said before the start.
     changes: of the configuration from its defaults.
+    plugins: modules and absolute paths of files that each process imports first.
     hang_timeout: seconds without progress of any rank, after which all end; 0 is never.
     """
 
@@ -62,6 +65,7 @@ class Job:
     record: RunRecord | None = None
     notes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    plugins: tuple[str, ...] = ()
     hang_timeout: float = 0
 
 
@@ -76,29 +80,33 @@ def run_job(job: Job, stopped: Any) -> None:
             prints that line instead, and ends with exit code 1.
     """
     stopping = None if job.eval_only else GracefulStop()
+    measured: dict[str, float] = {}
     # A single process that evaluates is ended by the command's own handlers; a rank may wait where they are not called.
     evaluating = nullcontext() if comm.get_world_size() == 1 else SignalListener()
     with RankWatchdog(job.hang_timeout) as watchdog, stopping or evaluating as watchdog.listener:
         try:
             _set_up(job)
-            if stopping is None:
-                _evaluate(job, watchdog)
-            else:
-                _train(job, stopping, watchdog)
+            measured = _evaluate(job, watchdog) if stopping is None else _train(job, stopping, watchdog)
         except TrainingStopped:
             assert stopping is not None
             logger.warning(stopping.stopped_message(job.cfg.SOLVER.MAX_ITER))
             stopped.set()
+            return
         except Exception as error:
             with workers_ignored():  # else one that was killed would end this here, before the others know
                 logger.debug("Its trace:", exc_info=True)
                 where = "" if isinstance(error, TrainingError) else f"(trace: {_log_file(job.cfg)})"
-                message = " ".join(filter(None, (watchdog.report_failure(error), what_helps(error), where)))
+                said, helps = watchdog.report_failure(error), what_helps(error)
+                message = " ".join(filter(None, (f"{said.rstrip('.')}." if helps else said, helps, where)))
                 end_workers()  # else Python does at its end, where PyTorch would raise it
             if watchdog.ranks == 1:
                 raise TrainingError(message) from error
             print(f"error: {message}", file=sys.stderr, flush=True)
             os._exit(EXIT_FAULT)  # at once: destroying process groups waits for ranks that are gone
+    if comm.is_main_process() and (unmet := unmet_expectations(job.cfg, measured)):
+        raise TrainingError(
+            f"TEST.EXPECTED_RESULTS is not met; all is done and saved in {job.cfg.OUTPUT_DIR}:\n" + "\n".join(unmet)
+        )
 
 
 def _set_up(job: Job) -> None:
@@ -110,7 +118,8 @@ def _set_up(job: Job) -> None:
     cfg, folder = job.cfg, Path(job.cfg.OUTPUT_DIR)
     share_cores(cfg, job.processes_per_machine)
     start_workers_by_fork()
-    register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), job.json_datasets)
+    trained_on = () if job.eval_only else cfg.DATASETS.TRAIN
+    register_datasets((*trained_on, *cfg.DATASETS.TEST), job.json_datasets)
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
     for name in ("fvcore", "detectron2", "focal_det"):
@@ -134,7 +143,7 @@ def _set_up(job: Job) -> None:
             logger.warning("Said before the start:\n" + "\n".join(job.notes))
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not job.eval_only
-    if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
+    if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
 
@@ -145,15 +154,21 @@ def _log_file(cfg: CfgNode) -> Path:
     return Path(cfg.OUTPUT_DIR) / (f"{LOG}.rank{rank}" if rank else LOG)
 
 
-def _evaluate(job: Job, watchdog: RankWatchdog) -> None:
-    model = Trainer.build_model(job.cfg)
-    RunCheckpointer(model, save_dir=job.cfg.OUTPUT_DIR).load(job.cfg.MODEL.WEIGHTS)
+def _evaluate(job: Job, watchdog: RankWatchdog) -> dict[str, float]:
+    """Evaluate; return what was measured by name, on the main process."""
+    cfg, model = job.cfg, Trainer.build_model(job.cfg)
+    RunCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
     watchdog.progress.follow_model(model)
-    Trainer.test(job.cfg, model)
-    Trainer.draw(job.cfg, model)
+    measured = flatten_results_dict(Trainer.test(cfg, model))
+    measured |= flatten_results_dict(Trainer.test_with_augmentation(cfg, model))
+    Trainer.draw(cfg, model)
+    if comm.is_main_process():
+        logger.info(f"Done: {scores_line(cfg, measured)}. Detections: {Path(cfg.OUTPUT_DIR) / INFERENCE}")
+    return measured
 
 
-def _train(job: Job, stopping: GracefulStop, watchdog: RankWatchdog) -> None:
+def _train(job: Job, stopping: GracefulStop, watchdog: RankWatchdog) -> dict[str, float]:
+    """Train and evaluate; return the last value of all that was measured, on the main process."""
     cfg = job.cfg
     stopping.stop_if_requested()  # by a signal that came while the ranks started
     trainer = Trainer(cfg, record=job.record, checkpoint=job.checkpoint, stopping=stopping)
@@ -173,24 +188,28 @@ def _train(job: Job, stopping: GracefulStop, watchdog: RankWatchdog) -> None:
             raise trainer.checkpointer.not_written(what, error) from error
         raise
     write_last_page(cfg.OUTPUT_DIR)
+    measured = {name: value for name, (value, _) in trainer.storage.latest().items()}
     if comm.is_main_process():
         if warning := loss_warning([value for value, _ in trainer.storage.histories()["total_loss"].values()]):
             logger.warning(warning)
-        scores = scores_line(cfg, {name: value for name, (value, _) in trainer.storage.latest().items()})
+        scores = scores_line(cfg, measured)
         logger.info(
             f"Done: {trainer.max_iter} iterations, {scores}. Checkpoints, metrics.json and log.txt: {cfg.OUTPUT_DIR}"
         )
+    return measured
 
 
 def scores_line(cfg: Any, latest: Mapping[str, float]) -> str:
-    """Return AP, AP50 and AP75 of each test set, from a training's last figures."""
+    """Return AP, AP50 and AP75 of each test set, without and with test-time augmentation, from the last figures."""
     sets = cfg.DATASETS.TEST
     parts = []
     for name in sets:
-        prefix = f"{name}/bbox/" if len(sets) > 1 else "bbox/"
-        known = [score for score in ("AP", "AP50", "AP75") if prefix + score in latest]
-        if found := [f"{score} {latest[prefix + score]:.1f}" for score in known]:
-            parts.append(f"{', '.join(found)} on {name}")
+        for suffix in ("", TTA):
+            prefix = f"{name}{suffix}/bbox/" if len(sets) > 1 else f"bbox{suffix}/"
+            known = [score for score in ("AP", "AP50", "AP75") if prefix + score in latest]
+            if found := [f"{score} {latest[prefix + score]:.1f}" for score in known]:
+                with_what = " with test-time augmentation" if suffix else ""
+                parts.append(f"{', '.join(found)} on {name}{with_what}")
     return "; ".join(parts) or "not scored"
 
 

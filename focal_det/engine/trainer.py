@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator
@@ -22,18 +21,23 @@ from detectron2.utils.events import EventWriter
 
 from ..checkpoint.checkpointer import RunCheckpointer, retention_message
 from ..checkpoint.run_record import RunRecord
+from ..config.expected_results import TTA
+from ..config.sampling import images_of_epoch
+from ..data.catalog import evaluator_type, scoring_metadata
 from ..data.train_loader import TrainLoader, build_train_loader
 from ..distributed.cluster import unwrapped
 from ..distributed.graceful_stop import GracefulStop, stoppable
 from ..divergence.check import NonFiniteCheck
 from ..modeling.retinanet import FocalRetinaNet
-from ..output_layout import FINAL_CHECKPOINT, METRICS
+from ..output_layout import FINAL_CHECKPOINT, INFERENCE, INFERENCE_TTA, METRICS
+from .augmented_detector import AugmentedDetector
 from .best_checkpoint import BestCheckpointer, ap_name
-from .coco_evaluator import SubmissionEvaluator, nan_lines
+from .coco_evaluator import nan_lines
 from .draw_detections import DrawDetections, draw_detections
 from .hooks import LogAssignment, StopOnSignal
 from .initial_loss import InitialLossCheck
 from .metrics_file import MetricHistory, MetricsFile, TensorBoardFile
+from .set_evaluators import make_evaluator
 from .train_step import WRITE_PERIOD, lay_out_as_parameters, make_step, when_due
 from .validation_loss import ValidationLoss
 from .writers import ConsoleWriter, WriteMetrics, images_of, speed_options_line
@@ -91,7 +95,8 @@ class Trainer(DefaultTrainer):
         )
         self.metrics_file = MetricsFile(Path(cfg.OUTPUT_DIR) / METRICS)
         self.tensorboard = TensorBoardFile(Path(cfg.OUTPUT_DIR))
-        self.best_checkpointer = BestCheckpointer(self.checkpointer, ap_name(cfg))
+        self.ap_name = ap_name(cfg, record)
+        self.best_checkpointer = BestCheckpointer(self.checkpointer, self.ap_name)
         self.stopping = stopping
         self.register_hooks(self.build_hooks())
         logger.info(speed_options_line(cfg, unwrapped(model)))
@@ -146,7 +151,7 @@ class Trainer(DefaultTrainer):
         # Cut the metrics back to what the checkpoint knows, and do what follows its step if that is not among them.
         is_done = False
         if comm.is_main_process():
-            is_done = self.metrics_file.has_beyond(last, ap_name(self.cfg))
+            is_done = self.metrics_file.has_beyond(last, self.ap_name)
             self.metrics_file.continue_after(last if is_done else last - 1)
             self.tensorboard.continue_after(self.metrics_file.written)
         if not comm.all_gather(is_done)[0]:  # evaluating is for all ranks or none
@@ -185,19 +190,45 @@ class Trainer(DefaultTrainer):
         return optimizer
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Build COCO's evaluation: AP, AP50 and AP75, by size and by class; see `SubmissionEvaluator`."""
-        return SubmissionEvaluator(cfg, dataset_name)
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Build Detectron2's scheduler; it is asked for an lr after the last step too, which one kind does not have."""
+        scheduler = super().build_lr_scheduler(cfg, optimizer)
+        if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":  # which would end the training with an error
+            multiplier, last = scheduler._multiplier, 1 - 0.5 / cfg.SOLVER.MAX_ITER
+            scheduler._multiplier = lambda where: multiplier(min(where, last))
+        return scheduler
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, inference: str = INFERENCE) -> DatasetEvaluator:
+        """Build the evaluator that the set's evaluator_type asks for; see `make_evaluator`."""
+        return make_evaluator(cfg, dataset_name, inference)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Evaluate as Detectron2 does, and explain in the log every AP that is nan."""
         results: dict[str, Any] = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            json_files = {name: MetadataCatalog.get(name).get("json_file") for name in cfg.DATASETS.TEST}
-            for line in nan_lines(results, {name: path for name, path in json_files.items() if path is not None}):
+            sets = cfg.DATASETS.TEST
+            by_set = results if len(sets) > 1 else {sets[0]: results}
+            # preflight has warned of the classes that make Pascal VOC's scores nan
+            json_files = {n: scoring_metadata(n).get("json_file") for n in sets if evaluator_type(n) != "pascal_voc"}
+            for line in nan_lines(by_set, {name: path for name, path in json_files.items() if path is not None}):
                 logger.info(line)
         return results
+
+    @classmethod
+    def test_with_augmentation(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
+        """Evaluate with TEST.AUG; the results are named as Detectron2 does, "bbox_TTA", and {} without it."""
+        if not cfg.TEST.AUG.ENABLED:
+            return {}
+        logger.info("Evaluating with test-time augmentation")
+        evaluators = [cls.build_evaluator(cfg, name, INFERENCE_TTA) for name in cfg.DATASETS.TEST]
+        results = super().test(cfg, AugmentedDetector(cfg, model), evaluators)
+        return {f"{name}{TTA}": value for name, value in results.items()}
+
+    def train(self) -> None:
+        """Train as Detectron2 does; TEST.EXPECTED_RESULTS is left to `run_job`, which comes after all is written."""
+        super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
 
     @classmethod
     def draw(cls, cfg: CfgNode, model: torch.nn.Module) -> None:
@@ -221,6 +252,8 @@ class Trainer(DefaultTrainer):
             stepping.append(LogAssignment(model.criterion))
         if self.cfg.MODEL.FOCAL_DET.VAL_LOSS:
             evaluating.append(ValidationLoss(self.cfg, self.cfg.TEST.EVAL_PERIOD))
+        if self.cfg.TEST.AUG.ENABLED:
+            evaluating.append(EvalHook(0, lambda: self.test_with_augmentation(self.cfg, self.model)))
         # Not Detectron2's writer, which loses all but the last of the evaluations between two writes.
         writing = [WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else []
         drawing = DrawDetections(self.cfg.VIS_PERIOD)
@@ -233,7 +266,7 @@ class Trainer(DefaultTrainer):
         images, folder = images_of(self.data_loader), Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
         best_checkpointer, device = self.best_checkpointer, next(self.model.parameters()).device
-        epoch = images / self.cfg.SOLVER.IMS_PER_BATCH if images else None
+        epoch = images_of_epoch(self.cfg, images) / self.cfg.SOLVER.IMS_PER_BATCH if images else None
         console = ConsoleWriter(self.max_iter, epoch, lambda: best_checkpointer.best, device)
         # metrics.json last: what it has, a resumed run takes for written by all
         self.writers = [console, self.tensorboard, self.metrics_file]

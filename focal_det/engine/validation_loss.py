@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class _KeptDivisors(LossNormalizer):
 
 
 class ValidationLoss(PeriodicAndFinal):
-    """Put `validation_losses` over the first test set into the metrics at every evaluation, and log them.
+    """Put `validation_losses` over the first test set with objects into the metrics at every evaluation, and log them.
 
     At most `IMAGES` images, evenly spread, resized as for testing; on every process. The training is not changed by it.
     """
@@ -84,6 +85,7 @@ class ValidationLoss(PeriodicAndFinal):
         super().__init__(period)
         self.cfg = cfg
         self._records: list[dict[str, Any]] | None = None
+        self._set = ""
         self._loader: Any = None
 
     def act(self) -> None:
@@ -91,14 +93,14 @@ class ValidationLoss(PeriodicAndFinal):
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Return the losses by name; none, with one line in the log, where they cannot be measured."""
-        model, name = unwrapped(model), self.cfg.DATASETS.TEST[0]
+        model = unwrapped(model)
         is_first = self._records is None
         if self._records is None:
-            self._records = evenly_spread(DatasetCatalog.get(name), IMAGES)
+            self._set, self._records = self._choose()
         if not isinstance(model, FocalRetinaNet):
             reason = f"it is FocalRetinaNet's, and MODEL.META_ARCHITECTURE is {self.cfg.MODEL.META_ARCHITECTURE}"
-        elif not any(record.get("annotations") for record in self._records):
-            reason = f"data set {name} has no annotated objects"
+        elif not _has_objects(self._records):
+            reason = f"data set {', '.join(self.cfg.DATASETS.TEST)} has no annotated objects"
         else:
             if self._loader is None:
                 mapper = DatasetMapper(self.cfg, is_train=False)
@@ -107,8 +109,20 @@ class ValidationLoss(PeriodicAndFinal):
                 self._loader = stoppable(build_detection_test_loader(dataset, mapper=mapper, num_workers=workers))
             losses = validation_losses(model, self._loader)
             text = ", ".join(f"{key} {loss:.4g}" for key, loss in losses.items())
-            logger.info(f"{text} over {len(self._records)} images of {name}")
+            logger.info(f"{text} over {len(self._records)} images of {self._set}")
             return losses
         if is_first:
             logger.info(f"No validation loss: {reason}")
         return {}
+
+    def _choose(self) -> tuple[str, list[dict[str, Any]]]:
+        """Return name and images of the first test set that has objects, or of the last."""
+        for name in self.cfg.DATASETS.TEST:
+            records = evenly_spread(DatasetCatalog.get(name), IMAGES)
+            if _has_objects(records):
+                break
+        return name, records
+
+
+def _has_objects(records: Sequence[dict[str, Any]]) -> bool:
+    return any(record.get("annotations") for record in records)

@@ -127,6 +127,16 @@ def evaluate(ground_truth: Mapping[str, Any], detections: Sequence[Row], *, max_
     )
 
 
+def looked_for(ground_truth: Mapping[str, Any], detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out detections of classes that nobody looked for in their image, which only LVIS's files say."""
+    negative = {image["id"]: image.get("neg_category_ids") for image in ground_truth["images"]}
+    if not negative or None in negative.values():
+        return detections
+    known = {(image_id, category_id) for image_id, ids in negative.items() for category_id in ids}
+    known |= {(a["image_id"], a["category_id"]) for a in ground_truth["annotations"]}
+    return [d for d in detections if (d["image_id"], d["category_id"]) in known]
+
+
 def size_of(areas: np.ndarray) -> np.ndarray:
     """Return the index in `SIZES` of each area (N,) in px^2, int64; a limit's own area is of the larger size."""
     return np.searchsorted(np.array(SIZE_LIMITS), np.asarray(areas, dtype=float), side="right")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
+
+LARGEST_BETA = 1e6  # far beyond any delta; the loss of all deltas is quadratic then
 
 
 def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str = "sum") -> Tensor:
@@ -17,7 +17,7 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str 
         reduction: "sum", "mean" (0 for no elements) or "none".
 
     Raises:
-        ValueError: beta that is negative or not finite, unknown reduction, shapes that differ.
+        ValueError: beta outside [0, 1e6], unknown reduction, shapes that differ.
     """
     if pred.shape != target.shape:
         raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
@@ -31,5 +31,5 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str 
 
 def check_beta(beta: float) -> None:
     """Raise ValueError unless beta can be that of a smooth L1 loss."""
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta={beta} must be finite and >= 0")
+    if not 0 <= beta <= LARGEST_BETA:
+        raise ValueError(f"beta={beta} is outside [0, {LARGEST_BETA:g}]")

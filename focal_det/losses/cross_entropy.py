@@ -24,10 +24,10 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, *, alpha: float | None = 
 
     Args:
         logits, labels, reduction: see `elementwise_loss`, which also says what is returned and raised.
-        alpha: weight of a positive, in (0, 1); 1 - alpha is a negative's. None for no weights.
+        alpha: weight of a positive, in [0, 1]; 1 - alpha is a negative's. None for no weights.
 
     Raises:
-        ValueError: alpha outside (0, 1).
+        ValueError: alpha outside [0, 1].
     """
     return elementwise_loss(logits, labels, cross_entropy_formula(alpha), reduction=reduction)
 

@@ -39,11 +39,11 @@ def focal_loss(
 
     Args:
         logits, labels, reduction: see `elementwise_loss`, which also says what is returned and raised.
-        alpha: weight of a positive, in (0, 1); 1 - alpha is a negative's. None for no weights.
+        alpha: weight of a positive, in [0, 1]; 1 - alpha is a negative's. None for no weights.
         gamma: focusing parameter, in [0, 1e6]; 0 is cross-entropy.
 
     Raises:
-        ValueError: alpha outside (0, 1), gamma outside [0, 1e6].
+        ValueError: alpha outside [0, 1], gamma outside [0, 1e6].
     """
     return elementwise_loss(logits, labels, focal_formula(alpha, gamma), reduction=reduction)
 

@@ -36,14 +36,16 @@ def check_number(name: str, value: float) -> None:
 def alpha_weights(alpha: float | None) -> tuple[float, float]:
     """Return alpha_t of a positive and of a negative: alpha and 1 - alpha, or 1 and 1 without alpha.
 
+    With alpha = 0 positives have neither loss nor gradient, with alpha = 1 negatives.
+
     Raises:
-        ValueError: an alpha that leaves no weight to positives or negatives.
+        ValueError: an alpha that makes a weight negative.
     """
     if alpha is None:
         return 1.0, 1.0
     check_number("alpha", alpha)
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha} is outside (0, 1); None means no alpha")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha} is outside [0, 1]; None means no alpha")
     return float(alpha), 1.0 - float(alpha)
 
 

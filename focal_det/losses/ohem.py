@@ -97,8 +97,8 @@ def check_mining(batch_size: int, nms_threshold: float, positive_fraction: float
     check_number("nms_threshold", nms_threshold)
     if positive_fraction is not None:
         check_number("positive_fraction", positive_fraction)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be >= 1")
+    if not 1 <= batch_size < 2**31:
+        raise ValueError(f"batch_size={batch_size} must be >= 1 and below 2^31")
     if not 0 <= nms_threshold <= 1:
         raise ValueError(f"nms_threshold={nms_threshold} is outside [0, 1]")
     if positive_fraction is not None and not 0 < positive_fraction < 1:

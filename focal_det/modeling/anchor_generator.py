@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from ..defaults import with_own_keys
 from .anchors import cell_anchors, grid_anchors
 
 # Multi-scale training meets some hundred padded shapes; the anchors of one take ~3 MB at 800x1344.
@@ -20,30 +21,39 @@ _MAX_CACHED_SHAPES = 32
 class OctaveAnchorGenerator(nn.Module):
     """Anchors of S octave scales and several aspect ratios on each level (section 4, "Anchors").
 
+    It has what Detectron2's architectures ask of an anchor generator: RPN and RetinaNet take it too.
+
     Args:
-        base_sizes: of each level, in pixels: the side of the square anchor at the first scale.
+        strides: of each level, in pixels.
+        base_sizes: of each level, in pixels: the side of the square anchor at the first scale. None for four strides,
+            which are the paper's 32 to 512 on P3 to P7.
         scales_per_octave: S; level l has sizes base * 2^(k/S), k = 0..S-1.
         aspect_ratios: height / width.
-        strides: of each level, in pixels.
         offset: of the first location from the image's corner, in strides, in [0, 1).
 
     Raises:
         ValueError: not one base size per level, or a value out of its range.
     """
 
+    box_dim = 4  # the numbers of a box; Detectron2's name for it
+
     @configurable
     def __init__(
         self,
         *,
-        base_sizes: Sequence[float],
-        scales_per_octave: int,
-        aspect_ratios: Sequence[float],
         strides: Sequence[int],
-        offset: float,
+        base_sizes: Sequence[float] | None = None,
+        scales_per_octave: int = 3,
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
+        base_sizes = [4 * stride for stride in strides] if base_sizes is None else list(base_sizes)
         if len(base_sizes) != len(strides):
-            raise ValueError(f"{len(base_sizes)} base sizes {list(base_sizes)} for {len(strides)} feature levels")
+            raise ValueError(
+                f"{len(base_sizes)} base sizes {base_sizes} for {len(strides)} feature levels: give one for each, in "
+                "MODEL.ANCHOR_GENERATOR.SIZES as [[32], [64], ...]"
+            )
         if not 0 <= offset < 1:
             raise ValueError(f"anchor offset={offset} is outside [0, 1)")
         self.strides = tuple(strides)
@@ -69,7 +79,7 @@ class OctaveAnchorGenerator(nn.Module):
             )
         return {
             "base_sizes": [level[0] for level in sizes],
-            "scales_per_octave": cfg.MODEL.FOCAL_DET.SCALES_PER_OCTAVE,
+            "scales_per_octave": with_own_keys(cfg).MODEL.FOCAL_DET.SCALES_PER_OCTAVE,
             "aspect_ratios": ratios[0],
             "strides": [level.stride for level in input_shape],
             "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
@@ -82,8 +92,13 @@ class OctaveAnchorGenerator(nn.Module):
 
     @property
     def num_cell_anchors(self) -> list[int]:
-        """A of each level; Detectron2's name for it."""
+        """A of each level; RetinaNet's name for it."""
         return [len(cells) for cells in self.cell_anchors]
+
+    @property
+    def num_anchors(self) -> list[int]:
+        """A of each level; RPN's name for it."""
+        return self.num_cell_anchors
 
     def anchors(self, feature_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Return anchors (H*W*A, 4) of each level of (height, width), row-major over locations, anchors last.

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_LARGEST, _MOST_SCALES = 1e6, 100  # more is a slip
+
 
 def cell_anchors(base_size: float, scales_per_octave: int, aspect_ratios: Sequence[float]) -> Tensor:
     """Anchors of one location: sizes base * 2^(k/S) for k = 0..S-1, each at every aspect ratio.
@@ -28,12 +30,12 @@ def cell_anchors(base_size: float, scales_per_octave: int, aspect_ratios: Sequen
     Raises:
         ValueError: a value that is not finite and positive, or no aspect ratio.
     """
-    if not 0 < base_size < math.inf:
-        raise ValueError(f"base_size={base_size} must be finite and > 0 pixels")
-    if int(scales_per_octave) != scales_per_octave or scales_per_octave < 1:
-        raise ValueError(f"scales_per_octave={scales_per_octave} must be an integer >= 1")
-    if not aspect_ratios or not all(0 < ratio < math.inf for ratio in aspect_ratios):
-        raise ValueError(f"aspect_ratios={list(aspect_ratios)} must be one or more positive numbers")
+    if not 0 < base_size <= _LARGEST:
+        raise ValueError(f"base_size={base_size} must be > 0 pixels and at most {_LARGEST:g}")
+    if not 1 <= scales_per_octave <= _MOST_SCALES or int(scales_per_octave) != scales_per_octave:
+        raise ValueError(f"scales_per_octave={scales_per_octave} must be an integer >= 1 and at most {_MOST_SCALES}")
+    if not aspect_ratios or not all(0 < ratio <= _LARGEST for ratio in aspect_ratios):
+        raise ValueError(f"aspect_ratios={list(aspect_ratios)} must be one or more numbers in (0, {_LARGEST:g}]")
     boxes = []
     for k in range(int(scales_per_octave)):
         area = (base_size * 2 ** (k / scales_per_octave)) ** 2.0

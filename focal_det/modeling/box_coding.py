@@ -22,9 +22,9 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
 def check_box_weights(weights: Sequence[float]) -> None:
-    """Raise ValueError unless there is one weight, finite and > 0, for each of dx, dy, dw and dh."""
-    if len(weights) != 4 or not all(0 < weight < math.inf for weight in weights):
-        raise ValueError(f"box_weights={list(weights)} must be four finite numbers > 0")
+    """Raise ValueError unless there is one weight, in (0, 1e6], for each of dx, dy, dw and dh."""
+    if len(weights) != 4 or not all(0 < weight <= 1e6 for weight in weights):
+        raise ValueError(f"box_weights={list(weights)} must be four finite numbers > 0, at most 1e6")
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor, *, weights: Sequence[float]) -> Tensor:

@@ -15,11 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from ..losses.box import check_beta, smooth_l1_loss
 from .assignment import Assignment, assign_anchors, check_iou_thresholds
-from .box_coding import check_box_weights, encode_boxes
+from .box_coding import check_box_weights, decode_boxes, encode_boxes
 from .normalizer import LossNormalizer
+
+# Losses of a predicted box and its object's, (P, 4) XYXY each; "smooth_l1" is one of their deltas.
+_IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+BOX_LOSSES = ("smooth_l1", *_IOU_LOSSES)
 
 
 class DenseCriterion(nn.Module):
@@ -32,10 +37,11 @@ class DenseCriterion(nn.Module):
             and no copy of the logits is made; not if it has been given hooks or another forward. If it has a method
             `select`, (logits (R, K), labels (R,), anchors) to the labels of one image with the anchors ignored that
             are not to be trained on, the losses are of the others; the normaliser counts the assigned ones before it.
-        normalizer: divisors of the summed losses.
+        normalizer: divisors of the summed losses; None for `LossNormalizer()`.
         iou_thresholds: (background, object), see `assign_anchors`.
         match_best_anchor: see `assign_anchors`.
         smooth_l1_beta: see `smooth_l1_loss`.
+        box_loss: one of `BOX_LOSSES`; all but "smooth_l1" are of the boxes that the deltas make, in pixels.
         box_weights: see `encode_boxes`.
 
     Raises:
@@ -50,11 +56,12 @@ class DenseCriterion(nn.Module):
         *,
         num_classes: int,
         class_loss: Any,
-        normalizer: LossNormalizer,
-        iou_thresholds: Sequence[float],
-        match_best_anchor: bool,
-        smooth_l1_beta: float,
-        box_weights: Sequence[float],
+        normalizer: LossNormalizer | None = None,
+        iou_thresholds: Sequence[float] = (0.4, 0.5),
+        match_best_anchor: bool = True,
+        smooth_l1_beta: float = 0.11,
+        box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        box_loss: str = "smooth_l1",
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -62,13 +69,16 @@ class DenseCriterion(nn.Module):
         check_iou_thresholds(iou_thresholds)
         check_beta(smooth_l1_beta)
         check_box_weights(box_weights)
+        if box_loss not in BOX_LOSSES:
+            raise ValueError(f'box_loss="{box_loss}" is not one of {", ".join(BOX_LOSSES)}')
         self.num_classes = num_classes
         self.class_loss = class_loss
-        self.normalizer = normalizer
+        self.normalizer = LossNormalizer() if normalizer is None else normalizer
         self.background_iou, self.object_iou = iou_thresholds
         self.match_best_anchor = match_best_anchor
         self.smooth_l1_beta = smooth_l1_beta
         self.box_weights = tuple(box_weights)
+        self.box_loss = box_loss
         self.num_assigned: Tensor | None = None
 
     def forward(
@@ -115,26 +125,39 @@ class DenseCriterion(nn.Module):
         is_assigned = self._is_assigned(labels)  # (N, R)
         if labels.device.type == "cpu":
             image, anchor = is_assigned.nonzero(as_tuple=True)  # (P,) each
-            targets = self._encode(gt_boxes[image, matched[image, anchor]], anchors[anchor])  # (P, 4)
-            losses = smooth_l1_loss(deltas[image, anchor], targets, beta=self.smooth_l1_beta, reduction="none")
-            return (losses.sum(dim=1) / divisors[image]).sum()
+            boxes = gt_boxes[image, matched[image, anchor]]  # (P, 4)
+            losses = self._losses_of_boxes(deltas[image, anchor], boxes, anchors[anchor])
+            return (losses / divisors[image]).sum()
         return self._masked_box_loss(deltas, anchors, is_assigned, gt_boxes, matched, divisors)
 
     def _masked_box_loss(
         self, deltas: Tensor, anchors: Tensor, is_assigned: Tensor, gt_boxes: Tensor, matched: Tensor, divisors: Tensor
     ) -> Tensor:
         boxes = gt_boxes.gather(1, matched.unsqueeze(-1).expand(-1, -1, 4))  # (N, R, 4)
-        # where(), not a product: whatever an anchor without a target predicts has no loss and no gradient
-        targets = torch.where(is_assigned.unsqueeze(-1), self._encode(boxes, anchors), 0)
+        # where(), not a product: whatever an anchor without a target predicts has no loss and no gradient. It is given
+        # what would be right for it, so that its own part of the loss is finite.
+        boxes = torch.where(is_assigned.unsqueeze(-1), boxes, anchors)
         pred = torch.where(is_assigned.unsqueeze(-1), deltas, 0)
-        losses = smooth_l1_loss(pred, targets, beta=self.smooth_l1_beta, reduction="none")
-        return (losses.sum(dim=(1, 2)) / divisors).sum()
+        losses = torch.where(is_assigned, self._losses_of_boxes(pred, boxes, anchors), 0)  # (N, R)
+        return (losses.sum(dim=1) / divisors).sum()
 
-    def _encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        return encode_boxes(boxes, anchors, weights=self.box_weights)
+    def _losses_of_boxes(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Return the loss (...) of each anchor's deltas (..., 4) and of the box (..., 4) that is meant."""
+        if self.box_loss == "smooth_l1":
+            targets = encode_boxes(boxes, anchors, weights=self.box_weights)
+            return smooth_l1_loss(deltas, targets, beta=self.smooth_l1_beta, reduction="none").sum(dim=-1)
+        pred = _with_sides(decode_boxes(deltas, anchors.expand(deltas.shape), weights=self.box_weights))
+        losses: Tensor = _IOU_LOSSES[self.box_loss](pred, boxes)
+        return losses
 
     def _is_assigned(self, labels: Tensor) -> Tensor:
         return (labels >= 0) & (labels < self.num_classes)
+
+
+def _with_sides(boxes: Tensor) -> Tensor:
+    """Widen boxes so thin that their sides are 0 in float32, where a ratio of sides has no finite gradient."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat((low, torch.maximum(high, low + 1e-3 + low.abs() * 1e-6)), dim=-1)
 
 
 def _has_batch_loss(class_loss: Any) -> bool:

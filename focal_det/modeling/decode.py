@@ -24,6 +24,10 @@ _FIRST_LOOK = 4
 _MOST_TOGETHER = 20_000
 
 
+# The options of `decode_detections` as the paper has them; COCO counts 100 detections.
+PAPERS_DECODING = {"score_thresh": 0.05, "topk_per_level": 1000, "nms_thresh": 0.5, "max_detections": 100}
+
+
 class ImageDetections(NamedTuple):
     """D detections of one image as tensors, best first.
 
@@ -99,8 +103,8 @@ def check_decoding(
     if not 0 <= nms_thresh <= 1:
         raise ValueError(f"nms_thresh={nms_thresh} is outside [0, 1]")
     for name, value in (("topk_per_level", topk_per_level), ("max_detections", max_detections)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be >= 1")
+        if not 1 <= value < 2**31:
+            raise ValueError(f"{name}={value} must be >= 1 and below 2^31")
     check_box_weights(box_weights)
 
 

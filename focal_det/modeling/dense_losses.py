@@ -20,6 +20,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ..defaults import with_own_keys
 from ..losses import cross_entropy_loss, select_hard_examples
 from ..losses.cross_entropy import cross_entropy_formula
 from ..losses.elementwise import elementwise_loss
@@ -77,7 +78,7 @@ class CrossEntropyLoss(ElementwiseLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON}
+        return {"triton": with_own_keys(cfg).MODEL.FOCAL_DET.SPEED.TRITON}
 
 
 class BalancedCrossEntropyLoss(ElementwiseLoss):
@@ -91,7 +92,8 @@ class BalancedCrossEntropyLoss(ElementwiseLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"alpha": cfg.MODEL.FOCAL_DET.LOSS.ALPHA, "triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON}
+        extra = with_own_keys(cfg).MODEL.FOCAL_DET
+        return {"alpha": extra.LOSS.ALPHA, "triton": extra.SPEED.TRITON}
 
 
 class FocalLoss(ElementwiseLoss):
@@ -100,7 +102,7 @@ class FocalLoss(ElementwiseLoss):
     reads: ClassVar[tuple[str, ...]] = ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA")
 
     @configurable
-    def __init__(self, *, alpha: float | None, gamma: float, triton: bool = False) -> None:
+    def __init__(self, *, alpha: float | None = 0.25, gamma: float = 2.0, triton: bool = False) -> None:
         super().__init__(focal_formula(alpha, gamma), triton=triton)
 
     @classmethod
@@ -109,7 +111,7 @@ class FocalLoss(ElementwiseLoss):
         return {
             "alpha": None if alpha < 0 else alpha,
             "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
-            "triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON,
+            "triton": with_own_keys(cfg).MODEL.FOCAL_DET.SPEED.TRITON,
         }
 
 
@@ -124,8 +126,8 @@ class FocalLossStar(ElementwiseLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        loss = cfg.MODEL.FOCAL_DET.LOSS
-        return {"gamma": loss.GAMMA, "beta": loss.BETA, "triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON}
+        extra = with_own_keys(cfg).MODEL.FOCAL_DET
+        return {"gamma": extra.LOSS.GAMMA, "beta": extra.LOSS.BETA, "triton": extra.SPEED.TRITON}
 
 
 class HingeLoss(ElementwiseLoss):
@@ -139,7 +141,8 @@ class HingeLoss(ElementwiseLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"margin": cfg.MODEL.FOCAL_DET.LOSS.MARGIN, "triton": cfg.MODEL.FOCAL_DET.SPEED.TRITON}
+        extra = with_own_keys(cfg).MODEL.FOCAL_DET
+        return {"margin": extra.LOSS.MARGIN, "triton": extra.SPEED.TRITON}
 
 
 class OHEMLoss(nn.Module):
@@ -160,7 +163,7 @@ class OHEMLoss(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        loss = cfg.MODEL.FOCAL_DET.LOSS
+        loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
         return {"batch_size": loss.BATCH_SIZE, "nms_threshold": loss.NMS_THRESH}
 
     @torch.no_grad()

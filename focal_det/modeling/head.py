@@ -11,8 +11,9 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
-from detectron2.modeling.anchor_generator import build_anchor_generator
 from torch import Tensor, nn
+
+from .levels import anchor_generator_of, head_sizes
 
 
 class RetinaNetHead(nn.Module):
@@ -40,9 +41,9 @@ class RetinaNetHead(nn.Module):
         num_levels: int,
         num_classes: int,
         num_anchors: int,
-        num_convs: int,
-        prior_prob: float,
-        norm: str,
+        num_convs: int = 4,
+        prior_prob: float = 0.01,
+        norm: str = "",
     ) -> None:
         super().__init__()
         if num_convs < 0:
@@ -64,18 +65,9 @@ class RetinaNetHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
-        num_anchors = build_anchor_generator(cfg, input_shape).num_cell_anchors
-        channels = [level.channels for level in input_shape]
-        if len(set(num_anchors)) != 1 or len(set(channels)) != 1:
-            raise ValueError(
-                f"one head serves all levels, so they need equal numbers of anchors and channels; "
-                f"they have {num_anchors} anchors and {channels} channels"
-            )
         return {
-            "in_channels": channels[0],
-            "num_levels": len(input_shape),
+            **head_sizes(input_shape, anchor_generator_of(cfg, input_shape)),
             "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
-            "num_anchors": num_anchors[0],
             "num_convs": cfg.MODEL.RETINANET.NUM_CONVS,
             "prior_prob": cfg.MODEL.RETINANET.PRIOR_PROB,
             "norm": cfg.MODEL.RETINANET.NORM,

@@ -27,7 +27,7 @@ class LossNormalizer(nn.Module):
         ValueError: unknown mode.
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str = "global") -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f'normalizer "{mode}" is not one of {", ".join(MODES)}')

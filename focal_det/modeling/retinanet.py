@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, build_anchor_generator, build_backbone, detector_postprocess
+from detectron2.modeling import Backbone, build_backbone, detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ..defaults import with_own_keys
 from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .anchor_generator import OctaveAnchorGenerator
 from .assignment import pad_objects
 from .compiled import CompiledOrPlain
 from .criterion import DenseCriterion
-from .decode import check_decoding, decode_detections
+from .decode import PAPERS_DECODING, check_decoding, decode_detections
+from .dense_losses import FocalLoss
 from .folded_conv import fold_frozen_norms
+from .head import RetinaNetHead
+from .levels import anchor_generator_of, check_anchors, head_sizes, level_shapes
 from .normalizer import LossNormalizer
 
 
 class FocalRetinaNet(nn.Module):
     """RetinaNet as a Detectron2 meta-architecture.
 
+    Backbone and number of classes make the paper's detector; each default is that of the key.
+
     Args:
         backbone: images (N, 3, H, W) to features by name.
-        in_features: names of the pyramid's levels, finest first.
-        head: features of each level to logits and deltas of each.
-        criterion: the losses; holds the normaliser's state.
         num_classes: K.
-        decoding: the options of `decode_detections`.
-        pixel_mean, pixel_std: of each channel, in the order of the input's.
+        in_features: names of the pyramid's levels, finest first; None for all that the backbone has.
+        head: features of each level to logits and deltas of each; None for `RetinaNetHead`.
+        anchor_generator: None for `OctaveAnchorGenerator`; Detectron2's `DefaultAnchorGenerator` serves too.
+        criterion: the losses; holds the normaliser's state. None for `DenseCriterion` with `FocalLoss`.
+        decoding: the options of `decode_detections`; those left out are `PAPERS_DECODING`, with the criterion's box
+            weights.
+        pixel_mean, pixel_std: of each channel, in the order of the input's; the defaults are for BGR and the weights
+            of Detectron2's model zoo.
         channels_last, fold_norms, compile_network, bfloat16_inference: see MODEL.FOCAL_DET.SPEED in
-            `focal_det.config`.
+            `focal_det.defaults`.
 
     Raises:
-        ValueError: an option of the decoding, or a mean or deviation of the channels, out of its range.
+        ValueError: an option of the decoding, or a mean or deviation of the channels, out of its range; levels that the
+            backbone does not have, or that anchors or head do not fit.
     """
 
     @configurable
@@ -47,27 +56,37 @@ class FocalRetinaNet(nn.Module):
         self,
         *,
         backbone: Backbone,
-        in_features: Sequence[str],
-        head: nn.Module,
-        anchor_generator: OctaveAnchorGenerator,
-        criterion: DenseCriterion,
         num_classes: int,
-        decoding: dict[str, Any],
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        channels_last: bool,
-        fold_norms: bool,
-        compile_network: bool,
-        bfloat16_inference: bool,
+        in_features: Sequence[str] | None = None,
+        head: nn.Module | None = None,
+        anchor_generator: nn.Module | None = None,
+        criterion: DenseCriterion | None = None,
+        decoding: Mapping[str, Any] | None = None,
+        pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
+        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+        channels_last: bool = True,
+        fold_norms: bool = True,
+        compile_network: bool = False,
+        bfloat16_inference: bool = False,
     ) -> None:
         super().__init__()
+        in_features = tuple(backbone.output_shape() if in_features is None else in_features)
+        shapes = level_shapes(backbone, in_features)
+        if anchor_generator is None:
+            anchor_generator = OctaveAnchorGenerator(strides=[level.stride for level in shapes])
+        check_anchors(anchor_generator, in_features, shapes)
+        if head is None:
+            head = RetinaNetHead(num_classes=num_classes, **head_sizes(shapes, anchor_generator))
+        if criterion is None:
+            criterion = DenseCriterion(num_classes=num_classes, class_loss=FocalLoss())
+        decoding = {**PAPERS_DECODING, "box_weights": criterion.box_weights, **(decoding or {})}
         if len(pixel_mean) != len(pixel_std) or not all(0 < std < math.inf for std in pixel_std):
             raise ValueError(f"pixel_std={pixel_std} must be a number > 0 for each of pixel_mean={pixel_mean}")
         if fold_norms:
             fold_frozen_norms(backbone)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = backbone
-        self.in_features = tuple(in_features)
+        self.in_features = in_features
         self.head = head
         for module in (*backbone.modules(), *head.modules()):
             if isinstance(module, nn.Conv2d):
@@ -81,22 +100,20 @@ class FocalRetinaNet(nn.Module):
         check_decoding(**decoding)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        cfg = with_own_keys(cfg)
         retinanet, extra = cfg.MODEL.RETINANET, cfg.MODEL.FOCAL_DET
         backbone = build_backbone(cfg)
-        shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in retinanet.IN_FEATURES]
-        if retinanet.BBOX_REG_LOSS_TYPE != "smooth_l1":
-            raise ValueError(
-                f"MODEL.RETINANET.BBOX_REG_LOSS_TYPE is {retinanet.BBOX_REG_LOSS_TYPE!r}; FocalRetinaNet has smooth_l1"
-            )
+        shapes = level_shapes(backbone, retinanet.IN_FEATURES)
         if list(retinanet.IOU_LABELS) != [0, -1, 1]:
             raise ValueError(
                 f"MODEL.RETINANET.IOU_LABELS is {retinanet.IOU_LABELS}; FocalRetinaNet labels the bands [0, -1, 1]"
             )
+        anchor_generator = anchor_generator_of(cfg, shapes)
         head = DENSE_HEAD_REGISTRY.get(extra.HEAD_NAME)(cfg, shapes)
         criterion = DenseCriterion(
             num_classes=retinanet.NUM_CLASSES,
@@ -105,13 +122,14 @@ class FocalRetinaNet(nn.Module):
             iou_thresholds=retinanet.IOU_THRESHOLDS,
             match_best_anchor=extra.MATCH_BEST_ANCHOR,
             smooth_l1_beta=retinanet.SMOOTH_L1_LOSS_BETA,
+            box_loss=retinanet.BBOX_REG_LOSS_TYPE,
             box_weights=retinanet.BBOX_REG_WEIGHTS,
         )
         return {
             "backbone": backbone,
             "in_features": retinanet.IN_FEATURES,
             "head": head,
-            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "anchor_generator": anchor_generator,
             "criterion": criterion,
             "num_classes": retinanet.NUM_CLASSES,
             "decoding": {

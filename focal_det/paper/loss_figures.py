@@ -34,7 +34,7 @@ def loss_figures(
         gammas: of the focal losses of figure 1; 0 is cross-entropy.
         compared_gammas: of the focal losses of figures 5 and 6.
         stars: (gamma, beta) of the FL* of figures 5 and 6.
-        alpha: in (0, 1) weights cross-entropy and focal losses, and then positives are drawn as lines and
+        alpha: in [0, 1] weights cross-entropy and focal losses, and then positives are drawn as lines and
             negatives as dashes; None draws one line for both.
 
     Returns:

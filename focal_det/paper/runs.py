@@ -33,6 +33,7 @@ class SweepOptions:
 
     data_flags: FLAG PATH ... of train_net.py, for the user's own data sets.
     overrides: KEY VALUE ... by hand, on top of every row's.
+    plugins: that each training imports, as --plugin names them.
     """
 
     scale: str
@@ -41,6 +42,7 @@ class SweepOptions:
     num_gpus: int = 1
     data_flags: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,8 @@ def _backbone_run(cfg: CfgNode, file: Path, options: SweepOptions) -> SweepRun:
 def _command_line(configs: Sequence[str], arguments: list[str], folder: Path, options: SweepOptions) -> tuple[str, ...]:
     files = [word for file in configs for word in ("--config-file", file)]
     gpus = ["--num-gpus", str(options.num_gpus)] if options.num_gpus > 1 else []
-    return (*files, "--resume", "auto", *gpus, *arguments, "OUTPUT_DIR", str(folder))
+    plugins = [word for name in options.plugins for word in ("--plugin", name)]
+    return (*files, *plugins, "--resume", "auto", *gpus, *arguments, "OUTPUT_DIR", str(folder))
 
 
 def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:

@@ -9,17 +9,20 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..config.expected_results import SetScores
 from ..config.load import UNSET_NUM_CLASSES
 from ..config.validate import check_num_classes
-from ..data.catalog import JsonDataset, class_names, dataset_problems, known_classes, read_named_set
+from ..data.catalog import JsonDataset, class_names, dataset_problems, evaluator_type, known_classes
 from ..data.coco import CocoFile
 from ..data.dataset_spec import Use
 from ..data.statistics import Objects, SetStatistics, fingerprint, joined, statistics
 from ..errors import Findings, InputError
 from ..inference.classes import Classes, numbered_classes, read_classes
 from ..output_layout import CLASSES_FILE
+from .named_sets import read_named_set
 from .options import TrainOptions
-from .own_datasets import OwnSets, read_own_sets
+from .own_datasets import OwnSets, checked_copy, read_own_sets
+from .scored_sets import check_scoring, refusal
 
 
 class DescribedSet(NamedTuple):
@@ -34,6 +37,7 @@ class DescribedSet(NamedTuple):
     boxes_left_out: int = 0  # how many have no area
     is_trained_on: bool = False  # or evaluated on
     fingerprint: str | None = None  # of its content, see `focal_det.data.statistics.fingerprint`
+    is_scored: bool = True  # whether there are objects to score detections against, as far as is known
 
 
 class DataSets(NamedTuple):
@@ -42,12 +46,27 @@ class DataSets(NamedTuple):
     train: tuple[str, ...]  # what DATASETS is to hold: names, also for the sets that flags or DATASETS give by place
     test: tuple[str, ...]  # likewise
     sets: list[DescribedSet]  # in that order; an evaluation has none to train on
-    files: dict[JsonDataset, CocoFile]  # the checked files of the sets by place
+    files: dict[JsonDataset, CocoFile]  # the checked files of the sets that have a copy
 
     @property
     def trained_on(self) -> list[DescribedSet]:
         """The sets to train on."""
         return [described for described in self.sets if described.is_trained_on]
+
+    @property
+    def unscored(self) -> list[str]:
+        """Names of the sets without objects to score detections against."""
+        return [described.name for described in self.sets if not described.is_scored]
+
+    @property
+    def scores(self) -> dict[str, SetScores]:
+        """The scores of each sound set to evaluate on."""
+        kinds = {dataset.name: dataset.evaluator for dataset in self.files}
+        tested = (described for described in self.sets if described.is_sound and not described.is_trained_on)
+        return {
+            d.name: SetScores((kinds.get(d.name) or evaluator_type(d.name)) if d.is_scored else "", d.class_names)
+            for d in tested
+        }
 
 
 def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findings]:
@@ -55,16 +74,19 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     own, found = read_own_sets(options, cfg)
     trained_on = own.train if options.training else ()
     names = (*trained_on, *own.test)
-    errors = dataset_problems(name for name in names if name not in own.names)
-    sets = []
-    for place, name in enumerate(names):
+    refused = [name for name in own.test if refusal(name)]
+    errors = dataset_problems(name for name in names if name not in (*own.names, *refused))
+    described, files = {}, dict(own.files)
+    for name in dict.fromkeys(names):  # once, also where it is there for both uses: a function may take minutes
         try:
-            described = _describe(options, own, name)
+            described[name] = _describe(options, cfg, own, name, files)
         except InputError as error:
             errors += error.problems
-            described = DescribedSet(name, False)
-        sets.append(described._replace(is_trained_on=place < len(trained_on)))
-    found.errors += dict.fromkeys(errors)  # a set may be there for both uses
+            described[name] = DescribedSet(name, False)
+    sets = [described[name]._replace(is_trained_on=place < len(trained_on)) for place, name in enumerate(names)]
+    errors += _without_objects([one for one in sets if one.is_trained_on], own)
+    found.add(check_scoring(own.test, files, cfg.TEST.DETECTIONS_PER_IMAGE))
+    found.errors += dict.fromkeys(errors)  # two sets may share a file
     if errors and options.own_sets("train").are_given and not options.own_sets("val").are_given:
         found.errors.append(
             "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
@@ -74,28 +96,48 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     if left_out > max(0, options.skip_bad_images):
         most = options.skip_bad_images
         found.errors.append(f"{left_out} images of all sets are bad, more than --skip-bad-images {most}")
-    found.notes += [note for described in sets for note in described.notes]
-    return DataSets(own.train, own.test, sets, own.files), found
+    found.notes += [note for each in described.values() for note in each.notes]
+    return DataSets(own.train, own.test, sets, files), found
 
 
-def _describe(options: TrainOptions, own: OwnSets, name: str) -> DescribedSet:
-    """Describe one set; raises InputError with the problems of a registered one."""
+def _without_objects(sets: Sequence[DescribedSet], own: OwnSets) -> list[str]:
+    """Name the registered sets, if they are all there is to train on and none has an object."""
+    if not sets or any(one.is_scored or not one.is_sound or one.name in own.names for one in sets):
+        return []
+    names = ", ".join(f'"{one.name}"' for one in sets)
+    return [f"data set {names}: no box to train on; annotate at least one object that is neither a crowd nor difficult"]
+
+
+def _describe(
+    options: TrainOptions, cfg: CfgNode, own: OwnSets, name: str, files: dict[JsonDataset, CocoFile]
+) -> DescribedSet:
+    """Describe one set; raises InputError with the problems of a registered one, whose copy is added to `files`."""
     if name in own.names:
         file = next((file for dataset, file in own.files.items() if dataset.name == name), None)
         return _described(name, file, file.class_names) if file else DescribedSet(name, False)
+    use: Use = "val" if name in own.test else "train"
+    if use == "val" and (problem := refusal(name)):
+        raise InputError(problem)
     if dataset_problems([name]):
         return DescribedSet(name, False)
-    use: Use = "val" if name in own.test else "train"
     read = read_named_set(name, use, images=options.preflight_only, allow_outside=options.allow_outside)
-    if isinstance(read, str):
-        return DescribedSet(name, True, class_names(name), remark=read)
+    if read.file is None:
+        return DescribedSet(name, True, class_names(name), remark=read.remark, is_scored=read.is_scored)
+    if read.needs_copy and use == "val":
+        copy = checked_copy(options, cfg, name)
+        dataset = JsonDataset(name, "", read.image_dir, copy, evaluator_type(name), is_registered=True)
+        files[dataset] = read.contents()
     registered = MetadataCatalog.get(name).get("thing_classes")  # else Detectron2 takes the file's too
-    return _described(name, read, list(registered or read.class_names))
+    return _described(name, read.file, list(registered or read.file.class_names))
 
 
 def _described(name: str, file: CocoFile, names: list[str]) -> DescribedSet:
+    if not file.is_annotated:
+        remark = f"{len(file.coco['images'])} images without annotations"
+        return DescribedSet(name, True, names, remark=remark, notes=file.notes, is_scored=False)
     described = DescribedSet(name, True, names, statistics(file.coco), fingerprint=fingerprint(file.coco))
-    return described._replace(notes=file.notes, boxes_left_out=file.boxes_left_out)
+    is_scored = described.content is not None and len(described.content.objects.boxes) > 0
+    return described._replace(notes=file.notes, boxes_left_out=file.boxes_left_out, is_scored=is_scored)
 
 
 def objects_of(sets: Sequence[DescribedSet]) -> tuple[Objects, list[str]]:
@@ -122,7 +164,7 @@ def check_classes(cfg: CfgNode, data: DataSets, trained_in: Path | None) -> tupl
             found.errors.append(f"data set {silent[0]} does not name its classes; set MODEL.RETINANET.NUM_CLASSES")
     found.add(check_num_classes(num_classes, classes))
     if trained_in is not None:
-        places = {dataset.name: dataset.json_file for dataset in data.files}
+        places = {dataset.name: dataset.json_file for dataset in data.files if not dataset.is_registered}
         found.add(_check_labels(trained_in, {places.get(n, f"data set {n}"): names for n, names in classes.items()}))
     return num_classes, found
 

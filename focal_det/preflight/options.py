@@ -31,8 +31,9 @@ class TrainOptions:
 
     config_file: tuple[str, ...] = ()  # YAML files, of which a later one wins
     overrides: tuple[str, ...] = ()  # KEY VALUE KEY VALUE ..., which win over the files
-    eval_only: bool = False  # evaluate MODEL.WEIGHTS instead of training
-    # "required" is --resume, "auto" also starts afresh where there is nothing to resume from
+    plugin: tuple[str, ...] = ()  # modules and files to import first, see `config.plugins`
+    eval_only: bool = False  # evaluate MODEL.WEIGHTS, or with `resume` the run's checkpoint, instead of training
+    # "required" is --resume, "auto" also does without where there is nothing to resume from
     resume: Literal["required", "auto"] | None = None
     allow_changes: bool = False  # resume although settings or data differ from those of the checkpoint
     preflight_only: bool = False  # check everything, write nothing
@@ -80,11 +81,11 @@ def check_options(options: TrainOptions) -> Findings:
         errors.append(f"--dist-url is {options.dist_url!r}; give tcp://HOST:PORT, or leave it out on one machine")
     elif machines > 1 and not port:
         errors.append("--num-machines above 1 needs --dist-url tcp://HOST:PORT of machine 0, the same on each machine")
-    if options.eval_only and options.resume:
-        errors.append("--eval-only and --resume exclude each other: name the checkpoint with MODEL.WEIGHTS")
     if not 0 <= options.hang_timeout < math.inf:
         errors.append(f"--hang-timeout is {options.hang_timeout:g}; it must be 0 (never) or a number of seconds")
-    if options.allow_changes and not options.resume:
+    if options.allow_changes and options.eval_only:
+        errors.append("--allow-changes is for a training that is resumed, and --eval-only trains nothing; leave it out")
+    elif options.allow_changes and not options.resume:
         errors.append("--allow-changes is for a run that is resumed; add --resume")
     if options.skip_bad_images < 0:
         errors.append(f"--skip-bad-images is {options.skip_bad_images}; it must be 0 or more")

@@ -69,16 +69,24 @@ def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
         decode=options.preflight_only,
         skip_bad_images=max(0, options.skip_bad_images),
         allow_outside=options.allow_outside,
+        may_lack_annotations=True,
     )
     found.errors += problems
     trained = {name: own for name, own in sets.items() if sources[name].use == "train"}
     if trained.keys() == set(names["train"]):
         found.add(_check_objects(trained.values()))
-    folder = Path(cfg.OUTPUT_DIR, INFERENCE if options.eval_only else "", ANNOTATIONS)
-    copies = {name: str(folder / f"{name}.json") for name in sets}
-    files = {JsonDataset(name, own.place, own.image_dir, copies[name]): own.file for name, own in sets.items()}
+    files = {}
+    for name, own in sets.items():
+        evaluator = "lvis" if own.file.is_federated else "coco"
+        dataset = JsonDataset(name, own.place, own.image_dir, checked_copy(options, cfg, name), evaluator)
+        files[dataset] = own.file
     found.errors = list(dict.fromkeys(found.errors))  # one file may be given for both uses
     return OwnSets(names["train"], names["val"], set(sources), files), found
+
+
+def checked_copy(options: TrainOptions, cfg: Any, name: str) -> str:
+    """Return the file of a set's checked annotations; an evaluation's are beside its results."""
+    return str(Path(cfg.OUTPUT_DIR, INFERENCE if options.eval_only else "", ANNOTATIONS, f"{name}.json"))
 
 
 def weights_folder(cfg: Any) -> Path:

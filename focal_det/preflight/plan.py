@@ -14,9 +14,13 @@ from ..checkpoint.compatibility import build_parts, check_weights
 from ..checkpoint.resume import Checkpoint, Resumption, check_changes, choose_seed, find_checkpoint
 from ..checkpoint.run_record import RunRecord, UsedSet
 from ..config.diff import config_changes
+from ..config.expected_results import check_expected_results
 from ..config.layers import key_value_pairs
 from ..config.load import ConfigAsRead, load_config, read_config
-from ..config.schedule import check_schedule, scale_schedule
+from ..config.plugins import KEY as PLUGINS
+from ..config.plugins import absolute, check_recorded
+from ..config.sampling import fit_repeat_factors
+from ..config.schedule import check_schedule, scale_schedule, scale_to_processes
 from ..config.validate import check_config
 from ..data.catalog import JsonDataset, prepare_shapes, write_checked_copy
 from ..data.coco import CocoFile
@@ -27,6 +31,7 @@ from ..inference.classes import Classes, write_classes
 from .datasets import DataSets, check_classes, classes_of, read_datasets
 from .options import TrainOptions, check_options
 from .own_datasets import read_own_sets, weights_folder
+from .scored_sets import ap_set
 from .summary import describe
 
 
@@ -52,53 +57,62 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     """
     # Stages that do not need one another's success: their errors come in one list.
     given = _load(options)
-    cfg, of_machine = choose_device(given.cfg, options.num_gpus, own_gpu=own_gpu)
+    resumption = None
+    if options.training or options.resume:
+        resumption = find_checkpoint(Path(given.cfg.OUTPUT_DIR), options.resume, trains=options.training)
+    checkpoint = resumption.checkpoint if resumption else None
+    _check_plugins(checkpoint)
+    cfg, of_choice = _choose_weights(options, given.cfg, checkpoint)
+    cfg, of_machine = choose_device(cfg, options.num_gpus, own_gpu=own_gpu)
     cfg, of_schedule = _fit_schedule(options, cfg, is_readable=not given.findings.errors)
     data, of_data = read_datasets(options, cfg)
-    cfg = _with(cfg, "DATASETS.TRAIN", data.train, "DATASETS.TEST", data.test)
+    cfg, of_sampler = _name_sets(options, cfg, data)
     found = given.findings
-    found.add(check_config(cfg, num_processes=options.world_size, training=options.training))
-    resumption = find_checkpoint(Path(cfg.OUTPUT_DIR), options.resume) if options.training else None
+    # What a run began with is not needed to resume it, so it need not be there.
+    loading = _with(cfg, "MODEL.WEIGHTS", str(checkpoint.path)) if checkpoint else cfg
+    found.add(check_config(loading, num_processes=options.world_size, training=options.training))
+    found.add(of_sampler)
+    found.add(check_expected_results(cfg, data.scores))
     num_classes, of_classes = check_classes(cfg, data, _trained_in(options, cfg, resumption))
     cfg = _with(cfg, "MODEL.RETINANET.NUM_CLASSES", num_classes)
     # where values are wrong, the parts would trip over the same
     model, of_parts = (None, Findings()) if found.errors else build_parts(cfg)
     of_folder = resumption.findings if resumption else Findings()
-    for of_stage in (of_machine, check_options(options), of_schedule, of_data, of_folder, of_classes, of_parts):
+    of_flags = check_options(options)
+    for of_stage in (of_machine, of_flags, of_schedule, of_data, of_folder, of_choice, of_classes, of_parts):
         found.add(of_stage)
-    found.raise_if_errors()
+    _raise_if_errors(found)
     assert model is not None
 
     # From here on the configuration is sound, the data sets are there, and the model is built.
-    checkpoint = resumption.checkpoint if resumption else None
     found.add(_check_weights(options, cfg, model, checkpoint))
     found.add(describe(options, cfg, data, model))
     classes = classes_of(data.sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
     record = None
-    if resumption:
+    if options.training:
         seed, of_seed = choose_seed(cfg, checkpoint)
         cfg = _with(cfg, "SEED", seed)
         record = _record(options, cfg, data, classes)
         found.add(of_seed)
         found.add(check_changes(checkpoint, record, allowed=options.allow_changes) if checkpoint else Findings())
-    found.raise_if_errors()
-
-    if found.warnings:
-        print_problems(found.warnings, "warning")
+    _raise_if_errors(found)
+    _print_warnings(found)
     cfg.freeze()
     job = Job(
         cfg=cfg,
         json_datasets=tuple(data.files),
         eval_only=options.eval_only,
         processes_per_machine=options.num_gpus,
-        checkpoint=checkpoint.path if checkpoint else None,
+        checkpoint=checkpoint.path if checkpoint and options.training else None,
         record=record,
         notes=(*(f"warning: {visible_lines(warning)}" for warning in found.warnings), *of_data.notes),
         changes=config_changes(cfg, given.cfg, given.places),
+        plugins=absolute(options.plugin),
         hang_timeout=options.hang_timeout,
     )
     names = tuple(described.name for described in data.sets)
-    return Plan(job, data.files, names, found.notes, classes, resumption and resumption.without_contents())
+    begins_with = resumption.without_contents() if resumption and options.training else None
+    return Plan(job, data.files, names, found.notes, classes, begins_with)
 
 
 def write(plan: Plan) -> None:
@@ -108,6 +122,18 @@ def write(plan: Plan) -> None:
         write_checked_copy(dataset, coco_file)
     if not plan.job.eval_only:
         write_classes(Path(plan.job.cfg.OUTPUT_DIR), plan.classes)
+
+
+def _raise_if_errors(found: Findings) -> None:
+    """Raise InputError with all errors, after the warnings, which may tell what led to them."""
+    if found.errors:
+        _print_warnings(found)
+    found.raise_if_errors()
+
+
+def _print_warnings(found: Findings) -> None:
+    if found.warnings:
+        print_problems(found.warnings, "warning")
 
 
 def _with(cfg: CfgNode, *keys_and_values: Any) -> CfgNode:
@@ -129,6 +155,29 @@ def _load(options: TrainOptions) -> ConfigAsRead:
         raise InputError([*error.problems, *check_options(options).errors, *of_sets.errors]) from error
 
 
+def _check_plugins(checkpoint: Checkpoint | None) -> None:
+    """Raise InputError at once if the checkpoint's run had plug-ins that are not loaded.
+
+    Without them the keys and names that they register would be errors of their own.
+    """
+    if checkpoint and checkpoint.record:
+        check_recorded(f"--resume: {checkpoint.path}", checkpoint.record.config.get(PLUGINS))
+
+
+def _choose_weights(options: TrainOptions, cfg: CfgNode, checkpoint: Checkpoint | None) -> tuple[CfgNode, Findings]:
+    """Return the configuration with the checkpoint as MODEL.WEIGHTS if --eval-only --resume evaluates it; say so."""
+    if options.training or not options.resume:
+        return cfg, Findings()
+    weights = cfg.MODEL.WEIGHTS
+    if checkpoint is None:
+        return cfg, Findings(notes=[f"evaluate MODEL.WEIGHTS {weights}, since {cfg.OUTPUT_DIR} has no checkpoint"])
+    found = Findings(notes=[f"evaluate {checkpoint.path}, after {checkpoint.done} iterations"])
+    if weights and "MODEL.WEIGHTS" in options.overrides[::2]:
+        message = f"--resume: {checkpoint.path} is evaluated, not MODEL.WEIGHTS {weights}"
+        found.warnings.append(f"{message}; leave out --resume to evaluate that")
+    return _with(cfg, "MODEL.WEIGHTS", str(checkpoint.path)), found
+
+
 def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> tuple[CfgNode, Findings]:
     """Return the configuration with the schedule scaled to the batch if asked; warn if it fits the batch badly."""
     if options.eval_only or not is_readable:
@@ -137,19 +186,36 @@ def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> 
     set_by_user = set(options.overrides[::2])
     others = [pair for pair in key_value_pairs(options.overrides) if pair[0] != "SOLVER.IMS_PER_BATCH"]
     written_for = load_config(options.config_file, [word for pair in others for word in pair]).SOLVER.IMS_PER_BATCH
-    if options.scale_lr:
+    scaled, of_processes = scale_to_processes(cfg, options.world_size)
+    if options.scale_lr and cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        found.errors.append(
+            f"SOLVER.REFERENCE_WORLD_SIZE is {cfg.SOLVER.REFERENCE_WORLD_SIZE}, which scales lr and schedule to the "
+            "number of processes, and --scale-lr to the batch; leave one of them out"
+        )
+    elif options.scale_lr:
         change = scale_schedule(cfg, written_for, set_by_user)
         found.warnings.append(f"--scale-lr: {change or 'the batch is that of the config file, nothing to scale'}")
     elif written_for != cfg.SOLVER.IMS_PER_BATCH and "SOLVER.BASE_LR" not in set_by_user:
         message = f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but lr and schedule were written for"
         found.warnings.append(f"{message} {written_for}; --scale-lr fits them")
-    found.add(check_schedule(cfg))
-    return cfg, found
+    found.add(of_processes)
+    found.add(check_schedule(scaled))
+    return scaled, found
+
+
+def _name_sets(options: TrainOptions, cfg: CfgNode, data: DataSets) -> tuple[CfgNode, Findings]:
+    """Return the configuration with the catalogue's names for the sets that flags or DATASETS give by place."""
+    named = _with(cfg, "DATASETS.TRAIN", data.train, "DATASETS.TEST", data.test)
+    if options.eval_only:
+        return named, Findings()
+    given = (*options.train_json, *options.train_voc) or tuple(cfg.DATASETS.TRAIN)
+    factors, found = fit_repeat_factors(cfg, given, data.train)
+    return _with(named, "DATASETS.TRAIN_REPEAT_FACTOR", factors), found
 
 
 def _trained_in(options: TrainOptions, cfg: CfgNode, resumption: Resumption | None) -> Path | None:
     """Return the folder of the checkpoint that is evaluated, or that is or ought to be resumed."""
-    if resumption is None:
+    if resumption is None or options.eval_only:
         return weights_folder(cfg)
     is_resumed = resumption.checkpoint or (options.resume and resumption.findings.errors)
     return Path(cfg.OUTPUT_DIR) if is_resumed else None
@@ -169,6 +235,6 @@ def _check_weights(
 
 def _record(options: TrainOptions, cfg: CfgNode, data: DataSets, classes: Classes) -> RunRecord:
     used = {s.name: UsedSet(s.name, s.content.images if s.content else None, s.fingerprint) for s in data.sets}
-    trained_on, tested_on = [used[described.name] for described in data.trained_on], used[cfg.DATASETS.TEST[0]]
+    trained_on, tested_on = [used[described.name] for described in data.trained_on], used[ap_set(cfg, data.unscored)[0]]
     names, size = classes.names, options.world_size
     return RunRecord.of(cfg, training_sets=trained_on, tested_on=tested_on, class_names=names, world_size=size)

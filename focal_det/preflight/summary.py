@@ -8,11 +8,13 @@ import torch
 from detectron2.config import CfgNode
 
 from ..checkpoint.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come, free_bytes, gigabytes
+from ..config.sampling import check_subset, images_of_epoch
 from ..config.schedule import epoch_warnings
 from ..errors import Findings
 from .anchor_report import AnchorReport, anchor_warnings, iou_text, report_anchors
 from .datasets import DataSets, DescribedSet, objects_of
 from .options import TrainOptions
+from .scored_sets import ap_set
 
 _CLASSES_SHOWN = 10  # without --preflight-only, which shows all
 
@@ -23,9 +25,12 @@ def describe(options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.n
     found = Findings(notes=[*_data_lines(cfg, data.sets), *_class_lines(data.sets, full=full)])
     if options.eval_only:
         return found
+    found.notes += ap_set(cfg, data.unscored)[1]
     sets, size = data.trained_on, checkpoint_bytes(model)
     found.add(check_disk(cfg, size))
-    found.warnings += epoch_warnings(cfg, _trained_images(cfg, sets))
+    images = _trained_images(cfg, sets)
+    found.add(check_subset(cfg, images))
+    found.warnings += epoch_warnings(cfg, images and images_of_epoch(cfg, images))
     number, free = checkpoints_to_come(cfg), gigabytes(free_bytes(cfg.OUTPUT_DIR))
     needed = f"{number} checkpoints of {gigabytes(size)} to come, {gigabytes(number * size)}"
     found.notes += [_schedule_line(cfg, sets), f"disk: {needed} of the {free} free at {cfg.OUTPUT_DIR}"]
@@ -75,8 +80,9 @@ def _schedule_line(cfg: CfgNode, sets: Sequence[DescribedSet]) -> str:
     solver = cfg.SOLVER
     length = f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images"
     images = _trained_images(cfg, sets)
-    if images:
-        length += f" = {solver.MAX_ITER * solver.IMS_PER_BATCH / images:.1f} epochs of {images}"
+    if images and (drawn := images_of_epoch(cfg, images)):
+        length += f" = {solver.MAX_ITER * solver.IMS_PER_BATCH / drawn:.1f} epochs of {drawn}"
+        length += f", a random subset of {images}" if drawn < images else ""
     per_image = solver.BASE_LR / solver.IMS_PER_BATCH
     lr = f"lr {solver.BASE_LR:g}, {per_image:.2g} an image, {solver.WARMUP_ITERS} iterations of warm-up"
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
@@ -86,7 +92,7 @@ def _schedule_line(cfg: CfgNode, sets: Sequence[DescribedSet]) -> str:
 
 
 def _trained_images(cfg: CfgNode, sets: Sequence[DescribedSet]) -> int | None:
-    """Return the number of images of an epoch; None if a set does not say."""
+    """Return the number of images that may be trained on; None if a set does not say."""
     contents = [described.content for described in sets if described.content is not None]
     if len(contents) < len(sets):
         return None

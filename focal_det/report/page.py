@@ -78,11 +78,14 @@ def render(run: RunFiles, *, score_threshold: float | None, images: int) -> str:
 
 
 def _facts(run: RunFiles, sets: list[SetResult]) -> list[tuple[str, str]]:
-    """Return the headline figures as (name, text); with several test sets, those of the first."""
+    """Return the headline figures as (name, text); with several test sets, those of the first that is scored."""
     facts = []
-    if sets and sets[0].evaluation:
-        facts += [(name, _percent(getattr(sets[0].evaluation, name))) for name in ("AP", "AP50", "AP75")]
-    if sets and (best := sets[0].best):
+    first = next((found for found in sets if found.own_scores or found.evaluation), sets[0] if sets else None)
+    if first and (first.own_scores or first.evaluation):
+        own, on = dict(first.own_scores), f" ({first.rule})" if first.rule else ""
+        names = ("AP", "AP50", "AP75")
+        facts += [(name + on, _percent(own.get(name, getattr(first.evaluation, name, math.nan)))) for name in names]
+    if first and (best := first.best):
         facts.append((f"best AP, after {best.iterations:,}", _percent(best.ap)))
     done, planned = training_curves.iterations_done(run.metrics), run.config_value("SOLVER.MAX_ITER")
     if done:
@@ -92,8 +95,8 @@ def _facts(run: RunFiles, sets: list[SetResult]) -> list[tuple[str, str]]:
         facts.append(("epochs", f"{passes:.1f}"))
     if (seconds := training_curves.training_seconds(run.metrics)) is not None:
         facts.append(("training", _duration(seconds)))
-    if sets and sets[0].weights:
-        facts.append(("evaluated weights", sets[0].weights))
+    if first and first.weights:
+        facts.append(("evaluated weights", first.weights))
     return facts
 
 

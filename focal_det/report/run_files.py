@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ class EvaluatedSet:
     iterations: after how many a model in training was evaluated; None for other models or if that was not recorded.
     weights: file, relative to OUTPUT_DIR if it is in there, or address of another model; "" if that was not recorded.
     metric_prefix: what the names of its scores in metrics.json begin with.
+    rule, scores: of a set that is not scored as COCO does, such as "LVIS", and its own scores by name, in percent.
     """
 
     name: str
@@ -43,6 +45,8 @@ class EvaluatedSet:
     weights: str = ""
     problem: str = ""
     metric_prefix: str = "bbox/"
+    rule: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
         return None
     try:
         record = json.loads((path.parent / layout.DATASET).read_text(encoding="utf-8"))
-        source = path.parent / record["annotations"]  # which is the latter if that is absolute
+        # which is the latter if that is absolute
+        source = Path(os.path.normpath(path.parent / record["annotations"]))
         found = replace(
             found,
             name=str(record["name"]),
@@ -177,6 +182,8 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
             given_as=_from_run(path.parent, record.get("given_as")),
             iterations=None if record.get("iterations") is None else int(record["iterations"]),
             weights=_from_run(path.parent, record.get("weights")),
+            rule=str(record.get("rule", "")),
+            scores={str(k): math.nan if v is None else float(v) for k, v in record.get("scores", {}).items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         why = f"{layout.INFERENCE}/{name}/{layout.DATASET} is not there or not readable"

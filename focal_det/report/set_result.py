@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from ..evaluation.coco_scores import SIZE_WORDS, SIZES, Evaluation, evaluate
+from ..data.coco_index import Row
+from ..evaluation.coco_scores import SIZE_WORDS, SIZES, Evaluation, evaluate, looked_for
 from ..evaluation.matching import match
 from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, periodic_checkpoint
 from .charts import Chart, Line, draw_lines
@@ -25,6 +27,7 @@ class SetResult:
 
     best: the best of all evaluations during the training.
     weights, better_model: which model was evaluated, and a sentence if another was better; "" if there is none.
+    rule, own_scores: of a set that is not scored as COCO does; `evaluation` is COCO's measure all the same.
     notes: what the reader must know about the figures, such as why one is nan.
     sizes: (size, its area, objects, how many of them were missed, detections of that size where there is no object).
     """
@@ -36,6 +39,8 @@ class SetResult:
     better_model: str = ""
     given_as: str = ""
     problem: str = ""
+    rule: str = ""
+    own_scores: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
     curves: Chart | None = None
@@ -57,14 +62,17 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
         weights=_evaluated_weights(found, run),
         better_model=_better_model(found, best, run),
         given_as=found.given_as,
+        rule=found.rule,
+        own_scores=tuple(found.scores.items()),
     )
     if found.annotations is None:
         return replace(result, problem=found.problem)
     try:
-        evaluation = evaluate(found.annotations, found.detections)
-        matching = match(found.annotations, found.detections, score_threshold=threshold)
+        detections = looked_for(found.annotations, found.detections)
+        evaluation = evaluate(found.annotations, detections)
+        matching = match(found.annotations, detections, score_threshold=threshold)
         examples = draw_examples(
-            found.annotations, found.detections, matching, found.image_dir, count=images, max_bytes=max_bytes
+            found.annotations, detections, matching, found.image_dir, count=images, max_bytes=max_bytes
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # strangers' files
         problem = f"Annotations and detections do not fit together ({type(error).__name__}: {error}); evaluate again."
@@ -72,7 +80,7 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
     by_size = (matching.objects_by_size.tolist(), matching.missed_by_size.tolist(), matching.false_by_size.tolist())
     return replace(
         result,
-        notes=(*evaluation.explain(), *_other_weights(found.metric_prefix, evaluation, run.metrics)),
+        notes=(*evaluation.explain(), *_left_out(found, detections), *_other_weights(found, evaluation, run.metrics)),
         evaluation=evaluation,
         curves=_precision_recall(found.name, evaluation),
         confusion=make_confusion(matching.confusion, [c.name for c in evaluation.classes]),
@@ -81,13 +89,22 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
     )
 
 
-def _other_weights(prefix: str, evaluation: Evaluation, metrics: Metrics) -> list[str]:
+def _left_out(found: EvaluatedSet, kept: Sequence[Row]) -> list[str]:
+    if number := len(found.detections) - len(kept):
+        return [
+            f"{number:,} of {len(found.detections):,} detections are left out: they are of classes that nobody looked "
+            "for in their image, which LVIS's rules leave out, too."
+        ]
+    return []
+
+
+def _other_weights(found: EvaluatedSet, evaluation: Evaluation, metrics: Metrics) -> list[str]:
     """Return a note if the detections are not those of the training's last evaluation."""
-    scores = course(metrics, f"{prefix}AP")
-    if not scores or math.isnan(evaluation.AP) or abs(scores[-1][1] - evaluation.AP) < _SAME_AP:
+    scores, ap = course(metrics, f"{found.metric_prefix}AP"), found.scores.get("AP", evaluation.AP)
+    if not scores or math.isnan(ap) or abs(scores[-1][1] - ap) < _SAME_AP:
         return []
     return [
-        f"The detections on disk have AP {evaluation.AP:.1f}; the training's last evaluation, after "
+        f"The detections on disk have AP {ap:.1f}; the training's last evaluation, after "
         f"{scores[-1][0]:,} iterations, gave {scores[-1][1]:.1f}. They come from another evaluation, such as "
         "--eval-only of another checkpoint."
     ]
@@ -127,5 +144,8 @@ def _better_model(found: EvaluatedSet, best: BestScore | None, run: RunFiles) ->
     """Name the training's best model in a sentence; "" if it was the evaluated one or none is known."""
     if best is None or found.iterations == best.iterations or found.weights == BEST_CHECKPOINT:
         return ""
-    file = f": {BEST_CHECKPOINT}, which predict and export take" if BEST_CHECKPOINT in run.weights else ""
+    # model_best.pth is chosen by the first set that was scored
+    chosen_by = next((s.metric_prefix for s in run.sets if best_score(run.metrics, s.metric_prefix)), None)
+    is_kept = BEST_CHECKPOINT in run.weights and found.metric_prefix == chosen_by
+    file = f": {BEST_CHECKPOINT}, which predict and export take" if is_kept else ""
     return f"The training's best was AP {best.ap:.1f} after {best.iterations:,} iterations{file}."

@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+from detectron2.data import MetadataCatalog
 
-from focal_det.checkpoint.compatibility import weights_summary
+from focal_det.checkpoint.compatibility import build_parts, weights_summary
 
 pytestmark = pytest.mark.detectron2
 
@@ -60,3 +61,24 @@ def test_nothing_that_fits_is_a_warning():
     message, is_fine = summary({"x": (1,)}, missing=list(OURS), unexpected=["x"])
     assert message.startswith("Weights: none of the file's 1 fits one of the model's 2;")
     assert not is_fine
+
+
+@pytest.mark.parametrize("architecture", ["FocalRetinaNet", "RetinaNet"])
+def test_rotated_anchors_are_refused_when_the_parts_are_built(tiny_cfg, architecture):
+    keys = ("MODEL.META_ARCHITECTURE", architecture, "MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator")
+    _, found = build_parts(tiny_cfg(*keys))
+    assert "RotatedAnchorGenerator makes anchors of 5 numbers" in found.errors[0]
+
+
+def test_keypoints_of_a_set_whose_metadata_does_not_name_them_are_refused(tiny_cfg):
+    MetadataCatalog.get("without_keypoints").set(thing_classes=["a"])
+    try:
+        cfg = tiny_cfg().clone()
+        cfg.defrost()
+        cfg.MODEL.KEYPOINT_ON, cfg.DATASETS.TRAIN = True, ("without_keypoints",)
+        _, found = build_parts(cfg)
+    finally:
+        MetadataCatalog.remove("without_keypoints")
+    (line,) = found.errors
+    assert "MODEL.KEYPOINT_ON True needs keypoint_names and keypoint_flip_map" in line
+    assert 'MetadataCatalog.get("without_keypoints").set(keypoint_names=[...], keypoint_flip_map=[...])' in line

@@ -148,6 +148,14 @@ def test_classes_processes_and_versions(record):
     assert compare(older, record) == ([], ["SOLVER.GAMMA: 0.1 now, a key that the other does not have"])
 
 
+def test_a_plug_in_whose_file_has_changed_is_reported(record):
+    before, now = (replace(record, plugins={"a.py": digit * 64, "b.py": "0" * 64}) for digit in "12")
+    assert compare(before, now) == ([], ["plug-in a.py: its file has changed (11111111 before, 22222222 now)"])
+    assert RunRecord.read(before.plain()) == before
+    older = {key: value for key, value in record.plain().items() if key != "plugins"}
+    assert compare(RunRecord.read(older), now) == ([], [])
+
+
 # --- through the command line ----------------------------------------------------------------------------------------
 
 WORDS = [

@@ -22,7 +22,7 @@ def test_plots_losses_and_names_the_files(tmp_path, capsys):
     ("words", "message"),
     [
         (["--gamma", "-1"], "error: gamma=-1.0 is outside [0, 1e+06]"),
-        (["--alpha", "2"], "error: alpha=2.0 is outside (0, 1)"),
+        (["--alpha", "2"], "error: alpha=2.0 is outside [0, 1]"),
         (["--star", "0,1"], "error: gamma=0.0 is outside [1e-06, 1e+06]"),
     ],
 )
@@ -76,7 +76,7 @@ def test_what_cannot_be_reproduced_is_named(tmp_path, monkeypatch, capsys, words
 
 
 @pytest.mark.parametrize(
-    "words", [["--seeds", "1,a"], ["--seeds", "-1"], ["--seeds", ""], ["--scale", "x"], ["--row", "fl"]]
+    "words", [["--seeds", "1,a"], ["--seeds", "-1"], ["--seeds", ""], ["--scale", "x"], ["--raw", "fl"]]
 )
 def test_words_that_no_flag_takes_are_bad_input(capsys, words):
     with pytest.raises(SystemExit) as stop:

@@ -77,10 +77,13 @@ def errors_of(capsys, *words):
     assert main([str(word) for word in words]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    lines = captured.err.splitlines()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("warning: ")]
     assert lines
     assert all(line.startswith("error: ") for line in lines)
     return [line.removeprefix("error: ") for line in lines]
+
+
+WEIGHTED = ["DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "DATASETS.TRAIN_REPEAT_FACTOR"]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,9 @@ def errors_of(capsys, *words):
             "shapes_train_4000_128px has 3 classes (disk, box, triangle), MODEL.RETINANET.NUM_CLASSES is 80",
         ),
         (["--config-file", "no.yaml"], "config file no.yaml: no such file"),
+        (["--config-file", "setup.py"], "config file setup.py: a LazyConfig of Detectron2's, which is a program"),
+        (["SOLVER.BASE_LR=1"], "; write 'SOLVER.BASE_LR 1'"),
+        (["--plugin", "no.py"], "--plugin no.py: no such file"),
         (["--num-gpus", "100000"], "--num-gpus is 100000"),
         (["--num-gpus", "0"], "--num-gpus is 0"),
         (["--num-machines", "2"], "needs --dist-url"),
@@ -100,7 +106,9 @@ def errors_of(capsys, *words):
         (["--dist-url", "tcp://localhost:99999"], "--dist-url is 'tcp://localhost:99999'; give"),
         (["--machine-rank", "1"], "--machine-rank 1 of --num-machines 1"),
         (["--eval-only"], "MODEL.WEIGHTS, which is empty"),
-        (["--eval-only", "--resume"], "--eval-only and --resume exclude each other"),
+        (["OUTPUT_DIR", "\udcff"], "OUTPUT_DIR is '\\udcff'; its name must be UTF-8"),
+        (["--eval-only", "--resume"], "--resume: no last_checkpoint in"),
+        (["--eval-only", "--resume", "--allow-changes"], "--allow-changes is for a training that is resumed"),
         (["--resume"], "no last_checkpoint in"),
         (["--train-json", "x.json"], "--train-json is given without --train-images"),
         (["--val-images", "x"], "--val-images is given without --val-json"),
@@ -113,7 +121,14 @@ def errors_of(capsys, *words):
         (["MODEL.RETINANET.IN_FEATURES", "['p3', 'p9']"], "the configuration does not make a model: "),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[32, 64, 128, 256, 512]"], "MODEL.ANCHOR_GENERATOR.SIZES is [32, 64"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 40], [64], [128], [256], [512]]"], "one base size per level"),
-        (["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"], "FocalRetinaNet has smooth_l1"),
+        (["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "iou"], "is 'iou'; allowed are 'ciou', 'diou', 'giou', 'smooth_l1'"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "8", "--scale-lr"], "SOLVER.REFERENCE_WORLD_SIZE is 8, which scales lr and"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "5"], "SOLVER.REFERENCE_WORLD_SIZE is 5; it must divide SOLVER.IMS_PER_BATCH"),
+        (["TEST.EXPECTED_RESULTS", "[['bbox', 'mAP', 1.0, 1.0]]"], "TEST.EXPECTED_RESULTS has the metric 'mAP'"),
+        (
+            [*WEIGHTED, "[['mine', 2.0]]"],
+            "TRAIN_REPEAT_FACTOR names 'mine', but the sets to train on are shapes_train_4000_128px",
+        ),
         (["MODEL.RETINANET.IOU_LABELS", "[1, -1, 0]"], "FocalRetinaNet labels the bands"),
         (["SOLVER.IMS_PER_BATCH", "0", "--scale-lr"], "SOLVER.IMS_PER_BATCH is 0"),
         (["SOLVER.IMS_PER_BATCH", "12800", "--scale-lr"], "SOLVER.STEPS is (1, 1)"),
@@ -124,7 +139,9 @@ def test_bad_input_exits_2_before_anything_is_written(capsys, tmp_path, monkeypa
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     if words[0] != "--config-file":
         words = [*QUICK, *words]
-    found = errors_of(capsys, *words, "OUTPUT_DIR", tmp_path / "output")
+    if "OUTPUT_DIR" not in words:
+        words = [*words, "OUTPUT_DIR", tmp_path / "output"]
+    found = errors_of(capsys, *words)
     assert any(message in line for line in found)
     assert list(tmp_path.iterdir()) == []
 
@@ -232,7 +249,7 @@ def test_a_file_that_no_check_foresaw_ends_without_a_trace(capsys, tmp_path, mon
 def test_a_name_that_no_terminal_can_show_is_no_fault(tmp_path, monkeypatch, capfdbinary):
     with open(1, "w", encoding="ascii", closefd=False) as terminal:
         monkeypatch.setattr("sys.stdout", terminal)
-        words = [*QUICK, "--preflight-only", "OUTPUT_DIR", str(tmp_path / "\udcff é")]
+        words = [*QUICK, "--preflight-only", "OUTPUT_DIR", str(tmp_path / "\U0001f4c1 é")]
         assert main(words) == 0
     assert b"ready: nothing was written" in capfdbinary.readouterr().out
 

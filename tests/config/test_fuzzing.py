@@ -81,7 +81,11 @@ def in_empty(tmp_path, monkeypatch):
 
 @fuzz(
     st.dictionaries(KEYS, VALUES, max_size=6).map(lambda d: yaml.dump(nested(d)).encode("utf-8", "replace"))
-    | mutated((ROOT / "configs/quickstart.yaml").read_bytes(), (ROOT / "configs/Base-RetinaNet-FPN.yaml").read_bytes()),
+    | mutated(
+        (ROOT / "configs/quickstart.yaml").read_bytes(),
+        b"MODEL: {ANCHOR_GENERATOR: {SIZES: !!python/object/apply:eval ['[[x, x * 2**(1.0/3)] for x in [32]]']}}",
+        (ROOT / "configs/Base-RetinaNet-FPN.yaml").read_bytes(),
+    ),
     quick=60,
 )
 def test_files_of_configuration(tries, in_empty):

@@ -61,7 +61,7 @@ def test_classes_that_nobody_set_are_left_to_the_data():
 def test_every_wrong_key_and_value_comes_at_once_with_its_place(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("MODEL: {RETINANET: {NUM_CLASES: 3, NUM_CONVS: many}}\nSOLVER: 5\nVERSION: 1\n")
-    found = problems_of(path, ["NUM_CLASSES", "3", "SEED", "two", "NO.SUCH", "1"])
+    found = problems_of(path, ["NUM_CLASSES", "3", "SEED", "two", "NO.SUCH", "1", "MODEL.FOCAL_DET.LOSS.HEAT", "1"])
     assert found == [
         f"{path}: unknown key MODEL.RETINANET.NUM_CLASES; did you mean MODEL.RETINANET.NUM_CLASSES?",
         f"{path}: MODEL.RETINANET.NUM_CONVS is 'many', but takes an integer such as 4",
@@ -70,6 +70,8 @@ def test_every_wrong_key_and_value_comes_at_once_with_its_place(tmp_path):
         "command line: unknown key NUM_CLASSES; did you mean MODEL.RETINANET.NUM_CLASSES?",
         "command line: SEED is 'two', but takes an integer such as -1",
         "command line: unknown key NO.SUCH",
+        "command line: unknown key MODEL.FOCAL_DET.LOSS.HEAT; did you mean MODEL.FOCAL_DET.LOSS.BETA? "
+        "A key of your own comes with its plug-in: add --plugin",
     ]
 
 

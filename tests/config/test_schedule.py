@@ -3,7 +3,7 @@
 import pytest
 from detectron2.config import get_cfg
 
-from focal_det.config.schedule import scale_schedule
+from focal_det.config.schedule import check_schedule, scale_schedule, scale_to_processes
 
 pytestmark = pytest.mark.detectron2
 
@@ -37,3 +37,47 @@ def test_the_same_batch_changes_nothing():
     cfg = schedule(16)
     assert scale_schedule(cfg, 16, kept=()) is None
     assert cfg == schedule(16)
+
+
+def test_a_schedule_for_two_processes_is_scaled_to_eight_once():
+    cfg = schedule(16)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 2
+    scaled, found = scale_to_processes(cfg, 8)
+    solver = scaled.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.STEPS) == (64, 0.04, 22500, (15000, 20000))
+    assert (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD, scaled.TEST.EVAL_PERIOD) == (250, 1250, 125)
+    assert found.notes == [
+        "SOLVER.REFERENCE_WORLD_SIZE 2 -> 8 processes: IMS_PER_BATCH 16 -> 64, BASE_LR 0.01 -> 0.04, STEPS "
+        "(60000, 80000) -> (15000, 20000), MAX_ITER 90000 -> 22500, WARMUP_ITERS 1000 -> 250, CHECKPOINT_PERIOD "
+        "5000 -> 1250, EVAL_PERIOD 500 -> 125"
+    ]
+    assert (solver.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH) == (8, 16)
+    assert scale_to_processes(scaled, 8)[0] is scaled
+
+
+def test_what_is_done_now_and_then_is_still_done_on_many_processes():
+    cfg = schedule(16)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = 1, 3, 7
+    scaled, _ = scale_to_processes(cfg, 128)
+    assert (scaled.TEST.EVAL_PERIOD, scaled.SOLVER.CHECKPOINT_PERIOD) == (1, 1)
+    cfg.TEST.EVAL_PERIOD = 0
+    assert scale_to_processes(cfg, 128)[0].TEST.EVAL_PERIOD == 0
+
+
+def test_a_batch_that_the_reference_does_not_divide_is_named():
+    cfg = schedule(16)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 3
+    (problem,) = scale_to_processes(cfg, 8)[1].errors
+    assert problem == "SOLVER.REFERENCE_WORLD_SIZE is 3; it must divide SOLVER.IMS_PER_BATCH, 16, or be 0"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("IMS_PER_BATCH", 10**400), ("MAX_ITER", 10**400), ("STEPS", (1.5,)), ("WARMUP_ITERS", 10**300)]
+)
+def test_what_cannot_be_multiplied_is_left_to_its_own_check(key, value):
+    cfg = schedule(8)
+    cfg.SOLVER[key] = value
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 2
+    assert scale_to_processes(cfg, 8)[0] is cfg
+    assert scale_schedule(cfg, 16, kept=()) is None
+    assert check_schedule(cfg).errors == []

@@ -3,7 +3,7 @@
 import pytest
 from detectron2.data import DatasetCatalog
 
-from focal_det.data.catalog import class_names, dataset_problems, prepare_shapes
+from focal_det.data.catalog import category_ids, class_names, dataset_problems, known_classes, prepare_shapes
 from focal_det.errors import InputError
 
 pytestmark = pytest.mark.detectron2
@@ -13,6 +13,22 @@ def test_shapes_are_registered_with_their_classes(val_shapes):
     assert dataset_problems([val_shapes]) == []
     assert class_names(val_shapes) == ["disk", "box", "triangle"]
     assert len(DatasetCatalog.get(val_shapes)) == 5
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ids"),
+    [
+        ({"thing_classes": ["a", "b"]}, [0, 1]),
+        ({"thing_classes": ["a", "b"], "evaluator_type": "lvis"}, [1, 2]),
+        ({"thing_classes": ["a", "b"], "thing_dataset_id_to_contiguous_id": {7: 1, 9: 0}}, [9, 7]),
+    ],
+)
+def test_category_ids_are_those_of_the_detections_that_detectron2_writes(metadata, ids):
+    assert category_ids(metadata) == ids
+
+
+def test_shapes_have_the_ids_of_their_files_before_they_are_drawn():
+    assert known_classes("shapes_val_5_32px") == (["disk", "box", "triangle"], [1, 2, 3])
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):

@@ -226,3 +226,43 @@ def test_a_file_that_may_not_be_read_is_named(write):
     path, folder = write(GOOD)
     path.chmod(0)
     assert "cannot be read (Permission denied)" in problems((path, folder))
+
+
+# --- files of LVIS, and files without annotations ---------------------------------------------------------------------
+
+
+def federated():
+    images = [
+        {**{k: v for k, v in image.items() if k != "file_name"}, "coco_url": f"http://a.b/c/{folder}/{name}"}
+        for image, (folder, name) in zip(GOOD["images"], (("x", "a.png"), ("x", "b.png")), strict=True)
+    ]
+    fields = {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    return changed(images=[image | fields for image in images])
+
+
+def test_images_of_lvis_are_named_by_their_url_and_keep_what_was_looked_for(write, tmp_path):
+    arguments = write(federated())
+    (tmp_path / "x").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).rename(tmp_path / "x" / name)
+    found = read_coco(*arguments)
+    assert found.is_federated
+    assert [image["file_name"] for image in found.coco["images"]] == ["x/a.png", "x/b.png"]
+    assert found.coco["images"][0]["neg_category_ids"] == [2]
+    assert not read_coco(*write(GOOD)).is_federated
+
+
+def test_without_what_lvis_says_an_image_needs_its_name(write):
+    content = federated()
+    del content["images"][1]["neg_category_ids"]
+    assert '"file_name" is missing' in problems(write(content))
+
+
+def test_a_file_without_annotations_is_taken_only_where_it_may_be(write):
+    content = changed()
+    del content["annotations"]
+    assert '"annotations" is missing' in problems(write(content))
+    found = read_coco(*write(content), may_lack_annotations=True)
+    assert not found.is_annotated
+    assert "annotations" not in found.contents()
+    assert read_coco(*write(GOOD), may_lack_annotations=True).contents()["annotations"] == GOOD["annotations"]

@@ -2,8 +2,7 @@
 
 import json
 
-from focal_det.data.inspection import describe, inspect_set
-from focal_det.data.inspection_figure import inspection_figure
+from focal_det.data.inspection import describe, inspect_set, inspection_figure
 from focal_det.data.statistics import statistics
 
 COCO = {

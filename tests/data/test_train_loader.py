@@ -91,6 +91,82 @@ def test_any_number_of_ranks_shares_the_same_images(small_cfg, as_rank):
         assert together == whole
 
 
+THREE = [{"image_id": 10 + i, "width": 30, "height": 25, "annotations": [{"category_id": 1}]} for i in range(3)]
+SAMPLERS = {
+    "RandomSubsetTrainingSampler": ("DATALOADER.RANDOM_SUBSET_RATIO", "0.5"),
+    "WeightedTrainingSampler": ("DATASETS.TRAIN_REPEAT_FACTOR", "[('three', 2.5)]"),
+    "WeightedCategoryTrainingSampler": (
+        *("DATASETS.TRAIN_REPEAT_FACTOR", "[('three', 2.5)]"),
+        *("DATALOADER.REPEAT_THRESHOLD", "0.5", "DATALOADER.REPEAT_SQRT", "False"),
+    ),
+}
+
+
+@pytest.fixture
+def two_sets(small_cfg):
+    """Returns a function that makes the configuration of a sampler on nine images, of a rare class and a frequent one,
+    and three others."""
+    annotated = [{**r, "annotations": [{"category_id": r["image_id"] % 8 > 0}]} for r in RECORDS]
+    DatasetCatalog.remove("nine")
+    DatasetCatalog.register("nine", lambda: annotated)
+    DatasetCatalog.register("three", lambda: THREE)
+    both = ("DATASETS.TRAIN", "('nine', 'three')", "DATALOADER.ASPECT_RATIO_GROUPING", "False")
+    yield lambda sampler, *words: small_cfg(
+        *both, "DATALOADER.SAMPLER_TRAIN", sampler, *SAMPLERS[sampler], *words, "SOLVER.IMS_PER_BATCH", "6"
+    )
+    DatasetCatalog.remove("three")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_resumes_exactly_and_is_shared_by_any_number_of_ranks(two_sets, as_rank, monkeypatch, sampler):
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda data: [data])
+    whole = batches(two_sets(sampler), 8)
+    assert batches(two_sets(sampler), 3, start=5) == whole[5:]
+    assert ids(batches(two_sets(sampler, "SEED", "4"), 8)) != ids(whole)
+    shares = []
+    for rank in range(2):
+        as_rank(rank, 2)
+        np.random.seed(rank)  # whatever was drawn before on each rank
+        shares.append(batches(two_sets(sampler), 8))
+    together = [sorted(itertools.chain(*step), key=str) for step in zip(*shares, strict=True)]
+    assert together == [sorted(batch, key=str) for batch in whole]
+
+
+def test_building_the_loader_leaves_the_random_numbers_as_they_are(two_sets):
+    np.random.seed(5)
+    first = np.random.rand()
+    np.random.seed(5)
+    build_train_loader(two_sets("RandomSubsetTrainingSampler"), drawn)
+    assert np.random.rand() == first
+
+
+def counts_of(cfg, number):
+    found = [image for batch in ids(batches(cfg, number)) for image in batch]
+    return {image: found.count(image) for image in range(13) if image in found}
+
+
+def test_a_subset_is_a_share_of_the_images_that_the_seed_chooses(two_sets):
+    # int(12 * 0.5) = 6 images are an epoch of one batch, so 10 batches have each of them 10 times
+    chosen = counts_of(two_sets("RandomSubsetTrainingSampler"), 10)
+    assert list(chosen.values()) == [10] * 6
+    assert counts_of(two_sets("RandomSubsetTrainingSampler", "SEED", "5"), 10).keys() != chosen.keys()
+
+
+def test_images_of_a_weighted_set_come_more_often(two_sets):
+    # an epoch has each of the 9 once, and each of the 3 twice or three times, 2.5 in the mean: 16.5 images
+    counts = counts_of(two_sets("WeightedTrainingSampler"), 110)  # 40 epochs
+    assert all(38 <= counts[image] <= 42 for image in range(9))
+    assert all(90 <= counts[image] <= 110 for image in range(10, 13))
+
+
+def test_weights_of_sets_and_of_classes_are_multiplied(two_sets):
+    # Of the 9, two have class 0: a frequency of 2/9, so a factor of (1/2)/(2/9) = 2.25 against 1; the 3 have 2.5.
+    counts = counts_of(two_sets("WeightedCategoryTrainingSampler"), 76)  # 7 + 2 * 2.25 + 3 * 2.5 = 19: 24 epochs
+    assert all(22 <= counts[image] <= 26 for image in range(1, 8))
+    assert all(45 <= counts[image] <= 63 for image in (0, 8))
+    assert all(52 <= counts[image] <= 68 for image in range(10, 13))
+
+
 def test_wide_and_high_images_do_not_meet(small_cfg):
     for batch in batches(small_cfg(), 12):
         assert len({image["width"] > image["height"] for image in batch}) == 1

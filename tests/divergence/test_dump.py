@@ -95,10 +95,14 @@ REFUSED = {
     "half a character": (lambda record: record.update(config="\ud800"), "its configuration is not YAML: "),
     "a model of no size": (
         lambda record: record.update(config=record["config"].replace("NUM_CONVS: 1", "NUM_CONVS: -1")),
-        "its configuration: MODEL.RETINANET.NUM_CONVS is -1; it must be in 0 to 100",
+        "its configuration: MODEL.RETINANET.NUM_CONVS is -1; it must be in [0, 100]",
     ),
     "a model too large": (
         lambda record: record.update(config=record["config"].replace("  NUM_CLASSES: 3", f"  NUM_CLASSES: {10**40}")),
+        "its configuration: MODEL.RETINANET.NUM_CLASSES is 1",
+    ),
+    "a model of parts that do not fit": (
+        lambda record: record.update(config=record["config"].replace("RES5_DILATION: 1", "RES5_DILATION: 2")),
         "no model can be built from its configuration (",
     ),
 }

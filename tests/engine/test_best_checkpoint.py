@@ -118,3 +118,11 @@ def test_the_ap_of_several_sets_is_that_of_the_first(sets, name):
     cfg = load_config("")
     cfg.DATASETS.TEST = sets
     assert ap_name(cfg) == name
+
+
+def test_the_ap_is_that_of_the_set_that_the_run_is_recorded_with():
+    cfg = load_config("")
+    cfg.DATASETS.TEST = ("a", "b")
+    tested_on = UsedSet("b", 8, None)
+    record = RunRecord({"SOLVER.MAX_ITER": 20}, (), tested_on, ("a",), world_size=1, focal_det="0", torch="0")
+    assert ap_name(cfg, record) == "b/bbox/AP"

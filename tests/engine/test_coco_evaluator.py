@@ -7,7 +7,6 @@ import shutil
 import stat
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from focal_det.data.catalog import JsonDataset, register_datasets, write_checked_copy
+from focal_det.data.coco import CocoFile
 from focal_det.data.shapes import make_shapes, shapes_files
 from focal_det.engine.coco_evaluator import SubmissionEvaluator, nan_lines, submission_name
 from focal_det.engine.trainer import Trainer
@@ -171,7 +171,7 @@ def test_a_users_own_set_is_known_by_the_file_as_given_and_its_copy_may_be_read_
     own = JsonDataset("own", "mine.json", str(tmp_path), str(copy))
     before = os.umask(0o022)
     try:
-        write_checked_copy(own, SimpleNamespace(coco={"images": []}))
+        write_checked_copy(own, CocoFile({"images": []}, []))
     finally:
         os.umask(before)
     assert (stat.S_IMODE(copy.stat().st_mode), copy.read_text()) == (0o644, '{"images": []}')
@@ -235,18 +235,20 @@ def test_the_reason_is_in_the_annotations(tmp_path, found, annotations, lines):
     annotations["categories"] = [c for c in CATEGORIES if c["name"] == "cell" or "AP-plate" in found]
     path = tmp_path / "a.json"
     path.write_text(json.dumps(annotations))
-    assert nan_lines({"bbox": found} if found else {}, {"val": str(path)}) == [f"val: {line}" for line in lines]
+    assert nan_lines({"val": {"bbox": found} if found else {}}, {"val": str(path)}) == [
+        f"val: {line}" for line in lines
+    ]
 
 
 def test_without_any_detection_the_threshold_is_named(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(coco(box(10))))
-    (line,) = nan_lines({"bbox": dict.fromkeys(scores(), NAN)}, {"val": str(tmp_path / "a.json")})
+    (line,) = nan_lines({"val": {"bbox": dict.fromkeys(scores(), NAN)}}, {"val": str(tmp_path / "a.json")})
     assert "no detections at all, of 1 object. Nothing scored above MODEL.RETINANET.SCORE_THRESH_TEST" in line
 
 
 def test_an_area_that_is_not_given_is_that_of_the_box(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(coco({"category_id": 3, "bbox": [0, 0, 100, 100]})))
-    lines = nan_lines({"bbox": scores(APm=NAN)}, {"val": str(tmp_path / "a.json")})
+    lines = nan_lines({"val": {"bbox": scores(APm=NAN)}}, {"val": str(tmp_path / "a.json")})
     assert "val: APm is nan: the set has no medium objects (area of 32^2 to 96^2 px)." in lines
     assert not any("APl" in line for line in lines)
 
@@ -260,10 +262,25 @@ def test_each_of_several_sets_has_its_lines(tmp_path):
     assert nan_lines(results, files) == ["b: APl is nan: the set has no large objects (area from 96^2 px on)."]
 
 
+def test_the_scores_of_lvis_groups_of_classes_are_explained(tmp_path):
+    categories = [{"id": 3, "name": "cell", "frequency": "f"}]
+    objects = [box(10), box(50), box(100)]
+    (tmp_path / "a.json").write_text(json.dumps({"categories": categories, "annotations": objects}))
+    results = {"val": {"bbox": scores(APr=NAN, APc=NAN, APf=40.0)}}
+    groups = [f"val: AP{group[0]} is nan: the set has no objects of {group} classes." for group in ("rare", "common")]
+    assert nan_lines(results, {"val": str(tmp_path / "a.json")}) == groups
+
+
+def test_the_results_of_two_sets_are_not_taken_for_those_of_one(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(coco(box(10), box(50), box(100), box(9, 4))))
+    results = {"a": {"bbox": scores()}, "b": {"bbox": scores(APl=NAN)}}
+    assert nan_lines(results, {"a": str(tmp_path / "a.json")}) == []
+
+
 @pytest.mark.parametrize("content", [None, "{", "3", '{"annotations": [{}], "categories": []}'])
 def test_a_file_that_cannot_be_read_ends_no_training(tmp_path, content):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_text(content)
-    assert nan_lines({"bbox": scores(APs=NAN)}, {"val": str(path), "far": "s3://bucket/a.json"}) == []
-    assert nan_lines({"bbox": scores(APs=NAN)}, {"val": str(path)}) == []
+    assert nan_lines({"val": {"bbox": scores(APs=NAN)}}, {"val": str(path), "far": "s3://bucket/a.json"}) == []
+    assert nan_lines({"val": {"bbox": scores(APs=NAN)}}, {"val": str(path)}) == []

@@ -27,7 +27,8 @@ class Scores(nn.Module):
 
 
 def drawn(tiny_cfg, val_shapes, folder, count, threshold):
-    cfg = tiny_cfg("MODEL.FOCAL_DET.DRAW_IMAGES", str(count), "MODEL.FOCAL_DET.DRAW_SCORE_THRESH", str(threshold))
+    cfg = tiny_cfg("MODEL.FOCAL_DET.DRAW_IMAGES", str(count))
+    cfg.MODEL.FOCAL_DET.DRAW_SCORE_THRESH = threshold
     cfg.DATASETS.TEST = (val_shapes,)
     cfg.OUTPUT_DIR = str(folder)
     model = Scores().train()

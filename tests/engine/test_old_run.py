@@ -59,10 +59,18 @@ def test_it_resumes_to_where_the_old_version_would_have_come(train_net, run):
     done = train_net(*COMMAND, "--resume", cwd=run.parent)
     assert done.returncode == 0, done.stderr[-3000:]
 
-    # It knows what it was trained with, and that nothing has changed but versions.
+    # It knows what it was trained with, and that nothing has changed but versions and the keys that they have.
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     of_versions = re.compile(r"warning: --resume: (focal_det|torch): .+ before, .+ now")
-    assert [line for line in warnings if not of_versions.fullmatch(line)] == []
+    of_new_keys = [
+        f"warning: --resume: {key}: {value} now, a key that the other does not have"
+        for key, value in (
+            ("DATALOADER.RANDOM_SUBSET_RATIO", "1.0"),
+            ("DATASETS.TRAIN_REPEAT_FACTOR", "[]"),
+            ("MODEL.FOCAL_DET.PLUGINS", "[]"),
+        )
+    ]
+    assert [line for line in warnings if not of_versions.fullmatch(line)] == of_new_keys
     assert any("focal_det: 0.1.0, commit 924f219e8f before, " in line for line in warnings)
     assert f"Starting training from iteration {STOPPED + 1}" in done.stdout
 

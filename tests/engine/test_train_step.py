@@ -19,7 +19,9 @@ pytestmark = pytest.mark.detectron2
     [(False, "bfloat16", SimpleTrainer), (True, "bfloat16", BFloat16Trainer), (True, "float16", AMPTrainer)],
 )
 def test_amp_dtype_chooses_the_step(tiny_cfg, enabled, dtype, expected):
-    assert step_class(tiny_cfg("SOLVER.AMP.ENABLED", str(enabled), "SOLVER.AMP.DTYPE", dtype)) is expected
+    cfg = tiny_cfg("SOLVER.AMP.ENABLED", str(enabled))
+    cfg.SOLVER.AMP.DTYPE = dtype
+    assert step_class(cfg) is expected
 
 
 def test_a_step_in_bfloat16_computes_in_it_and_updates(tiny_cfg, batch_of):

@@ -76,6 +76,18 @@ def test_where_there_is_no_validation_loss_one_line_says_why(tiny_cfg, lines, wo
     assert lines[0].startswith(f"No validation loss: {reason}")
 
 
+def test_the_first_set_with_objects_is_measured(monkeypatch, tiny_cfg, lines, shapes):
+    monkeypatch.setattr(validation, "IMAGES", 1)
+    cfg = tiny_cfg("DATALOADER.NUM_WORKERS", "0")
+    cfg.DATASETS.TEST = ("bare", shapes[1])
+    DatasetCatalog.register("bare", lambda: [{"file_name": "a.png"}])
+    try:
+        assert len(ValidationLoss(cfg, 0).measure(build_model(cfg))) == 3
+    finally:
+        DatasetCatalog.remove("bare")
+    assert lines[-1].endswith(f"over 1 images of {shapes[1]}")
+
+
 @pytest.mark.parametrize(("period", "times"), [(0, [9]), (4, [3, 7, 9]), (5, [4, 9])])
 def test_validation_goes_with_the_evaluations(monkeypatch, period, times):
     hook, at = ValidationLoss(None, period), []

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from focal_det.evaluation.coco_scores import evaluate, size_of
+from focal_det.evaluation.coco_scores import evaluate, looked_for, size_of
 
 # Two images; a cat of 40 x 40 (medium) in each, a dog of 10 x 10 (small) in the first.
 TRUTH = {
@@ -116,3 +116,12 @@ def test_it_prints_nothing(capsys):
 
 def test_sizes_by_area():
     assert size_of(np.array([1, 1023.9, 1024, 9215, 9216])).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_of_an_lvis_file_only_classes_that_were_looked_for_count():
+    images = [{**image, "neg_category_ids": [5] if image["id"] == 9 else []} for image in TRUTH["images"]]
+    found = [detection(image_id, category, [0, 0, 9, 9], 0.5) for image_id in (7, 9) for category in (2, 5, 1)]
+    assert looked_for(TRUTH, found) == found
+    kept = looked_for({**TRUTH, "images": images}, found)
+    # annotated in 7 are both classes, in 9 the cat; and the dog is known not to be in 9
+    assert [(d["image_id"], d["category_id"]) for d in kept] == [(7, 2), (7, 5), (9, 2), (9, 5)]

@@ -49,6 +49,11 @@ FAMILY = {
         focal_loss_reference,
         {"alpha": 0.25, "gamma": 0},
     ),
+    "fl alpha 0": (
+        {"kind": "focal", "gamma": 2.0, "shift": 0, "weights": (0.0, 1.0)},
+        focal_loss_reference,
+        {"alpha": 0.0},
+    ),
     "fl no alpha": ({"kind": "focal", "gamma": 2.0, "shift": 0, **ONES}, focal_loss_reference, {"alpha": None}),
     **{
         f"fl {g}": ({"kind": "focal", "gamma": g, "shift": 0, **ALPHA}, focal_loss_reference, {"gamma": g})

@@ -8,7 +8,7 @@ from focal_det.losses.focal import focal_formula
 from focal_det.losses.fused import batch_loss
 from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.box_coding import encode_boxes
-from focal_det.modeling.criterion import DenseCriterion
+from focal_det.modeling.criterion import BOX_LOSSES, DenseCriterion
 from focal_det.modeling.normalizer import LossNormalizer
 
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [40.0, 0, 50, 10], [60.0, 0, 70, 10], [0.0, 0, 10, 6]])
@@ -37,7 +37,7 @@ class BatchLoss(PlainLoss):
         return batch_loss(levels, labels, divisors, focal_formula(0.25, 2.0))
 
 
-def criterion(normalizer="global", class_loss=None):
+def criterion(normalizer="global", class_loss=None, box_loss="smooth_l1"):
     return DenseCriterion(
         num_classes=2,
         class_loss=class_loss or PlainLoss(),
@@ -46,6 +46,7 @@ def criterion(normalizer="global", class_loss=None):
         match_best_anchor=True,
         smooth_l1_beta=0.11,
         box_weights=(1, 1, 1, 1),
+        box_loss=box_loss,
     )
 
 
@@ -148,8 +149,9 @@ def test_a_subclass_with_a_forward_of_its_own_is_called():
 
 
 @pytest.mark.parametrize("objects", [OBJECTS, NO_OBJECTS])
-def test_the_masked_box_loss_of_a_gpu_is_the_same(objects):
-    module, (logits, deltas) = criterion("image"), predictions(2)
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+def test_the_masked_box_loss_of_a_gpu_is_the_same(objects, box_loss):
+    module, (logits, deltas) = criterion("image", box_loss=box_loss), predictions(2)
     with torch.no_grad():
         deltas[0, 1] = torch.nan  # of an anchor without a target
     loss = module([logits], deltas, ANCHORS, *objects)["loss_box_reg"]
@@ -159,6 +161,34 @@ def test_the_masked_box_loss_of_a_gpu_is_the_same(objects):
     torch.testing.assert_close(masked, loss)
     grads = [torch.autograd.grad(value, deltas)[0] for value in (loss, masked)]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize(("box_loss", "expected"), [("giou", 1 + 1 / 3), ("diou", 1 + 2**2 / (3**2 + 1))])
+def test_losses_of_boxes_that_are_apart(box_loss, expected):
+    # The anchor is the unit square at 2, its object that at 0: no overlap; the hull of 3 x 1 has a third of it between
+    # them, giou = -1/3; centres are 2 apart, and its diagonal is sqrt(10).
+    module = criterion(box_loss=box_loss)
+    loss = module._losses_of_boxes(torch.zeros(4), torch.tensor([0.0, 0, 1, 1]), torch.tensor([2.0, 0, 3, 1]))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_degenerate_boxes_have_a_finite_loss_and_gradient(box_loss, dtype):
+    # Deltas that make sides of 0 in float32, or 62 times the anchor's; an object thinner than a pixel.
+    deltas = torch.tensor([[0.0, 0, -200, 0], [9.0, 9, -50, -50], [0, 0, 90, 90], [-30, 30, 0, -20]], dtype=dtype)
+    deltas.requires_grad_()
+    boxes = torch.tensor([[900.0, 900, 910, 910], [0, 0, 1e-4, 700], [5, 5, 6, 6], [0, 0, 10, 10]])
+    loss = criterion(box_loss=box_loss)._losses_of_boxes(deltas, boxes, torch.tensor([[900.0, 900, 932, 932]] * 4))
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert deltas.grad.isfinite().all()
+
+
+def test_an_unknown_box_loss_is_named():
+    with pytest.raises(ValueError, match='box_loss="iou" is not one of smooth_l1, giou, diou, ciou'):
+        criterion(box_loss="iou")
 
 
 def test_moving_average_is_a_saved_buffer_and_continues_after_loading():

@@ -1,11 +1,13 @@
-"""The miners among the registered losses: which anchors they train, and what they cost."""
+"""The registered losses: the focal loss against fvcore's; which anchors the miners train, and what they cost."""
 
 import pytest
 import torch
+import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss
 
 from focal_det.losses import cross_entropy_loss, select_hard_examples
 from focal_det.modeling import dense_losses
-from focal_det.modeling.dense_losses import OHEMLoss, OHEMOneToThreeLoss
+from focal_det.modeling.dense_losses import FocalLoss, OHEMLoss, OHEMOneToThreeLoss
 
 pytestmark = pytest.mark.detectron2
 
@@ -82,3 +84,22 @@ def test_an_image_without_objects_gives_one_to_three_nothing_and_a_graph_all_the
     value.backward()  # under DDP every parameter must take part
     assert value.item() == 0
     assert logits.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0, -1.0])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_loss_has_fvcores_value_and_gradient_for_every_alpha_that_a_configuration_may_set(tiny_cfg, alpha, gamma):
+    keys = ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", str(alpha), "MODEL.RETINANET.FOCAL_LOSS_GAMMA", str(gamma))
+    loss = FocalLoss(tiny_cfg(*keys))
+    logits = (torch.randn(2, 50, 3) * 3).requires_grad_()
+    labels = torch.randint(4, (2, 50))
+    targets = F.one_hot(labels, 4)[..., :3].float()
+    expected = sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="sum")
+    (expected_grad,) = torch.autograd.grad(expected, logits)
+    of_images = sum(map(loss, logits, labels))
+    of_batch = loss.batch_loss([logits[:, :20], logits[:, 20:]], labels, torch.ones(2))
+    for value in (of_images, of_batch):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(torch.autograd.grad(value, logits)[0], expected_grad, rtol=1e-4, atol=1e-7)
+    assert expected_grad[targets == 1].eq(0).all() == (alpha == 0)
+    assert expected_grad[targets == 0].eq(0).all() == (alpha == 1)

@@ -35,9 +35,13 @@ def speed_options(request):
 
 @pytest.fixture
 def models(tiny_cfg, speed_options):
-    """Ours and Detectron2's, weights copied, with scores of all heights instead of the prior's."""
+    """Ours and Detectron2's."""
     frozen = FROZEN if speed_options == "every speed option" else ()
-    ours_cfg = tiny_cfg(*frozen, *(SPEED_OPTIONS if frozen else ()), base=PARITY)
+    return both_models(tiny_cfg(*frozen, *(SPEED_OPTIONS if frozen else ()), base=PARITY))
+
+
+def both_models(ours_cfg):
+    """Make ours and Detectron2's, weights copied, with scores of all heights instead of the prior's."""
     theirs_cfg = ours_cfg.clone()
     theirs_cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
     theirs_cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
@@ -96,6 +100,13 @@ def test_losses_and_gradients_agree_over_several_steps(models, speed_options, ba
                 allowed = GRADIENTS[speed_options] * scale + 1e-9
                 torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=allowed, msg=name)
     assert ours.criterion.normalizer.ema.item() == pytest.approx(theirs.loss_normalizer, rel=1e-6)
+
+
+@pytest.mark.parametrize("box_loss", ["giou", "diou", "ciou"])
+def test_losses_of_boxes_and_their_gradients_agree(tiny_cfg, batch_of, box_loss):
+    weights = ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "(2.0, 2.0, 1.0, 0.5)")
+    models = both_models(tiny_cfg("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", box_loss, *weights, base=PARITY))
+    test_losses_and_gradients_agree_over_several_steps(models, "plain", batch_of)
 
 
 @pytest.mark.parametrize("seed", range(3))

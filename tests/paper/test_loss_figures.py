@@ -100,7 +100,7 @@ def test_the_same_settings_make_the_same_files_and_others_replace_them(tmp_path)
         ({"gammas": [2.0, -1.0]}, r"gamma=-1\.0"),
         ({"compared_gammas": [float("nan")]}, "gamma=nan"),
         ({"stars": [(0.0, 1.0)]}, r"gamma=0\.0 is outside"),
-        ({"alpha": 1.0}, r"alpha=1\.0 is outside"),
+        ({"alpha": 1.5}, r"alpha=1\.5 is outside"),
     ],
 )
 def test_constants_that_a_loss_refuses_are_named(options, message):

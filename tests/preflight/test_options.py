@@ -26,6 +26,10 @@ def test_flags_may_come_after_overrides():
         (["--resume", "SEED", "1"], "required", ["SEED", "1"]),
         (["SEED", "1", "--resume", "auto"], "auto", ["SEED", "1"]),
         (["--resume", "--eval-only"], "required", []),
+        (["--res", "SEED", "1"], "required", ["SEED", "1"]),
+        (["--res", "auto", "SEED", "1"], "auto", ["SEED", "1"]),
+        (["--resume", "required", "SEED", "1"], "required", ["SEED", "1"]),
+        (["--resume=auto", "SEED", "1"], "auto", ["SEED", "1"]),
     ],
 )
 def test_resume_takes_no_override_for_its_word(words, resume, overrides):
@@ -65,7 +69,23 @@ def test_a_time_that_is_none_is_named(seconds):
     assert error == f"--hang-timeout is {seconds:g}; it must be 0 (never) or a number of seconds"
 
 
-@pytest.mark.parametrize("words", [["--nonsense"], ["--num-gpus", "two"], ["--num-gpu", "2"], ["--resume=maybe"]])
+# As Detectron2's parser takes them, which is argparse's.
+def test_flags_may_be_cut_short_joined_with_their_values_and_followed_by_two_dashes():
+    words = ["--config=c.yaml", "--eval", "--num-g", "2", "--dist-url=tcp://a:1", "--", "SEED", "1"]
+    expected = TrainOptions(
+        config_file=("c.yaml",), eval_only=True, num_gpus=2, dist_url="tcp://a:1", overrides=("SEED", "1")
+    )
+    assert parse_arguments(words) == expected
+
+
+def test_a_flag_that_may_be_two_names_both(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--num", "2"])
+    assert caught.value.code == 2
+    assert "ambiguous option: --num could match --num-gpus, --num-machines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["--num-gpus", "two"], ["--num-gups", "2"], ["--resume=maybe"]])
 def test_what_cannot_be_read_exits_with_2(words):
     with pytest.raises(SystemExit) as caught:
         parse_arguments(words)

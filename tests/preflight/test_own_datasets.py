@@ -122,7 +122,10 @@ def test_places_in_datasets_do_what_flags_do(voc, json_sets, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mine", "is not registered; For your own images use --train-json FILE"),
+        (
+            "mine",
+            "is not registered. If a module of yours registers it, add --plugin FILE.py. For images in files",
+        ),
         ("mine", "or in DATASETS 'coco:FILE.json:IMAGES' or 'voc:DIR:SPLIT'"),
         ("coco:a.json", "the folder of its images is missing; write 'coco:FILE.json:IMAGES'"),
         ("coco:no.json:.", "no.json: no such annotation file"),
@@ -334,3 +337,28 @@ def test_an_evaluation_too_tells_who_set_which_key(json_sets, tmp_path):
     assert places["MODEL.WEIGHTS"] == "command line"
     assert places["MODEL.FPN.OUT_CHANNELS"] == QUICK[1]
     assert places["MODEL.RETINANET.NUM_CLASSES"] == "inferred"
+
+
+def test_what_a_plug_in_registers_is_inspected(write_voc, tmp_path, capsys):
+    voc = write_voc({"p03": [("cat", 11, 11, 40, 40)]}, train=["p03"])
+    (tmp_path / "sets_of_a_plugin.py").write_text(
+        "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+        "from detectron2.structures import BoxMode\n"
+        f"IMAGE = {str(voc / 'JPEGImages' / 'p03.jpg')!r}\n"
+        "def load():\n"
+        "    objects = [dict(bbox=[10, 10, 40, 40], bbox_mode=BoxMode.XYXY_ABS, category_id=0)]\n"
+        "    return [dict(file_name=IMAGE, image_id=7, height=80, width=100, annotations=objects)]\n"
+        "DatasetCatalog.register('of_a_plugin', load)\n"
+        "MetadataCatalog.get('of_a_plugin').set(thing_classes=['cat'])\n"
+    )
+    plug_in = str(tmp_path / "sets_of_a_plugin.py")
+    words = ("--plugin", plug_in, "--out", tmp_path / "out", "DATASETS.TRAIN", "of_a_plugin", "DATASETS.TEST", "()")
+    try:
+        assert focal_det(["data", "inspect", *map(str, words)]) == 0
+    finally:
+        DatasetCatalog.remove("of_a_plugin")
+        MetadataCatalog.remove("of_a_plugin")
+    assert "of_a_plugin: a registered function\n1 images" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "statistics.json").read_text())["of_a_plugin"]
+    assert (found["images"], found["boxes"], found["classes"][0]["name"]) == (1, 1, "cat")
+    assert (tmp_path / "out" / "of_a_plugin" / "000_p03.png").is_file()

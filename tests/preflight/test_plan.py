@@ -22,10 +22,10 @@ from focal_det.checkpoint import compatibility
 from focal_det.checkpoint.checkpointer import RunCheckpointer
 from focal_det.cli.train import main, parse_arguments
 from focal_det.config import schedule as advice
-from focal_det.config.defaults import add_focal_det_config
 from focal_det.config.load import load_config
 from focal_det.config.unused_keys import without_unread_keys
 from focal_det.data.shapes import make_shapes
+from focal_det.defaults import add_focal_det_config
 from focal_det.engine.run import Job
 from focal_det.errors import InputError
 from focal_det.preflight.plan import check
@@ -78,6 +78,14 @@ def clean(tmp_path):
 
 def warnings_in(captured):
     return [line for line in captured.err.splitlines() if not any(known in line for known in OF_THE_MACHINE)]
+
+
+def errors_in(captured):
+    """The lines of a refused start, whose warnings come before."""
+    lines = captured.err.splitlines()
+    errors = [line for line in lines if not line.startswith("warning: ")]
+    assert lines[len(lines) - len(errors) :] == errors
+    return errors
 
 
 # --- clean sets ------------------------------------------------------------------------------------------------------
@@ -207,7 +215,7 @@ def test_every_planted_fault_is_named_in_one_run(capsys, clean, tmp_path):
     assert main([*QUICK, *flags_of(*clean), *words, "OUTPUT_DIR", str(tmp_path / "output")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert all(line.startswith("error: ") for line in captured.err.splitlines())
+    assert all(line.startswith("error: ") for line in errors_in(captured))
     expected = [said for _, said in FAULTS.values()] + [said for _, said in WRONG_WORDS]
     assert [said for said in expected if said not in captured.err] == []
     assert not (tmp_path / "output").exists()
@@ -218,7 +226,7 @@ def test_each_planted_fault_is_named_alone(capsys, clean, tmp_path, fault):
     plant, said = FAULTS[fault]
     plant(*clean[0])
     assert main([*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]) == 2
-    errors = capsys.readouterr().err.splitlines()
+    errors = errors_in(capsys.readouterr())
     assert any(said in line for line in errors)
     assert len(errors) <= 2  # the repeated class has two sides
 
@@ -286,7 +294,7 @@ def test_an_address_of_weights_is_fetched_by_preflight(capsys, clean, tmp_path, 
     PathManager.register_handler(Zoo())
     words = [*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output"), "MODEL.WEIGHTS"]
     assert main([*words, "madeup://zoo/thing.pth", "--preflight-only"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = errors_in(capsys.readouterr())
     assert line == (
         "error: madeup://zoo/thing.pth cannot be read as a checkpoint (FileNotFoundError: madeup://zoo/thing.pth is "
         "nowhere)"
@@ -387,12 +395,18 @@ def test_what_an_evaluation_by_name_would_fail_on_is_an_error_of_the_sets_to_eva
     assert main(words) == 0  # training reads none of it
     capsys.readouterr()
     change(clean[1][0]["annotations"][5])
-    del clean[1][0]["info"]
+    del clean[1][0]["info"]  # which pycocotools does not ask for
     by_place = flags_of(*clean)
     assert main(words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f'val.json: {said}, "info" is missing, and a registered set is read as it is: give its files as' in line
+    (line,) = errors_in(capsys.readouterr())
+    assert f"val.json: {said}, and a registered set is read as it is: give its files as" in line
     assert main([*words, *by_place]) == 0
+
+
+def test_a_registered_set_to_evaluate_on_may_be_without_info(clean, registered, tmp_path):
+    del clean[1][0]["info"]
+    flags_of(*clean)
+    assert main([*QUICK, *registered, "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]) == 0
 
 
 @pytest.mark.parametrize(
@@ -408,7 +422,7 @@ def test_what_reading_by_name_would_fail_on_is_an_error_of_every_set(capsys, cle
     flags_of(*clean)
     words = [*QUICK, *registered, "OUTPUT_DIR", str(tmp_path / "output")]
     assert main([*words, "--preflight-only", "DATASETS.TEST", registered[1]]) == 2
-    (line,) = capsys.readouterr().err.splitlines()  # once, though the set is there for both uses
+    (line,) = errors_in(capsys.readouterr())  # once, though the set is there for both uses
     assert f"train.json: 1 of 120 annotations are without {said}, and a registered set is read as it is" in line
     with pytest.raises((AssertionError, KeyError)):
         DatasetCatalog.get(registered[1])
@@ -467,11 +481,22 @@ def test_a_file_may_hold_them_at_their_defaults(tmp_path):
     assert problem.startswith(f"{tmp_path / 'c.yaml'}: MODEL.ROI_HEADS.NUM_CLASSES is 5")
 
 
-@pytest.mark.parametrize("architecture", ["FocalRetinaNet", "GeneralizedRCNN"])
-def test_a_schedule_for_a_number_of_gpus_is_refused_for_every_model(architecture):
-    problem = error_of("SOLVER.REFERENCE_WORLD_SIZE", "8", "MODEL.META_ARCHITECTURE", architecture)
-    assert problem.startswith("command line: SOLVER.REFERENCE_WORLD_SIZE is 8, but is not read: SOLVER.IMS_PER_BATCH")
-    assert problem.endswith("where you change the batch, add --scale-lr")
+def test_a_schedule_for_a_number_of_processes_is_scaled_to_those_that_are_started(clean, tmp_path):
+    words = [*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output"), "SOLVER.REFERENCE_WORLD_SIZE", "4"]
+    plan = check(parse_arguments([*words, "--num-gpus", "2"]))
+    solver = plan.job.cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.REFERENCE_WORLD_SIZE) == (8, 0.025, 2000, 2)
+    assert any(line.startswith("SOLVER.REFERENCE_WORLD_SIZE 4 -> 2 processes: IMS_PER") for line in plan.summary)
+    inferred = {change.key for change in plan.job.changes if change.place == "inferred"}
+    assert {"SOLVER.IMS_PER_BATCH", "SOLVER.REFERENCE_WORLD_SIZE", "SOLVER.STEPS"} <= inferred
+
+
+def test_sets_to_train_on_are_weighted_by_the_name_of_their_file(clean, tmp_path):
+    words = [*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output")]
+    sampler = ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "DATASETS.TRAIN_REPEAT_FACTOR")
+    given = parse_arguments(words).train_json[0]
+    cfg = check(parse_arguments([*words, *sampler, f"[[{given!r}, 2.0]]"])).job.cfg
+    assert cfg.DATASETS.TRAIN_REPEAT_FACTOR == [["train_json", 2.0]]
 
 
 def test_another_architecture_may_read_them():
@@ -482,17 +507,23 @@ def test_another_architecture_may_read_them():
 # --- what is built and read -------------------------------------------------------------------------------------------
 
 
-def test_a_resume_is_checked_with_one_model_and_one_reading_of_its_checkpoint(clean, tmp_path, monkeypatch):
+@pytest.fixture
+def saved_run(clean, tmp_path):
+    """Return the words of a run that has saved model_0000009.pth and model_0000019.pth, and its folder."""
     words = [*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output"), "SEED", "3"]
     job = check(parse_arguments(words)).job
-    trainer = SimpleNamespace(
-        state_dict=lambda: {"iteration": 9, "_trainer": {"optimizer": {"state": {}, "param_groups": []}}}
-    )
-    saver = RunCheckpointer(
-        compatibility.build_cpu_model(job.cfg), job.cfg.OUTPUT_DIR, record=job.record, trainer=trainer
-    )
     (tmp_path / "output").mkdir()
-    saver.save("model_0000009", iteration=9)
+    for iteration in (9, 19):
+        state = {"iteration": iteration, "_trainer": {"optimizer": {"state": {}, "param_groups": []}}}
+        trainer = SimpleNamespace(state_dict=lambda state=state: state)
+        model = compatibility.build_cpu_model(job.cfg)
+        saver = RunCheckpointer(model, job.cfg.OUTPUT_DIR, record=job.record, trainer=trainer)
+        saver.save(f"model_{iteration:07d}", iteration=iteration)
+    return words, tmp_path / "output"
+
+
+def test_a_resume_is_checked_with_one_model_and_one_reading_of_its_checkpoint(saved_run, monkeypatch):
+    words, folder = saved_run
     done = []
 
     def counted(what, call):
@@ -506,8 +537,72 @@ def test_a_resume_is_checked_with_one_model_and_one_reading_of_its_checkpoint(cl
     monkeypatch.setattr(torch, "load", counted("read", torch.load))
     plan = check(parse_arguments([*words, "--resume"]))
     assert sorted(done) == ["built", "read"]
-    assert plan.job.checkpoint == tmp_path / "output" / "model_0000009.pth"
+    assert plan.job.checkpoint == folder / "model_0000019.pth"
     assert plan.resumption.checkpoint.contents == {}  # else the file would stay mapped during the run
+
+
+def test_a_resume_does_not_need_the_weights_that_the_run_began_with(saved_run):
+    words, folder = saved_run
+    plan = check(parse_arguments([*words, "--resume", "MODEL.WEIGHTS", "moved/away.pth"]))
+    assert plan.job.checkpoint == folder / "model_0000019.pth"
+
+
+def test_a_resume_behind_the_end_is_refused_where_the_schedule_has_no_lr(saved_run):
+    words, _ = saved_run
+    assert check(parse_arguments([*words, "--resume", "SOLVER.MAX_ITER", "20"])).job.checkpoint
+    for more in ([], ["--allow-changes"]):
+        message = "model_0000019.pth is after 20 iterations, and SOLVER.MAX_ITER is 19: set that to 20 or more, or add"
+        with pytest.raises(InputError, match=message):
+            check(parse_arguments([*words, *more, "--resume", "SOLVER.MAX_ITER", "19"]))
+
+
+def test_eval_only_and_resume_evaluate_the_checkpoint_that_a_resume_would_take(saved_run, capsys):
+    words, folder = saved_run
+    words += ["--eval-only", "--resume"]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def evaluated(*more):
+        capsys.readouterr()
+        plan = check(parse_arguments([*words, *more]))
+        assert (plan.resumption, plan.job.checkpoint, plan.job.eval_only) == (None, None, True)  # no training's folder
+        (done,) = re.findall(rf"evaluate {plan.job.cfg.MODEL.WEIGHTS}, after (20|10) iterations", plan.summary[0])
+        assert plan.job.cfg.MODEL.WEIGHTS.endswith(f"model_00000{int(done) - 1:02d}.pth")
+        return Path(plan.job.cfg.MODEL.WEIGHTS).relative_to(folder).name
+
+    assert evaluated() == "model_0000019.pth"
+    assert warnings_in(capsys.readouterr()) == []
+    assert evaluated("MODEL.WEIGHTS", "mine.pth") == "model_0000019.pth"
+    assert warnings_in(capsys.readouterr()) == [
+        f"warning: --resume: {folder}/model_0000019.pth is evaluated, not MODEL.WEIGHTS mine.pth; leave out "
+        "--resume to evaluate that"
+    ]
+    (folder / "model_0000019.pth").write_bytes(before["model_0000019.pth"][:-30])
+    assert evaluated() == "model_0000009.pth"
+    (warning,) = warnings_in(capsys.readouterr())
+    assert warning.endswith("evaluating the newest intact one, model_0000009.pth, after 10 iterations")
+    (folder / "model_0000019.pth").write_bytes(before["model_0000019.pth"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_eval_only_and_resume_auto_evaluate_the_weights_where_there_is_no_checkpoint(saved_run, tmp_path):
+    words, folder = saved_run
+    words += ["--eval-only", "OUTPUT_DIR", str(tmp_path / "none"), "MODEL.WEIGHTS", str(folder / "model_0000009.pth")]
+    plan = check(parse_arguments([*words, "--resume", "auto"]))
+    assert str(folder / "model_0000009.pth") == plan.job.cfg.MODEL.WEIGHTS
+    assert plan.summary[0].endswith(
+        f"MODEL.WEIGHTS {folder}/model_0000009.pth, since {tmp_path}/none has no checkpoint"
+    )
+    with pytest.raises(InputError, match=r"no last_checkpoint in .*; use --resume auto to evaluate MODEL\.WEIGHTS"):
+        check(parse_arguments([*words, "--resume"]))
+
+
+def test_a_refused_start_says_its_warnings_first(clean, tmp_path, capsys):
+    words = [*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output"), "SOLVER.STEPS", "(10, 40)"]
+    assert main([*words, "SOLVER.BASE_LR", "-1.0"]) == 2
+    first, *_, last = warnings_in(capsys.readouterr())
+    assert first.startswith("warning: ")
+    assert "the last drop of the lr" in first
+    assert last.startswith("error: SOLVER.BASE_LR is -1.0")
 
 
 # --- schedule --------------------------------------------------------------------------------------------------------

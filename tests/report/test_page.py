@@ -93,6 +93,32 @@ def test_several_sets_have_a_section_each_and_their_own_best(tmp_path, make_run)
     assert "AP50, made_up" in text
 
 
+def test_the_best_model_is_named_with_the_set_that_chose_it(tmp_path, make_run):
+    folder = make_run(tmp_path / "run", sets=("bare", "made_up"))
+    (folder / "model_best.pth").touch()
+    path = tmp_path / "data" / "bare" / "truth.json"
+    path.write_text(json.dumps({"images": [], "categories": []}))
+    lines = (folder / "metrics.json").read_text().splitlines(keepends=True)
+    (folder / "metrics.json").write_text("".join(line for line in lines if "bare/bbox" not in line))
+    for name in ("bare", "made_up"):
+        place = folder / "inference" / name / "dataset.json"
+        place.write_text(json.dumps({**json.loads(place.read_text()), "iterations": 200}))
+    text = html.unescape(text_of(write_report(folder).read_text()))
+    assert text.count(OF_BEST) == 1
+    assert text.index("Test set made_up") < text.index(OF_BEST)
+    assert "best AP, after 300 44.0" in text  # the headline is of the set that is scored
+    assert re.search(r" AP \d", text[: text.index("Test set bare")])
+
+
+def test_only_the_first_scored_sets_best_is_a_file(tmp_path, make_run):
+    folder = make_run(tmp_path / "run", sets=("second", "made_up"))
+    (folder / "model_best.pth").touch()
+    for name in ("second", "made_up"):
+        place = folder / "inference" / name / "dataset.json"
+        place.write_text(json.dumps({**json.loads(place.read_text()), "iterations": 200}))
+    assert html.unescape(text_of(write_report(folder).read_text())).count(OF_BEST) == 1
+
+
 def test_a_set_of_another_evaluation_does_not_get_the_trainings_scores(tmp_path, make_run):
     folder = make_run(tmp_path / "run")
     (folder / "inference" / "made_up").rename(folder / "inference" / "other")

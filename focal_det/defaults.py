@@ -5,14 +5,18 @@ Detectron2's own keys under MODEL.RETINANET keep their meaning.
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+logger = logging.getLogger(__name__)
+
 
 def add_focal_det_config(cfg: CfgNode) -> None:
-    """Add SOLVER.AMP.DTYPE and MODEL.FOCAL_DET.* to a configuration made by `detectron2.config.get_cfg`."""
+    """Add MODEL.FOCAL_DET.* and a few keys elsewhere to a configuration made by `detectron2.config.get_cfg`."""
     node = cfg.MODEL.FOCAL_DET = type(cfg)()
 
     # Number format with SOLVER.AMP.ENABLED: "float16" with a scaled loss, for GPUs, as in Detectron2; or "bfloat16",
@@ -20,16 +24,25 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # evaluation are in float32 either way.
     cfg.SOLVER.AMP.DTYPE = "float16"
 
+    # With DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler: the share of the images that is trained on, in (0, 1].
+    # Which ones follows from SEED. Detectron2's sampler reads it, but its configuration does not have it.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+
+    # With WeightedTrainingSampler or WeightedCategoryTrainingSampler: how often the images of a training set come, as
+    # pairs of the set, written as in DATASETS.TRAIN or the flag, and a factor in [0.001, 1000], such as
+    # [["mine", 2.5]]; 1 for sets that are not named. Likewise read by Detectron2's samplers alone.
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
+
     # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
     node.HEAD_NAME = "RetinaNetHead"
 
     # Class loss, by its name in DENSE_LOSS_REGISTRY. Each of the keys below is read by the losses that it names, and
     # refused if it is set for another one. FocalLoss (section 3.2) reads Detectron2's MODEL.RETINANET.FOCAL_LOSS_ALPHA,
-    # in (0, 1) or negative for no alpha, and FOCAL_LOSS_GAMMA, in [0, 1e6]; CrossEntropyLoss reads none.
+    # in [0, 1] or negative for no alpha, and FOCAL_LOSS_GAMMA, in [0, 1e6]; CrossEntropyLoss reads none.
     loss = node.LOSS = type(cfg)()
     loss.NAME = "FocalLoss"
 
-    # BalancedCrossEntropyLoss: weight of a positive, in (0, 1); the default is the paper's best (section 3.1; Table
+    # BalancedCrossEntropyLoss: weight of a positive, in [0, 1]; the default is the paper's best (section 3.1; Table
     # 1a).
     loss.ALPHA = 0.75
 
@@ -74,6 +87,10 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # the final, and any that were there before the run are always kept.
     node.CHECKPOINTS_KEPT = 5
 
+    # The plug-ins that a run was made with, set by --plugin alone. Those that a file names are never imported, since a
+    # plug-in is a program: without --plugin for each of them, the file is refused.
+    node.PLUGINS = ()
+
     # Speed options. Each gives the same results up to rounding (BFLOAT16_INFERENCE: rounding to 8 bits).
     speed = node.SPEED = type(cfg)()
 
@@ -101,3 +118,26 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Use torch.compile for backbone, pyramid and head. The first steps take minutes, and again at the second image
     # size; on a CPU it needs a C++ compiler.
     speed.COMPILE = False
+
+
+def with_own_keys(cfg: CfgNode) -> CfgNode:
+    """Return a configuration that has MODEL.FOCAL_DET: this one, or a copy with its keys at their defaults.
+
+    So a script of Detectron2's that only imports `focal_det.plugin` gets the paper's settings, and is told once how to
+    set others.
+    """
+    if "FOCAL_DET" in cfg.MODEL:
+        return cfg
+    _say_once()
+    cfg = cfg.clone()
+    cfg.defrost()
+    add_focal_det_config(cfg)
+    return cfg
+
+
+@functools.lru_cache(maxsize=1)
+def _say_once() -> None:
+    logger.warning(
+        "the configuration has no MODEL.FOCAL_DET, so its keys have their defaults; to set them, call "
+        "focal_det.add_focal_det_config(cfg) after get_cfg()"
+    )

@@ -9,15 +9,16 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
-from focal_det.config.defaults import add_focal_det_config
+from focal_det import defaults as keys_of_ours
 from focal_det.config.layers import leaves
 from focal_det.config.load import load_config
+from focal_det.defaults import add_focal_det_config, with_own_keys
 from focal_det.modeling.head import RetinaNetHead
 from focal_det.registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 
 pytestmark = pytest.mark.detectron2
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class WideHead(RetinaNetHead):
@@ -80,6 +81,7 @@ CHANGING = [
 OWN_TESTS = {
     *("HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"),  # below, and in tests/engine
     *("VAL_LOSS", "CHECKPOINTS_KEPT"),  # in tests/engine/test_trainer.py
+    "PLUGINS",  # in test_plugins.py
     *(
         "SPEED.CHANNELS_LAST",
         "SPEED.FOLD_NORMS",
@@ -156,6 +158,27 @@ def no_overlap(found):
     shared = torch.min(boxes[:, None, 2:], boxes[:, 2:]) - torch.max(boxes[:, None, :2], boxes[:, :2])
     overlapping = (shared > 1e-3).all(dim=2) & (classes[:, None] == classes) & ~torch.eye(len(boxes), dtype=torch.bool)
     return not overlapping.any()
+
+
+def test_a_configuration_without_our_keys_has_the_defaults_and_its_owner_is_told_once(caplog):
+    cfg, full = get_cfg(), get_cfg()
+    add_focal_det_config(full)
+    cfg.freeze()
+    keys_of_ours._say_once.cache_clear()
+    assert with_own_keys(cfg) == with_own_keys(cfg) == full
+    assert "FOCAL_DET" not in cfg.MODEL
+    assert with_own_keys(full) is full
+    (record,) = caplog.records
+    assert "focal_det.add_focal_det_config(cfg)" in record.message
+
+
+@pytest.mark.parametrize("loss", [name for name, _ in DENSE_LOSS_REGISTRY])
+def test_every_loss_is_made_of_a_configuration_without_our_keys(loss):
+    logits, labels = torch.randn(9, 3), torch.tensor([0, 1, 2, 3, 3, 3, 3, 3, -1])
+    cfg, full = get_cfg(), get_cfg()
+    add_focal_det_config(full)
+    bare, same = (DENSE_LOSS_REGISTRY.get(loss)(c)(logits, labels) for c in (cfg, full))
+    assert bare == same > 0
 
 
 def test_adding_keys_touches_only_the_given_configuration():

@@ -1,0 +1,214 @@
+"""The detector over Detectron2's backbones, and what it says where levels, anchors and head do not fit."""
+
+import copy
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import SimpleFeaturePyramid, SwinTransformer, ViT, build_model
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from focal_det.modeling.anchor_generator import OctaveAnchorGenerator
+from focal_det.modeling.retinanet import FocalRetinaNet
+
+pytestmark = pytest.mark.detectron2
+
+RESNET, PYRAMID = ["res2", "res3", "res4", "res5"], ["p2", "p3", "p4", "p5", "p6"]
+
+
+class Mlp(nn.Sequential):
+    """What a block of a transformer takes from timm: two linear layers."""
+
+    def __init__(self, in_features, hidden_features, act_layer):
+        super().__init__(nn.Linear(in_features, hidden_features), act_layer(), nn.Linear(hidden_features, in_features))
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    """Give Detectron2's transformers what they take from timm, which few have installed."""
+    layers = ModuleType("timm.models.layers")
+    layers.DropPath, layers.Mlp = nn.Dropout, Mlp
+    monkeypatch.setitem(sys.modules, "timm.models.layers", layers)
+    for name in ("timm", "timm.models"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+
+
+def vit():
+    """ViTDet's simple pyramid, P2 to P6, over images that are padded to 64 x 64."""
+    net = ViT(
+        img_size=64, embed_dim=16, depth=2, num_heads=2, window_size=2, window_block_indexes=[0],
+        use_rel_pos=True, out_feature="last_feat",
+    )  # fmt: skip
+    top, scales = LastLevelMaxPool(), (4.0, 2.0, 1.0, 0.5)
+    return SimpleFeaturePyramid(net, "last_feat", 16, scales, top_block=top, norm="LN", square_pad=64)
+
+
+def swin():
+    net = SwinTransformer(
+        embed_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=(1, 2, 3)
+    )
+    return FPN(net, ["p1", "p2", "p3"], 16, top_block=LastLevelP6P7(32, 16, "p3"))
+
+
+def regnet():
+    stem, block, names = SimpleStem, ResBottleneckBlock, ["s2", "s3", "s4"]
+    net = RegNet(
+        stem_class=stem, stem_width=8, block_class=block, depth=7, w_a=24, w_0=8, w_m=2, group_width=8, norm="BN",
+        out_features=names,
+    )  # fmt: skip
+    return FPN(net, names, 16, top_block=LastLevelP6P7(net.output_shape()["s4"].channels, 16, "s4"))
+
+
+def step_and_detect(model, batch):
+    """Train one step, which has to reach every parameter, and detect."""
+    losses = model(batch)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    model.decoding = {**model.decoding, "score_thresh": 0.0}
+    with torch.no_grad():
+        (found,) = model.eval()(batch[:1])
+    assert len(found["instances"]) > 0
+
+
+@pytest.mark.usefixtures("timm")
+@pytest.mark.parametrize(("backbone", "names"), [(vit, "23456"), (swin, "34567"), (regnet, "34567")])
+def test_any_pyramid_of_detectron2s_is_a_backbone(batch_of, backbone, names):
+    model = FocalRetinaNet(backbone=backbone(), num_classes=3)
+    assert model.in_features == tuple(f"p{name}" for name in names)
+    # The paper has four strides at the first scale: 32 px on P3, whose stride is 8
+    assert [level.amax().item() for level in model.anchor_generator.cell_anchors] == pytest.approx(
+        [2.0 ** (int(name) + 1 + 2 / 3 + 0.5) for name in names]  # the longer half side of ratio 2 at 2^(2/3)
+    )
+    step_and_detect(model, batch_of((2, 1), size=(64, 48)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes", "strides"),
+    [
+        (
+            {"MODEL.BACKBONE.NAME": "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+             "MODEL.RETINANET.IN_FEATURES": ["res4"]},
+            [[64]], [16],
+        ),
+        (
+            {"MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES": RESNET,
+             "MODEL.FPN.IN_FEATURES": RESNET, "MODEL.RETINANET.IN_FEATURES": PYRAMID},
+            [[16], [32], [64], [128], [256]], [4, 8, 16, 32, 64],
+        ),
+    ],
+    ids=["ResNet without FPN", "FPN from P2"],
+)  # fmt: skip
+def test_any_levels_of_a_resnet_are_its_features(tiny_cfg, batch_of, keys, sizes, strides):
+    cfg = tiny_cfg()
+    cfg.merge_from_list([part for pair in keys.items() for part in pair])
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes
+    model = build_model(cfg)
+    assert list(model.anchor_generator.strides) == strides
+    step_and_detect(model, batch_of((2, 1), size=(64, 90)))
+
+
+DEFAULT, SIZES, RATIOS = (
+    "DefaultAnchorGenerator",
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+)
+NAME, FEATURES = "MODEL.ANCHOR_GENERATOR.NAME", "MODEL.RETINANET.IN_FEATURES"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ([NAME, "RotatedAnchorGenerator"], "anchors of 5 numbers, .* set MODEL.ANCHOR_GENERATOR.NAME to Octave"),
+        ([NAME, DEFAULT, RATIOS, [[1.0]] * 4 + [[1.0, 2.0]]], r"have \[1, 1, 1, 1, 2\] anchors .* ASPECT_RATIOS"),
+        (
+            [NAME, DEFAULT, SIZES, [[32]] * 4],
+            "DefaultAnchorGenerator cannot be built with MODEL.ANCHOR_GENERATOR.SIZES",
+        ),
+        ([NAME, DEFAULT, SIZES, []], r"SIZES \[\], .*cannot be empty"),
+        ([FEATURES, ["p3", "p9"]], r"IN_FEATURES\) is \['p3', 'p9'\], but the backbone's features are p3, p4, p5, p6"),
+        ([FEATURES, []], r"IN_FEATURES\) is \[\], but"),
+        ([FEATURES, ["p3", "p4"]], r"5 base sizes .* for 2 feature levels: .* MODEL.ANCHOR_GENERATOR.SIZES"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_key_and_fix(tiny_cfg, keys, message):
+    cfg = tiny_cfg()
+    cfg.merge_from_list(keys)
+    with pytest.raises(ValueError, match=message):
+        build_model(cfg)
+
+
+def test_levels_with_unequal_channels_are_named(tiny_cfg):
+    cfg = tiny_cfg("MODEL.BACKBONE.NAME", "build_resnet_backbone")
+    cfg.merge_from_list([FEATURES, ["res3", "res4"], SIZES, [[32], [64]]])
+    with pytest.raises(ValueError, match=r"\[128, 256\] channels: .* or MODEL.RETINANET.IN_FEATURES to levels of one"):
+        build_model(cfg)
+
+
+def test_strides_that_are_not_the_levels_are_named():
+    generator = DefaultAnchorGenerator(sizes=[[32]], aspect_ratios=[[1.0]], strides=[8, 16, 32, 64])
+    with pytest.raises(ValueError, match=r"strides \[8, 16, 32, 64\], but the levels p3, p4, p5, p6, p7 have \[8, 16"):
+        FocalRetinaNet(backbone=regnet(), num_classes=3, anchor_generator=generator)
+
+
+OCTAVE = [NAME, "OctaveAnchorGenerator", SIZES, [[32], [64], [128], [256], [512]]]
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+    *("MODEL.RETINANET.NUM_CLASSES", 3, "MODEL.RETINANET.NUM_CONVS", 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys"),
+    [
+        ("GeneralizedRCNN", ["MODEL.RPN.IN_FEATURES", PYRAMID, "MODEL.ROI_HEADS.IN_FEATURES", PYRAMID[:4]]),
+        ("ProposalNetwork", ["MODEL.RPN.IN_FEATURES", PYRAMID]),
+        ("RetinaNet", ["MODEL.RETINANET.IN_FEATURES", PYRAMID]),
+    ],
+)
+def test_detectron2s_architectures_take_our_anchors(batch_of, architecture, keys):
+    cfg = get_cfg()
+    cfg.merge_from_list([*SMALL, *OCTAVE, *keys, "MODEL.META_ARCHITECTURE", architecture])
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"])
+    cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", RESNET])
+    cfg.merge_from_list(["MODEL.FPN.IN_FEATURES", RESNET])
+    cfg.merge_from_list(["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"])
+    cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7])
+    model = build_model(cfg)
+    generator = getattr(model, "proposal_generator", model).anchor_generator
+    assert type(generator) is OctaveAnchorGenerator
+    assert generator.num_anchors == [9] * 5
+    assert generator.box_dim == 4
+    batch = batch_of((2, 1), size=(64, 96))
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.no_grad():
+        assert len(model.eval()(batch)) == 2
+
+
+def test_fcos_has_the_same_losses_with_our_anchors(batch_of):
+    backbone = regnet()
+    levels = list(backbone.output_shape().values())
+    head = FCOSHead(input_shape=levels, num_classes=3, conv_dims=[16])
+    theirs = FCOS(backbone=backbone, head=head, num_classes=3, pixel_mean=[128.0] * 3, pixel_std=[64.0] * 3)
+    ours, strides = copy.deepcopy(theirs), [level.stride for level in levels]
+    # A point is the centre of a square as large as its stride.
+    ours.anchor_generator = OctaveAnchorGenerator(
+        strides=strides, base_sizes=strides, scales_per_octave=1, aspect_ratios=[1.0], offset=0.5
+    )
+    losses = []
+    for model in (theirs, ours):
+        with EventStorage():
+            losses.append(model(batch_of((2, 1), size=(64, 64))))
+        sum(losses[-1].values()).backward()
+    assert losses[0] == losses[1]
