@@ -115,7 +115,7 @@ def is_writable(folder: Path) -> bool:
 
 
 class FolderLock:
-    """Held by the process that trains into a folder; the system releases it however that process ends.
+    """Held by the process that trains or evaluates into a folder; the system releases it however that process ends.
 
     A missing folder is made; `name` is that of the file in it that is locked.
     """
@@ -136,7 +136,8 @@ class FolderLock:
         except BlockingIOError:
             self._file.close()
             raise InputError(
-                f"OUTPUT_DIR {self.path.parent} is in use by another training; wait for its end or name another"
+                f"OUTPUT_DIR {self.path.parent} is in use by another training or evaluation; wait for its end or name "
+                "another"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:

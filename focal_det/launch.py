@@ -33,6 +33,7 @@ from .distributed.rendezvous import Rendezvous, reach_all
 from .engine.run import Job, run_job
 from .environment import gpu_id, gpu_of
 from .errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError, print_problems
+from .files import FolderLock
 from .preflight.options import TrainOptions
 from .preflight.plan import Plan, check, write
 
@@ -189,6 +190,8 @@ def _decide(options: TrainOptions, held: ExitStack, *, own_gpu: bool = False) ->
     """Check, say what the run is about to do, and take its folder, where this is the process that writes there."""
     plan = check(options, own_gpu=own_gpu)
     print("\n".join(plan.summary), flush=True)
-    if not options.preflight_only and options.machine_rank == 0 and plan.resumption is not None:
-        held.enter_context(folder_taken(plan.job.cfg.OUTPUT_DIR, plan.resumption))
+    if not options.preflight_only and options.machine_rank == 0:
+        folder = plan.job.cfg.OUTPUT_DIR
+        # an evaluation, too, writes the log and inference/
+        held.enter_context(folder_taken(folder, plan.resumption) if plan.resumption else FolderLock(folder))
     return plan

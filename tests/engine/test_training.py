@@ -15,6 +15,7 @@ from focal_det.cli.train import parse_arguments
 from focal_det.data.catalog import register_datasets
 from focal_det.engine.trainer import Trainer
 from focal_det.environment import processor
+from focal_det.files import FolderLock
 from focal_det.preflight.plan import check
 from focal_det.report.run_files import environment_facts
 
@@ -129,6 +130,15 @@ def test_evaluating_the_final_checkpoint_gives_the_ap_that_training_ended_with(r
         "../../model_final.pth"
     )
     assert (output / "config.yaml").read_text() == before  # the training's configuration is not written over
+
+
+def test_evaluating_in_the_folder_of_a_running_training_is_refused(run, whole):
+    log = (whole[0] / "log.txt").read_bytes()
+    with FolderLock(str(whole[0])):
+        done = run("--eval-only", "--resume", "OUTPUT_DIR", whole[0])
+    assert done.returncode == 2
+    assert "is in use by another training or evaluation" in done.stderr
+    assert (whole[0] / "log.txt").read_bytes() == log
 
 
 def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, run, prepared, whole, wait_for):
