@@ -28,7 +28,8 @@ CHECKPOINT_PATTERN = "model_*.pth"  # of all but last_checkpoint, for glob
 METRICS = "metrics.json"
 
 ANNOTATIONS = "annotations"
-INFERENCE, INFERENCE_TTA = "inference", "inference_TTA"  # Detectron2's names; the second with TEST.AUG
+TTA = "_TTA"  # what Detectron2 appends to the names of what is measured with test-time augmentation
+INFERENCE, INFERENCE_TTA = "inference", f"inference{TTA}"  # Detectron2's names; the second with TEST.AUG
 COCO_RESULTS, DATASET = "coco_instances_results.json", "dataset.json"  # in inference/<set>
 LVIS_RESULTS = "lvis_instances_results.json"  # beside it; Detectron2's name, as that of COCO's results
 

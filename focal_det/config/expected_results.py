@@ -8,9 +8,9 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 
 from ..errors import Findings, cut
+from ..output_layout import TTA
 
 _KEY = "TEST.EXPECTED_RESULTS"
-TTA = "_TTA"  # what Detectron2 appends to the names of results with test-time augmentation
 _FORM = "[task, metric, value, tolerance], such as ['bbox', 'AP', 37.4, 0.5]"
 _MOST = 1e9
 _OF_VOC = ("AP", "AP50", "AP75")

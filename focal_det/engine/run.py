@@ -26,7 +26,7 @@ from ..checkpoint.checkpointer import RunCheckpointer
 from ..checkpoint.disk_space import DISK_ERRORS
 from ..checkpoint.run_record import RunRecord
 from ..config.diff import Change
-from ..config.expected_results import TTA, unmet_expectations
+from ..config.expected_results import unmet_expectations
 from ..config.unused_keys import without_unread_keys
 from ..data.catalog import JsonDataset, register_datasets
 from ..distributed.failures import what_helps
@@ -36,7 +36,7 @@ from ..distributed.watchdog import RankWatchdog
 from ..environment import share_cores, source_version, whole_machine
 from ..errors import EXIT_FAULT, TrainingError
 from ..files import write_text_whole
-from ..output_layout import CONFIG, CONFIG_CHANGES, ENVIRONMENT, INFERENCE, LOG
+from ..output_layout import CONFIG, CONFIG_CHANGES, ENVIRONMENT, INFERENCE, LOG, TTA
 from ..report import write_report
 from .trainer import Trainer
 

@@ -21,7 +21,6 @@ from detectron2.utils.events import EventWriter
 
 from ..checkpoint.checkpointer import RunCheckpointer, retention_message
 from ..checkpoint.run_record import RunRecord
-from ..config.expected_results import TTA
 from ..config.sampling import images_of_epoch
 from ..data.catalog import evaluator_type, scoring_metadata
 from ..data.train_loader import TrainLoader, build_train_loader
@@ -29,7 +28,7 @@ from ..distributed.cluster import unwrapped
 from ..distributed.graceful_stop import GracefulStop, stoppable
 from ..divergence.check import NonFiniteCheck
 from ..modeling.retinanet import FocalRetinaNet
-from ..output_layout import FINAL_CHECKPOINT, INFERENCE, INFERENCE_TTA, METRICS
+from ..output_layout import FINAL_CHECKPOINT, INFERENCE, INFERENCE_TTA, METRICS, TTA
 from .augmented_detector import AugmentedDetector
 from .best_checkpoint import BestCheckpointer, ap_name
 from .coco_evaluator import nan_lines

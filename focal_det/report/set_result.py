@@ -10,7 +10,7 @@ from datetime import datetime
 from ..data.coco_index import Row
 from ..evaluation.coco_scores import SIZE_WORDS, SIZES, Evaluation, evaluate, looked_for
 from ..evaluation.matching import match
-from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, periodic_checkpoint
+from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, TTA, periodic_checkpoint
 from .charts import Chart, Line, draw_lines
 from .confusion import Confusion, make_confusion
 from .examples import Examples, draw_examples
@@ -80,7 +80,12 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
     by_size = (matching.objects_by_size.tolist(), matching.missed_by_size.tolist(), matching.false_by_size.tolist())
     return replace(
         result,
-        notes=(*evaluation.explain(), *_left_out(found, detections), *_other_weights(found, evaluation, run.metrics)),
+        notes=(
+            *evaluation.explain(),
+            *_left_out(found, detections),
+            *_other_weights(found, evaluation, run.metrics),
+            *_augmented(found, run.metrics),
+        ),
         evaluation=evaluation,
         curves=_precision_recall(found.name, evaluation),
         confusion=make_confusion(matching.confusion, [c.name for c in evaluation.classes]),
@@ -108,6 +113,15 @@ def _other_weights(found: EvaluatedSet, evaluation: Evaluation, metrics: Metrics
         f"{scores[-1][0]:,} iterations, gave {scores[-1][1]:.1f}. They come from another evaluation, such as "
         "--eval-only of another checkpoint."
     ]
+
+
+def _augmented(found: EvaluatedSet, metrics: Metrics) -> list[str]:
+    """Return a note with the scores of the training's evaluation with test-time augmentation, if there was one."""
+    of_one_set = found.metric_prefix == "bbox/"
+    prefix = f"bbox{TTA}/" if of_one_set else f"{found.name}{TTA}/bbox/"
+    courses = ((name, course(metrics, prefix + name)) for name in ("AP", "AP50", "AP75"))
+    scores = ", ".join(f"{name} {points[-1][1]:.1f}" for name, points in courses if points)
+    return [f"With test-time augmentation, after the training: {scores}."] if scores else []
 
 
 def _precision_recall(name: str, evaluation: Evaluation) -> Chart | None:

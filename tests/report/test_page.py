@@ -93,6 +93,15 @@ def test_several_sets_have_a_section_each_and_their_own_best(tmp_path, make_run)
     assert "AP50, made_up" in text
 
 
+@pytest.mark.parametrize(("sets", "prefix"), [(("made_up",), "bbox_TTA"), (("second", "made_up"), "made_up_TTA/bbox")])
+def test_scores_with_test_time_augmentation_are_shown(tmp_path, make_run, sets, prefix):
+    folder = make_run(tmp_path / "run", sets=sets)
+    with (folder / "metrics.json").open("a") as file:
+        file.write(json.dumps({"iteration": 399, f"{prefix}/AP": 46.25, f"{prefix}/AP50": 70.0}) + "\n")
+    text = text_of(write_report(folder).read_text())
+    assert text.count("With test-time augmentation, after the training: AP 46.2, AP50 70.0.") == 1
+
+
 def test_the_best_model_is_named_with_the_set_that_chose_it(tmp_path, make_run):
     folder = make_run(tmp_path / "run", sets=("bare", "made_up"))
     (folder / "model_best.pth").touch()
