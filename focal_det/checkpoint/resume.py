@@ -37,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 
 class Resumption(NamedTuple):
-    """What a training begins with."""
+    """The checkpoint to begin from, if any, and the state of its folder."""
 
     checkpoint: Checkpoint | None  # None to start afresh
     findings: Findings  # why it may not begin; a warning where the checkpoint is not the one that last_checkpoint names

@@ -25,7 +25,7 @@ from detectron2.utils import comm
 
 from ..data.catalog import category_ids, evaluator_type, scoring_metadata
 from ..distributed.heartbeat import scoring
-from ..files import written_whole
+from ..files import write_text_whole, written_whole
 from ..output_layout import COCO_RESULTS, INFERENCE, LVIS_RESULTS
 from .coco_evaluator import SubmissionEvaluator, evaluation_files, write_dataset_record
 
@@ -69,8 +69,7 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
         if comm.is_main_process():
             ids = category_ids(scoring_metadata(self._dataset).as_dict())
             rows = [{**row, "category_id": ids[row["category_id"]]} for row in rows]
-            with written_whole(self._files[0] / COCO_RESULTS) as partial:
-                partial.write_text(json.dumps(rows))
+            write_text_whole(self._files[0] / COCO_RESULTS, json.dumps(rows))
             rule = f"Pascal VOC {MetadataCatalog.get(self._dataset).year}"
             write_dataset_record(self._cfg, self._dataset, self._files, _own_scores(rule, results))
         return results

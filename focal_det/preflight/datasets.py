@@ -21,7 +21,7 @@ from ..inference.classes import Classes, numbered_classes, read_classes
 from ..output_layout import CLASSES_FILE
 from .named_sets import read_named_set
 from .options import TrainOptions
-from .own_datasets import OwnSets, checked_copy, read_own_sets
+from .own_datasets import NO_OBJECTS, OwnSets, checked_copy, read_own_sets
 from .scored_sets import check_scoring, refusal
 
 
@@ -105,7 +105,7 @@ def _without_objects(sets: Sequence[DescribedSet], own: OwnSets) -> list[str]:
     if not sets or any(one.is_scored or not one.is_sound or one.name in own.names for one in sets):
         return []
     names = ", ".join(f'"{one.name}"' for one in sets)
-    return [f"data set {names}: no box to train on; annotate at least one object that is neither a crowd nor difficult"]
+    return [f"data set {names}: {NO_OBJECTS}"]
 
 
 def _describe(

@@ -13,6 +13,8 @@ from ..inference.classes import read_classes
 from ..output_layout import ANNOTATIONS, INFERENCE
 from .options import SetFlags, TrainOptions
 
+NO_OBJECTS = "no box to train on; annotate at least one object that is neither a crowd nor difficult"
+
 
 class OwnSets(NamedTuple):
     """The user's own sets of a run."""
@@ -108,5 +110,4 @@ def _check_objects(sets: Collection[OwnSet]) -> Findings:
     places = [own.place for own in sets if all(a["iscrowd"] for a in own.file.coco["annotations"])]
     if not sets or len(places) < len(sets):
         return Findings()
-    fix = "annotate at least one object that is neither a crowd nor difficult"
-    return Findings([f"{', '.join(places)}: no box to train on; {fix}"])
+    return Findings([f"{', '.join(places)}: {NO_OBJECTS}"])
