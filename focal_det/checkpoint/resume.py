@@ -27,7 +27,7 @@ FolderState = frozenset[tuple[str, int, int]]
 
 
 class Checkpoint(NamedTuple):
-    """One that a training can resume from."""
+    """A checkpoint that a training can resume from."""
 
     path: Path
     done: int  # iterations

@@ -43,7 +43,7 @@ def _print_script(args: argparse.Namespace) -> int:
     completed = {**dict.fromkeys(_FILES, shtab.FILE), **dict.fromkeys(_FOLDERS, shtab.DIRECTORY)}
 
     class Argument(argparse.Action):
-        """One that says what completes it, in the attribute that shtab reads; it parses nothing."""
+        """An argument that says what completes it, in the attribute that shtab reads; it parses nothing."""
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
@@ -51,7 +51,7 @@ def _print_script(args: argparse.Namespace) -> int:
                 self.complete = completed[options["metavar"]]
 
     class Parser(CommandParser):
-        """One whose arguments are of that class; argparse makes those of its commands likewise."""
+        """A parser with such arguments; argparse makes the parsers of its commands of this class, too."""
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)

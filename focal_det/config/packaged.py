@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def config_path(name: str | Path) -> Path:
-    """Return the path of a configuration file; raise InputError for a `focal_det://` name that there is not."""
+    """Return the path of a configuration file; raise InputError for an unknown `focal_det://` name."""
     text = str(name)
     if not text.startswith(SCHEME):
         return Path(name)

@@ -142,7 +142,7 @@ class DenseCriterion(nn.Module):
         return (losses.sum(dim=1) / divisors).sum()
 
     def _losses_of_boxes(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the loss (...) of each anchor's deltas (..., 4) and of the box (..., 4) that is meant."""
+        """Return the loss (...) of each anchor's deltas (..., 4) against its object's box (..., 4)."""
         if self.box_loss == "smooth_l1":
             targets = encode_boxes(boxes, anchors, weights=self.box_weights)
             return smooth_l1_loss(deltas, targets, beta=self.smooth_l1_beta, reduction="none").sum(dim=-1)
