@@ -115,8 +115,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Update all parameters in one kernel, with PyTorch's fused SGD.
     speed.FUSED_SGD = False
 
-    # Use torch.compile for backbone, pyramid and head. The first steps take minutes, and again at the second image
-    # size; on a CPU it needs a C++ compiler.
+    # Use torch.compile for backbone, pyramid and head. The first step takes minutes, up to two more that bring another
+    # image size, and the first image that is detected in; on a CPU it needs a C++ compiler.
     speed.COMPILE = False
 
 

@@ -5,8 +5,10 @@ Importable without PyTorch, NumPy or Detectron2, so that `focal-det doctor` can 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 _PACKAGE = Path(__file__).parent
+_CAPABILITY_ATTRIBUTES = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 _MOST_PER_CORE = 8  # processes; slow, but as a test may want it; more are a slip
 
 
@@ -67,6 +70,14 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores_of_each(processes: int) -> float:
+    """Return how many cores each of so many processes of this machine has, of which this is one or starts them all."""
+    cores = num_cores()
+    # a task of srun may be bound to cores of its own
+    is_bound = cores < int(os.environ.get("SLURM_CPUS_ON_NODE") or 0)
+    return cores if is_bound else cores / processes
+
+
 def processor() -> str:
     """Name the processor where Linux knows its name, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -90,12 +101,34 @@ def whole_machine(num_gpus: int) -> str:
     return ", ".join(dict.fromkeys((hardware(0), hardware(num_gpus))))
 
 
+def compute_capability() -> tuple[int, int] | None:
+    """Return that of the first NVIDIA GPU that this process sees, from the driver; None if that cannot be asked.
+
+    PyTorch's own answer takes memory of that GPU for as long as the process lives, and a GPU in exclusive mode from
+    the process that is to train on it.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, value, found = ctypes.c_int(), ctypes.c_int(), []
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    for attribute in _CAPABILITY_ATTRIBUTES:
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return None
+        found.append(value.value)
+    return found[0], found[1]
+
+
 def has_bfloat16(device: str) -> bool:
     """Return whether the device computes in bfloat16 rather than emulating it."""
     import torch
 
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        if torch.version.hip or (capability := compute_capability()) is None:
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return capability >= (8, 0)
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -127,15 +160,9 @@ def choose_device(cfg: CfgNode, num_gpus: int, *, own_gpu: bool = False) -> tupl
             found.errors.append(f"{asked}, but {gpus} are visible; ask for at most {gpus}")
     elif num_gpus > _MOST_PER_CORE * cores:
         found.errors.append(f"{asked}, but this machine has no GPU in use and {with_cores}; ask for at most {cores}")
-    else:
-        if num_gpus > cores:
-            shared = f"{num_gpus} processes share the {with_cores} of this machine"
-            found.warnings.append(f"{shared}, which has no GPU in use: --num-gpus {cores} is faster")
-        if num_gpus > 1 and gpus > 0:
-            found.errors.append(
-                f"MODEL.DEVICE is {cfg.MODEL.DEVICE} with --num-gpus {num_gpus} on a machine with GPUs: "
-                "hide them with CUDA_VISIBLE_DEVICES= to train in several processes on the processor"
-            )
+    elif num_gpus > cores:
+        shared = f"{num_gpus} processes share the {with_cores} of this machine"
+        found.warnings.append(f"{shared}, which has no GPU in use: --num-gpus {cores} is faster")
     return cfg, found
 
 
@@ -155,7 +182,7 @@ def _fit_precision(cfg: CfgNode) -> list[str]:
             changed.append("detecting")
     why = "no bfloat16 instructions here"
     warnings = [f"{why}: {what} in float32, which is slower and no less exact" for what in changed]
-    if speed.TRITON and (missing := triton_missing(torch.device(cfg.MODEL.DEVICE))):
+    if speed.TRITON and (missing := triton_missing(torch.device(cfg.MODEL.DEVICE), compute_capability())):
         speed.TRITON = False
         warnings.append(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
     return warnings
@@ -183,3 +210,14 @@ def share_cores(cfg: CfgNode, num_processes: int) -> None:
 
     if num_processes > 1 and cfg.MODEL.DEVICE == "cpu":
         torch.set_num_threads(max(1, num_cores() // num_processes))
+
+
+def check_interface() -> None:
+    """Raise InputError if GLOO_SOCKET_IFNAME names a network interface that this machine does not have."""
+    there = [name for _, name in socket.if_nameindex()]
+    for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(","):
+        if name and name not in there:
+            raise InputError(
+                f"GLOO_SOCKET_IFNAME names the network interface {name}, which {socket.gethostname()} does not have; "
+                f"it has {', '.join(there)}"
+            )

@@ -1,12 +1,21 @@
-"""The errors that end a run with a message, what a check finds, and the exit codes."""
+"""The errors that end a run with a message, what a check finds, the exit codes, and warnings that say nothing here."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+# Of PyTorch, by their beginnings: Detectron2 uses torch.jit; and weights of 1x1 convolutions have the same layout in
+# memory whatever their strides say, so that a bucket of gradients loses nothing by other ones.
+_KNOWN_WARNINGS = {
+    "`torch.jit.": FutureWarning,
+    "Grad strides do not match bucket view strides": UserWarning,
+}
 _SHOWN = 5  # examples of each kind of problem that a message lists
 
 
@@ -87,3 +96,13 @@ def some_lines(values: Sequence[str]) -> list[str]:
 def print_problems(problems: Sequence[str], kind: str = "error") -> None:
     """Print each problem to stderr, with control characters escaped."""
     print(visible_lines("\n".join(f"{kind}: {problem}" for problem in problems)), file=sys.stderr, flush=True)
+
+
+def silence_known_warnings() -> None:
+    """Silence what PyTorch warns of without need, here and in the processes that this one starts."""
+    for message, category in _KNOWN_WARNINGS.items():
+        warnings.filterwarnings("ignore", message=re.escape(message), category=category)
+    # By the environment, since ranks import Detectron2, which warns, before anything of ours can run in them.
+    ours = [f"ignore:{message}:{category.__name__}" for message, category in _KNOWN_WARNINGS.items()]
+    given = os.environ.get("PYTHONWARNINGS", "").split(",")  # the last one wins
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, dict.fromkeys([*ours, *given])))

@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,10 @@ from .output_layout import LOCK
 # For a folder on FUSE or CIFS, where the server decides when it is written.
 _CANNOT_FLUSH_FOLDERS = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # such as Lustre's without -o flock
+
+_SCHEDULERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")  # what these set
+_SECONDS_TO_WAIT = 180.0  # twice the lease of NFS 4, within which a client must have called
+_POLL_SECONDS = 0.5
 
 
 @contextmanager
@@ -128,11 +133,15 @@ class FolderLock:
         os.register_at_fork(after_in_child=lambda: _close(lock()))
 
     def __enter__(self) -> FolderLock:
-        """Raises InputError if another process holds the lock; warns where the file system has no locks."""
+        """Raises InputError if another process holds the lock; warns where the file system has no locks.
+
+        What a scheduler has started waits for some minutes before: NFS holds the lock of a machine that is gone, from
+        which a job was requeued, until the server has noticed.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a")  # which changes nothing in it
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take(_SECONDS_TO_WAIT if any(name in os.environ for name in _SCHEDULERS) else 0)
         except BlockingIOError:
             self._file.close()
             raise InputError(
@@ -149,6 +158,21 @@ class FolderLock:
             )
             print(f"warning: {message}", file=sys.stderr, flush=True)
         return self
+
+    def _take(self, seconds: float) -> None:
+        assert self._file is not None
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+            if seconds:
+                message = f"OUTPUT_DIR {self.path.parent} is in use, perhaps by a machine that is gone: waiting for it"
+                print(f"{message}, up to {seconds:g} s", flush=True)
+                seconds = 0
+            time.sleep(_POLL_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         _close(self)

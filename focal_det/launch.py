@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import re
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -28,14 +28,23 @@ from .config.plugins import load_plugins
 from .data.catalog import prepare_shapes
 from .distributed import signals
 from .distributed.cluster import ClusterEnvironment
-from .distributed.join import StartDeadline, check_shared_folder, join_process_group, joint_start
-from .distributed.rendezvous import Rendezvous, reach_all
+from .distributed.join import (
+    WHICH_NETWORK,
+    StartDeadline,
+    check_shared_folder,
+    join_process_group,
+    joint_start,
+    leave_errors_to_the_watch,
+    reach_all,
+)
+from .distributed.rendezvous import Rendezvous
+from .distributed.watchdog import RankWatchdog
 from .engine.run import Job, run_job
-from .environment import gpu_id, gpu_of
-from .errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError, TrainingError, print_problems
+from .environment import check_interface, gpu_id, gpu_of
+from .errors import EXIT_DONE, EXIT_STOPPED, InputError, TrainingError, first_line
 from .files import FolderLock
 from .preflight.options import TrainOptions
-from .preflight.plan import Plan, check, write
+from .preflight.plan import Plan, check, configured_device, write
 
 
 def run_as_launcher(options: TrainOptions) -> int:
@@ -43,13 +52,17 @@ def run_as_launcher(options: TrainOptions) -> int:
 
     Raises InputError for bad input or a port in use, TrainingError where a machine did not join.
     """
+    if options.world_size > 1:
+        check_interface()
     with ExitStack() as held:
         plan = _decide(options, held)
         if options.preflight_only:
             print("ready: nothing was written")
             return EXIT_DONE
         _write_and_meet(options, plan)
-        return _launch(options, plan.job)
+        job = plan.job
+        del plan  # which may hold the contents of annotation files
+        return _launch(options, job)
 
 
 def _write_and_meet(options: TrainOptions, plan: Plan) -> None:
@@ -61,7 +74,8 @@ def _write_and_meet(options: TrainOptions, plan: Plan) -> None:
     if address is None or options.world_size == 1:
         write(plan)
         return
-    started = f"--num-machines {options.num_machines} --num-gpus {options.num_gpus}"
+    on = plan.job.cfg.MODEL.DEVICE
+    started = f"--num-machines {options.num_machines} --num-gpus {options.num_gpus} and trains on {on}"
     place = options.machine_rank, options.num_machines, "machine", address[1], int(address[2])
     rendezvous = Rendezvous(*place, started, options.start_timeout)
     store = rendezvous.open_store(is_host=options.machine_rank == 0)
@@ -77,22 +91,29 @@ def _launch(options: TrainOptions, job: Job) -> int:
     stopped = multiprocessing.get_context("spawn").Event()
     # A single process is the one that trains, and listens itself.
     requested = signals.SignalForwarder().requested if options.world_size > 1 else None
+    if options.world_size > 1:
+        leave_errors_to_the_watch()
+        if job.cfg.MODEL.DEVICE == "cpu":  # else Detectron2 chooses NCCL, and takes memory of the GPUs
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for tries_left in (1, 0):
-        start = StartDeadline(options.num_gpus, options.machine_rank, options.world_size, options.start_timeout)
+        first = options.machine_rank * options.num_gpus
+        start = StartDeadline(options.num_gpus, first, options.start_timeout)
         try:
-            with start:
+            with start if options.world_size > 1 else nullcontext():
                 launch(
                     _run_rank,
                     options.num_gpus,
                     num_machines=options.num_machines,
                     machine_rank=options.machine_rank,
                     dist_url=options.dist_url,
-                    args=(job, stopped, start.reached, requested),
+                    args=(job, stopped, start.reached, requested, options.start_timeout),
                 )
             break
         except ProcessRaisedException as error:
-            if "EADDRINUSE" not in str(error):
-                raise
+            if "EADDRINUSE" not in str(error):  # it was raised before the rank's own work, which tells what it raises
+                raised = re.findall(r"^[\w.]*(?:Error|Exception): .*", str(error), re.MULTILINE)
+                why, rank = raised[-1] if raised else first_line(error), first + error.error_index
+                raise TrainingError(f"rank {rank} could not start ({why}): {WHICH_NETWORK}") from None
             if options.dist_url != "auto" or not tries_left:
                 raise TrainingError(
                     f"the port of --dist-url {options.dist_url} was taken by another process while this one started: "
@@ -103,6 +124,9 @@ def _launch(options: TrainOptions, job: Job) -> int:
             if start.message:
                 raise TrainingError(start.message) from None
             return _exit_code(options, error, requested)
+        finally:
+            if requested is not None:
+                signals.ignore_signals()  # there is nothing left to forward them to
     return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 
@@ -121,24 +145,19 @@ def _exit_code(options: TrainOptions, error: ProcessExitedException, requested: 
     raise TrainingError(signals.killed_message(rank, error.exit_code, trains=not options.eval_only)) from None
 
 
-def _run_rank(job: Job, stopped: Any, reached: Sequence[Any], requested: Any) -> None:
+def _run_rank(job: Job, stopped: Any, reached: Sequence[Any], requested: Any, start_timeout: float) -> None:
     """Run the job as rank 0's machine has decided it, with its seed and its checkpoint to resume from."""
     if requested is not None:
         signals.resend_requested(requested)
-    try:
+    with RankWatchdog(job.hang_timeout) as watchdog:
         load_plugins(job.plugins)
         reached[comm.get_local_rank()].set()
-        reach_all()
+        reach_all(start_timeout)
         job = comm.all_gather(job)[0]
-        if comm.get_world_size() > job.processes_per_machine and not job.eval_only:
+        if watchdog.ranks > job.processes_per_machine and not job.eval_only:
             with joint_start() as start:
                 check_shared_folder(start, Path(job.cfg.OUTPUT_DIR))
-        run_job(job, stopped)
-    except (InputError, TrainingError) as error:
-        if comm.get_world_size() == 1:  # this is the process that was started, which says it
-            raise
-        print_problems([str(error)])
-        raise SystemExit(EXIT_FAULT) from None
+        run_job(job, stopped, watchdog)
 
 
 def run_as_rank(options: TrainOptions, cluster: ClusterEnvironment) -> int:
@@ -156,34 +175,34 @@ def run_as_rank(options: TrainOptions, cluster: ClusterEnvironment) -> int:
     per_machine, address = cluster.processes_per_machine, f"tcp://{cluster.host}:{cluster.port}"
     machines = cluster.world_size // per_machine
     options = replace(options, num_gpus=per_machine, num_machines=machines, dist_url=address)
+    check_interface()
     gpu = ""
     if gpus := torch.cuda.device_count():
         torch.cuda.set_device(gpu_of(cluster.local_rank, gpus))
         gpu = gpu_id(torch.cuda.current_device())
-    join_process_group(cluster, options.start_timeout, gpu)
-    try:
-        return _run_together(options, cluster)
-    finally:
-        dist.destroy_process_group()
+    device = configured_device(options) if cluster.rank == 0 else ""
+    join_process_group(cluster, options.start_timeout, gpu=gpu, gpus=gpus, device=device)
+    with ExitStack() as held, RankWatchdog(options.hang_timeout) as watchdog:
+        reach_all(options.start_timeout)
+        return _run_together(options, cluster, watchdog, held)
 
 
-def _run_together(options: TrainOptions, cluster: ClusterEnvironment) -> int:
-    with ExitStack() as held:
-        with joint_start() as start:
-            own_gpu = torch.cuda.device_count() == 1
-            plan = start.do(lambda: _decide(options, held, own_gpu=own_gpu) if cluster.rank == 0 else None)
-            if options.preflight_only:
-                if cluster.rank == 0:
-                    print("ready: nothing was written")
-                return EXIT_DONE
-            job, names = comm.all_gather((plan.job, plan.dataset_names) if plan else None)[0]
-            # The first of each machine draws the shapes; rank 0 writes the rest, too.
-            start.do(lambda: write(plan) if plan else prepare_shapes(names if cluster.local_rank == 0 else ()))
-            if not options.eval_only:
-                check_shared_folder(start, Path(job.cfg.OUTPUT_DIR))
-        stopped = threading.Event()
-        run_job(job, stopped)
-        return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
+def _run_together(options: TrainOptions, cluster: ClusterEnvironment, watchdog: RankWatchdog, held: ExitStack) -> int:
+    with joint_start() as start:
+        own_gpu = torch.cuda.device_count() == 1
+        plan = start.do(lambda: _decide(options, held, own_gpu=own_gpu) if cluster.rank == 0 else None)
+        if options.preflight_only:
+            if cluster.rank == 0:
+                print("ready: nothing was written")
+            return EXIT_DONE
+        job, names = comm.all_gather((plan.job, plan.dataset_names) if plan else None)[0]
+        # The first of each machine draws the shapes; rank 0 writes the rest, too.
+        start.do(lambda: write(plan) if plan else prepare_shapes(names if cluster.local_rank == 0 else ()))
+        if not options.eval_only:
+            check_shared_folder(start, Path(job.cfg.OUTPUT_DIR))
+    stopped = threading.Event()
+    run_job(job, stopped, watchdog)
+    return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 
 def _decide(options: TrainOptions, held: ExitStack, *, own_gpu: bool = False) -> Plan:

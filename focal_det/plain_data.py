@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import yaml
@@ -83,8 +84,11 @@ def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, *, without: str | None = None) -> Any:
     """Parse a JSON text in UTF-8.
+
+    Args:
+        without: a name whose values are dropped from each object at once, so that they never are in memory together.
 
     Raises:
         UnicodeDecodeError: it is not in UTF-8.
@@ -92,15 +96,17 @@ def parse_json(data: bytes) -> Any:
     """
     text = data.decode("utf-8-sig")
     try:
-        return json.loads(text, object_pairs_hook=_named_once)
+        return json.loads(text, object_pairs_hook=partial(_named_once, without))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _named_once(without: str | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f'an object has "{twice[:40]}" twice, with two values')
+    if without is not None:
+        found.pop(without, None)
     return found

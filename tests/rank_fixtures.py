@@ -16,6 +16,8 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from focal_det.data.catalog import prepare_shapes
+from focal_det.distributed.join import reach_all
+from focal_det.distributed.watchdog import RankWatchdog
 from focal_det.divergence.dump import write_divergence
 from focal_det.engine.run import Job, run_job
 from focal_det.errors import TrainingError
@@ -85,6 +87,8 @@ class Run:
 
 def be_rank(rank, ranks, port, job, stopped, prepare):
     torch.set_num_threads(1)
+    # A process that was forked from one that has looked for GPUs cannot use them, and Detectron2 would if it saw them.
+    torch.cuda.is_available, torch.cuda.device_count = (lambda: False), (lambda: 0)
     for name in SETS:
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
@@ -94,7 +98,10 @@ def be_rank(rank, ranks, port, job, stopped, prepare):
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
         comm.create_local_process_group(ranks)
     try:
-        run_job(job, stopped)
+        with RankWatchdog(job.hang_timeout) as watchdog:
+            if ranks > 1:
+                reach_all(60)
+            run_job(job, stopped, watchdog)
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -22,7 +22,7 @@ import multiprocessing, signal
 def show_blocked():
     print(sorted(signal.Signals(number).name for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())), flush=True)
 
-def main(argv, prog):
+def main(argv, prog, ends_process):
     print(argv, prog)
     show_blocked()
     process = multiprocessing.get_context("spawn").Process(target=show_blocked)

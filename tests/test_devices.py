@@ -6,7 +6,9 @@ from detectron2.config import get_cfg
 
 from focal_det import environment as devices
 from focal_det.defaults import add_focal_det_config
-from focal_det.environment import choose_device
+from focal_det.environment import check_interface, choose_device
+from focal_det.errors import InputError
+from focal_det.losses import triton_loss
 
 pytestmark = pytest.mark.detectron2
 
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.detectron2
         (2, "cuda", 2, "cuda", None, None),
         (2, "cuda", 3, "cuda", None, "2 are visible"),
         (2, "cpu", 1, "cpu", None, None),
-        (2, "cpu", 2, "cpu", None, "CUDA_VISIBLE_DEVICES="),
+        (2, "cpu", 2, "cpu", None, None),
         (1, "cuda", 0, "cuda", None, "at least 1"),
     ],
 )
@@ -52,6 +54,7 @@ def test_bfloat16_falls_back_to_float32_and_says_so(monkeypatch, has, enabled):
 
 
 SPEED = "MODEL.FOCAL_DET.SPEED."
+BFLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")
 
 
 def test_without_bfloat16_it_detects_in_float32_and_says_so(tiny_cfg, monkeypatch):
@@ -68,3 +71,30 @@ def test_without_a_gpu_the_kernels_are_off_with_a_warning(tiny_cfg):
     assert found.errors == []
     assert cfg.MODEL.FOCAL_DET.SPEED.TRITON is False
     assert [warning for warning in found.warnings if "SPEED.TRITON" in warning]
+
+
+def test_an_interface_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth77")
+    with pytest.raises(InputError, match=r"GLOO_SOCKET_IFNAME names the network interface eth77, which .* has lo"):
+        check_interface()
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    check_interface()
+
+
+@pytest.mark.parametrize(("capability", "kept"), [((9, 0), True), ((7, 5), False)])
+def test_the_launcher_of_several_ranks_asks_for_no_context(tiny_cfg, monkeypatch, capability, kept):
+    def use(*_):
+        raise AssertionError("CUDA is used before the ranks start")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name in ("_lazy_init", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, use)
+    monkeypatch.setattr(devices, "compute_capability", lambda: capability)
+    monkeypatch.setattr(triton_loss.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    cfg, found = choose_device(tiny_cfg("MODEL.DEVICE", "cuda", SPEED + "TRITON", "True", *BFLOAT16), 2)
+    assert kept == cfg.MODEL.FOCAL_DET.SPEED.TRITON
+    assert kept == cfg.SOLVER.AMP.ENABLED
+    assert found.errors == []
+    assert len(found.warnings) == (0 if kept else 2)

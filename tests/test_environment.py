@@ -65,6 +65,59 @@ def test_a_machine_is_its_processor_its_cores_and_the_gpus_that_are_used(monkeyp
     assert environment.whole_machine(2) == "Fast 9000, 8 cores, 1 thread"
 
 
+@pytest.mark.parametrize(
+    ("on_node", "each"),
+    [
+        (None, 1.0),  # no SLURM: all of the machine share the cores that one sees
+        ("8", 1.0),  # tasks that are not bound see all cores of the job
+        ("64", 8),  # a task that is bound sees its own
+    ],
+)
+def test_cores_are_shared_unless_slurm_has_given_each_task_its_own(monkeypatch, on_node, each):
+    monkeypatch.setattr(environment, "num_cores", lambda: 8)
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    if on_node:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", on_node)
+    assert environment.cores_of_each(8) == each
+
+
+class Driver:
+    """A driver of CUDA with one GPU."""
+
+    def __init__(self, refused=""):
+        self.refused = refused
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            if name == "cuDeviceGetAttribute":
+                arguments[0]._obj.value = {75: 8, 76: 6}[arguments[1]]
+            return int(name == self.refused)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("refused", "capability"),
+    [("", (8, 6)), ("cuInit", None), ("cuDeviceGet", None), ("cuDeviceGetAttribute", None)],
+)
+def test_the_driver_is_asked_for_the_capability(monkeypatch, refused, capability):
+    monkeypatch.setattr(environment.ctypes, "CDLL", {"libcuda.so.1": Driver(refused)}.__getitem__)
+    assert environment.compute_capability() == capability
+
+
+def test_without_a_driver_the_capability_is_not_known(monkeypatch):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(environment.ctypes, "CDLL", missing)
+    assert environment.compute_capability() is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="needs an NVIDIA GPU")
+def test_the_driver_says_what_pytorch_says():
+    assert environment.compute_capability() == torch.cuda.get_device_capability(0)
+
+
 def test_each_process_its_gpu_or_the_one_that_it_sees():
     assert [gpu_of(rank, 4) for rank in range(4)] == [0, 1, 2, 3]
     assert [gpu_of(rank, 1) for rank in range(4)] == [0] * 4

@@ -6,10 +6,14 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
 
+from focal_det import files
+from focal_det.errors import InputError
 from focal_det.files import FolderLock, write_text_whole, written_whole
 
 
@@ -102,6 +106,52 @@ def test_a_forked_worker_that_outlives_its_trainer_does_not_hold_the_folder(tmp_
     finally:
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)
+
+
+@pytest.fixture
+def held_by_another(tmp_path):
+    """Returns a function that lets another process hold the folder for some seconds."""
+    started = []
+
+    def hold(seconds):
+        code = (
+            f"import fcntl, time; f = open('.lock', 'a'); fcntl.flock(f, 2); print(flush=True); time.sleep({seconds})"
+        )
+        code = code.replace(".lock", FolderLock(str(tmp_path)).path.name)
+        started.append(subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE))
+        started[-1].stdout.readline()
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("variable", ["SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"])
+def test_under_a_scheduler_it_waits_for_a_lock_that_is_let_go_and_says_so_once(
+    tmp_path, monkeypatch, capsys, held_by_another, variable
+):
+    monkeypatch.setenv(variable, "7")
+    held_by_another(1.2)
+    with FolderLock(str(tmp_path)):
+        assert capsys.readouterr().out == (
+            f"OUTPUT_DIR {tmp_path} is in use, perhaps by a machine that is gone: waiting for it, up to 180 s\n"
+        )
+
+
+def test_a_lock_that_is_not_let_go_is_an_error_at_once_or_after_the_wait(tmp_path, monkeypatch, held_by_another):
+    for variable in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    held_by_another(60)
+    started = time.monotonic()
+    with pytest.raises(InputError, match="is in use by another training"), FolderLock(str(tmp_path)):
+        pass
+    assert time.monotonic() - started < 0.5
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(files, "_SECONDS_TO_WAIT", 1)
+    with pytest.raises(InputError, match="is in use by another training"), FolderLock(str(tmp_path)):
+        pass
+    assert time.monotonic() - started > 1
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from focal_det.distributed import watchdog as watch
 from focal_det.engine.trainer import Trainer
 from focal_det.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from focal_det.modeling.retinanet import FocalRetinaNet
+from focal_det.preflight.options import TrainOptions
 
 pytestmark = [
     pytest.mark.detectron2,
@@ -57,16 +59,18 @@ def free_port():
 class Started:
     """A forked run of train_net.py, which need not import anything anew, with what it printed in a file."""
 
-    def __init__(self, folder, arguments, environ, killed_in=None, before=lambda: None):
+    def __init__(self, folder, arguments, environ, killed_in=None, before=lambda: None, linger=0):
         folder.mkdir(exist_ok=True)
         number = sum(1 for _ in folder.glob("*.out"))
         self._out = folder / f"{number}.out"
         self._out.touch()
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=self._run, args=(list(map(str, arguments)), environ, killed_in, before))
+        self.process = context.Process(
+            target=self._run, args=(list(map(str, arguments)), environ, killed_in, before, linger)
+        )
         self.process.start()
 
-    def _run(self, arguments, environ, killed_in, before):
+    def _run(self, arguments, environ, killed_in, before, linger):
         with self._out.open("w") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
@@ -78,7 +82,8 @@ class Started:
             step = Trainer.run_step
             Trainer.run_step = lambda self: os.kill(os.getpid(), 9) if self.iter == killed_in else step(self)
             try:
-                code = main(arguments)
+                code = main(arguments, ends_process=True)  # as train_net.py
+                time.sleep(linger)  # as Python's own end takes
             except BaseException as error:
                 print(repr(error))
                 code = error.code if isinstance(error, SystemExit) else EXIT_FAULT
@@ -188,6 +193,13 @@ def test_two_machines_train_the_same_as_one_by_what_the_first_decided(alone, tmp
     assert_equal_to_rounding(tmp_path, alone)
 
 
+def test_a_wrong_interface_is_named_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
+    assert main(arguments(tmp_path / "run", "--num-gpus", "2"), ends_process=False) == EXIT_BAD_INPUT
+    assert "GLOO_SOCKET_IFNAME names the network interface eth77" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_killed_rank_and_an_elastic_restart_end_with_the_same_weights(in_two, tmp_path):
     port = free_port()
     resumable = arguments(tmp_path, "--resume", "auto")
@@ -209,6 +221,25 @@ def test_a_signal_to_one_rank_ends_all_with_75(tmp_path, wait_for):
     wait_for(tmp_path / "run" / "last_checkpoint", ranks[0])
     os.kill(ranks[1].process.pid, signal.SIGTERM)
     assert [rank.end() for rank in ranks] == [EXIT_STOPPED] * 2, ranks[0].output[-3000:]
+
+
+@pytest.mark.parametrize("environment", [slurm, torchrun])
+def test_srun_and_torchrun_that_signal_the_ranks_still_leaving_change_no_exit_code(tmp_path, wait_for, environment):
+    port = free_port()
+    ranks = [
+        Started(tmp_path, arguments(tmp_path, steps=1000), environment(rank, port, 2), linger=2 * rank)
+        for rank in range(2)
+    ]
+    wait_for(tmp_path / "run" / "last_checkpoint", ranks[0])
+    os.kill(ranks[0].process.pid, signal.SIGTERM)
+    assert ranks[0].end() == EXIT_STOPPED
+    time.sleep(1.1)  # more than one that comes with the first
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(ranks[1].process.pid, number)
+    assert ranks[1].end() == EXIT_STOPPED
+    output = ranks[0].output + ranks[1].output
+    assert output.count("all saved") == 1
+    assert "nothing was trained" not in output
 
 
 def test_bad_input_is_printed_once_and_ends_all_ranks_with_2(tmp_path):
@@ -321,7 +352,24 @@ def test_a_machine_that_does_not_join_is_named(capsys, tmp_path):
     assert "machine 1 of 2 did not join within 0.5 s (--start-timeout)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("device", "hidden"), [("cpu", ""), ("cuda", None)])
+def test_ranks_that_train_on_the_processor_see_no_gpu_and_leave_nccls_errors_to_the_watch(
+    monkeypatch, tmp_path, device, hidden
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "put back")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    seen = []
+    monkeypatch.setattr(launching, "launch", lambda *_, **__: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE=device))
+    launching._launch(TrainOptions(num_gpus=2), SimpleNamespace(cfg=cfg))
+    assert seen == [hidden]
+
+
 RAISED = ProcessRaisedException("... errno: 98, EADDRINUSE: address already in use", 0, 1)
+
+NO_NETWORK = ProcessRaisedException("Traceback:\n  File\nRuntimeError: Unable to find address\nframe #0: C++", 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -330,6 +378,7 @@ RAISED = ProcessRaisedException("... errno: 98, EADDRINUSE: address already in u
         ("auto", [RAISED], EXIT_DONE, "trying another"),
         ("auto", [RAISED, RAISED], EXIT_FAULT, "was taken by another process"),
         (None, [RAISED], EXIT_FAULT, "was taken by another process"),
+        ("auto", [NO_NETWORK], EXIT_FAULT, "error: rank 1 could not start (RuntimeError: Unable to find address): Is"),
         ("auto", [ProcessExitedException("", 0, 1, EXIT_FAULT)], EXIT_FAULT, ""),
     ],
 )

@@ -36,7 +36,7 @@ TOPICS = {
     "checkpoint": {"malicious", "saving"},
     "config": {"every_key", "fuzzing"},
     "data": {"fuzzing", "hostile_files"},
-    "distributed": {"ranks_agree"},
+    "distributed": {"gpu", "ranks_agree"},
     "doctor": {"doctor"},
     "engine": {"gpu", "old_run", "resume", "speed_options", "training"},
     "evaluation": {"parity"},

@@ -6,13 +6,12 @@ import argparse
 import io
 import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..environment import source_version
-from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, InputError, TrainingError, print_problems
+from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, InputError, TrainingError, print_problems, silence_known_warnings
 from ..extras import missing_message
 from ..output_layout import CONFIG
 
@@ -44,8 +43,8 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_output() -> None:
-    """Silence PyTorch on Detectron2's use of torch.jit, and let every file name be printed on any terminal."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+    """Silence what PyTorch warns of without need, and let every file name be printed on any terminal."""
+    silence_known_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

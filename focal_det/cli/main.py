@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .train import COMMAND
         from .train import main as train
 
-        return train(line[1:], prog=COMMAND)
+        return train(line[1:], prog=COMMAND, ends_process=argv is None)
     parser = build_parser(line[:1] if line and line[0] in _COMMANDS else _COMMANDS)
     args, rest = parser.parse_known_args(line)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("--") for word in rest)):

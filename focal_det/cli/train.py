@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config.packaged import SCHEME
-from ..distributed.signals import install, nothing_to_save, stopping_before_training
+from ..distributed.signals import nothing_to_save, stopping_before_training
 from ..errors import EXIT_INTERRUPTED
 from ..preflight.options import TrainOptions
 from .common import ENDING_ERRORS, CommandParser, add_plugin_flag, add_version, prepare_output, report_error
@@ -31,13 +31,15 @@ _EPILOG = """examples:
                        MODEL.FOCAL_DET.LOSS.NAME MyLoss
   8 GPUs           {run} --config-file {configs}retinanet_R_50_FPN_1x.yaml --num-gpus 8
   torchrun, SLURM  torchrun --nproc-per-node 8 {module} --config-file {configs}retinanet_R_50_FPN_1x.yaml
-                   srun --ntasks-per-node 8 {process} --config-file {configs}retinanet_R_50_FPN_1x.yaml
+                   srun --ntasks-per-node 8 --gpus-per-node 8 --gpu-bind=none --cpus-per-task 6 \\
+                       --kill-on-bad-exit=0 {process} --config-file {configs}retinanet_R_50_FPN_1x.yaml
   resume           {run} --config-file {configs}quickstart.yaml --resume
   evaluate         {run} --config-file {configs}quickstart.yaml --eval-only \\
                        MODEL.WEIGHTS output/quickstart/model_final.pth
 
 exit codes: 0 done, 1 a fault while running, 2 bad input and nothing started,
-            75 stopped by a signal after saving (run again with --resume)
+            75 stopped by a signal after saving (run again with --resume),
+            130 or 143 an evaluation that was stopped; torchrun's own is 0 or 1
 """
 SCRIPT, COMMAND = "train_net.py", "focal-det train"
 _WORDS = {  # of the examples, in a checkout and where the package is installed
@@ -54,7 +56,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_arguments(parser)
 
 
-def main(argv: Sequence[str] | None = None, *, add_config: AddConfig | None = None, prog: str = SCRIPT) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    add_config: AddConfig | None = None,
+    prog: str = SCRIPT,
+    ends_process: bool | None = None,
+) -> int:
     """Run the command line of train_net.py, or of `focal-det train`.
 
     Args:
@@ -62,6 +70,8 @@ def main(argv: Sequence[str] | None = None, *, add_config: AddConfig | None = No
         add_config: adds keys of your own to a configuration, as a function of `registries.CONFIG_REGISTRY` does; it
             stays registered in this process.
         prog: the name by which it speaks of itself.
+        ends_process: whether the process ends with the exit code, which a late signal then does not change; by default
+            if the arguments are those of the process.
 
     Returns:
         The exit code: 0 done, 1 a fault while running, 2 bad input and nothing started, 75 stopped by a signal after
@@ -70,7 +80,9 @@ def main(argv: Sequence[str] | None = None, *, add_config: AddConfig | None = No
     options = parse_arguments(sys.argv[1:] if argv is None else argv, prog)
     prepare_output()
     try:
-        with stopping_before_training(trains=options.training and not options.preflight_only):
+        trains = options.training and not options.preflight_only
+        ends_process = argv is None if ends_process is None else ends_process
+        with stopping_before_training(trains=trains, ends_process=ends_process):
             from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
             from ..config.plugins import load_plugins, register_config
             from ..distributed.cluster import cluster_environment
@@ -86,10 +98,6 @@ def main(argv: Sequence[str] | None = None, *, add_config: AddConfig | None = No
     except KeyboardInterrupt:
         print(nothing_to_save(signal.SIGINT), file=sys.stderr)
         return EXIT_INTERRUPTED
-    finally:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            # when the first rank has ended, torchrun sends a SIGTERM to the others, which are about to end likewise
-            install({signal.SIGTERM: signal.SIG_IGN})
 
 
 def seconds(text: str) -> float:
@@ -165,6 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start-timeout",
         type=seconds,
         metavar="SECONDS",
-        help="of several processes or machines: how long to wait until all have come (default %(default)g)",
+        help="of several processes or machines: how long to wait until all have come, and as long again until they "
+        "have connected (default %(default)g)",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")

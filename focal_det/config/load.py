@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
-from ..data.coco_splits import registered_sets
+from ..data.dataset_spec import registered_sets
 from ..errors import Findings
 from .layers import COMMAND_LINE, Setting, leaves, read_layers, set_value
 from .plugins import FLAG, check_recorded, default_config, loaded_plugins

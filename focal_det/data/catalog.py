@@ -22,11 +22,10 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances
 from ..errors import InputError, TrainingError
 from ..files import datasets_root, is_writable, write_text_whole
 from .coco import CocoFile
-from .coco_splits import SPLITS, missing_files
-from .dataset_spec import FORMS, parse_source
+from .dataset_spec import FORMS, SPLITS, missing_files, parse_source
 from .shapes import CLASSES, make_shapes, parse_name, shapes_files
 
-_IDS = "thing_dataset_id_to_contiguous_id"
+IDS = "thing_dataset_id_to_contiguous_id"
 _CHECKED = "{} (checked copy)"  # the name in the catalogue of metadata of a registered set's copy
 
 
@@ -100,7 +99,7 @@ def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]
 def _register_copy(dataset: JsonDataset) -> None:
     """Put what a registered set's copy is scored by into metadata of its own, since the user's are the user's."""
     of_user = MetadataCatalog.get(dataset.name).as_dict()
-    kept = {key: of_user[key] for key in ("thing_classes", _IDS) if key in of_user}
+    kept = {key: of_user[key] for key in ("thing_classes", IDS) if key in of_user}
     files = {"json_file": dataset.checked_copy, "image_root": dataset.image_dir}
     MetadataCatalog.get(_CHECKED.format(dataset.name)).set(evaluator_type=dataset.evaluator, **files, **kept)
 
@@ -176,7 +175,7 @@ def look_up(name: str) -> dict[str, Any]:
     if parse_name(name) is not None:
         annotations, images = shapes_files(name, datasets_root())
         files = {"json_file": str(annotations), "image_root": str(images)}
-        return {**files, "thing_classes": list(CLASSES), _IDS: {label + 1: label for label in range(len(CLASSES))}}
+        return {**files, "thing_classes": list(CLASSES), IDS: {label + 1: label for label in range(len(CLASSES))}}
     found: dict[str, Any] = MetadataCatalog.get(name).as_dict() if name in DatasetCatalog.list() else {}
     return found
 
@@ -208,7 +207,7 @@ def category_ids(metadata: Mapping[str, Any]) -> list[int]:
 
     Those are the labels themselves, and for LVIS the labels plus 1.
     """
-    if (labels := metadata.get(_IDS)) is not None:
+    if (labels := metadata.get(IDS)) is not None:
         return sorted(labels, key=labels.get)
     first = int(metadata.get("evaluator_type") == "lvis")
     return list(range(first, first + len(metadata["thing_classes"])))

@@ -77,7 +77,7 @@ def read_coco(
     path = Path(json_file)
     try:
         with open_regular(path, most=LARGEST_JSON) as file:
-            raw = parse_json(file.read())
+            raw = parse_json(file.read(), without="segmentation")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such annotation file") from error
     except OSError as error:

@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import TrainingError, first_line
+from .shared_records import SharedRecords, mapped_part, read_train_records
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -45,10 +46,14 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None =
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    # a mapper of the user's may read all of a record
+    reduce = _unchanged if mapper else mapped_part(cfg)
     mapper = named_faults(mapper or DatasetMapper(cfg, True))
+    # Detectron2's loader reads the records itself where it has to add proposals to them.
+    records = None if cfg.MODEL.LOAD_PROPOSALS else read_train_records(cfg, reduce)
     # With the identity as mapper: the records are mapped later, by position.
     with _drawing_from(cfg.SEED):
-        source = build_detection_train_loader(cfg, mapper=_unchanged)
+        source = build_detection_train_loader(cfg, mapper=_unchanged, dataset=records)
     while not isinstance(source, ToIterableDataset):
         if not hasattr(source, "dataset"):
             logger.warning(
@@ -58,7 +63,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None =
             return build_detection_train_loader(cfg, mapper=mapper)
         source = source.dataset
     return TrainLoader(
-        source.dataset,
+        records if isinstance(records, SharedRecords) else source.dataset,
         source.sampler,
         mapper,
         seed=cfg.SEED,
@@ -121,8 +126,7 @@ class TrainLoader:
             batch_size=None,
             sampler=self._order,
             num_workers=num_workers,
-            # two images ahead for each worker, PyTorch's default, but at least two batches in all
-            prefetch_factor=max(2, math.ceil(2 * batch_size / num_workers)) if num_workers else None,
+            prefetch_factor=images_ahead(batch_size, num_workers) if num_workers else None,
             pin_memory=pin_memory,
             collate_fn=_unchanged,
         )
@@ -172,6 +176,11 @@ class _MappedRecords(Dataset[Record]):
         position, index = item
         set_random_numbers(IMAGE, self._seed, position)
         return self._mapper(self._records[index])
+
+
+def images_ahead(batch_size: int, num_workers: int) -> int:
+    """Return how many images each worker prepares ahead: two, PyTorch's default, but at least two batches in all."""
+    return max(2, math.ceil(2 * batch_size / num_workers))
 
 
 def _unchanged(value: Any) -> Any:

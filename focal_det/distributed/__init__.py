@@ -13,8 +13,8 @@ Stopping. SIGTERM, SIGINT and SIGUSR1 go to whoever handles them at the time; al
     rank in an evaluation           SignalListener            RankWatchdog ends all ranks              128 + number
     evaluation of one process       stopping_before_training  ends it                                  128 + number
     loader worker                   workers_shielded          nothing, unless its own rank sends it
-    rank that starts or leaves      blocked                   GracefulStop finds it; nothing           75; leaving 0
-    rank of torchrun, at its end    ignored, by cli/train     nothing                                     unchanged
+    rank that starts                blocked                   GracefulStop finds it                              75
+    process whose work is done      ignored                   nothing                                     unchanged
 
 A SIGTERM to rank 1 in a training, from the signal to the last exit:
 
@@ -24,8 +24,9 @@ A SIGTERM to rank 1 in a training, from the signal to the last exit:
                       each rank's StoppableLoader breaks off, and waits for the others at its end.
     3. engine/hooks   StopOnSignal, which has given it to the Agreement, raises TrainingStopped on all ranks. As the
                       training ends (after_train) rank 0 writes the checkpoint, and the others wait for that.
-    4. engine/run     Each rank logs the message and sets `stopped`. RankWatchdog publishes "done"; rank 0, whose
-                      process may hold the store, leaves last, after at most LEAVE_AFTER seconds.
+                      Once all is saved, signals are ignored: srun and torchrun send them to ranks that still leave.
+    4. engine/run     Each rank logs the message and sets `stopped`. RankWatchdog waits for all ranks and destroys the
+                      process groups; in a fault it does neither, which would be to wait for ranks that are gone.
     5. launch         Ranks of the launcher exit with 0, and the launcher, which sees `stopped`, with 75. Ranks of
                       torchrun and SLURM exit with 75 themselves; torchrun's own code is then 1.
 
@@ -43,13 +44,17 @@ all, the others at rank 0's. The first verdict in the store is what all end with
     a killed loader worker            the rank itself, see is_killed_worker        END
     a killed rank                     the launcher; or a rank that has lost its    DEAD_AFTER_LOST + END
                                       connection, and rank 0 by the heartbeats
-    a silent rank or machine          rank 0, or all if it is rank 0, by the       DEAD_AFTER + END; to the second step
-                                      heartbeats; _watch_store if rank 0 is        DEAD_AFTER_SETTING_UP + END
+    a silent rank or machine          rank 0, or all if it is rank 0, by the       DEAD_AFTER + END; in SILENT_PHASES
+                                      heartbeats; _watch_store if rank 0 is        --hang-timeout + END
                                       suspended, and the store with it
     no progress of any rank           rank 0, by the heartbeats' "moves"           --hang-timeout + END
     launcher or torchrun gone         _watch_store, by the parent process          2 POLL_SECONDS
-    ranks that never meet             StartDeadline in the launcher                --start-timeout + REACH_SECONDS
+    ranks that never meet             Rendezvous, join_process_group, reach_all;   --start-timeout for each of them
+                                      in the launcher StartDeadline
 
-Once it knows the verdict, a rank has LEAVE_AFTER seconds to end by itself, then its watchdog ends it. The constants are
-in `watchdog`; tests/distributed/test_watchdog.py holds their sums to what docs/resume.md promises.
+Once it knows the verdict, a rank has LEAVE_AFTER seconds to end by itself, then its watchdog ends it; one rank of each
+machine prints the line. The ways in which torch itself would end a job are switched off: the groups' timeouts, by
+NO_TIMEOUT, since they would end the wait for a long evaluation and count while a job is suspended; and NCCL's watchdog,
+by leave_errors_to_the_watch, since it aborts ranks that have nothing to do with the fault. The constants are in
+`watchdog`; tests/distributed/test_watchdog.py holds their sums to what docs/resume.md promises.
 """

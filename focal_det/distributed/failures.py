@@ -7,14 +7,15 @@ import traceback
 import torch
 import torch.distributed as dist
 
-from ..errors import TrainingError
+from ..errors import InputError, TrainingError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
 
 
 def failure_message(error: BaseException) -> str:
     """Return what went wrong, in one line."""
-    message = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+    is_message = isinstance(error, InputError | TrainingError)
+    message = str(error) if is_message else f"{type(error).__name__}: {error}"
     message = " ".join(message.split()).removesuffix(":")
     return f"a worker of its loader was killed ({message})" if is_killed_worker(error) else message
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from .join import NO_TIMEOUT
 from .signals import SignalListener, nothing_trained
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        of_several = comm.get_world_size() > 1
+        self._group: Any = dist.new_group(backend="gloo", timeout=NO_TIMEOUT) if of_several else None
         self._pending: tuple[Any, torch.Tensor] | None = None
 
     def now(self, number: int) -> int:
@@ -49,6 +51,15 @@ class Agreement:
         tensor = torch.tensor([number])
         self._pending = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True), tensor
         return largest
+
+    def close(self) -> None:
+        """Wait for the number that is on its way, after as many calls on all ranks.
+
+        Python's end meets none of the group's threads then: one that comes back with a tensor at that moment aborts.
+        """
+        if self._pending is not None:
+            self._pending[0].wait()
+        self._pending = None
 
 
 class TrainingStopped(BaseException):
@@ -82,6 +93,8 @@ class GracefulStop(SignalListener):
         global _open
         _open = None
         super().__exit__(*error)
+        if error[0] is None:
+            self.agreement.close()
 
     def on_first_signal(self) -> None:
         # A launcher also signals the ranks that are left when one has died, and those will not come to save.

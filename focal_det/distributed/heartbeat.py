@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from detectron2.engine.hooks import CallbackHook
+from detectron2.utils import comm
 from torch import nn
 
 from .cluster import unwrapped
 
 _jobs = count()  # global, since a process may run one job after another, and the store keeps what the first one said
 _ANNOUNCEMENTS = ("verdict", "stop", "lost")  # what all ranks read: each is empty until a rank says it
-PHASES = ("start", "waiting for images", "step", "scoring", "evaluating")
-_START, _WAITING, _STEP, SCORING, _EVALUATING = range(5)  # while one rank scores, the others have evaluated
-_BUSY = 0.05  # of the time: a rank that scores computes for more of it, one that waits for less
+# In the order in which a rank that is behind comes to them: while one scores, the others have evaluated.
+PHASES = ("start", "waiting for images", "compiling", "step", "reading", "scoring", "evaluating", "done")
+_START, _WAITING, _COMPILING, _STEP, READING, SCORING, _EVALUATING, _DONE = range(8)
+# Where one call into C, as of the JSON parser or of COCO's scoring, may keep all other threads of Python waiting.
+SILENT_PHASES = (_START, READING, SCORING)
+_BUSY = 0.05  # of the time: a rank that is busy computes for more of it, one that waits for less
 
 
 class HeartbeatStore:
@@ -55,6 +61,11 @@ class HeartbeatStore:
         heartbeats = map(json.loads, values[len(_ANNOUNCEMENTS) :])
         return dict(zip(_ANNOUNCEMENTS, texts, strict=True)), dict(zip(self._watched, heartbeats, strict=True))
 
+    def is_first(self, group: str) -> bool:
+        """Whether this is the first rank of some to ask; always the same answer."""
+        own = str(self._rank)
+        return str(self._store.compare_set(f"first/{group}", "", own).decode()) == own
+
     def settle(self, verdict: str) -> str:
         """Return the verdict that ends all ranks: this one, unless another rank was faster."""
         return str(self._store.compare_set("verdict", "", verdict).decode())
@@ -72,7 +83,7 @@ class StallCounter:
         self._last = number
 
 
-# Global for `scoring` alone: Detectron2 builds evaluators in a class method, which can be handed nothing.
+# Global for `busy` alone: Detectron2 builds evaluators in a class method, which can be handed nothing.
 _current: Progress | None = None
 
 
@@ -80,14 +91,13 @@ class Progress:
     """How far this rank is."""
 
     def __init__(self) -> None:
-        # "phase" is an index of `PHASES`; "moves" counts everything that was done, "steps" those that were begun.
-        self.heartbeat: dict[str, Any] = {"host": socket.gethostname(), "iteration": 0, "phase": _START}
-        self.heartbeat |= {"moves": 0, "steps": 0, "done": False}
-        self.is_scoring = False
-        self._checked = time.monotonic(), time.process_time()
+        # "phase" is an index of `PHASES`; "moves" counts everything that was done.
+        self.heartbeat: dict[str, Any] = {"host": socket.gethostname(), "iteration": 0, "phase": _START, "moves": 0}
+        self.is_busy = True  # until the first step it reads files and builds the model
+        self._checked: tuple[float, float] | None = None  # time and processor time at the last look, while busy
 
     def begin(self) -> None:
-        """Let `scoring` count here from now on."""
+        """Let `busy` count here from now on."""
         global _current
         _current = self
 
@@ -95,7 +105,7 @@ class Progress:
         """Say that this rank is done."""
         global _current
         _current = None
-        self.heartbeat["done"] = True
+        self.move(_DONE)
 
     def follow(self, trainer: Any) -> None:
         """Count the steps of a trainer."""
@@ -111,28 +121,66 @@ class Progress:
         """Count progress: this phase has begun, and a new iteration if one is named."""
         if iteration is not None:
             self.heartbeat["iteration"] = iteration
-            self.heartbeat["steps"] += 1
         self.heartbeat["phase"] = phase
         self.heartbeat["moves"] += 1
+        self.is_busy = False
 
-    def count_scoring(self) -> None:
-        """Count it as progress if this process scores and has computed since the last call."""
-        (before, cpu_before), self._checked = self._checked, (time.monotonic(), time.process_time())
-        if self.is_scoring and self._checked[1] - cpu_before > _BUSY * (self._checked[0] - before):
+    def count_computing(self) -> None:
+        """Count it as progress if this process is busy and has computed since the last call."""
+        before = self._checked
+        self._checked = (time.monotonic(), cpu_seconds()) if self.is_busy else None
+        if before and self._checked and self._checked[1] - before[1] > _BUSY * (self._checked[0] - before[0]):
             self.heartbeat["moves"] += 1
 
 
 @contextmanager
-def scoring() -> Iterator[None]:
+def busy(phase: int = READING) -> Iterator[None]:
     """While open, this rank computes for long, has no steps to count, and waits for no other rank."""
     progress = _current
     if progress is None:
         yield
         return
-    progress.move(SCORING)
-    progress.is_scoring = True
+    before = progress.heartbeat["phase"], progress.is_busy
+    progress.move(phase)
+    progress.is_busy = True
     try:
         yield
     finally:
-        progress.is_scoring = False
-        progress.move(_EVALUATING)
+        progress.move(before[0])
+        progress.is_busy = before[1]
+
+
+def compiling() -> AbstractContextManager[None]:
+    """While open, this rank, or a compiler that it has started, computes for long, in the middle of a step."""
+    return busy(_COMPILING)
+
+
+@contextmanager
+def scored_by_rank_0() -> Iterator[None]:
+    """While open, rank 0 scores what all ranks have evaluated; at the end the others wait for it.
+
+    They wait over gloo, without limit: over NCCL they would keep their GPUs busy with it.
+    """
+    comm.synchronize()  # from here on none waits for another's images
+    with busy(SCORING) if comm.is_main_process() else nullcontext():
+        yield
+    comm.all_gather(None)
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and, where Linux tells, of all that it and they have started."""
+    times = os.times()
+    ticks = sum(map(_ticks_of_started, _children("self")))
+    return times.user + times.system + times.children_user + times.children_system + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks_of_started(pid: str) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()  # behind the name, which is any text
+        return sum(map(int, fields[11:15])) + sum(map(_ticks_of_started, _children(pid)))  # its own and the ended ones'
+    except OSError:  # it has just ended
+        return 0
+
+
+def _children(pid: str) -> list[str]:
+    return [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import secrets
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,37 +18,96 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from .. import errors
 from .cluster import ClusterEnvironment
-from .rendezvous import REACH_SECONDS, Rendezvous, reach_all
+from .rendezvous import Rendezvous, in_time
 from .signals import STOP_SIGNALS, handlers
 
+# Of every process group: what ends a wait is --hang-timeout, which leaves out the time of a suspended job.
+NO_TIMEOUT = timedelta(days=365)
 _SEEN_WITHIN = 60.0  # seconds; NFS may say for that long that a new folder is not there
+WHICH_NETWORK = (
+    "Is there a firewall between the machines, or does the own name of one lead to itself (127.0.1.1 in /etc/hosts)? "
+    "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network to use; NCCL_DEBUG=INFO says what NCCL tries"
+)
 T = TypeVar("T")
 
 
-def join_process_group(cluster: ClusterEnvironment, seconds: float, gpu: str) -> None:
+def join_process_group(cluster: ClusterEnvironment, seconds: float, *, gpu: str, gpus: int, device: str) -> None:
     """Join the process group of a job that torchrun or SLURM started, and Detectron2's group of this machine.
 
-    `seconds` and `gpu` are those of `Rendezvous`. Raises TrainingError where a rank did not join, or does not answer.
+    The options are those of `Rendezvous`. Raises TrainingError where a rank did not join, or does not answer.
     """
-    started = f"{cluster.world_size} processes, {cluster.processes_per_machine} on each machine"
+    per_machine = cluster.processes_per_machine
+    started = f"{cluster.world_size} processes, {per_machine} on each machine"
     place = cluster.rank, cluster.world_size, "rank", cluster.host, cluster.port
-    rendezvous = Rendezvous(*place, started, seconds, gpu)
+    rendezvous = Rendezvous(*place, started, seconds, gpu, gpus, device, f"{cluster.rank // per_machine}")
     server = rendezvous.open_store(is_host=cluster.rank == 0 and not cluster.store_is_there)
     store = rendezvous.call_roll(server)
-    server.set_timeout(timedelta(seconds=60))
+    server.set_timeout(timedelta(seconds=seconds))
+    leave_errors_to_the_watch()
+    backend, spare = store.get("go").decode(), store.clone()  # the group keeps the store, and may be stuck at it
+
+    def join() -> None:
+        dist.init_process_group(backend, store=store, rank=cluster.rank, world_size=cluster.world_size)
+        comm.create_local_process_group(per_machine)
+
+    try:  # gloo connects to all others at once, and would wait for half an hour
+        in_time(join, seconds)
+    except (RuntimeError, futures.TimeoutError) as error:
+        why = errors.first_line(error) if isinstance(error, RuntimeError) else f"not within {seconds:g} s"
+        rendezvous.end(spare, f"rank {cluster.rank} did not reach the others ({why}): {WHICH_NETWORK}")
+
+
+def reach_all(seconds: float) -> None:
+    """Sum a number over all ranks, on the device that they train on, and then let all groups wait without limit.
+
+    With one rank nothing is done. Raises TrainingError if that is not done within `seconds`, with the ranks that are
+    missing where they can be known; a thread of this process may then be stuck in it.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    limit, on_gpu = timedelta(seconds=seconds), dist.get_backend() == "nccl"
     try:
-        backend, size = "nccl" if torch.cuda.device_count() else "gloo", cluster.world_size
-        dist.init_process_group(backend, store=store, rank=cluster.rank, world_size=size, timeout=DEFAULT_TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=limit)
+        assert isinstance(group, dist.ProcessGroup)  # all ranks are in it
+        dist.monitored_barrier(group, timeout=limit, wait_all_ranks=True)
     except RuntimeError as error:
-        message = f"rank {cluster.rank} did not reach the others: {errors.first_line(error)}"
-        raise errors.TrainingError(message) from error
-    reach_all()
-    comm.create_local_process_group(cluster.processes_per_machine)
+        raise errors.TrainingError(
+            f"not all ranks answer within {seconds:g} s ({errors.first_line(error)}): {WHICH_NETWORK}"
+        ) from error
+    what = "all ranks answer, but their GPUs" if on_gpu else "all ranks answer, but they"
+    gpu = torch.cuda.current_device() if on_gpu else None
+
+    def add_up() -> float:
+        if gpu is not None:
+            torch.cuda.set_device(gpu)  # of this thread
+        total = torch.ones(1, device="cpu" if gpu is None else "cuda")
+        dist.all_reduce(total)
+        return total.item()
+
+    try:  # where NCCL finds no network, it waits for ever
+        added = in_time(add_up, seconds)
+    except futures.TimeoutError:
+        raise errors.TrainingError(f"{what} did not add up a number within {seconds:g} s: {WHICH_NETWORK}") from None
+    except RuntimeError as error:
+        why = errors.first_line(error)
+        raise errors.TrainingError(f"{what} cannot add up a number ({why}): {WHICH_NETWORK}") from error
+    if added != dist.get_world_size():
+        raise errors.TrainingError(f"the sum of ones over {dist.get_world_size()} ranks is {added:g}")
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before PyTorch 2.15
+    for each in (dist.group.WORLD, comm.get_local_process_group(), comm._get_global_gloo_group()):
+        set_timeout(NO_TIMEOUT, each)
+
+
+def leave_errors_to_the_watch() -> None:
+    """Let NCCL not abort the ranks that are left when one is gone: `RankWatchdog` ends them, with that one's name.
+
+    To be called before the process group is made; ranks that are started then inherit it. The user's value wins.
+    """
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 
 
 class JointStart:
@@ -66,16 +127,10 @@ class JointStart:
     def do(self, work: Callable[[], T]) -> T:
         """Do this rank's part; return what it returns, when all ranks have done theirs.
 
-        Raises:
-            SystemExit: on all ranks, if one failed, with 2 for bad input, 1 for a fault, or a signal's code.
-            TrainingError: a rank is gone.
+        Raises SystemExit on all ranks, if one failed, with 2 for bad input, 1 for a fault, or a signal's code.
         """
         result, code, problems = self._outcome(work)
-        try:
-            outcomes = comm.all_gather((code, problems))
-        except RuntimeError as error:
-            message = f"a rank ended while all started: look at its messages ({errors.first_line(error)})"
-            raise errors.TrainingError(message) from error
+        outcomes = comm.all_gather((code, problems))
         codes = {code for code, _ in outcomes} - {errors.EXIT_DONE}
         if not codes:
             return result  # type: ignore[return-value]
@@ -148,38 +203,30 @@ def _look_for(mark: Path, rank: int) -> None:
 
 
 class StartDeadline:
-    """While open, watch that the `ranks` of this machine get as far as their own work; else kill them.
+    """While open, watch that the ranks of this machine get as far as their own work in time; else kill them.
 
-    They have `start_timeout` seconds, and a minute more to reach one another. The only rank of a job is not watched.
+    They have `seconds`; `first` is the number of the first of them.
     """
 
-    def __init__(self, ranks: int, machine: int, world_size: int, start_timeout: float) -> None:
+    def __init__(self, ranks: int, first: int, seconds: float) -> None:
         context = multiprocessing.get_context("spawn")
         self.reached = [context.Event() for _ in range(ranks)]  # which the ranks set
         self.message = ""  # which ranks were late, if they were killed
-        self._first, self._world_size, self._seconds = machine * ranks, world_size, start_timeout + REACH_SECONDS
-        self._over = threading.Event()
+        self._first, self._timer = first, threading.Timer(seconds, self._kill_if_late)
 
     def __enter__(self) -> StartDeadline:
-        if self._world_size > 1:
-            threading.Thread(target=self._watch, daemon=True).start()
+        self._timer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._timer.cancel()
 
-    def _watch(self) -> None:
-        deadline = time.monotonic() + self._seconds
-        while not self._over.wait(0.5):
-            late = [str(self._first + rank) for rank, event in enumerate(self.reached) if not event.is_set()]
-            if not late:
-                return
-            if time.monotonic() > deadline:
-                self.message = (
-                    f"rank{'s' if len(late) > 1 else ''} {', '.join(late)} did not reach the others within "
-                    f"{self._seconds:g} s (--start-timeout and a minute): has a rank ended on another machine? Else "
-                    "set NCCL_SOCKET_IFNAME to the network between the machines; NCCL_DEBUG=INFO says what NCCL tries"
-                )
-                for process in multiprocessing.active_children():
-                    process.kill()
-                return
+    def _kill_if_late(self) -> None:
+        late = [str(self._first + rank) for rank, event in enumerate(self.reached) if not event.is_set()]
+        if late:
+            self.message = (
+                f"rank{'s' if len(late) > 1 else ''} {', '.join(late)} did not reach the others within "
+                f"{self._timer.interval:g} s (--start-timeout): has one ended on another machine? {WHICH_NETWORK}"
+            )
+            for process in multiprocessing.active_children():
+                process.kill()

@@ -6,25 +6,26 @@ PyTorch's own start would wait for half an hour and name nobody.
 from __future__ import annotations
 
 import json
-import queue
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
-import torch
 import torch.distributed as dist
 
-from ..errors import InputError, TrainingError, first_line, some
+from ..errors import EXIT_FAULT, InputError, TrainingError, counted, first_line, some
 
-REACH_SECONDS = 60.0  # for ranks that have started to reach one another
 _POLL_SECONDS = 0.1
 _READ_SECONDS = 1.0  # for the others to read why a start has ended, before the process ends that holds the store
 _FAREWELL = 10.0  # seconds for the last to see that all have joined
 _NEWEST = "focal_det/newest"  # the key of the newest start's name
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Rendezvous:
     started: str  # how, such as "--num-machines 2 --num-gpus 8"; the same for all
     seconds: float  # --start-timeout, within which all must have joined, counted from the construction
     gpu: str = ""  # that it trains on, by a name that no other has; "" if that is not known
+    gpus: int = 0  # that it sees
+    device: str = ""  # MODEL.DEVICE, by which number 0 chooses the backend of all
+    machine: str = ""  # that it is on, one rank of which says why a start has ended; "" if it always does
     _since: float = field(default_factory=time.monotonic, init=False)
 
     @property
@@ -66,24 +70,13 @@ class Rendezvous:
         if not is_host:
             self._wait_for_host()
         left = max(1.0, self._left)
-        limit = timedelta(seconds=left)
-        opened: queue.Queue[dist.TCPStore | RuntimeError] = queue.Queue()
-
-        def open_it() -> None:
-            try:
-                store = dist.TCPStore(self.host, self.port, is_master=is_host, wait_for_workers=False, timeout=limit)
-                opened.put(store)
-            except RuntimeError as error:
-                opened.put(error)
-
-        # In a thread: where something listens and does not answer, PyTorch waits for ever, and no signal interrupts it.
-        threading.Thread(target=open_it, daemon=True).start()
-        try:
-            store = opened.get(timeout=left + _POLL_SECONDS)
-            if isinstance(store, dist.TCPStore):
-                return store
-            raise store
-        except queue.Empty:
+        place, limit = (self.host, self.port), timedelta(seconds=left)
+        try:  # where something listens and does not answer, PyTorch waits for ever
+            return in_time(
+                lambda: dist.TCPStore(*place, is_master=is_host, wait_for_workers=False, timeout=limit),
+                left + _POLL_SECONDS,
+            )
+        except futures.TimeoutError:
             raise TrainingError(
                 f"something listens at {self.address} and does not answer as a training does: is the port taken by "
                 f"another program on the machine of {self.what} 0?"
@@ -116,7 +109,8 @@ class Rendezvous:
         Returns the part of the store that belongs to this start alone. Raises TrainingError, the same on all that
         joined, with who is missing in time, joined twice, or was started otherwise.
         """
-        here = {"name": socket.gethostname(), "started": self.started, "gpu": self.gpu, "id": secrets.token_hex(8)}
+        here: dict[str, Any] = {"name": socket.gethostname(), "started": self.started, "id": secrets.token_hex(8)}
+        here |= {"gpu": self.gpu, "gpus": self.gpus}
         name = ""
         try:
             while True:
@@ -151,7 +145,7 @@ class Rendezvous:
             return False
         found = start.compare_set(f"is/{self.number}", "", here).decode()
         if found != here and self.what == "machine":  # torchrun numbers the ranks: the other is of an earlier start
-            _end(
+            self.end(
                 start,
                 f"two processes joined as --machine-rank {self.number} of {self.count}, on {json.loads(found)['name']} "
                 f"and on {json.loads(here)['name']}: give each machine a number of its own",
@@ -169,10 +163,10 @@ class Rendezvous:
                 return False
             if self.number == 0 and start.check(everyone):
                 self._end_if_they_do_not_fit(start)
-                start.set("go", "")
+                start.set("go", "nccl" if self.device.startswith("cuda") and self.gpus else "gloo")
             elif self._left < (-_FAREWELL if start.check(everyone) else 0):
                 missing = [number for number, key in enumerate(everyone) if not start.check([key])]
-                _end(start, self.missing_message(missing or [0]))
+                self.end(start, self.missing_message(missing or [0]))
             else:
                 time.sleep(_POLL_SECONDS)
         self._raise_if_ended(start)
@@ -186,17 +180,27 @@ class Rendezvous:
 
     def _end_if_they_do_not_fit(self, start: dist.Store) -> None:
         owners: dict[str, int] = {}
+        here = json.loads(start.get(f"is/{self.number}"))
         for number in range(self.count):
             other = json.loads(start.get(f"is/{number}"))
             if other["started"] != self.started:
-                _end(
+                self.end(
                     start,
                     f"{self.what} {number} was started with {other['started']}, {self.what} {self.number} with "
                     f"{self.started}: all must have the same",
                 )
+            if not self.device.startswith("cuda"):
+                continue
+            if bool(other["gpus"]) != bool(self.gpus):
+                self.end(
+                    start,
+                    f"{self.what} {number} on {other['name']} sees {counted(other['gpus'], 'GPU')}, {self.what} "
+                    f"{self.number} on {here['name']} {self.gpus}: all must train on GPUs, or all on processors "
+                    "(MODEL.DEVICE cpu)",
+                )
             owner = owners.setdefault(other["gpu"] or f"unknown {number}", number)
             if owner != number:
-                _end(
+                self.end(
                     start,
                     f"ranks {owner} and {number} have the same GPU of {other['name']}: start no more processes than "
                     "GPUs, and let each process see all of its machine or one of its own",
@@ -204,48 +208,36 @@ class Rendezvous:
 
     def _raise_if_ended(self, start: dist.Store) -> None:
         if start.check(["end"]):
-            message = start.get("end").decode()
-            if self.number == 0:
-                time.sleep(_READ_SECONDS)
-            raise TrainingError(message)
+            self._leave(start, start.get("end").decode())
+
+    def end(self, start: dist.Store, message: str) -> NoReturn:
+        """End a start for all that have joined; raise TrainingError, or SystemExit where another rank says it."""
+        with suppress(RuntimeError):  # the store may be gone, with number 0
+            start.set("end", message)
+        self._leave(start, message)
+
+    def _leave(self, start: dist.Store, message: str) -> NoReturn:
+        own, says_it = str(self.number), True
+        if self.machine:
+            with suppress(RuntimeError):
+                says_it = start.compare_set(f"says/{self.machine}", "", own).decode() == own
+        if self.number == 0:  # this process may take the store with it
+            time.sleep(_READ_SECONDS)
+        raise TrainingError(message) if says_it else SystemExit(EXIT_FAULT)
 
 
-def _end(start: dist.Store, message: str) -> None:
-    """End a start for all that have joined."""
-    start.set("end", message)
-    time.sleep(_READ_SECONDS)
-    raise TrainingError(message)
+def in_time(do: Callable[[], T], seconds: float) -> T:
+    """Do something in a thread, so that a signal is handled meanwhile; it is left to itself if it takes longer.
 
-
-def reach_all(seconds: float = REACH_SECONDS) -> None:
-    """Sum a number over all ranks, on the device that they train on; at once if there is one rank.
-
-    Raises TrainingError if that is not done within `seconds`, with the ranks that are missing where they can be known.
+    Raises futures.TimeoutError in that case.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    limit, on_gpu = timedelta(seconds=seconds), dist.get_backend() == "nccl"
-    try:
-        group = dist.new_group(backend="gloo", timeout=limit)
-        assert isinstance(group, dist.ProcessGroup)  # all ranks are in it
-        dist.monitored_barrier(group, timeout=limit, wait_all_ranks=True)
-    except RuntimeError as error:
-        raise TrainingError(
-            f"not all ranks answer within {seconds:g} s: {first_line(error)}; is there a firewall between the "
-            "machines, or has one several networks? GLOO_SOCKET_IFNAME names the one to use"
-        ) from error
-    what = "all ranks answer, but their GPUs" if on_gpu else "all ranks answer, but they"
-    fix = "set NCCL_SOCKET_IFNAME to the network between the machines; NCCL_DEBUG=INFO says what NCCL tries"
-    try:
-        total = torch.ones(1, device="cuda" if on_gpu else "cpu")
-        work, deadline = dist.all_reduce(total, async_op=True), time.monotonic() + seconds
-        while not work.is_completed():
-            if time.monotonic() > deadline:
-                raise TrainingError(f"{what} did not add up a number within {seconds:g} s: {fix}")
-            time.sleep(0.01)
-        work.wait()
-        added = total.item()
-    except RuntimeError as error:
-        raise TrainingError(f"{what} cannot add up a number ({first_line(error)}): {fix}") from error
-    if added != dist.get_world_size():
-        raise TrainingError(f"the sum of ones over {dist.get_world_size()} ranks is {added:g}")
+    result: futures.Future[T] = futures.Future()
+
+    def work() -> None:
+        try:
+            result.set_result(do())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return result.result(timeout=seconds)

@@ -38,6 +38,11 @@ def handlers(table: Mapping[int, _Handler]) -> Iterator[dict[int, _Handler]]:
         install(before)
 
 
+def ignore_signals() -> None:
+    """Let stop signals change nothing from now on. Blocking them would not do, since other threads get them."""
+    install(dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN))
+
+
 # --- before a training, and where nothing trains ----------------------------------------------------------------------
 
 
@@ -45,15 +50,24 @@ class EndedBySignal(SystemExit):
     """A signal ends the command; whoever catches the SystemExit of somebody's program lets this one pass."""
 
 
-def stopping_before_training(*, trains: bool) -> AbstractContextManager[Any]:
+@contextmanager
+def stopping_before_training(*, trains: bool, ends_process: bool) -> Iterator[None]:
     """While open, a signal ends the command, and what is half written is removed.
 
     A command that trains leaves as SystemExit 75, since nothing is lost and it can be given again; any other as
     SystemExit 143 on a SIGTERM and as KeyboardInterrupt on Ctrl-C. A training listens itself while it runs.
+
+    Args:
+        ends_process: the process ends with this command: from then on signals are ignored, else handled as before.
     """
+    table: dict[int, _Handler] = {signal.SIGTERM: _end, signal.SIGUSR1: _end}
     if trains:
-        return handlers(dict.fromkeys(STOP_SIGNALS, _end_untrained))
-    return handlers({signal.SIGTERM: _end, signal.SIGUSR1: _end})
+        table = dict.fromkeys(STOP_SIGNALS, _end_untrained)
+    before = install(table)
+    try:
+        yield
+    finally:
+        install(dict.fromkeys(before, signal.SIG_IGN) if ends_process else before)
 
 
 def _end_untrained(number: int, _: Any) -> None:
@@ -83,7 +97,8 @@ class SignalListener:
     """While open, the first stop signal is a request to stop; a second one ends the process at once.
 
     To be opened in the main thread. A thread receives the signals, whatever the main thread waits for, and the loader
-    workers ignore them.
+    workers ignore them. Once closed, the process ignores them: what it did is saved or has failed, its exit code is
+    settled, and srun and torchrun signal the ranks that are still leaving as soon as the first one has left.
     """
 
     def __init__(self) -> None:
@@ -104,16 +119,14 @@ class SignalListener:
         thread = threading.Thread(target=self._receive, args=(read,), daemon=True)
         thread.start()
         wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # Python writes each signal's number there
+        install(dict.fromkeys(STOP_SIGNALS, _leave_to_the_thread))
         try:
-            with handlers(dict.fromkeys(STOP_SIGNALS, _leave_to_the_thread)), workers_shielded():
-                # A rank that starts blocks them (train_net.py, __main__.py, JointStart), and again as it leaves, where
-                # a signal would find the handlers from before the training.
-                mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-                try:
-                    yield
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            with workers_shielded():
+                # a rank that starts blocks them (train_net.py, __main__.py, JointStart)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+                yield
         finally:
+            ignore_signals()
             signal.set_wakeup_fd(wakeup)
             os.write(write, b"\0")
             thread.join()
@@ -124,9 +137,10 @@ class SignalListener:
         """Do something when the first signal has come; called in the thread."""
 
     def _receive(self, read: int) -> None:
-        since = 0.0
+        since, launcher = 0.0, multiprocessing.parent_process()
         while (number := os.read(read, 1)[0]) != 0:
-            if number not in STOP_SIGNALS:
+            # PyTorch has a rank get SIGINT when its launcher is killed: no request, and the rank's watchdog ends it.
+            if number not in STOP_SIGNALS or (launcher is not None and not launcher.is_alive()):
                 continue
             now = time.monotonic()
             if not self.received:
@@ -150,8 +164,7 @@ class SignalForwarder:
         # Number of the first signal, once one has come; for `resend_requested` in ranks that are still starting.
         self.requested = multiprocessing.get_context("spawn").Value("i", 0, lock=False)
         self._since = 0.0
-        # Restored by the command's own `handlers` at its end alone: before, they would say that nothing was trained.
-        install(dict.fromkeys(STOP_SIGNALS, self._forward))
+        install(dict.fromkeys(STOP_SIGNALS, self._forward))  # until the ranks have left, when signals are ignored
 
     def _forward(self, number: int, _: Any) -> None:
         now = time.monotonic()

@@ -16,4 +16,5 @@ Private names of Detectron2, fvcore and PyTorch are touched where no public one 
     _forward_hooks, _version                 Module, Tensor                 modeling.criterion, .folded_conv
     _apply                                   Module                         modeling.anchor_generator
     _try_get_data                            DataLoader's iterator          distributed.failures
+    _get_global_gloo_group, _set_pg_timeout  detectron2.utils.comm, torch   distributed.join
 """

@@ -9,7 +9,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -22,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..data.catalog import has_checked_copy, scoring_metadata
-from ..distributed.heartbeat import scoring
+from ..distributed.heartbeat import scored_by_rank_0
 from ..evaluation.coco_scores import SIZES, area_of, explain_nans, size_of
 from ..files import write_text_whole, written_whole
 from ..output_layout import ANNOTATIONS, COCO_RESULTS, DATASET, INFERENCE
@@ -46,8 +45,7 @@ class SubmissionEvaluator(COCOEvaluator):
 
     def evaluate(self, img_ids: Any = None) -> Any:
         """Evaluate as Detectron2 does, on the main process alone."""
-        comm.synchronize()  # from here on none waits for another's images
-        with scoring() if comm.is_main_process() else nullcontext():
+        with scored_by_rank_0():
             results = super().evaluate(img_ids)
         detections = self._folder / COCO_RESULTS
         if comm.is_main_process() and detections.is_file():

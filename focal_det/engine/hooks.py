@@ -10,6 +10,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..distributed.graceful_stop import GracefulStop
+from ..distributed.signals import ignore_signals
 from ..divergence.diverged_folder import RESUME_HINT, note_divergence
 from ..modeling.criterion import DenseCriterion
 from ..output_layout import periodic_checkpoint
@@ -79,6 +80,7 @@ class StopOnSignal(HookBase):
         if self.stopping.agreed and self.stopping.done > self.trainer.start_iter:
             self._save()
             comm.synchronize()  # no rank leaves while the main one is still saving
+            ignore_signals()  # all is saved: a second one must not end a rank with its own code
         if self.trainer.iter + 1 >= self.trainer.max_iter:  # where the hooks behind this one would evaluate
             self.stopping.stop_if_agreed(self.stopping.agreed)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -31,11 +30,13 @@ from ..config.unused_keys import without_unread_keys
 from ..data.catalog import JsonDataset, register_datasets
 from ..distributed.failures import what_helps
 from ..distributed.graceful_stop import GracefulStop, TrainingStopped
+from ..distributed.heartbeat import busy
 from ..distributed.signals import SignalListener, end_workers, start_workers_by_fork, workers_ignored
 from ..distributed.watchdog import RankWatchdog
 from ..environment import share_cores, source_version, whole_machine
-from ..errors import EXIT_FAULT, TrainingError
+from ..errors import TrainingError
 from ..files import write_text_whole
+from ..modeling.compiled import share_compilers
 from ..output_layout import CONFIG, CONFIG_CHANGES, ENVIRONMENT, INFERENCE, LOG, TTA
 from ..report import write_report
 from .trainer import Trainer
@@ -69,21 +70,21 @@ class Job:
     hang_timeout: float = 0
 
 
-def run_job(job: Job, stopped: Any) -> None:
+def run_job(job: Job, stopped: Any, watchdog: RankWatchdog) -> None:
     """Train or evaluate.
 
     Args:
         stopped: an event shared by the processes; set when a signal ended the training after saving.
+        watchdog: of this rank, open.
 
     Raises:
-        TrainingError: whatever went wrong, with what helps, in one line; its trace is in the log. Of several ranks each
-            prints that line instead, and ends with exit code 1.
+        TrainingError: whatever went wrong, with what helps, in one line; its trace is in the log.
     """
     stopping = None if job.eval_only else GracefulStop()
     measured: dict[str, float] = {}
     # A single process that evaluates is ended by the command's own handlers; a rank may wait where they are not called.
     evaluating = nullcontext() if comm.get_world_size() == 1 else SignalListener()
-    with RankWatchdog(job.hang_timeout) as watchdog, stopping or evaluating as watchdog.listener:
+    with stopping or evaluating as watchdog.listener:
         try:
             _set_up(job)
             measured = _evaluate(job, watchdog) if stopping is None else _train(job, stopping, watchdog)
@@ -99,10 +100,7 @@ def run_job(job: Job, stopped: Any) -> None:
                 said, helps = watchdog.report_failure(error), what_helps(error)
                 message = " ".join(filter(None, (f"{said.rstrip('.')}." if helps else said, helps, where)))
                 end_workers()  # else Python does at its end, where PyTorch would raise it
-            if watchdog.ranks == 1:
-                raise TrainingError(message) from error
-            print(f"error: {message}", file=sys.stderr, flush=True)
-            os._exit(EXIT_FAULT)  # at once: destroying process groups waits for ranks that are gone
+            raise TrainingError(message) from error
     if comm.is_main_process() and (unmet := unmet_expectations(job.cfg, measured)):
         raise TrainingError(
             f"TEST.EXPECTED_RESULTS is not met; all is done and saved in {job.cfg.OUTPUT_DIR}:\n" + "\n".join(unmet)
@@ -117,6 +115,8 @@ def _set_up(job: Job) -> None:
     """
     cfg, folder = job.cfg, Path(job.cfg.OUTPUT_DIR)
     share_cores(cfg, job.processes_per_machine)
+    if cfg.MODEL.FOCAL_DET.SPEED.COMPILE:
+        share_compilers(job.processes_per_machine)
     start_workers_by_fork()
     trained_on = () if job.eval_only else cfg.DATASETS.TRAIN
     register_datasets((*trained_on, *cfg.DATASETS.TEST), job.json_datasets)
@@ -234,7 +234,8 @@ def write_last_page(output_dir: str) -> None:
     if not comm.is_main_process():
         return
     try:
-        logger.info(f"Report, to be opened in a browser: {write_report(output_dir)}")
+        with busy():
+            logger.info(f"Report, to be opened in a browser: {write_report(output_dir)}")
     except Exception as error:
         logger.warning(
             f"The report could not be made ({type(error).__name__}: {error}). All else is done and saved; "

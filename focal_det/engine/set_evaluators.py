@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.utils import comm
 
 from ..data.catalog import category_ids, evaluator_type, scoring_metadata
-from ..distributed.heartbeat import scoring
+from ..distributed.heartbeat import scored_by_rank_0
 from ..files import write_text_whole, written_whole
 from ..output_layout import COCO_RESULTS, INFERENCE, LVIS_RESULTS
 from .coco_evaluator import SubmissionEvaluator, evaluation_files, write_dataset_record
@@ -60,11 +60,10 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
 
     def evaluate(self) -> Any:
         """Evaluate as Detectron2 does, on the main process alone."""
-        comm.synchronize()  # from here on none waits for another's images
         rows = list(itertools.chain(*comm.gather(self._rows, dst=0)))
         parse_rec.cache_clear()  # annotations that were corrected since the last evaluation in this process
         # a class without objects has 0 of 0 recall, for which NumPy would print a warning
-        with np.errstate(invalid="ignore", divide="ignore"), scoring() if comm.is_main_process() else nullcontext():
+        with np.errstate(invalid="ignore", divide="ignore"), scored_by_rank_0():
             results = super().evaluate()
         if comm.is_main_process():
             ids = category_ids(scoring_metadata(self._dataset).as_dict())
@@ -89,8 +88,7 @@ class FederatedEvaluator(LVISEvaluator):
 
     def evaluate(self) -> Any:
         """Evaluate as Detectron2 does, on the main process alone."""
-        comm.synchronize()  # from here on none waits for another's images
-        with _numpy_of_lvis(), scoring() if comm.is_main_process() else nullcontext():
+        with _numpy_of_lvis(), scored_by_rank_0():
             results = super().evaluate()
         if not comm.is_main_process() or not (self._folder / LVIS_RESULTS).is_file():
             return results

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -23,9 +23,11 @@ from ..checkpoint.checkpointer import RunCheckpointer, retention_message
 from ..checkpoint.run_record import RunRecord
 from ..config.sampling import images_of_epoch
 from ..data.catalog import evaluator_type, scoring_metadata
+from ..data.shared_records import build_test_loader
 from ..data.train_loader import TrainLoader, build_train_loader
 from ..distributed.cluster import unwrapped
 from ..distributed.graceful_stop import GracefulStop, stoppable
+from ..distributed.heartbeat import busy, compiling
 from ..divergence.check import NonFiniteCheck
 from ..modeling.retinanet import FocalRetinaNet
 from ..output_layout import FINAL_CHECKPOINT, INFERENCE, INFERENCE_TTA, METRICS, TTA
@@ -37,7 +39,15 @@ from .hooks import LogAssignment, StopOnSignal
 from .initial_loss import InitialLossCheck
 from .metrics_file import MetricHistory, MetricsFile, TensorBoardFile
 from .set_evaluators import make_evaluator
-from .train_step import WRITE_PERIOD, lay_out_as_parameters, make_step, when_due
+from .train_step import (
+    WRITE_PERIOD,
+    Float16Trainer,
+    in_parallel,
+    lay_out_as_parameters,
+    make_step,
+    start_momentum,
+    when_due,
+)
 from .validation_loss import ValidationLoss
 from .writers import ConsoleWriter, WriteMetrics, images_of, speed_options_line
 
@@ -71,12 +81,10 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        device_ids = None if on_cpu else [torch.cuda.current_device()]
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        model = in_parallel(model)
         is_due = when_due(cfg)
         self._trainer = make_step(cfg, model, data_loader, optimizer, is_due)
-        scaled = isinstance(self._trainer, AMPTrainer)  # such gradients may overflow, and are then left out
+        scaled = isinstance(self._trainer, Float16Trainer)  # such gradients may overflow, and are then left out
         check = NonFiniteCheck(cfg, is_due, gradients=not scaled, agreement=stopping.agreement if stopping else None)
         check.follow(model)
         self._trainer.register_hooks([check])
@@ -106,6 +114,8 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """Build the model on its device; log its size instead of printing every layer."""
         model: torch.nn.Module = build_model(cfg)
+        if isinstance(model, FocalRetinaNet) and model.compiled is not None:
+            model.compiled.while_compiling = compiling
         parameters = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(
@@ -130,6 +140,7 @@ class Trainer(DefaultTrainer):
             for group, configured, lr in zip(self.optimizer.param_groups, settings, lrs, strict=True):
                 group.update({**configured, "lr": lr})
             lay_out_as_parameters(self.optimizer)
+            start_momentum(self.optimizer)
             if isinstance(self.data_loader, TrainLoader):
                 self.data_loader.start = self.start_iter
         is_fresh = all(torch.equal(initial[name], value) for name, value in head.state_dict().items())
@@ -177,15 +188,18 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         """Build Detectron2's loader of a test set, which a signal ends; see `stoppable`."""
-        return stoppable(super().build_test_loader(cfg, dataset_name))
+        with busy():
+            return stoppable(build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Build Detectron2's optimizer; with SPEED.FUSED_SGD one kernel updates all parameters."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)
         if cfg.MODEL.FOCAL_DET.SPEED.FUSED_SGD:
-            for group in optimizer.param_groups:
-                group.update(fused=True, foreach=False)
+            groups = [{**group, "fused": True, "foreach": False} for group in optimizer.param_groups]
+            # anew, since only when it is built PyTorch's takes note that it can take a scaler
+            optimizer = type(optimizer)(groups, fused=True)  # type: ignore[call-arg]
+            start_momentum(optimizer)
         return optimizer
 
     @classmethod
@@ -200,7 +214,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, inference: str = INFERENCE) -> DatasetEvaluator:
         """Build the evaluator that the set's evaluator_type asks for; see `make_evaluator`."""
-        return make_evaluator(cfg, dataset_name, inference)
+        with busy():
+            return make_evaluator(cfg, dataset_name, inference)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetFromList, DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..data.shared_records import read_evaluated_records
 from ..data.statistics import evenly_spread
 from ..distributed.cluster import unwrapped
 from ..distributed.graceful_stop import stoppable
@@ -118,7 +119,7 @@ class ValidationLoss(PeriodicAndFinal):
     def _choose(self) -> tuple[str, list[dict[str, Any]]]:
         """Return name and images of the first test set that has objects, or of the last."""
         for name in self.cfg.DATASETS.TEST:
-            records = evenly_spread(DatasetCatalog.get(name), IMAGES)
+            records = evenly_spread(read_evaluated_records(self.cfg, name), IMAGES)
             if _has_objects(records):
                 break
         return name, records

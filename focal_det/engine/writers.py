@@ -129,7 +129,7 @@ def speed_options_line(cfg: CfgNode, model: torch.nn.Module) -> str:
     if is_ours and speed.FOLD_NORMS and "FOLD_NORMS" not in active:
         line += "; not FOLD_NORMS, since no norm is frozen"
     if "COMPILE" in active:
-        line += ". Compiling takes minutes at the first image size and again at the second; nothing is logged meanwhile"
+        line += ". Compiling takes minutes in the first step; the log says when it starts and ends"
     return line
 
 

@@ -34,10 +34,11 @@ _NUM_WARPS = 4
 _RUN = 64  # anchors of one class side by side where the classes are not; 64 fill a line of the cache
 
 
-def triton_missing(device: torch.device) -> str | None:
+def triton_missing(device: torch.device, capability: tuple[int, int] | None = None) -> str | None:
     """Return why `triton_batch_loss` cannot run on a device, or None if it can.
 
     It can on an NVIDIA GPU of compute capability 8.0 or newer, and anywhere with TRITON_INTERPRET=1, very slowly.
+    PyTorch is asked for the capability if that is not given, and uses the GPU for it.
     """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
@@ -45,8 +46,8 @@ def triton_missing(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return f"Triton's kernels run on a GPU, not on {device}"
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is not an NVIDIA GPU of compute capability 8.0 or newer"
+    if torch.version.cuda is None or (capability or torch.cuda.get_device_capability(device)) < (8, 0):
+        return "this is not an NVIDIA GPU of compute capability 8.0 or newer"
     return None
 
 

@@ -1,28 +1,49 @@
-"""torch.compile with the plain function as fallback where no compiler works."""
+"""torch.compile with the plain function as fallback where no compiler works; the log says when it compiles."""
 
 from __future__ import annotations
 
 import logging
+import os
+import time
+import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch._dynamo.callback import callback_handler
 from torch._dynamo.exc import BackendCompilerFailed
 
 logger = logging.getLogger(__name__)
+_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+
+# Global, as PyTorch's callbacks are, which do not say whose function they are about: that of the last call.
+_last_called: weakref.ref[CompiledOrPlain] | None = None
 
 
 class CompiledOrPlain:
     """Calls a function compiled; if compiling it fails, it warns once and calls it as it is from then on.
 
+    PyTorch compiles for the first size alone, which is fastest, then for any length of the sides that have changed: at
+    most three times for images of all sizes. Another compilation follows for images so small that a map of theirs is
+    one pixel wide, for a batch of one, and for detecting; after eight it compiles no more.
+
     PyTorch compiles the backward pass when it is first needed; if only that fails, so does the training.
 
     A copy compiles anew: compiled code belongs to the model that it was made of.
+
+    Attributes:
+        while_compiling: opened while PyTorch compiles, perhaps in another thread; not copied.
+        compilations: how often PyTorch has compiled, for forward and backward passes.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.plain = function
         self.compiled: Callable[..., Any] | None = torch.compile(function)
+        self.while_compiling: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.compilations = 0
+        self._about = ""
+        self._open: tuple[float, AbstractContextManager[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"plain": self.plain}
@@ -32,6 +53,7 @@ class CompiledOrPlain:
 
     def __call__(self, *args: Any) -> Any:
         if self.compiled is not None:
+            self._listen(args)
             try:
                 return self.compiled(*args)
             except (BackendCompilerFailed, OSError) as error:  # a mistake in the function itself is another error
@@ -41,3 +63,48 @@ class CompiledOrPlain:
                     f"MODEL.FOCAL_DET.SPEED.COMPILE is on, but torch.compile fails here ({reason}): continuing without"
                 )
         return self.plain(*args)
+
+    def _listen(self, args: tuple[Any, ...]) -> None:
+        """Let what PyTorch compiles from now on be taken for this call's, or its backward pass's."""
+        global _last_called
+        self._about = ", ".join("x".join(map(str, arg.shape)) for arg in args if torch.is_tensor(arg))
+        _last_called = weakref.ref(self)
+        if _compile_begins not in callback_handler.start_callbacks:  # they are forgotten by torch.compiler.reset()
+            callback_handler.register_start_callback(_compile_begins)
+            callback_handler.register_end_callback(_compile_ends)
+
+    def begin(self) -> None:
+        """Say that PyTorch compiles."""
+        self.compilations += 1
+        logger.info(f"torch.compile: compiling for a batch of {self._about} ({self.compilations} so far) ...")
+        self._open = time.monotonic(), self.while_compiling()
+        self._open[1].__enter__()
+
+    def end(self) -> None:
+        """Say that PyTorch has compiled."""
+        if self._open is not None:
+            (start, opened), self._open = self._open, None
+            opened.__exit__(None, None, None)
+            logger.info(f"torch.compile: compiled in {time.monotonic() - start:.1f} s")
+
+
+def _compile_begins(_: Any) -> None:
+    if _last_called is not None and (one := _last_called()) is not None:
+        one.begin()
+
+
+def _compile_ends(_: Any) -> None:
+    if _last_called is not None and (one := _last_called()) is not None:
+        one.end()
+
+
+def share_compilers(processes: int) -> None:
+    """Let torch.compile start no more compilers at once than this process's part of the cores; the user's number wins.
+
+    To be called before the first compilation. PyTorch itself would start up to 32 in each of the machine's processes.
+    """
+    if _THREADS not in os.environ:
+        import torch._inductor.config as inductor  # takes long, and few compile
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        inductor.compile_threads = max(1, min(inductor.compile_threads or 32, cores // processes))

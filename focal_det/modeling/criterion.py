@@ -10,7 +10,8 @@ Shapes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,9 @@ class DenseCriterion(nn.Module):
             and no copy of the logits is made; not if it has been given hooks or another forward. If it has a method
             `select`, (logits (R, K), labels (R,), anchors) to the labels of one image with the anchors ignored that
             are not to be trained on, the losses are of the others; the normaliser counts the assigned ones before it.
-        normalizer: divisors of the summed losses; None for `LossNormalizer()`.
+        normalizer: counts of assigned anchors (N,) to divisors of the images' summed losses (N,); None for
+            `LossNormalizer()`. If it has a method `start`, as that has, which returns what gives the divisors, they are
+            asked for as late as possible; not if it has been given hooks or another forward.
         iou_thresholds: (background, object), see `assign_anchors`.
         match_best_anchor: see `assign_anchors`.
         smooth_l1_beta: see `smooth_l1_loss`.
@@ -87,20 +90,23 @@ class DenseCriterion(nn.Module):
         """The losses of a batch by name, "loss_cls" and "loss_box_reg", scalars in float32."""
         labels, matched = self.assign(anchors, gt_boxes, gt_classes)  # (N, R) each
         self.num_assigned = self._is_assigned(labels).sum(dim=1)
-        divisors = self.normalizer(self.num_assigned)  # (N,)
-        if _has_batch_loss(self.class_loss):
-            class_loss = self.class_loss.batch_loss(levels, labels, divisors)
-        else:
+        # The sum over the ranks is on its way while all is computed that does not need it.
+        divisors_once_there: Callable[[], Tensor] = (
+            self.normalizer.start(self.num_assigned)
+            if _is_defined_beside_forward("start", self.normalizer)
+            else partial(self.normalizer, self.num_assigned)
+        )
+        sums: Tensor | None = None
+        if not _has_batch_loss(self.class_loss):
             images = torch.cat([level.flatten(1, -2) for level in levels], dim=1)  # (N, R, K)
             select = getattr(self.class_loss, "select", None)
             if select is not None:
                 labels = torch.stack([select(*image, anchors) for image in zip(images, labels, strict=True)])
-            losses = [self.class_loss(*image) for image in zip(images, labels, strict=True)]
-            class_loss = (torch.stack(losses) / divisors).sum()
-        return {
-            "loss_cls": class_loss,
-            "loss_box_reg": self._box_loss(deltas, anchors, labels, gt_boxes, matched, divisors),
-        }
+            sums = torch.stack([self.class_loss(*image) for image in zip(images, labels, strict=True)])  # (N,)
+        box_sums = self._box_sums(deltas, anchors, labels, gt_boxes, matched)  # (N,)
+        divisors = divisors_once_there()  # (N,)
+        class_loss = self.class_loss.batch_loss(levels, labels, divisors) if sums is None else (sums / divisors).sum()
+        return {"loss_cls": class_loss, "loss_box_reg": (box_sums / divisors).sum()}
 
     def assign(self, anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> Assignment:
         """Label and match every image's anchors by this criterion's thresholds."""
@@ -114,10 +120,8 @@ class DenseCriterion(nn.Module):
             match_best_anchor=self.match_best_anchor,
         )
 
-    def _box_loss(
-        self, deltas: Tensor, anchors: Tensor, labels: Tensor, gt_boxes: Tensor, matched: Tensor, divisors: Tensor
-    ) -> Tensor:
-        """Sum the loss of the assigned anchors, which alone have a target.
+    def _box_sums(self, deltas: Tensor, anchors: Tensor, labels: Tensor, gt_boxes: Tensor, matched: Tensor) -> Tensor:
+        """Sum the loss of each image's assigned anchors, which alone have a target, (N,).
 
         The CPU picks them out. A GPU would have to wait for their number, so there all anchors are encoded, which is
         little beside the class loss, and those without a target masked.
@@ -127,19 +131,18 @@ class DenseCriterion(nn.Module):
             image, anchor = is_assigned.nonzero(as_tuple=True)  # (P,) each
             boxes = gt_boxes[image, matched[image, anchor]]  # (P, 4)
             losses = self._losses_of_boxes(deltas[image, anchor], boxes, anchors[anchor])
-            return (losses / divisors[image]).sum()
-        return self._masked_box_loss(deltas, anchors, is_assigned, gt_boxes, matched, divisors)
+            return losses.new_zeros(len(labels)).index_add(0, image, losses)
+        return self._masked_box_sums(deltas, anchors, is_assigned, gt_boxes, matched)
 
-    def _masked_box_loss(
-        self, deltas: Tensor, anchors: Tensor, is_assigned: Tensor, gt_boxes: Tensor, matched: Tensor, divisors: Tensor
+    def _masked_box_sums(
+        self, deltas: Tensor, anchors: Tensor, is_assigned: Tensor, gt_boxes: Tensor, matched: Tensor
     ) -> Tensor:
         boxes = gt_boxes.gather(1, matched.unsqueeze(-1).expand(-1, -1, 4))  # (N, R, 4)
         # where(), not a product: whatever an anchor without a target predicts has no loss and no gradient. It is given
         # what would be right for it, so that its own part of the loss is finite.
         boxes = torch.where(is_assigned.unsqueeze(-1), boxes, anchors)
         pred = torch.where(is_assigned.unsqueeze(-1), deltas, 0)
-        losses = torch.where(is_assigned, self._losses_of_boxes(pred, boxes, anchors), 0)  # (N, R)
-        return (losses.sum(dim=1) / divisors).sum()
+        return torch.where(is_assigned, self._losses_of_boxes(pred, boxes, anchors), 0).sum(dim=1)
 
     def _losses_of_boxes(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Return the loss (...) of each anchor's deltas (..., 4) against its object's box (..., 4)."""
@@ -161,13 +164,18 @@ def _with_sides(boxes: Tensor) -> Tensor:
 
 
 def _has_batch_loss(class_loss: Any) -> bool:
-    """Tell whether there is a `batch_loss` and nothing that it would bypass.
+    """Tell whether there is a `batch_loss` and nothing that it would bypass, such as a `select`."""
+    return not hasattr(class_loss, "select") and _is_defined_beside_forward("batch_loss", class_loss)
 
-    That would be a `select`, hooks, or a `forward` that replaced the one defined beside it.
+
+def _is_defined_beside_forward(name: str, module: Any) -> bool:
+    """Tell whether there is such a method and nothing that it would bypass.
+
+    That would be hooks, or a `forward` that replaced the one defined beside it.
     """
-    classes = type(class_loss).__mro__
-    batch, single = (next((c for c in classes if name in vars(c)), None) for name in ("batch_loss", "forward"))
-    if batch is None or hasattr(class_loss, "select") or "forward" in vars(class_loss):
+    classes = type(module).__mro__
+    found, single = (next((c for c in classes if part in vars(c)), None) for part in (name, "forward"))
+    if found is None or "forward" in vars(module):
         return False
-    is_hooked = any(getattr(class_loss, name, None) for name in ("_forward_hooks", "_forward_pre_hooks"))
-    return not is_hooked and (single is None or issubclass(batch, single))
+    is_hooked = any(getattr(module, part, None) for part in ("_forward_hooks", "_forward_pre_hooks"))
+    return not is_hooked and (single is None or issubclass(found, single))

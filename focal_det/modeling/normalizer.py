@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -36,19 +38,31 @@ class LossNormalizer(nn.Module):
             self.ema: Tensor
             self.register_buffer("ema", torch.tensor(100.0))
 
-    @torch.no_grad()
     def forward(self, num_assigned: Tensor) -> Tensor:
         """Turn the counts (N,) int64 of this rank's images into divisors (N,) float32 of their summed losses."""
+        return self.start(num_assigned)()
+
+    @torch.no_grad()
+    def start(self, num_assigned: Tensor) -> Callable[[], Tensor]:
+        """Begin to sum over the ranks what `forward` needs of them; return what waits for it and gives the divisors."""
+        count = len(num_assigned)
         if self.mode == "image":
-            return num_assigned.clamp(min=1).float() * len(num_assigned)
-        mean_per_rank = num_assigned.sum().float()
+            divisors = num_assigned.clamp(min=1).float() * count
+            return lambda: divisors
+        of_ranks = num_assigned.sum().float()
         if self.mode == "ema":
-            mean_per_rank = mean_per_rank.clamp(min=1)
+            of_ranks = of_ranks.clamp(min=1)
         world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if world_size > 1:
-            dist.all_reduce(mean_per_rank)
-            mean_per_rank = mean_per_rank / world_size
-        if self.mode == "ema":
-            self.ema.mul_(0.9).add_(mean_per_rank, alpha=0.1)
-            return self.ema.expand(len(num_assigned)).clone()
-        return mean_per_rank.clamp(min=1 / world_size).expand(len(num_assigned))
+        work = dist.all_reduce(of_ranks, async_op=True) if world_size > 1 else None
+
+        @torch.no_grad()
+        def finish() -> Tensor:
+            if work is not None:
+                work.wait()  # over NCCL the GPU does, and not the host
+            mean_per_rank = of_ranks / world_size
+            if self.mode == "ema":
+                self.ema.mul_(0.9).add_(mean_per_rank, alpha=0.1)
+                return self.ema.expand(count).clone()
+            return mean_per_rank.clamp(min=1 / world_size).expand(count)
+
+        return finish

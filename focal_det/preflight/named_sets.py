@@ -69,7 +69,7 @@ def read_named_set(name: str, use: Use, *, images: bool, allow_outside: bool = F
         return NamedSet(remark="generated shapes, drawn first")
     try:
         with open_regular(annotations, most=LARGEST_JSON) as file:
-            raw = parse_json(file.read())
+            raw = parse_json(file.read(), without=None if kind == "lvis" else "segmentation")
     except (OSError, ValueError, MemoryError) as error:
         raise InputError(f'data set "{name}": {annotations} cannot be read ({error})') from error
     how: dict[str, Any] = {"images": images, "decode": images, "allow_outside": allow_outside}

@@ -33,6 +33,7 @@ from .options import TrainOptions, check_options
 from .own_datasets import read_own_sets, weights_folder
 from .scored_sets import ap_set
 from .summary import describe
+from .workers import check_workers
 
 
 class Plan(NamedTuple):
@@ -87,6 +88,7 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     # From here on the configuration is sound, the data sets are there, and the model is built.
     found.add(_check_weights(options, cfg, model, checkpoint))
     found.add(describe(options, cfg, data, model))
+    found.add(check_workers(options, cfg))
     classes = classes_of(data.sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
     record = None
     if options.training:
@@ -115,11 +117,22 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     return Plan(job, data.files, names, found.notes, classes, begins_with)
 
 
+def configured_device(options: TrainOptions) -> str:
+    """Return MODEL.DEVICE as it is configured, whatever this machine has; "" where that cannot be read."""
+    try:
+        return str(read_config(options.config_file, options.overrides).cfg.MODEL.DEVICE)
+    except InputError:  # which `check` will say
+        return ""
+
+
 def write(plan: Plan) -> None:
-    """Draw the shapes that are needed and not there yet; write the checked annotations and the classes."""
+    """Draw the shapes that are needed and not there yet; write the checked annotations and the classes.
+
+    The plan no longer holds the annotations then, or they would be in memory for as long as the run takes.
+    """
     prepare_shapes(plan.dataset_names)
-    for dataset, coco_file in plan.json_files.items():
-        write_checked_copy(dataset, coco_file)
+    while plan.json_files:
+        write_checked_copy(*plan.json_files.popitem())
     if not plan.job.eval_only:
         write_classes(Path(plan.job.cfg.OUTPUT_DIR), plan.classes)
 

@@ -103,9 +103,9 @@ def test_the_version_is_printed(capsys, words):
 
 def test_train_is_train_net_under_another_name(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(train, "main", lambda line, *, prog: given.append((line, prog)) or 75)
+    monkeypatch.setattr(train, "main", lambda line, *, prog, **more: given.append((line, prog, more)) or 75)
     assert main(["train", "--resume", "auto", "SEED", "3"]) == 75
-    assert given == [(["--resume", "auto", "SEED", "3"], "focal-det train")]
+    assert given == [(["--resume", "auto", "SEED", "3"], "focal-det train", {"ends_process": False})]
 
 
 def test_the_help_of_train_gives_commands_that_work_without_a_checkout(capsys):

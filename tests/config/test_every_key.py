@@ -24,6 +24,7 @@ from focal_det.config.schedule import scale_to_processes
 from focal_det.config.unused_keys import check_unread_keys
 from focal_det.data.catalog import prepare_shapes
 from focal_det.defaults import add_focal_det_config
+from focal_det.distributed.watchdog import RankWatchdog
 from focal_det.engine.run import Job, run_job
 
 pytestmark = pytest.mark.detectron2
@@ -109,7 +110,8 @@ def keys_read_by(cfg, folder):
             recorded = Recorded.of(cfg)
             recorded, _ = scale_to_processes(recorded, 1)
             recorded.freeze()
-            run_job(Job(recorded, (), eval_only=False, processes_per_machine=1), threading.Event())
+            job = Job(recorded, (), eval_only=False, processes_per_machine=1)
+            run_job(job, threading.Event(), RankWatchdog(0))
             report.write_text(json.dumps(sorted(Recorded.seen)))
         except BaseException:
             traceback.print_exc()

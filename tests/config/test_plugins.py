@@ -260,4 +260,4 @@ def test_a_rank_imports_them_before_anything_else(folder):
     assert job.plugins == (str(folder / "my_loss.py"),)
     (folder / "bad.py").write_text("1 / 0")
     with pytest.raises(InputError, match=r"bad\.py: ZeroDivisionError"):
-        launch._run_rank(replace(job, plugins=(str(folder / "bad.py"),)), None, [None], None)
+        launch._run_rank(replace(job, plugins=(str(folder / "bad.py"),)), None, [None], None, 60)

@@ -21,7 +21,7 @@ from focal_det.inference.exported import DIGEST_KEY, METADATA_KEY, NO_DIGEST, Ex
 from focal_det.inference.images import ImageError, read_image
 from focal_det.inference.inputs import InputFile
 from focal_det.inference.outputs import drawing_files
-from focal_det.plain_data import parse_yaml
+from focal_det.plain_data import parse_json, parse_yaml
 
 MODEL = Path(__file__).parents[2] / "models" / "quickstart_int8.onnx"
 
@@ -151,6 +151,14 @@ def test_json_that_is_none(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_coco(tmp_path / "a.json", tmp_path)
+
+
+def test_what_is_not_needed_is_dropped_wherever_it_is():
+    text = b'{"a": [{"segmentation": [[1, 2]], "b": {"segmentation": 3}}, {"c": 4}]}'
+    assert parse_json(text, without="segmentation") == {"a": [{"b": {}}, {"c": 4}]}
+    assert parse_json(text)["a"][0]["segmentation"] == [[1, 2]]
+    with pytest.raises(ValueError, match='has "segmentation" twice'):
+        parse_json(b'{"segmentation": 1, "segmentation": 2}', without="segmentation")
 
 
 def test_a_file_beyond_any_data_set_is_not_read(tmp_path):

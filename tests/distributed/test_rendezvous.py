@@ -1,5 +1,6 @@
 """All that are there continue, and those missing are named on each of the others; over real sockets of this machine."""
 
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from focal_det.distributed.rendezvous import Rendezvous, reach_all
-from focal_det.errors import InputError, TrainingError, first_line
+from focal_det.distributed.rendezvous import Rendezvous
+from focal_det.errors import EXIT_FAULT, InputError, TrainingError
 
 
 @pytest.fixture
@@ -169,10 +170,48 @@ def test_a_host_that_ends_early_is_named(port):
 
 def test_two_ranks_of_one_gpu_are_named(port):
     ranks = [
-        Rendezvous(n, 3, "rank", "127.0.0.1", port, "3", 10.0, gpu) for n, gpu in enumerate(("GPU-a", "GPU-b", "GPU-a"))
+        Rendezvous(n, 3, "rank", "127.0.0.1", port, "3", 10.0, gpu, gpus=2, device="cuda")
+        for n, gpu in enumerate(("GPU-a", "GPU-b", "GPU-a"))
     ]
     messages = at_once(*((join, one) for one in ranks))
     assert all(message.startswith("ranks 0 and 2 have the same GPU") for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "backend"),
+    [
+        ("cuda", (1, 2), "nccl"),
+        ("cuda", (0, 0), "gloo"),
+        ("cpu", (8, 0), "gloo"),
+        ("cuda", (8, 0), "rank 1 on .* sees 0 GPUs, rank 0 on .* 8: all must train on GPUs, or all on processors"),
+        ("cuda", (0, 8), "rank 1 on .* sees 8 GPUs, rank 0 on .* 0: all must"),
+    ],
+)
+def test_number_0_chooses_the_backend_of_all_and_names_a_machine_that_does_not_fit(port, device, gpus, backend):
+    def call(number):
+        ranks = Rendezvous(number, 2, "rank", "127.0.0.1", port, "2", 10.0, gpus=gpus[number], device=device)
+        try:
+            return ranks.call_roll(ranks.open_store(is_host=number == 0)).get("go").decode()
+        except TrainingError as error:
+            return str(error)
+
+    for found in at_once((call, 0), (call, 1)):
+        assert re.match(backend, found)
+
+
+def test_one_rank_of_each_machine_says_why_a_start_has_ended(port):
+    def call(number):
+        one = Rendezvous(number, 5, "rank", "127.0.0.1", port, "5", 1.0, machine=str(number // 2))
+        try:
+            one.call_roll(one.open_store(is_host=number == 0))
+        except (TrainingError, SystemExit) as error:
+            return error
+
+    ended = at_once(*((call, number) for number in range(4)))
+    for machine_s in (ended[:2], ended[2:]):
+        says, silent = sorted(machine_s, key=lambda error: isinstance(error, SystemExit))
+        assert str(says).startswith("rank 4 of 5 did not join within 1 s")
+        assert silent.code == EXIT_FAULT
 
 
 def test_a_port_in_use_is_bad_input():
@@ -182,30 +221,6 @@ def test_a_port_in_use_is_bad_input():
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} .* is in use .* name another"):
             machine(0, port).open_store(is_host=True)
-
-
-def test_ranks_that_do_not_answer_are_named(port, monkeypatch):
-    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    monkeypatch.setattr(dist, "monitored_barrier", lambda *_, **__: 1 / 0)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        reach_all()  # alone there is nobody to ask
-        monkeypatch.setattr(dist, "get_world_size", lambda *_: 2)
-
-        def barrier(*_, **__):
-            raise RuntimeError("Ranks 1 failed to pass monitoredBarrier in 100 ms\nException raised from C++")
-
-        monkeypatch.setattr(dist, "monitored_barrier", barrier)
-        with pytest.raises(TrainingError, match=r"within 0.1 s: Ranks 1 failed.*GLOO_SOCKET_IFNAME") as caught:
-            reach_all(0.1)
-        assert "C++" not in str(caught.value)
-        monkeypatch.setattr(dist, "monitored_barrier", lambda *_, **__: None)
-        monkeypatch.setattr(dist, "all_reduce", barrier)
-        with pytest.raises(TrainingError, match=r"cannot add up a number \(Ranks 1 failed.*NCCL_DEBUG=INFO"):
-            reach_all(0.1)
-    finally:
-        dist.destroy_process_group()
-    assert first_line(ValueError()) == "ValueError"
 
 
 def test_a_port_that_does_not_answer_is_not_waited_for_forever():

@@ -16,7 +16,16 @@ from torch.utils.data import DataLoader
 from focal_det.cli.train import main
 from focal_det.distributed import watchdog as watch
 from focal_det.distributed.heartbeat import Progress
-from focal_det.distributed.signals import SignalForwarder, handlers, resend_requested, stopping_signal, workers_shielded
+from focal_det.distributed.signals import (
+    STOP_SIGNALS,
+    SignalForwarder,
+    SignalListener,
+    handlers,
+    install,
+    resend_requested,
+    stopping_signal,
+    workers_shielded,
+)
 from focal_det.divergence.diverged_folder import diverged_iterations
 from focal_det.engine.hooks import StopOnSignal
 from focal_det.engine.train_step import DeferredMetrics
@@ -83,6 +92,30 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(start):
     assert run.codes() == [75, 75]
     assert "SIGUSR1: stopped after iteration 4, all saved" in run.ranks[0].text  # known to all one step later
     assert run.checkpoints() == ["model_0000004.pth"]
+
+
+@pytest.mark.parametrize(("is_alive", "received"), [(True, signal.SIGINT), (False, 0)])
+def test_a_signal_that_only_says_that_the_launcher_is_gone_is_no_request(monkeypatch, is_alive, received):
+    launcher = SimpleNamespace(is_alive=lambda: is_alive)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: launcher)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        with SignalListener() as listener:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            assert listener.received == received
+    finally:
+        install(before)
+
+
+def test_once_closed_a_listener_leaves_signals_ignored(monkeypatch):
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        with SignalListener():
+            pass
+        assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}
+    finally:
+        install(before)
 
 
 def test_non_finite_weights_are_not_saved_at_a_signal(tmp_path):
@@ -231,6 +264,7 @@ def test_while_data_are_drawn_nothing_is_lost_and_nothing_left(tmp_path, monkeyp
     arguments = [
         *("--config-file", "configs/quickstart.yaml", "DATASETS.TRAIN", "shapes_train_20000_64px"),
         *("DATASETS.TEST", "shapes_val_4_64px", "OUTPUT_DIR", str(tmp_path / "run")),
+        *("MODEL.DEVICE", "cpu"),  # a forked process cannot use a GPU that this one has looked for
     ]
     pid = forked(lambda: main(arguments))
     until(lambda: list((tmp_path / "datasets").rglob("*.png")))

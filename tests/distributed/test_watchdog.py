@@ -10,10 +10,12 @@ import signal
 import socket
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from torch.utils.data import dataloader
@@ -45,8 +47,14 @@ def test_the_times_add_up_to_what_the_page_promises():
     assert promised("an exception") >= end
     assert promised("a rank is killed") >= watch.DEAD_AFTER_LOST + end
     assert promised("falls silent") >= watch.DEAD_AFTER + end
-    assert promised("before the first step") >= watch.DEAD_AFTER_SETTING_UP + end
+    assert promised("reads annotations or scores") >= end  # beside --hang-timeout
     assert promised("--hang-timeout") >= end
+
+
+def errors_of(run):
+    """The lines that say what the ranks ended with."""
+    lines = [line for rank in run.ranks for line in rank.text.splitlines()]
+    return [line for line in lines if line.startswith("error: ")]
 
 
 def test_the_story_of_the_package_names_what_there_is():
@@ -87,11 +95,11 @@ def test_an_exception_on_one_rank_ends_all_with_its_message(start, rank):
     codes, seconds = seconds_to_the_end(run)
     assert codes == [1, 1]
     assert seconds < promised("an exception") + BUSY
-    for text in (one.text for one in run.ranks):
-        last = text.splitlines()[-1]
-        assert last.startswith(f"error: rank {rank} of 2 on ")
-        assert ", at iteration 2, failed: ValueError: a broken hook" in last
-        assert "Traceback" not in text
+    assert "Traceback" not in "".join(one.text for one in run.ranks)
+    (line,) = errors_of(run)  # of the machine
+    assert line.startswith(f"error: rank {rank} of 2 on ")
+    assert ", at iteration 2, failed: ValueError: a broken hook" in line
+    assert run.ranks[rank].text.endswith(f"{line}\n")  # which knows what helps
     log = run.folder / "run" / ("log.txt.rank1" if rank else "log.txt")
     assert "Traceback" in log.read_text()
 
@@ -129,8 +137,8 @@ def test_a_rank_that_hangs_is_named(start):
     codes, seconds = seconds_to_the_end(run)
     assert codes == [1, 1]
     assert seconds < 5 + promised("--hang-timeout") + BUSY
-    last = run.ranks[0].text.splitlines()[-1]
-    assert "no rank made progress for 5 s (--hang-timeout); the others wait for rank 1 of 2 on " in last
+    (line,) = errors_of(run)
+    assert "no rank made progress for 5 s (--hang-timeout); the others wait for rank 1 of 2 on " in line
 
 
 def scoring(do):
@@ -165,14 +173,63 @@ def test_a_rank_that_scores_for_long_does_not_hang(start, monkeypatch):
 
 
 def test_a_rank_that_hangs_where_it_should_score_is_named(start, monkeypatch):
-    monkeypatch.setattr(watch, "LEAVE_AFTER", 0.1)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.25)
+    monkeypatch.setattr(watch, "LEAVE_AFTER", 1)
     run = start(hang_timeout=3, steps=2, prepare=scoring(lambda: time.sleep(60)))
     codes, seconds = seconds_to_the_end(run, text="Start inference")
     assert codes == [1, 1]
     assert seconds < 3 + promised("--hang-timeout") + BUSY
-    last = run.ranks[0].text.splitlines()[-1]
-    assert "no rank made progress for 3 s (--hang-timeout); the others wait for rank 0 of 2 on " in last
-    assert last.endswith(", scoring")
+    (line,) = errors_of(run)
+    assert "no rank made progress for 3 s (--hang-timeout); the others wait for rank 0 of 2 on " in line
+    assert ", scoring" in line
+
+
+def silent_at_the_start(rank, ranks):
+    """Let rank 1 read a large annotation file: the parser keeps Python's other threads waiting."""
+    if rank == 1:
+        build = Trainer.build_train_loader
+        Trainer.build_train_loader = lambda self, cfg: (ctypes.PyDLL(None).usleep(4_000_000), build(cfg))[1]
+
+
+@pytest.mark.parametrize(("hang_timeout", "codes"), [(0, [0, 0]), (2, [1, 1])])
+def test_a_rank_that_reads_for_long_is_not_taken_for_dead_before_the_hang_timeout(
+    start, monkeypatch, hang_timeout, codes
+):
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.25)
+    monkeypatch.setattr(watch, "DEAD_AFTER", 1.0)
+    monkeypatch.setattr(watch, "LEAVE_AFTER", 0.1)
+    run = start(hang_timeout=hang_timeout, steps=2, prepare=silent_at_the_start)
+    assert run.codes() == codes, run.ranks[0].text[-3000:]
+
+
+def count_destroyed(rank, ranks):
+    destroy = dist.destroy_process_group
+    dist.destroy_process_group = lambda: (print("groups_gone", flush=True), destroy())
+
+
+@pytest.mark.parametrize(("fails", "times"), [(False, 1), (True, 0)])
+def test_groups_are_destroyed_once_and_never_after_a_fault(start, fails, times):
+    def prepare(rank, ranks):
+        count_destroyed(rank, ranks)
+        if fails:
+            at_step(1, fail, 1)(rank, ranks)
+
+    run = start(steps=3, prepare=prepare)
+    assert run.codes() == [int(fails)] * 2
+    assert [rank.text.count("groups_gone") for rank in run.ranks] == [times] * 2
+
+
+def test_a_rank_waits_for_another_for_longer_than_the_groups_were_made_to(start, monkeypatch):
+    begin = dist.init_process_group
+    short = timedelta(seconds=1)
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: begin(*args, **options, timeout=short))
+
+    def prepare(rank, ranks):
+        step = Trainer.run_step
+        Trainer.run_step = lambda self: (time.sleep(2.5 * rank), step(self))
+
+    run = start(hang_timeout=0, steps=2, prepare=prepare)
+    assert run.codes() == [0, 0], run.ranks[0].text[-3000:]
 
 
 def kill_a_worker(of_rank):
@@ -198,11 +255,10 @@ def test_a_loaders_worker_that_was_killed_is_named_with_what_helps(start, of_ran
     codes, seconds = seconds_to_the_end(run)
     assert codes == [1] * ranks
     assert seconds < promised("an exception") + BUSY
-    for rank in run.ranks:
-        last = rank.text.splitlines()[-1]
-        assert last.startswith("error: " if ranks == 1 else f"error: rank {of_rank} of 2 on ")
-        assert "a worker of its loader was killed (" in last
-    assert "(see dmesg). What helps: fewer DATALOADER.NUM_WORKERS" in run.ranks[of_rank].text.splitlines()[-1]
+    (line,) = errors_of(run)
+    assert line.startswith("error: " if ranks == 1 else f"error: rank {of_rank} of 2 on ")
+    assert "a worker of its loader was killed (" in line
+    assert "(see dmesg). What helps: fewer DATALOADER.NUM_WORKERS" in line
     assert "lost its connection" not in run.ranks[of_rank].text
 
 
@@ -272,10 +328,9 @@ def test_a_non_finite_loss_on_one_rank_ends_all_before_the_weights_change(start,
     message = (
         f"Loss became infinite or NaN at iteration=3, {where}; " if what == "loss" else "Gradients became infinite or"
     )
-    for rank in run.ranks:
-        last = rank.text.splitlines()[-1]
-        assert last.startswith(f"error: FloatingPointError: {message}")
-        assert f"focal-det replay {', or '.join(map(str, files))}" in last
+    (line,) = errors_of(run)
+    assert line.startswith(f"error: FloatingPointError: {message}")
+    assert f"focal-det replay {', or '.join(map(str, files))}" in line
 
 
 @pytest.mark.parametrize("of_torchrun", [True, False])
@@ -287,6 +342,7 @@ def test_without_its_launcher_which_holds_the_folder_a_rank_ends(monkeypatch, ca
     monkeypatch.setattr(watch.os, "_exit", sys.exit)
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
     orphan = RankWatchdog(hang_timeout=0)
+    orphan._is_speaker = True
     monkeypatch.setattr(watch.os, "getppid", lambda: 1)  # whose child an orphan becomes
     with pytest.raises(SystemExit, match="1"):
         orphan._watch_store()

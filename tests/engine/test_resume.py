@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 from focal_det.cli.train import parse_arguments
+from focal_det.distributed.watchdog import RankWatchdog
 from focal_det.engine import run, trainer
 from focal_det.engine.run import run_job
 from focal_det.engine.trainer import Trainer
@@ -33,6 +34,7 @@ SETTINGS = {
     "INPUT.MIN_SIZE_TRAIN": "(48, 56, 64)",
     "INPUT.MIN_SIZE_TEST": 64,
     "INPUT.CROP.ENABLED": True,
+    "MODEL.DEVICE": "cpu",  # to the last bit; see test_gpu.py for a GPU
     "MODEL.FPN.OUT_CHANNELS": 64,
     "MODEL.RETINANET.NUM_CONVS": 1,
     "MODEL.FOCAL_DET.NORMALIZER": "ema",
@@ -98,7 +100,7 @@ def train(words, stop_after=None, seen=None):
     stopped = Stopped()
     Trainer.run_step, FocalRetinaNet.forward = run_step, forward_seen
     try:
-        run_job(plan.job, stopped)
+        run_job(plan.job, stopped, RankWatchdog(0))
     finally:
         Trainer.run_step, FocalRetinaNet.forward = step, forward
     return stopped.is_set

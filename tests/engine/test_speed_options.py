@@ -3,15 +3,20 @@
 import copy
 import functools
 import logging
+import os
+from contextlib import contextmanager
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from detectron2.modeling import build_model
 from torch import nn
 
+from focal_det.distributed.heartbeat import compiling
+from focal_det.engine.trainer import Trainer
 from focal_det.losses.formula import Formula
 from focal_det.modeling import dense_losses
-from focal_det.modeling.compiled import CompiledOrPlain
+from focal_det.modeling.compiled import CompiledOrPlain, share_compilers
 from focal_det.modeling.folded_conv import FoldedConv2d
 
 pytestmark = pytest.mark.detectron2
@@ -196,3 +201,56 @@ def test_the_kernels_are_used_where_they_can_be(tiny_cfg, batch_of, monkeypatch,
         build_model(tiny_cfg("MODEL.FOCAL_DET.LOSS.NAME", name, SPEED + "TRITON", value))(batch_of((1,)))
         assert seen[-1][0] is expected
         assert isinstance(seen[-1][1], Formula)
+
+
+def doubling(monkeypatch, backend="eager"):
+    """A function that is compiled, and is given the sizes that a detector's images have."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    return CompiledOrPlain(lambda images: (images * 2).relu())
+
+
+@pytest.mark.parametrize(("sizes", "times"), [([(32, 40)], 1), ([(32, 40), (40, 32)], 2), ([(32, 40), (32, 48)], 3)])
+def test_images_of_all_sizes_are_compiled_for_three_times_at_most_and_the_log_says_so(monkeypatch, lines, sizes, times):
+    double, opened = doubling(monkeypatch, "aot_eager"), []
+
+    @contextmanager
+    def while_compiling():
+        opened.append("begun")
+        yield
+        opened.append("ended")
+
+    double.while_compiling = while_compiling
+    torch.compiler.reset()
+    more = () if times == 1 else ((36, 36), (64, 32), (32, 64), (44, 52))
+    for height, width in (*sizes, *more):
+        images = torch.ones(2, 3, height, width, requires_grad=True)
+        assert double(images).sum().item() == 2 * images.numel()
+    assert double.compilations == times
+    assert opened == ["begun", "ended"] * times
+    begun, ended = lines[:2]
+    assert begun == "torch.compile: compiling for a batch of 2x3x32x40 (1 so far) ..."
+    assert ended.startswith("torch.compile: compiled in ")
+    assert copy.deepcopy(double).compilations == 0
+
+
+def test_compiling_is_said_again_after_pytorch_has_been_reset(monkeypatch, lines):
+    double = doubling(monkeypatch)
+    for _ in range(2):
+        torch.compiler.reset()
+        double(torch.ones(2, 3, 32, 32))
+    assert len(lines) == 4
+
+
+def test_a_compiled_model_counts_as_progress_while_it_compiles(tiny_cfg):
+    assert Trainer.build_model(tiny_cfg(SPEED + "COMPILE", "True")).compiled.while_compiling is compiling
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 4), ("7", 32)])
+def test_compilers_share_the_cores_unless_the_user_says_how_many(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", given)
+    with inductor.patch(compile_threads=32):  # the user's number PyTorch has read itself
+        share_compilers(8)
+        assert inductor.compile_threads == expected

@@ -6,6 +6,7 @@ import torch
 from focal_det.losses import focal_loss, smooth_l1_loss
 from focal_det.losses.focal import focal_formula
 from focal_det.losses.fused import batch_loss
+from focal_det.modeling import normalizer
 from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.box_coding import encode_boxes
 from focal_det.modeling.criterion import BOX_LOSSES, DenseCriterion
@@ -157,7 +158,7 @@ def test_the_masked_box_loss_of_a_gpu_is_the_same(objects, box_loss):
     loss = module([logits], deltas, ANCHORS, *objects)["loss_box_reg"]
     labels, matched = module.assign(ANCHORS, *objects)
     divisors = module.normalizer(module.num_assigned)
-    masked = module._masked_box_loss(deltas, ANCHORS, labels < 2, objects[0], matched, divisors)
+    masked = (module._masked_box_sums(deltas, ANCHORS, labels < 2, objects[0], matched) / divisors).sum()
     torch.testing.assert_close(masked, loss)
     grads = [torch.autograd.grad(value, deltas)[0] for value in (loss, masked)]
     torch.testing.assert_close(*grads)
@@ -216,3 +217,67 @@ def test_stateless_modes_save_nothing(mode):
 def test_unknown_mode_is_named():
     with pytest.raises(ValueError, match='"batch" is not one of global, image, ema'):
         LossNormalizer("batch")
+
+
+class OtherRank:
+    """Stands for torch.distributed with a second rank that has the same counts; keeps what happens in `seen`."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def is_available(self):
+        return True
+
+    def is_initialized(self):
+        return True
+
+    def get_world_size(self):
+        return 2
+
+    def all_reduce(self, tensor, async_op):
+        assert async_op
+        self.seen.append("sent")
+        self.tensor = tensor
+        return self
+
+    def wait(self):
+        self.tensor.mul_(2)
+        self.seen.append("there")
+
+
+@pytest.mark.parametrize("class_loss", [PlainLoss(), BatchLoss()])
+@pytest.mark.parametrize("mode", ["global", "ema"])
+def test_the_sum_over_ranks_is_awaited_as_late_as_possible(monkeypatch, mode, class_loss):
+    alone, (levels, deltas) = criterion(mode, class_loss), one_level(2)
+    expected = alone(levels, deltas, ANCHORS, *OBJECTS)
+    seen, module = [], criterion(mode, class_loss)
+    monkeypatch.setattr(normalizer, "dist", OtherRank(seen))
+    box_sums = module._box_sums
+    monkeypatch.setattr(module, "_box_sums", lambda *args: seen.append("boxes") or box_sums(*args))
+    losses = module(levels, deltas, ANCHORS, *OBJECTS)
+    assert seen == ["sent", "boxes", "there"]
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+    divisors = LossNormalizer("global")(torch.tensor([2, 3]))  # the form without `start`
+    assert divisors.tolist() == [5.0, 5.0]
+
+
+def test_another_normalizer_is_called_as_it_is():
+    class Own(torch.nn.Module):
+        def forward(self, num_assigned):
+            return num_assigned.float() * 10
+
+    class Derived(LossNormalizer):
+        def forward(self, num_assigned):
+            return num_assigned.float() * 10
+
+    hooked = LossNormalizer("image")
+    hooked.register_forward_hook(lambda module, args, divisors: divisors * 5)  # 2 images: 10
+    levels, deltas = one_level(2)
+    values = []
+    for own in (Own(), Derived(), hooked):
+        module = criterion()
+        module.normalizer = own
+        values.append(module(levels, deltas, ANCHORS, *OBJECTS)["loss_cls"].item())
+    own, derived, with_hook = values
+    assert own == derived == pytest.approx(with_hook)

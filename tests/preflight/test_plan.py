@@ -18,6 +18,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 from PIL import Image
 
+from focal_det import environment
 from focal_det.checkpoint import compatibility
 from focal_det.checkpoint.checkpointer import RunCheckpointer
 from focal_det.cli.train import main, parse_arguments
@@ -28,7 +29,7 @@ from focal_det.data.shapes import make_shapes
 from focal_det.defaults import add_focal_det_config
 from focal_det.engine.run import Job
 from focal_det.errors import InputError
-from focal_det.preflight.plan import check
+from focal_det.preflight.plan import check, write
 
 pytestmark = pytest.mark.detectron2
 
@@ -481,7 +482,8 @@ def test_a_file_may_hold_them_at_their_defaults(tmp_path):
     assert problem.startswith(f"{tmp_path / 'c.yaml'}: MODEL.ROI_HEADS.NUM_CLASSES is 5")
 
 
-def test_a_schedule_for_a_number_of_processes_is_scaled_to_those_that_are_started(clean, tmp_path):
+def test_a_schedule_for_a_number_of_processes_is_scaled_to_those_that_are_started(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # where there is one GPU, two processes are refused
     words = [*QUICK, *flags_of(*clean), "OUTPUT_DIR", str(tmp_path / "output"), "SOLVER.REFERENCE_WORLD_SIZE", "4"]
     plan = check(parse_arguments([*words, "--num-gpus", "2"]))
     solver = plan.job.cfg.SOLVER
@@ -653,3 +655,34 @@ def test_what_was_said_before_the_start_stands_in_the_log(capsys, clean, tmp_pat
 
 def test_a_job_needs_no_notes():
     assert Job(cfg=None, json_datasets=(), eval_only=False, processes_per_machine=1).notes == ()
+
+
+def test_the_launcher_leaves_the_gpus_to_its_ranks(tmp_path, monkeypatch, capsys):
+    def use(*_):
+        raise AssertionError("CUDA is used before the ranks start")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name in ("_lazy_init", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, use)
+    monkeypatch.setattr(environment, "compute_capability", lambda: (9, 0))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    speed = ("SOLVER.AMP.ENABLED", "True", "MODEL.FOCAL_DET.SPEED.BFLOAT16_INFERENCE", "True")
+    plan = check(parse_arguments([*QUICK, "--num-gpus", "2", *speed, "OUTPUT_DIR", str(tmp_path / "run")]))
+    assert plan.job.cfg.MODEL.DEVICE == "cuda"
+    assert plan.job.cfg.SOLVER.AMP.ENABLED
+    assert plan.job.cfg.MODEL.FOCAL_DET.SPEED.BFLOAT16_INFERENCE
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_written_is_not_kept_in_memory(tmp_path):
+    coco = random_coco(tmp_path / "images")
+    (tmp_path / "own.json").write_text(json.dumps(coco))
+    own = [str(tmp_path / "own.json"), str(tmp_path / "images")]
+    flags = ["--train-json", own[0], "--train-images", own[1], "--val-json", own[0], "--val-images", own[1]]
+    plan = check(parse_arguments([*QUICK, *flags, "OUTPUT_DIR", str(tmp_path / "run")]))
+    copies = [Path(dataset.checked_copy) for dataset in plan.json_files]
+    write(plan)
+    assert plan.json_files == {}
+    assert [len(json.loads(copy.read_text())["images"]) for copy in copies] == [30, 30]

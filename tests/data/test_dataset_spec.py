@@ -1,6 +1,6 @@
-"""The paper's names of COCO's parts, and what is said where files are missing."""
+"""Data sets by their names: the paper's parts of COCO, and what is said where files are missing."""
 
-from focal_det.data.coco_splits import missing_files, registered_sets
+from focal_det.data.dataset_spec import missing_files, registered_sets
 
 
 def test_the_papers_names_become_registered_sets():
