@@ -62,7 +62,11 @@ def run_as_launcher(options: TrainOptions) -> int:
         _write_and_meet(options, plan)
         job = plan.job
         del plan  # which may hold the contents of annotation files
-        return _launch(options, job)
+        try:
+            return _launch(options, job)
+        finally:
+            if options.world_size > 1:
+                signals.ignore_signals()  # there is nothing left to forward them to
 
 
 def _write_and_meet(options: TrainOptions, plan: Plan) -> None:
@@ -124,9 +128,6 @@ def _launch(options: TrainOptions, job: Job) -> int:
             if start.message:
                 raise TrainingError(start.message) from None
             return _exit_code(options, error, requested)
-        finally:
-            if requested is not None:
-                signals.ignore_signals()  # there is nothing left to forward them to
     return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 

@@ -383,15 +383,18 @@ NO_NETWORK = ProcessRaisedException("Traceback:\n  File\nRuntimeError: Unable to
     ],
 )
 def test_a_port_taken_in_the_meantime_is_retried_once(monkeypatch, capsys, tmp_path, url, faults, code, message):
-    left = list(faults)
+    left, ignored = list(faults), []
 
     def launch(*_, **__):
+        assert not ignored  # in each try a signal is forwarded to the ranks
         if left:
             raise left.pop(0)
 
     monkeypatch.setattr(launching, "launch", launch)
+    monkeypatch.setattr(launching.signals, "ignore_signals", lambda: ignored.append(True))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main(arguments(tmp_path, "--num-gpus", "2", "--dist-url", url or URL.format(free_port()))) == code
+    assert ignored == [True]
     assert message in capsys.readouterr().err
     assert left == []
 

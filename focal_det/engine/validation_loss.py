@@ -18,6 +18,7 @@ from ..data.shared_records import read_evaluated_records
 from ..data.statistics import evenly_spread
 from ..distributed.cluster import unwrapped
 from ..distributed.graceful_stop import stoppable
+from ..distributed.heartbeat import busy
 from ..modeling.normalizer import LossNormalizer
 from ..modeling.retinanet import FocalRetinaNet
 from .hooks import PeriodicAndFinal
@@ -97,7 +98,8 @@ class ValidationLoss(PeriodicAndFinal):
         model = unwrapped(model)
         is_first = self._records is None
         if self._records is None:
-            self._set, self._records = self._choose()
+            with busy():  # where the parser may keep the heartbeats waiting
+                self._set, self._records = self._choose()
         if not isinstance(model, FocalRetinaNet):
             reason = f"it is FocalRetinaNet's, and MODEL.META_ARCHITECTURE is {self.cfg.MODEL.META_ARCHITECTURE}"
         elif not _has_objects(self._records):

@@ -180,9 +180,10 @@ def test_two_ranks_on_one_device_make_the_step_of_one(ranks):
 def test_a_signal_to_one_rank_stops_both_on_one_device_and_they_resume_where_they_were(ranks, record_property):
     for rank in range(2):
         said = json.loads((ranks.folder / f"{rank}.json").read_text())
-        # all know of it one step later
-        last = f"model_{STOPPED_IN + 1:07d}.pth"
-        assert said == {"whole": False, "stopped": True, "last": last, "resumed": False}, ranks.texts[rank][-3000:]
+        # All know of it one step later; or within that step if rank 0, which saves in each, comes to the end of the one
+        # before so late that its watchdog has heard of it.
+        assert said.pop("last") in {f"model_{STOPPED_IN + later:07d}.pth" for later in (0, 1)}
+        assert said == {"whole": False, "stopped": True, "resumed": False}, ranks.texts[rank][-3000:]
     whole, parts = (
         torch.load(ranks.folder / name / "model_final.pth", weights_only=True) for name in ("whole", "parts")
     )

@@ -7,6 +7,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
+from focal_det.distributed.heartbeat import READING, Progress
 from focal_det.engine import validation_loss as validation
 from focal_det.engine.validation_loss import ValidationLoss, validation_losses
 
@@ -53,6 +54,19 @@ def test_images_are_evenly_spread_and_bounded(monkeypatch, tiny_cfg, shapes):
     hook = ValidationLoss(cfg, 0)
     hook.measure(build_model(cfg))
     assert [record["image_id"] for record in hook._records] == [1, 3]  # ids from 1: of five the first and the third
+
+
+def test_reading_the_images_is_no_hang_and_no_death(monkeypatch, tiny_cfg, shapes):
+    cfg, phases = tiny_cfg("DATALOADER.NUM_WORKERS", "0"), []
+    cfg.DATASETS.TEST = shapes[1:]
+    progress = Progress()
+    progress.begin()
+    read = validation.read_evaluated_records
+    monkeypatch.setattr(
+        validation, "read_evaluated_records", lambda *args: (phases.append(progress.heartbeat["phase"]), read(*args))[1]
+    )
+    ValidationLoss(cfg, 0).measure(build_model(cfg))
+    assert phases == [READING]
 
 
 @pytest.mark.parametrize(
