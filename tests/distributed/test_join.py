@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from contextlib import ExitStack
 
 import pytest
@@ -173,24 +174,43 @@ def test_a_first_sum_that_never_ends_is_left(pretended_two, monkeypatch):
     assert time.monotonic() - began < 4
 
 
-def test_rank_0_serves_the_store_as_long_as_the_group_lives(monkeypatch):
-    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    cluster = ClusterEnvironment(0, 1, 0, 1, "127.0.0.1", free_port(), "SLURM")
-    try:
+def ends_well(do):
+    """Do something in a forked process, which leaves no group, and no thread that is stuck in one, to later tests."""
+
+    def work():
+        try:
+            do()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(30)
+    process.kill()
+    process.join()
+    return process.exitcode == 0
+
+
+def test_rank_0_serves_the_store_as_long_as_the_group_lives():
+    def do():
+        cluster = ClusterEnvironment(0, 1, 0, 1, "127.0.0.1", free_port(), "SLURM")
         join.join_process_group(cluster, 20, gpu="", gpus=0, device="cpu")
         socket.create_connection(("127.0.0.1", cluster.port), 1).close()  # as the watch of each rank connects
-    finally:
-        dist.destroy_process_group()
-        join.comm._LOCAL_PROCESS_GROUP = None
+
+    assert ends_well(do)
 
 
-def test_a_group_that_does_not_come_together_is_not_waited_for_for_half_an_hour(monkeypatch):
+def test_a_group_that_does_not_come_together_is_not_waited_for_for_half_an_hour():
     # gloo connects to all ranks as it is made; from one that listens elsewhere, no answer comes
-    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    monkeypatch.setattr(join.Rendezvous, "call_roll", lambda self, store: (store.set("go", "gloo"), store)[1])
-    cluster = ClusterEnvironment(0, 2, 0, 2, "127.0.0.1", free_port(), "SLURM")
-    with pytest.raises(TrainingError, match=r"rank 0 did not reach the others \(.*GLOO_SOCKET_IFNAME and NCCL_SOCK"):
-        join.join_process_group(cluster, 0.5, gpu="", gpus=0, device="cpu")
+    def do():
+        join.Rendezvous.call_roll = lambda self, store: (store.set("go", "gloo"), store)[1]
+        cluster = ClusterEnvironment(0, 2, 0, 2, "127.0.0.1", free_port(), "SLURM")
+        with pytest.raises(TrainingError, match=r"rank 0 did not reach the others \(.*GLOO_SOCKET_IFNAME"):
+            join.join_process_group(cluster, 0.5, gpu="", gpus=0, device="cpu")
+
+    assert ends_well(do)
 
 
 @pytest.mark.parametrize("value", [None, "3"])
