@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
 import pytest
 
-from focal_det.distributed.heartbeat import PHASES, Progress, compiling
+from focal_det.distributed.heartbeat import PHASES, Progress, compiling, cpu_seconds
 
 pytestmark = pytest.mark.detectron2
 
@@ -49,3 +50,18 @@ def test_a_compiler_that_computes_is_progress_and_one_that_waits_is_not():
         assert not moves_within(progress, 0.5)
     finally:
         progress.end()
+
+
+def test_threads_that_end_meanwhile_do_not_end_the_watch():
+    deadline = time.monotonic() + 2
+
+    def come_and_go():
+        while time.monotonic() < deadline:
+            one = threading.Thread(target=int)
+            one.start()
+            one.join()
+
+    for _ in range(4):
+        threading.Thread(target=come_and_go).start()
+    while time.monotonic() < deadline:
+        assert cpu_seconds() > 0
