@@ -184,12 +184,12 @@ def run_as_rank(options: TrainOptions, cluster: ClusterEnvironment) -> int:
     device = configured_device(options) if cluster.rank == 0 else ""
     join_process_group(cluster, options.start_timeout, gpu=gpu, gpus=gpus, device=device)
     with ExitStack() as held, RankWatchdog(options.hang_timeout) as watchdog:
-        reach_all(options.start_timeout)
         return _run_together(options, cluster, watchdog, held)
 
 
 def _run_together(options: TrainOptions, cluster: ClusterEnvironment, watchdog: RankWatchdog, held: ExitStack) -> int:
     with joint_start() as start:
+        reach_all(options.start_timeout)  # a rank that left it on a signal would be missed by the others
         own_gpu = torch.cuda.device_count() == 1
         plan = start.do(lambda: _decide(options, held, own_gpu=own_gpu) if cluster.rank == 0 else None)
         if options.preflight_only:

@@ -367,6 +367,20 @@ def test_ranks_that_train_on_the_processor_see_no_gpu_and_leave_nccls_errors_to_
     assert seen == [hidden]
 
 
+def test_a_signal_to_one_rank_while_they_reach_each_other_stops_all(tmp_path):
+    def signalled():
+        reach = launching.reach_all
+        launching.reach_all = lambda seconds: (os.kill(os.getpid(), signal.SIGTERM), reach(seconds))
+
+    port, more = free_port(), ("--start-timeout", "20")
+    ranks = [
+        Started(tmp_path, arguments(tmp_path, *more), torchrun(rank, port), before=signalled if rank else lambda: None)
+        for rank in range(2)
+    ]
+    assert [rank.end() for rank in ranks] == [EXIT_STOPPED] * 2, "\n".join(rank.output[-2000:] for rank in ranks)
+    assert not (tmp_path / "run" / "log.txt").exists()
+
+
 RAISED = ProcessRaisedException("... errno: 98, EADDRINUSE: address already in use", 0, 1)
 
 NO_NETWORK = ProcessRaisedException("Traceback:\n  File\nRuntimeError: Unable to find address\nframe #0: C++", 1, 1)
