@@ -47,7 +47,7 @@ SETS = ("shapes_train_8_64px", "shapes_val_12_64px")
 
 
 class Count:
-    """What was called, by iteration: (kind, what, who)."""
+    """Counts calls by iteration: (kind, what, who)."""
 
     def __init__(self) -> None:
         self.iteration, self.events = -1, Counter[tuple[int, str, str, str]]()

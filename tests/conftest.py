@@ -1,5 +1,6 @@
 """Seeds every test, and sees to what this machine lacks: without Detectron2 the tests that need it are left out."""
 
+import gc
 import importlib.util
 import os
 import random
@@ -16,6 +17,10 @@ from source_tree import needs_detectron2
 # Autograd starts its threads at the first backward pass: none on a processor, but one if torch.compile came before it,
 # and then no forked rank could train. So it comes first, whatever tests a process is given.
 torch.zeros(1, requires_grad=True).sum().backward()
+
+# A forked child never collects what was garbage here: a store or a group would wait there for threads that only this
+# process has, for ever or with std::terminate.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 REQUIRED = os.environ.get("FOCAL_DET_REQUIRE_DETECTRON2") == "1"

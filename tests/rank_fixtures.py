@@ -1,8 +1,8 @@
 """Trainings of one or two ranks, forked from this process, which has everything imported."""
 
+import faulthandler
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from free_ports import free_port
 
 from focal_det.data.catalog import prepare_shapes
 from focal_det.distributed.join import reach_all
@@ -54,6 +55,10 @@ class Rank:
     def text(self):
         return self.output.read_text()
 
+    @property
+    def last_lines(self):
+        return f"--- {self.output.name}, exit code {self.code} ---\n{self.text[-3000:]}"
+
 
 class Run:
     """The ranks of one training."""
@@ -61,19 +66,23 @@ class Run:
     def __init__(self, folder, ranks):
         self.folder, self.ranks = folder, ranks
 
+    @property
+    def last_lines(self):
+        return "\n".join(rank.last_lines for rank in self.ranks)
+
     def wait_for(self, text, seconds=60):
         """Wait until rank 0 has printed the text."""
         deadline = time.monotonic() + seconds
         while text not in self.ranks[0].text:
             is_there = time.monotonic() < deadline and not self.ranks[0].ended()
-            assert is_there, self.ranks[0].text[-3000:]
+            assert is_there, self.last_lines
             time.sleep(0.01)
 
     def codes(self, seconds=60):
         """Wait until all have ended; return their exit codes."""
         deadline = time.monotonic() + seconds
         while not all(rank.ended() for rank in self.ranks):
-            assert time.monotonic() < deadline, self.ranks[0].text[-3000:]
+            assert time.monotonic() < deadline, self.last_lines
             time.sleep(0.01)
         return [rank.code for rank in self.ranks]
 
@@ -94,6 +103,8 @@ def be_rank(rank, ranks, port, job, stopped, prepare):
         MetadataCatalog.pop(name, None)
     if prepare:
         prepare(rank, ranks)
+    # Where it stands, shortly before the test gives up; its thread inherits what signals `prepare` has blocked.
+    faulthandler.dump_traceback_later(50, file=2)
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
         comm.create_local_process_group(ranks)
@@ -127,10 +138,7 @@ def start(tiny_cfg, tmp_path, monkeypatch):
         cfg.freeze()
         checkpoint = tmp_path / "run" / "model_final.pth" if resume else None
         job = Job(cfg, (), eval_only, ranks, checkpoint=checkpoint, hang_timeout=hang_timeout)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        started = []
+        started, port = [], free_port()
         (tmp_path / "stopped").unlink(missing_ok=True)
         for rank in range(ranks):
             output = tmp_path / f"rank{rank}.txt"

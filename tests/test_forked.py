@@ -1,12 +1,17 @@
 """A forked run behaves as a new process: exit codes, signals, environment, what it leaves behind."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+import torch.distributed as dist
 from forked import ROOT, Prepared
+from free_ports import free_port
 
 pytestmark = pytest.mark.detectron2
 
@@ -107,3 +112,18 @@ def test_when_the_prepared_process_dies_nothing_waits(tmp_path):
         with pytest.raises(RuntimeError, match="the prepared process has died"):
             broken.run("--help", env=broken.env)
     broken.close()
+
+
+def test_a_store_that_is_garbage_at_a_fork_of_the_tests_themselves_does_not_end_the_child():
+    cycle = [dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del cycle
+        if (child := os.fork()) == 0:
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # which takes the lost one's place
+            gc.collect()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        gc.enable()

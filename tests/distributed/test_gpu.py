@@ -54,7 +54,7 @@ class Stopped:
 
 
 def train(cfg, stop_in=None, *, resume=False):
-    """Train as a rank does; send this one a signal in a step; say whether the training was stopped."""
+    """Train as a rank does, with a signal to itself in step `stop_in`; return whether it was stopped."""
     step = Trainer.run_step
 
     def run_step(self):
@@ -132,7 +132,7 @@ def step(cfg, batch):
 
 @pytest.fixture(scope="module", params=DEVICES)
 def ranks(request, tiny_cfg, batch_of, tmp_path_factory):
-    """What two ranks did on a device: its name, their configurations, their batch, folder, exit codes and output."""
+    """Run two ranks on a device; return its name, their configurations, batch, folder, exit codes and output."""
     folder, device = tmp_path_factory.mktemp(request.param), request.param
 
     def on_device(*settings):

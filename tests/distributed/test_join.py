@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch.distributed as dist
+from free_ports import free_port
 
 from focal_det.distributed import join
 from focal_det.distributed.cluster import ClusterEnvironment
@@ -38,12 +39,6 @@ def others(monkeypatch):
     outcomes = []
     monkeypatch.setattr(join.comm, "all_gather", lambda own: [own, *outcomes])
     return outcomes
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def failing(error):

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
+from free_ports import free_port
 
 from focal_det.distributed.rendezvous import Rendezvous
 from focal_det.errors import EXIT_FAULT, InputError, TrainingError
@@ -14,9 +15,7 @@ from focal_det.errors import EXIT_FAULT, InputError, TrainingError
 
 @pytest.fixture
 def port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    return free_port()
 
 
 def join(rendezvous, before=lambda: None):
