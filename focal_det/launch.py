@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,34 @@ def _write_and_meet(options: TrainOptions, plan: Plan) -> None:
 
 def _launch(options: TrainOptions, job: Job) -> int:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # ranks that are ended say why
+    if options.world_size == 1:  # the process that trains, which listens itself
+        return _run_all(options, job, None)
+    with _environment_of_ranks(job.cfg.MODEL.DEVICE):
+        return _run_all(options, job, signals.SignalForwarder().requested)
+
+
+@contextmanager
+def _environment_of_ranks(device: str) -> Iterator[None]:
+    """While open, the ranks that are started leave NCCL's errors to the watch, and see no GPU if they use none."""
+    before = dict(os.environ)
+    leave_errors_to_the_watch()
+    if device == "cpu":  # else Detectron2 chooses NCCL, and takes memory of the GPUs
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _run_all(options: TrainOptions, job: Job, requested: Any) -> int:
+    """Start this machine's ranks, on another port if a free one was taken meanwhile; return the job's exit code."""
     stopped = multiprocessing.get_context("spawn").Event()
-    # A single process is the one that trains, and listens itself.
-    requested = signals.SignalForwarder().requested if options.world_size > 1 else None
-    if options.world_size > 1:
-        leave_errors_to_the_watch()
-        if job.cfg.MODEL.DEVICE == "cpu":  # else Detectron2 chooses NCCL, and takes memory of the GPUs
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    first = options.machine_rank * options.num_gpus
     for tries_left in (1, 0):
-        first = options.machine_rank * options.num_gpus
         start = StartDeadline(options.num_gpus, first, options.start_timeout)
         try:
-            with start if options.world_size > 1 else nullcontext():
+            with nullcontext() if requested is None else start:
                 launch(
                     _run_rank,
                     options.num_gpus,
@@ -127,11 +143,11 @@ def _launch(options: TrainOptions, job: Job) -> int:
         except ProcessExitedException as error:
             if start.message:
                 raise TrainingError(start.message) from None
-            return _exit_code(options, error, requested)
+            return _exit_code(options, error, first + error.error_index, requested)
     return EXIT_STOPPED if stopped.is_set() else EXIT_DONE
 
 
-def _exit_code(options: TrainOptions, error: ProcessExitedException, requested: Any) -> int:
+def _exit_code(options: TrainOptions, error: ProcessExitedException, rank: int, requested: Any) -> int:
     """Return the job's exit code after the first rank that did not end with 0, and say why where the rank could not."""
     number = signals.stopping_signal(error.exit_code)
     if number and options.eval_only:
@@ -142,7 +158,6 @@ def _exit_code(options: TrainOptions, error: ProcessExitedException, requested: 
     if number and requested is not None and requested.value:  # it did not listen yet
         print(signals.nothing_trained(requested.value), file=sys.stderr, flush=True)
         return EXIT_STOPPED
-    rank = options.machine_rank * options.num_gpus + error.error_index
     raise TrainingError(signals.killed_message(rank, error.exit_code, trains=not options.eval_only)) from None
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from free_ports import free_port
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from focal_det import environment as devices
@@ -48,12 +49,6 @@ def _datasets(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tmp_path_factory.mktemp("datasets")))
         yield
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 class Started:
@@ -365,6 +360,7 @@ def test_ranks_that_train_on_the_processor_see_no_gpu_and_leave_nccls_errors_to_
     cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE=device))
     launching._launch(TrainOptions(num_gpus=2), SimpleNamespace(cfg=cfg))
     assert seen == [hidden]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ  # the next run in this process may use GPUs
 
 
 def test_a_signal_to_one_rank_while_they_reach_each_other_stops_all(tmp_path):

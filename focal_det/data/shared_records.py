@@ -12,7 +12,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import IO, Any
 
@@ -118,21 +118,20 @@ def read_once(names: Sequence[str], read: Callable[[], Any], reduce: Reduce) -> 
     is_alone = comm.get_world_size() == 1 or comm.get_local_size() == 1
     if is_alone or any(registered_files(name) is None for name in names):
         return _in_memory(read(), reduce)
-    path, count, found = None, 0, None
+    file, place, found = None, None, None
     reader = comm.get_rank() - comm.get_local_rank()
     try:
         if comm.get_rank() == reader:
             found = read()
-            if isinstance(found, list):
-                path, count = _into_file(found, reduce), len(found)
+            if isinstance(found, list) and (file := _into_file(found, reduce)):
+                place = (f"/proc/{os.getpid()}/fd/{file.fileno()}", _identity(file.fileno()), len(found))
         learnt = {name: _known(name, _LEARNT) for name in names}
-        path_of_reader, count, learnt = comm.all_gather((path, count, learnt))[reader]
-        shared = None if path_of_reader is None else _map(path_of_reader, count)
+        place_of_reader, learnt = comm.all_gather((place, learnt))[reader]
+        shared = None if place_of_reader is None else _map(*place_of_reader)
         comm.all_gather(None)  # now all have opened it
     finally:
-        if path is not None:
-            with suppress(OSError):
-                os.unlink(path)
+        if file is not None:
+            file.close()
     if shared is None:
         return _in_memory(read() if found is None else found, reduce)
     for name, values in learnt.items():
@@ -153,27 +152,35 @@ def _in_memory(found: Any, reduce: Reduce) -> Any:
     return SharedRecords(np.frombuffer(content.getbuffer(), np.uint8), len(found))
 
 
-def _into_file(records: list[Record], reduce: Reduce) -> str | None:
-    """Write the records into a file of this machine; return its path, or None if it cannot be written."""
-    path = None
-    try:
-        descriptor, path = tempfile.mkstemp(".records", "focal_det-")
-        with open(descriptor, "wb") as file:
+def _into_file(records: list[Record], reduce: Reduce) -> IO[bytes] | None:
+    """Write the records into a file without a name, which no end of a process leaves behind; None if that fails."""
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(tempfile.TemporaryFile())
             _write(file, records, reduce)
-        return path
-    except OSError as error:
-        logger.warning(f"{path or tempfile.gettempdir()}: {error.strerror}: each rank keeps the annotations by itself")
-        if path is not None:
-            os.unlink(path)
-        return None
+            file.flush()
+        except OSError as error:
+            where = tempfile.tempdir or "TMPDIR"
+            logger.warning(f"{where}: {error.strerror}: each rank keeps the annotations by itself")
+            return None
+        opened.pop_all()  # it stays open
+        return file
 
 
-def _map(path: str, count: int) -> SharedRecords | None:
+def _map(path: str, identity: tuple[int, int], count: int) -> SharedRecords | None:
     """Map what another process of this machine has written; None if it is out of sight, as in another container."""
     try:
-        return SharedRecords(np.memmap(path, np.uint8, "r"), count)
+        with open(path, "rb") as file:
+            if _identity(file.fileno()) != identity:  # of a process that has the same number here
+                return None
+            return SharedRecords(np.memmap(file, np.uint8, "r"), count)
     except OSError:
         return None
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def _write(file: IO[bytes], records: Sequence[Record], reduce: Reduce) -> None:

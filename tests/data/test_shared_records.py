@@ -1,6 +1,7 @@
 """Records are read by one process of a machine and shared, and what a mapper does not read of them is not kept."""
 
 import json
+import os
 import tempfile
 
 import cv2
@@ -170,6 +171,27 @@ def test_a_rank_that_does_not_see_the_file_reads(tmp_path):
             shared_records._map = lambda *_: None
 
     assert in_two_ranks(tmp_path, prepare) == [1, 1]
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_the_reader(tmp_path):
+    def prepare(rank):
+        if rank == 1:
+            shared_records._identity = lambda _: (0, 0)
+
+    assert in_two_ranks(tmp_path, prepare) == [1, 1]
+
+
+def test_ranks_that_are_killed_leave_no_file(tmp_path):
+    def prepare(rank):
+        map_file = shared_records._map
+
+        def look_and_map(*place):
+            assert os.listdir(tempfile.tempdir) == []
+            return map_file(*place)
+
+        shared_records._map = look_and_map
+
+    assert in_two_ranks(tmp_path, prepare) == [1, 0]
 
 
 def test_a_function_of_the_users_is_called_by_each_rank(tmp_path):
