@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,23 @@ def extra_megabytes(run: Run, device: torch.device) -> float | None:
     before = _status("VmRSS")
     run()
     return (_status("VmHWM") - before) / 1e6
+
+
+def launches_and_waits(run: Run) -> dict[str, int]:
+    """Count how often a call launches kernels or graphs on the GPU, and how often the host waits for it."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with torch.profiler.profile() as profiled:
+        run()
+        torch.cuda.synchronize()
+    launches = sum(event.count for event in profiled.key_averages() if "Launch" in event.key)
+    return {"launches": launches, "waits": sum("synchroniz" in str(one.message) for one in waits)}
 
 
 def peak_gigabytes(device: torch.device) -> float:

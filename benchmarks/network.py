@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.utils.events import EventStorage
-from measure import peak_gigabytes, seconds
+from measure import launches_and_waits, peak_gigabytes, seconds
 from peers import (
     SPEED_OPTIONS_OFF,
     detectron2_model,
     focal_det_model,
     for_torchvision,
     random_images,
+    shapes_near,
     torchvision_model,
 )
 from torch import nn
 
+Batch = list[dict[str, Any]]
 SPEED = "MODEL.FOCAL_DET.SPEED."
 BFLOAT16 = (SPEED + "BFLOAT16_INFERENCE", "True")
 # Name to what is built, and whether training is under bfloat16 autocast; our own inference has a key for it.
@@ -47,33 +50,54 @@ DETECTORS: dict[str, tuple[Callable[[torch.device, int], nn.Module], bool]] = {
     "both, bfloat16": (lambda d, k: focal_det_model(d, k, *BFLOAT16), True),
     "both, Triton": (lambda d, k: focal_det_model(d, k, SPEED + "TRITON", "True"), False),
 }
+# "focal_det bf16 TRITON COMPILE GRAPHS" and parts of it: on a GPU each alone and together.
+_KEYS = {"TRITON": "TRITON", "COMPILE": "COMPILE", "GRAPHS": "CUDA_GRAPHS"}
 
 
-def train(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torch.device, repeats: int) -> dict:
+def with_keys(*words: str) -> tuple[Callable[[torch.device, int], nn.Module], bool]:
+    """Return what builds the detector of these words, all other speed options off, and whether it is bfloat16."""
+    values = [x for word, key in _KEYS.items() if word in words or key != "CUDA_GRAPHS" for x in (key, word in words)]
+    keys = [SPEED + str(x) if x in _KEYS.values() else str(x) for x in values]
+    is_bfloat16 = "bf16" in words
+    return lambda d, k: focal_det_model(d, k, *keys, *(BFLOAT16 if is_bfloat16 else ())), is_bfloat16
+
+
+DETECTORS |= {
+    " ".join(("focal_det", *words)): with_keys(*words)
+    for number in (["fp32"], ["bf16"])
+    for some in itertools.product(*(("", word) for word in _KEYS))
+    for words in [[*number, *filter(None, some)]]
+}
+
+
+def train(model: nn.Module, name: str, batches: list[Batch], device: torch.device, repeats: int) -> dict:
     """Time forward, backward and update; return also the losses of the first step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, fused=True if name == "both, fused SGD" else None)
-    inputs = for_torchvision(model, batch, device) if name == "torchvision" else (batch,)
-    losses: list[dict[str, float]] = []
+    inputs = [for_torchvision(model, b, device) if name == "torchvision" else (b,) for b in batches]
+    turns = itertools.cycle(inputs)
+    losses: list[dict[str, torch.Tensor]] = []
 
     def step() -> None:
         optimizer.zero_grad()
         with _autocast(name, device):
-            found = model(*inputs)
+            found = model(*next(turns))
         sum(found.values()).backward()
         optimizer.step()
-        losses.append({key: value.item() for key, value in found.items()})
+        if not losses:  # the other steps are not waited for, as in a training
+            losses.append({key: value.detach() for key, value in found.items()})
 
     with EventStorage():
-        times = [seconds(step, device) for _ in range(repeats + 1)]
-    return {"first_s": times[0], "s": times[1:], "gate": losses[0]}
+        times = in_a_row(step, device, repeats, len(batches))
+    return times | {"gate": {key: value.item() for key, value in losses[0].items()}}
 
 
 @torch.no_grad()
-def infer(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torch.device, repeats: int) -> dict:
+def infer(model: nn.Module, name: str, batches: list[Batch], device: torch.device, repeats: int) -> dict:
     """Time detection; return also the detections of the last call."""
     model.eval()
     _spread_scores(model)
+    (batch,) = batches
     inputs = for_torchvision(model, batch, device)[:1] if name == "torchvision" else (batch,)
     results: list[Any] = []
 
@@ -81,15 +105,29 @@ def infer(model: nn.Module, name: str, batch: list[dict[str, Any]], device: torc
         with _autocast(name, device) if name.startswith("Detectron2") else contextlib.nullcontext():
             results[:] = model(*inputs)
 
-    times = [seconds(call, device) for _ in range(repeats + 1)]
+    times = in_a_row(call, device, repeats, len(batches))
     if name == "torchvision":
-        return {"first_s": times[0], "s": times[1:], "gate": None}
+        return times | {"gate": None}
     found = [result["instances"] for result in results]
     gate = [
         {"boxes": x.pred_boxes.tensor.tolist(), "scores": x.scores.tolist(), "classes": x.pred_classes.tolist()}
         for x in found
     ]
-    return {"first_s": times[0], "s": times[1:], "gate": gate}
+    return times | {"gate": gate}
+
+
+def in_a_row(step: Callable[[], None], device: torch.device, repeats: int, shapes: int) -> dict[str, Any]:
+    """Time steps as a training does them, on a GPU back to back, after each shape has come three times.
+
+    Returns "first_s" and "s", seconds of the first step and of a later one; on a GPU "launches" and "waits" of a step.
+    """
+    first = seconds(step, device)
+    is_gpu = device.type == "cuda"
+    steps = 12 * shapes if is_gpu else shapes
+    for _ in range(3 * shapes if is_gpu else shapes - 1):
+        step()
+    times = [seconds(lambda: [step() for _ in range(steps)], device) / steps for _ in range(repeats)]
+    return {"first_s": first, "s": times, **(launches_and_waits(step) if is_gpu else {})}
 
 
 def _spread_scores(model: nn.Module) -> None:
@@ -110,6 +148,7 @@ def main() -> None:
     parser.add_argument("--mode", required=True, choices=["train", "infer"])
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1216])
+    parser.add_argument("--shapes", type=int, default=1, help="of training images, in turns")
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -117,9 +156,10 @@ def main() -> None:
 
     device = torch.device(args.device)
     build, _ = DETECTORS[args.detector]
-    batch = random_images(args.images, tuple(args.size), args.classes)
+    sizes = itertools.islice(shapes_near(tuple(args.size)), args.shapes)
+    batches = [random_images(args.images, size, args.classes) for size in sizes]
     run = train if args.mode == "train" else infer
-    result = run(build(device, args.classes), args.detector, batch, device, args.repeats)
+    result = run(build(device, args.classes), args.detector, batches, device, args.repeats)
     print(json.dumps(result | {"peak_gb": peak_gigabytes(device)}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def random_images(count: int, size: tuple[int, int], num_classes: int, objects: 
         image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
         batch.append({"image": image, "instances": instances, "height": height, "width": width})
     return batch
+
+
+def shapes_near(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the shape, its other orientation, and the same of ever more different widths, all multiples of 32."""
+    height, width = size
+    for change in (0, -64, 64, -32, 32, 96):
+        yield height, width + change
+        yield width + change, height
 
 
 def for_torchvision(

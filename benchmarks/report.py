@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import gpu
 import matplotlib
 
 matplotlib.use("Agg")
@@ -40,6 +42,7 @@ def write_report(figures: dict[str, Any], base: Path | None) -> None:
     count = figures["images"]
     title = f"{count} image{'s' * (count > 1)} of {height}x{width} (inference: 1), K = 80, {figures['where']}"
     lines = [title, "", EXPLANATION, "", *_ops_lines(figures), *_network_lines(figures), *_ablation_lines(figures)]
+    lines += gpu.lines(figures["gpu"], gate) if "gpu" in figures else []
     print("\n".join(lines))
     if base is not None:
         base.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +50,12 @@ def write_report(figures: dict[str, Any], base: Path | None) -> None:
         _draw_bars(figures, base.with_suffix(".png"), title)
         if "growth" in figures:
             _draw_growth(figures["growth"], base.with_name(base.name + "-growth.png"))
-    tiers = [(tier, name) for tier in ("step", "inference") for name in figures.get(tier, {})]
-    wrong = [", ".join(place) for place in tiers if not _holds(figures, *place)]
+    wrong = [
+        f"{title}, {name}"
+        for tier, title, found in _compared(figures)
+        for name, one in found.items()
+        if "Detectron2" in found and not _holds(tier, name, one, found["Detectron2"])
+    ]
     if wrong:
         raise SystemExit(f"these compute something else than Detectron2: {'; '.join(wrong)}")
 
@@ -81,24 +88,31 @@ def _network_lines(figures: dict[str, Any]) -> list[str]:
             spread = f"{seconds:.2f} ({min(one['s']):.2f}-{max(one['s']):.2f})"
             memory = f"{one['peak_gb']:.2f} | {one['peak_gb'] / theirs['peak_gb']:.2f}"
             ratio = median(theirs["s"]) / seconds
-            lines.append(f"| {name} | {spread} | {ratio:.2f} | {memory} | {_gate(tier, one, theirs)} |")
+            lines.append(f"| {name} | {spread} | {ratio:.2f} | {memory} | {gate(tier, one, theirs)} |")
         lines.append("")
     return lines
 
 
-def _holds(figures: dict[str, Any], tier: str, name: str) -> bool:
+def _compared(figures: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str, Any]]]]:
+    """Yield the kind, a title and the detectors by name of all that is compared with Detectron2."""
+    yield from ((tier, tier, figures[tier]) for tier in ("step", "inference") if tier in figures)
+    if "gpu" in figures:
+        yield from ((title.partition(",")[0], title, some) for title, some in gpu.cells(figures["gpu"]))
+
+
+def _holds(tier: str, name: str, one: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Tell whether rounding explains the gate's figure."""
-    gate = _gate(tier, figures[tier][name], figures[tier]["Detectron2"])
-    dtype = "bfloat16" if "bfloat16" in name else "float32"
-    if gate == "other weights":
+    found = gate(tier, one, theirs)
+    dtype = "bfloat16" if "bf" in name else "float32"
+    if found == "other weights":
         return True
     if tier == "step":
-        return float(gate) <= LARGEST_LOSS_DIFFERENCE[dtype]
-    near, total = map(int, gate.split(" of "))
+        return float(found) <= LARGEST_LOSS_DIFFERENCE[dtype]
+    near, total = map(int, found.split(" of "))
     return total > 0 and near >= SMALLEST_SHARE[dtype] * total
 
 
-def _gate(tier: str, one: dict[str, Any], theirs: dict[str, Any]) -> str:
+def gate(tier: str, one: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Compare with Detectron2 at equal weights: the losses' relative difference, or detections near one of its own."""
     if one["gate"] is None or (tier == "step" and set(one["gate"]) != set(theirs["gate"])):
         return "other weights"
@@ -145,12 +159,12 @@ def _draw_bars(figures: dict[str, Any], path: Path, title: str) -> None:
     groups = {
         part: {name: x["s"] for name, x in r["competitors"].items()} for part, r in figures.get("ops", {}).items()
     }
-    for tier in ("step", "inference"):
-        if tier in figures:
-            groups[tier] = {name: median(one["s"]) for name, one in figures[tier].items()}
+    for _, title, found in _compared(figures):
+        groups[title] = {name: median(one["s"]) for name, one in found.items()}
     if not groups:
         return
-    fig, axes = plt.subplots(len(groups), 1, figsize=(7, 1.2 + 1.7 * len(groups)), squeeze=False)
+    heights = [0.6 + 0.2 * len(times) for times in groups.values()]
+    fig, axes = plt.subplots(len(groups), 1, figsize=(7, 1 + sum(heights)), squeeze=False, height_ratios=heights)
     for axis, (part, times) in zip(axes[:, 0], groups.items(), strict=True):
         names = list(times)[::-1]
         colors = ["tab:orange" if name.startswith(OURS) else "tab:blue" for name in names]

@@ -1,11 +1,12 @@
 """focal_det beside Detectron2, torchvision and torch.compile: parts, training step, inference, growth.
 
-    python benchmarks/speed.py [--quick] [--device cpu] [--json FILE] [--tiers ops step inference ablation growth]
+    python benchmarks/speed.py [--quick] [--device cpu] [--json FILE] [--tiers ops step inference ablation growth gpu]
 
 Each detector's step is a process of its own, one after the other in two rounds, all on this machine in this run.
 `--quick` takes small images and one repeat, to see that everything works; its ratios are not those of the full size.
 The post-processing is timed on what a trained detector gives, that of output/quickstart (`make demo`); without it the
-part is left out, and this is said.
+part is left out, and this is said. `--device cuda` takes at most 8 minutes: the parts, and the rows of `gpu.py`, which
+are those of a training step and of inference with each speed option, with launches and waits; `--tiers` names others.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import gpu
 import torch
 from figures import write_figures
 from report import write_report
@@ -27,7 +30,8 @@ from focal_det.environment import processor
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-TIERS = ("ops", "step", "inference", "ablation", "growth")
+TIERS = ("ops", "step", "inference", "ablation", "growth", "gpu")
+GPU_TIERS = ("ops", "gpu")  # which has the rows of step, inference and ablation, and more
 COMPARED = (
     "Detectron2",
     "Detectron2 tuned, float32",
@@ -47,10 +51,17 @@ SPEED_OPTIONS = (
 )
 
 
-def run(script: str, *options: object) -> dict[str, Any]:
-    """Run a benchmark of this folder and return the JSON that it prints last."""
+def run(script: str, *options: object, limit: float | None = None) -> dict[str, Any]:
+    """Run a benchmark of this folder and return the JSON that it prints last.
+
+    Raises:
+        TimeoutError: it took more than `limit` seconds.
+    """
     command = [sys.executable, str(HERE / script), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"{script} took more than {limit:.0f} s") from error
     if done.returncode:
         sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -76,9 +87,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, help="of a training step; default 2, with --quick 1")
     parser.add_argument("--trained", type=Path, default=ROOT / "output" / "quickstart")
-    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, help="default: on a GPU ops and gpu, else all but gpu")
+    parser.add_argument("--seconds", type=float, default=480, help="for all; rows of gpu beyond are left out (480)")
     parser.add_argument("--json", type=Path, help="the figures; a table and a chart are written beside it")
     args = parser.parse_args()
+    began = time.monotonic()
+    args.tiers = args.tiers or (GPU_TIERS if args.device == "cuda" else [tier for tier in TIERS if tier != "gpu"])
     check(parser, args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which ends what was started, too
 
@@ -107,6 +121,9 @@ def main() -> None:
         }
     if "growth" in args.tiers and not args.quick:
         figures["growth"] = run("growth.py", "--device", args.device)
+    if "gpu" in args.tiers:
+        counts = (1, 2) if args.quick else (2, 16, 1)
+        figures["gpu"] = gpu.measure(run, scale, counts, began + args.seconds - time.monotonic())
     if args.json:
         write_figures(args.json, **figures)
     write_report(figures, args.json.with_suffix("") if args.json else None)

@@ -21,6 +21,7 @@ LEAVES = {"anchors", "assignment", "box", "box_coding", "formula", "normalizer"}
 # What a test file may be about that is not one module, by folder of tests/.
 TOPICS = {
     "": {
+        "benchmarks",
         "configuration_page",
         "devices",
         "docs",

@@ -19,9 +19,9 @@ _EPILOG = f"""examples:
 """
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "analyze" and what it can look at."""
-    analyze = commands.add_parser("analyze", help="look into a trained model")
+    analyze = commands.add_parser("analyze", help=summary)
     analyses = analyze.add_subparsers(required=True, metavar="ANALYSIS")
     cdf = analyses.add_parser(
         "loss-cdf",

@@ -19,11 +19,11 @@ _EPILOG = """examples:
 _FILES, _FOLDERS = ("FILE", "MODEL", "INPUT", "MODULE|FILE.py"), ("DIR", "DIR[:SPLIT]", "OUTPUT_DIR")
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "completion"."""
     completion = commands.add_parser(
         "completion",
-        help="print a script that completes commands, flags and files in a shell",
+        help=summary,
         description="Print a script by which a shell completes the commands of focal-det, their flags and their files.",
         epilog=_EPILOG,
     )

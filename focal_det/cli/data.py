@@ -38,9 +38,9 @@ STATISTICS, SHEET = ("statistics.txt", "statistics.json", "statistics.png"), "pi
 _COLUMNS = 4
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "data" and what can be done with it."""
-    data = commands.add_parser("data", help="look at data sets")
+    data = commands.add_parser("data", help=summary)
     actions = data.add_subparsers(required=True, metavar="ACTION")
     inspect = actions.add_parser(
         "inspect",

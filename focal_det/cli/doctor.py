@@ -16,11 +16,11 @@ from ..errors import EXIT_DONE, EXIT_FAULT, counted
 _MARKS = {OK: "  ok  ", NOTE: " note ", BROKEN: "BROKEN", ABSENT: "absent"}
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "doctor"."""
     doctor = commands.add_parser(
         "doctor",
-        help="what is installed here, what fits together, and what fixes what does not",
+        help=summary,
         description="Look at Python, the packages, what runs exported models, PyTorch, Detectron2, the GPUs, the "
         "compilers and the folders. Exits with 0 if training works here, with 1 if something that it needs is "
         "missing or broken; the last line says whether exported models run nevertheless. Needs none of them.",

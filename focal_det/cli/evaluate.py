@@ -32,11 +32,11 @@ exit codes: 0 done; 1 a fault while running or writing; 2 bad input and nothing 
 """
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "evaluate"."""
     parser = commands.add_parser(
         "evaluate",
-        help="score an exported model against annotations, without Detectron2",
+        help=summary,
         description="Detect with an exported model on the images of an annotation file and print COCO's scores; "
         f"write {_DETECTIONS} (COCO's results format), {_SCORES} and {_SHEET} to --out.",
         epilog=_EPILOG,

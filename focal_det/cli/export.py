@@ -35,11 +35,11 @@ exit codes: 0 done; 1 the exported model differs from the model; 2 bad input and
 _SIDES = ((96, 128), (128, 128), (150, 101), (333, 200), (64, 300), (480, 640), (31, 47), (257, 129))
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "export"."""
     parser = commands.add_parser(
         "export",
-        help="write a trained detector as ONNX or as a program of torch.export, checked against the model",
+        help=summary,
         description="Write a trained detector as one file, .onnx or .pt2, that runs without Detectron2.",
         epilog=_EPILOG,
     )

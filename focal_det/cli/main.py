@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,9 +15,22 @@ from ..distributed.signals import EndedBySignal, handlers
 from ..errors import EXIT_FAULT, EXIT_INTERRUPTED
 from .common import ENDING_ERRORS, CommandParser, add_version, prepare_output, report_error
 
-# Each in the module of its name, imported for that command alone: some work where the packages of others are missing.
-_COMMANDS: tuple[str, ...] = ("train", "doctor", "data", "predict", "export", "evaluate", "report", "replay")
-_COMMANDS += ("reproduce", "plot", "analyze", "completion")
+# What the help says of each command. Each is in the module of its name, which is imported for that command alone: some
+# work where the packages of others are missing, and the help takes no time.
+_COMMANDS = {
+    "train": "train, evaluate or resume",
+    "doctor": "what is installed here, what fits together, and what fixes what does not",
+    "data": "look at data sets",
+    "predict": "detect objects in images, folders and videos",
+    "export": "write a trained detector as ONNX or as a program of torch.export, checked against the model",
+    "evaluate": "score an exported model against annotations, without Detectron2",
+    "report": "one page about a run: scores, curves, confusions, images, configuration",
+    "replay": "repeat a diverged training's last step: which image, loss, module and precision",
+    "reproduce": "train the rows of a table of the paper and compare the results with the published ones",
+    "plot": "draw a figure of the paper",
+    "analyze": "look into a trained model",
+    "completion": "print a script that completes commands, flags and files in a shell",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .train import main as train
 
         return train(line[1:], prog=COMMAND, ends_process=argv is None)
-    parser = build_parser(line[:1] if line and line[0] in _COMMANDS else _COMMANDS)
+    parser = build_parser(line[:1])
     args, rest = parser.parse_known_args(line)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("--") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -56,13 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def build_parser(names: Sequence[str] = _COMMANDS, kind: type[CommandParser] = CommandParser) -> CommandParser:
-    """Return the parser of some commands, or of all."""
+def build_parser(
+    complete: Container[str] = tuple(_COMMANDS), kind: type[CommandParser] = CommandParser
+) -> CommandParser:
+    """Return a parser that knows all commands, and the flags of some, or of all."""
     parser = kind(prog="focal-det", description="Train a detector and use it.")
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in names:
-        importlib.import_module(f".{name}", __package__).add_command(commands)
+    for name, summary in _COMMANDS.items():
+        if name in complete:
+            importlib.import_module(f".{name}", __package__).add_command(commands, summary)
+        else:
+            commands.add_parser(name, help=summary)
     return parser
 
 

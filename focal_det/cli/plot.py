@@ -10,9 +10,9 @@ from ..paper.tables import SCALES, default_out
 from .common import add_number, add_out, folder_name, make_folder, too_low
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "plot" and its figures."""
-    plot = commands.add_parser("plot", help="draw a figure of the paper")
+    plot = commands.add_parser("plot", help=summary)
     figures = plot.add_subparsers(required=True, metavar="FIGURE")
     losses = figures.add_parser(
         "losses",

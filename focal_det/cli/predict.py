@@ -44,11 +44,11 @@ _KEY = re.compile(r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)\.[A-Z]"
 _LEAST_SCORE = 0.05  # the detector also gives scores down to here, so that the highest can be named if none is kept
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "predict"."""
     parser = commands.add_parser(
         "predict",
-        help="detect objects in images, folders and videos",
+        help=summary,
         description="Detect objects; write drawings and detections.json, in COCO's format, to --out.",
         epilog=_EPILOG,
     )

@@ -12,11 +12,9 @@ from ..errors import EXIT_DONE
 from .common import add_plugin_flag
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Any, summary: str) -> None:
     """Add `replay`."""
-    parser = commands.add_parser(
-        "replay", help="repeat a diverged training's last step: which image, loss, module and precision"
-    )
+    parser = commands.add_parser("replay", help=summary)
     parser.add_argument("file", type=Path, metavar="FILE", help="of OUTPUT_DIR/diverged")
     add_plugin_flag(parser)
     parser.set_defaults(run=_replay)

@@ -8,11 +8,11 @@ from ..errors import EXIT_DONE
 from .common import add_number, folder_name
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "report"."""
     report = commands.add_parser(
         "report",
-        help="one page about a run: scores, curves, confusions, images, configuration",
+        help=summary,
         description="Write OUTPUT_DIR/report.html from the files that a training left there, finished or not: one page "
         "without links to anything else. Needs no Detectron2.",
     )

@@ -33,11 +33,11 @@ exit codes: 0 all rows have their result; 1 a row failed, or another process is 
 """
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "reproduce"."""
     parser = commands.add_parser(
         "reproduce",
-        help="train the rows of a table of the paper and compare the results with the published ones",
+        help=summary,
         description="Train the rows of a table; write <out>/<table>.md, .csv and .png after every row.",
         epilog=_EPILOG,
     )

@@ -49,10 +49,10 @@ _WORDS = {  # of the examples, in a checkout and where the package is installed
 _DESCRIPTION = "Train, evaluate or resume a detector on Detectron2's engine."
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
     """Add "train", so that it is listed and completed; its command lines are read by `main`."""
     epilog = _EPILOG.format(run=COMMAND, **_WORDS[COMMAND])
-    parser = commands.add_parser("train", help="train, evaluate or resume", description=_DESCRIPTION, epilog=epilog)
+    parser = commands.add_parser("train", help=summary, description=_DESCRIPTION, epilog=epilog)
     add_arguments(parser)
 
 

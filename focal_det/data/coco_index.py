@@ -65,3 +65,9 @@ def xyxy_boxes(rows: Sequence[Row]) -> np.ndarray:
     boxes = xywh_boxes(rows)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
+
+
+def area_of(annotation: Row) -> float:
+    """Return the area of an annotation or a detection in px^2: the one it states, else its box's."""
+    area = annotation.get("area")
+    return float(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)

@@ -26,8 +26,8 @@ _ANNOUNCEMENTS = ("verdict", "stop", "lost")  # what all ranks read: each is emp
 # In the order in which a rank that is behind comes to them: while one scores, the others have evaluated.
 PHASES = ("start", "waiting for images", "compiling", "step", "reading", "scoring", "evaluating", "done")
 _START, _WAITING, _COMPILING, _STEP, READING, SCORING, _EVALUATING, _DONE = range(8)
-# Where one call into C, as of the JSON parser or of COCO's scoring, may keep all other threads of Python waiting.
-SILENT_PHASES = (_START, READING, SCORING)
+# Where one call into C, as of the JSON parser, may keep all other threads of Python waiting.
+SILENT_PHASES = (_START, READING)
 _BUSY = 0.05  # of the time: a rank that is busy computes for more of it, one that waits for less
 
 

@@ -18,12 +18,12 @@ from detectron2.utils import comm
 from ..errors import EXIT_FAULT, first_line
 from .failures import failure_message, is_lost_connection
 from .graceful_stop import GracefulStop
-from .heartbeat import PHASES, SCORING, SILENT_PHASES, HeartbeatStore, Progress, StallCounter
+from .heartbeat import PHASES, SILENT_PHASES, HeartbeatStore, Progress, StallCounter
 from .signals import SignalListener, nothing_to_save
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # between two heartbeats, and between two looks at the others'
-DEAD_AFTER = 60.0  # seconds without a heartbeat; in a `SILENT_PHASES` one --hang-timeout, if that is longer
+DEAD_AFTER = 60.0  # seconds without a heartbeat; in one of `SILENT_PHASES` --hang-timeout, if that is longer
 DEAD_AFTER_LOST = 6.0  # likewise, once a rank has lost its connection to another
 LEAVE_AFTER = 5.0  # seconds that a rank has to end by itself, once it knows the verdict
 
@@ -165,8 +165,7 @@ class RankWatchdog:
             return self._settle(signal.Signals(received).name)
         for rank, beats in self._beats_of.items():
             dead_after = DEAD_AFTER_LOST if announcements["lost"] else DEAD_AFTER
-            phase = heartbeats[rank]["phase"]
-            if phase == SCORING or (phase in SILENT_PHASES and not announcements["lost"]):
+            if heartbeats[rank]["phase"] in SILENT_PHASES and not announcements["lost"]:
                 dead_after = max(dead_after, self._hang_timeout or math.inf)
             beats.update(heartbeats[rank]["beat"])
             if beats.count * POLL_SECONDS >= dead_after:

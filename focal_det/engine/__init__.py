@@ -10,6 +10,9 @@ Private names of Detectron2, fvcore and PyTorch are touched where no public one 
     _trainer, _hooks                         DefaultTrainer, TrainerBase    engine.trainer, engine.hooks
     _data_loader_iter, _write_metrics        SimpleTrainer                  engine.train_step
     _last_write, _writer_args, _writer       TensorboardXWriter             engine.metrics_file
+    _eval_predictions, _derive_coco_results  COCOEvaluator                  engine.coco_evaluator
+    _coco_api, _do_evaluation, _metadata,
+        _results
     _multiplier                              LRMultiplier                   engine.trainer
     _load_model, _log_incompatible_keys      Checkpointer                   checkpoint.checkpointer, .compatibility
     _load_file, _torch_load                  Checkpointer                   checkpoint.safe_load

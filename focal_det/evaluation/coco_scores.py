@@ -1,12 +1,10 @@
-"""COCO's average precision and recall by pycocotools, with every figure that cannot be computed explained.
+"""COCO's average precision and recall, with every figure that cannot be computed explained.
 
 Shapes: K classes in the order of their ids, T = 10 IoU thresholds .5:.05:.95, R = 101 recalls 0:.01:1.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from ..data.coco_index import CocoIndex, Row
+from ..data.coco_index import CocoIndex, Row, area_of
 from ..data.statistics import SIZE_LIMITS
 from ..errors import some
+from .coco_arrays import accumulate
 
 SIZES = ("small", "medium", "large")
 SIZE_WORDS = ("area up to 32^2 px", "area of 32^2 to 96^2 px", "area from 96^2 px on")
@@ -93,15 +90,13 @@ def evaluate(ground_truth: Mapping[str, Any], detections: Sequence[Row], *, max_
     Raises:
         ValueError: detections of images or classes that the annotations don't have; it names them.
     """
-    for section, field in (("images", "image_id"), ("categories", "category_id")):
-        strangers = sorted({d[field] for d in detections} - {row["id"] for row in ground_truth[section]}, key=str)
-        if strangers:
-            raise ValueError(
-                f"detections of {some(field, strangers)}, which the annotations don't have among their {section}"
-            )
     index = CocoIndex(ground_truth)
     sizes = size_of(np.array([area_of(a) for a in index.objects]))
-    precision, recall = _accumulate(ground_truth, detections, max_detections)
+    if detections:
+        arrays = accumulate(ground_truth, detections, [max_detections]).eval
+        precision, recall = arrays["precision"][..., 0], arrays["recall"][..., 0]  # (T, R, K, A), (T, K, A)
+    else:
+        precision, recall = np.full((10, 101, len(index.names), 4), -1.0), np.full((10, len(index.names), 4), -1.0)
     at_50 = precision[_IOU_50, :, :, 0]  # (R, K)
     object_counts, detection_counts = (Counter(d["category_id"] for d in rows) for rows in (index.objects, detections))
     classes = []
@@ -142,54 +137,10 @@ def size_of(areas: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.array(SIZE_LIMITS), np.asarray(areas, dtype=float), side="right")
 
 
-def _accumulate(
-    ground_truth: Mapping[str, Any], detections: Sequence[Row], max_detections: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return pycocotools' precision (T, R, K, 4 sizes) and recall (T, K, 4); -1 without objects or any detections."""
-    if not detections:
-        classes = len(ground_truth["categories"])
-        return np.full((10, 101, classes, 4), -1.0), np.full((10, classes, 4), -1.0)
-    truth = ground_truth["annotations"]
-    rows = [
-        [
-            {
-                "id": i,  # not the file's: pycocotools takes id 0 for "unmatched"
-                "image_id": row["image_id"],
-                "category_id": row["category_id"],
-                "bbox": row["bbox"],
-                "area": area_of(row) if part is truth else row["bbox"][2] * row["bbox"][3],
-                "iscrowd": int(bool(row.get("iscrowd"))),
-                "score": row.get("score"),
-            }
-            for i, row in enumerate(part, start=1)
-        ]
-        for part in (truth, detections)
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(*(_as_pycocotools(ground_truth, part) for part in rows), iouType="bbox")
-        evaluator.params.maxDets = [max_detections]
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return evaluator.eval["precision"][..., 0], evaluator.eval["recall"][..., 0]
-
-
-def _as_pycocotools(ground_truth: Mapping[str, Any], rows: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
-    coco.dataset = {"info": {}, **ground_truth, "annotations": rows}
-    coco.createIndex()
-    return coco
-
-
 def _mean(values: np.ndarray) -> float:
     """Return the mean in percent, without the entries that have no objects."""
     defined = values[values > -1]
     return float(100 * defined.mean()) if defined.size else math.nan
-
-
-def area_of(annotation: Row) -> float:
-    """Return the area of an annotation or a detection in px^2: the one it states, else its box's."""
-    area = annotation.get("area")
-    return float(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)
 
 
 def explain_nans(objects_by_size: Sequence[int], absent: Sequence[str], *, found_anything: bool) -> list[str]:

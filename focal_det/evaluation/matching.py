@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask
 
-from ..data.coco_index import CocoIndex, Row, xywh_boxes
-from .coco_scores import SIZES, area_of, size_of
+from ..data.coco_index import CocoIndex, Row, area_of, xywh_boxes
+from .coco_scores import SIZES, size_of
 
 
 class ImageErrors(NamedTuple):

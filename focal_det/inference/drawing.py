@@ -44,25 +44,24 @@ def draw_boxes(
         A drawing; of small images enlarged, to a shorter side of 320 pixels, so that the labels can be read.
     """
     base, scale = _resized(image, max_side)
-    drawn = Image.fromarray(base[:, :, ::-1])
+    drawn = Image.fromarray(cv2.cvtColor(base, cv2.COLOR_BGR2RGB))
     canvas = ImageDraw.Draw(drawn)
     short = min(drawn.size)
     width, font = min(max(2, round(short / 250)), 5), _font(min(max(11, round(short / 32)), 26))
     corners = np.nan_to_num(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)) * np.tile(scale, 2)
     corners = np.clip(np.round(corners), 0, np.tile(drawn.size, 2) - 1).astype(int)
     colours = [class_colour(int(label), num_classes) for label in classes]
-    placed: list[tuple[tuple[int, int, int, int], str, Colour]] = []
-    for box, text, colour in zip(corners.tolist(), texts, colours, strict=True):
-        if text:
-            text, size = _fitting(text, font, drawn.width)
-            placed.append((_place(box, size, drawn.size, [label for label, _, _ in placed]), text, colour))
+    labels = [(i, *_fitting(text, font, drawn.width)) for i, text in enumerate(texts) if text]
+    sizes = np.array([size for _, _, size in labels], int).reshape(-1, 2)
+    places = _place(corners[[i for i, _, _ in labels]], sizes, drawn.size).tolist()
     for (x0, y0, x1, y1), colour in reversed(list(zip(corners.tolist(), colours, strict=True))):
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width)
-    for (x0, y0, x1, y1), text, colour in reversed(placed):
+    for (i, text, _), (x0, y0, x1, y1) in reversed(list(zip(labels, places, strict=True))):
+        colour = colours[i]
         canvas.rectangle((x0, y0, x1 - 1, y1 - 1), fill=colour)
         is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 110
         canvas.text((x0 + 3, y0 + 1), text, fill="black" if is_light else "white", font=font)
-    return np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1])
+    return cv2.cvtColor(np.asarray(drawn), cv2.COLOR_RGB2BGR)
 
 
 def titled(image: np.ndarray, title: str) -> np.ndarray:
@@ -151,37 +150,48 @@ def _resized(image: np.ndarray, max_side: int | None) -> tuple[np.ndarray, np.nd
     return cv2.resize(image, size, interpolation=how), np.array(size) / (width, height)
 
 
-def _place(
-    box: Sequence[int], size: tuple[int, int], bounds: tuple[int, int], taken: Sequence[tuple[int, int, int, int]]
-) -> tuple[int, int, int, int]:
-    """Place a label of `size` in the image so that it covers as little as possible of other labels and its own box."""
-    (x0, y0, x1, y1), (width, height) = box, size
-    candidates = [(x0, y0 - height), (x0, y1 + 1), (x1 + 1 - width, y0 - height), (x1 + 1 - width, y1 + 1)]  # outside
-    candidates += [(x1 + 1, y0), (x0 - width, y0), (x0, y0), (x1 + 1 - width, y0), (x0, y1 + 1 - height)]
-    best, least = (0, 0, width, height), np.inf
-    for x, y in candidates:
-        x, y = max(0, min(x, bounds[0] - width)), max(0, min(y, bounds[1] - height))
-        label = (x, y, x + width, y + height)
-        covered = sum(_overlap(label, other) for other in taken) + 0.25 * _overlap(label, (x0, y0, x1 + 1, y1 + 1))
-        if covered < least:
-            best, least = label, covered
-    return best
+def _place(boxes: np.ndarray, sizes: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
+    """Place labels in the image, the first first, so that each covers little of those before it and of its own box.
+
+    Args:
+        boxes: (D, 4) XYXY of whole pixels.
+        sizes: (D, 2) width and height of the labels.
+        bounds: width and height of the image.
+
+    Returns:
+        (D, 4) XYXY.
+    """
+    x0, y0, x1, y1 = boxes.T
+    width, height = sizes.T
+    right, above, below = x1 + 1 - width, y0 - height, y1 + 1
+    places = [(x0, above), (x0, below), (right, above), (right, below), (x1 + 1, y0), (x0 - width, y0)]  # outside
+    places += [(x0, y0), (right, y0), (x0, y1 + 1 - height)]
+    corners = np.moveaxis(np.array(places), 2, 0)  # (D, 9, 2)
+    corners = np.maximum(0, np.minimum(corners, (bounds - sizes)[:, None]))
+    candidates = np.concatenate([corners, corners + sizes[:, None]], axis=2)  # (D, 9, 4)
+    own = 0.25 * _overlap(candidates, (boxes + np.array((0, 0, 1, 1)))[:, None])  # (D, 9)
+    placed = np.empty_like(boxes)
+    for i, labels in enumerate(candidates):
+        placed[i] = labels[np.argmin(_overlap(labels[:, None], placed[:i]).sum(axis=1) + own[i])]
+    return placed
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
-    """Count the pixels that both cover."""
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Count the pixels that both cover: (..., 4) XYXY, broadcast to (...)."""
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    counts: np.ndarray = np.maximum(0, sides).prod(axis=-1)
+    return counts
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> tuple[str, tuple[int, int]]:
     """Return the text, shortened to fit if necessary, and the size of its label, in pixels."""
     text = " ".join(text.split())  # a line break in a class name would draw outside the label
     height = sum(font.getmetrics()) + 2
-    shown = text
-    while len(text) > 1 and font.getlength(shown) + 6 > room:
+    shown, length = text, font.getlength(text)
+    while len(text) > 1 and length + 6 > room:
         text = text[:-1]
-        shown = text + "…"
-    return shown, (int(np.ceil(font.getlength(shown))) + 6, height)
+        shown, length = text + "…", font.getlength(text + "…")
+    return shown, (int(np.ceil(length)) + 6, height)
 
 
 @cache

@@ -1,6 +1,9 @@
 """The command focal-det: its figures, its exit codes, its messages."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +124,15 @@ def test_the_help_of_train_gives_commands_that_work_without_a_checkout(capsys):
     assert "torchrun --nproc-per-node 8 train_net.py --config-file configs/" in checkout
     flags = re.compile(r"^  (--[\w-]+)", re.MULTILINE)
     assert flags.findall(installed) == flags.findall(checkout)
+
+
+def test_the_help_imports_no_command_and_lists_all():
+    code = "import sys; from focal_det.cli.main import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    text, _, modules = done.stdout.rstrip().rpartition("\n")
+    here = Path(train.__file__).parent
+    names = {path.stem for path in here.glob("*.py") if "def add_command(" in path.read_text()}
+    assert set(re.findall(r"^    (\w+)", text, re.MULTILINE)) == names
+    ours = {name for name in modules.split() if name.startswith("focal_det.cli.")}
+    assert ours == {"focal_det.cli.main", "focal_det.cli.common"}
+    assert {name.partition(".")[0] for name in modules.split()}.isdisjoint({"torch", "numpy", "PIL", "cv2", "yaml"})

@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -93,6 +94,27 @@ def evaluate(cfg, name="scored"):
     evaluator.reset()
     evaluator.process([{"image_id": 1}], [detections()])
     return evaluator.evaluate()
+
+
+def test_the_scores_are_those_of_detectron2s_evaluator(tiny_cfg, tmp_path, register):
+    register(tmp_path)
+    truth = DatasetCatalog.get("scored")
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path / "out"))
+    evaluators = [SubmissionEvaluator(cfg, "scored"), COCOEvaluator("scored", tasks=("bbox",), use_fast_impl=False)]
+    results = []
+    for evaluator in evaluators:
+        evaluator.reset()
+        for record in truth:
+            found = Instances((64, 64))
+            boxes = torch.tensor([a["bbox"] for a in record["annotations"]], dtype=torch.float32)  # XYWH
+            found.pred_boxes = Boxes(torch.cat([boxes[:, :2] + 1, boxes[:, :2] + boxes[:, 2:]], dim=1))
+            found.scores = torch.linspace(0.9, 0.5, len(boxes))
+            found.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]])
+            evaluator.process([record], [{"instances": found}])
+        results.append(evaluator.evaluate()["bbox"])
+    assert 0 < results[0]["AP"] < 100
+    assert results[0].items() >= {k: v for k, v in results[1].items() if not math.isnan(v)}.items()
+    assert results[0].keys() == results[1].keys()
 
 
 def record_of(folder):

@@ -36,11 +36,11 @@ def test_max_side_reduces_before_the_labels_are_drawn():
 
 
 def labels_of(boxes, texts, monkeypatch, shape=(400, 500)):
-    """The rectangles of the labels as they are placed, XYXY."""
+    """The rectangles of the labels as they are placed, (D, 4) XYXY."""
     placed, place = [], drawing._place
-    monkeypatch.setattr(drawing, "_place", lambda *args: placed.append(place(*args)) or placed[-1])
+    monkeypatch.setattr(drawing, "_place", lambda *args: placed.append(place(*args)) or placed[0])
     draw_boxes(np.zeros((*shape, 3), np.uint8), np.array(boxes), [0] * len(boxes), texts, num_classes=1)
-    return placed
+    return placed[0]
 
 
 def test_labels_stay_in_the_image_and_off_one_another(monkeypatch):
@@ -49,7 +49,7 @@ def test_labels_stay_in_the_image_and_off_one_another(monkeypatch):
     assert (labels[:, :2] >= 0).all()
     assert (labels[:, 2:] <= (500, 400)).all()
     for i in range(5):
-        assert not any(drawing._overlap(tuple(labels[i]), tuple(labels[j])) for j in range(i))
+        assert not any(drawing._overlap(labels[i], labels[j]) for j in range(i))
 
 
 def test_a_label_goes_above_its_box_and_below_where_there_is_no_room(monkeypatch):

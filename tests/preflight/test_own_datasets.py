@@ -278,7 +278,7 @@ def test_voc_and_several_coco_files_train_together_and_are_evaluated_each(voc, j
 
 def test_analyses_take_the_same_flags(voc, tmp_path):
     parser = argparse.ArgumentParser()
-    analyze.add_command(parser.add_subparsers())
+    analyze.add_command(parser.add_subparsers(), "")
     model, out = str(tmp_path / "m.pth"), str(tmp_path / "out")
     sets = ["--val-voc", str(voc), "--val-voc", f"{voc}:train"]
     args = parser.parse_args(["analyze", "loss-cdf", model, *QUICK[:2], *sets, "--out", out])
