@@ -9,10 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from ..distributed.cluster import unwrapped
-from ..modeling.nms import bound_boxes, move_apart
+from ..modeling.nms import suppress_one_image
 
 
 class AugmentedDetector(nn.Module):
@@ -54,9 +53,5 @@ class AugmentedDetector(nn.Module):
 
     def _kept(self, found: Instances) -> Tensor:
         """Return the indices of the detections that stay, best first."""
-        if not len(found):
-            return torch.zeros(0, dtype=torch.int64, device=found.scores.device)
-        apart = move_apart(
-            bound_boxes(found.pred_boxes.tensor), torch.zeros_like(found.pred_classes), found.pred_classes
-        )
-        return nms(apart, found.scores.double(), self.nms_thresh)[: self.max_detections]
+        kept = suppress_one_image(found.pred_boxes.tensor, found.scores, found.pred_classes, self.nms_thresh)
+        return kept[: self.max_detections]

@@ -1,10 +1,10 @@
-"""Many images through a detector: read ahead, detect in batches, draw, write."""
+"""Many images through a detector: read ahead, detect in batches, draw, write, each while the next is prepared."""
 
 from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -90,19 +90,24 @@ def predict_all(
     undrawn: set[InputFile] = set()
     bad = 0
     best_below: float | None = None
-    waiting: list[tuple[Frame, np.ndarray]] = []
 
-    def detect() -> None:
-        nonlocal best_below
-        for (frame, image), found in zip(waiting, detector([image for _, image in waiting]), strict=True):
-            kept = found.above(score_thresh)
-            below = found.scores[found.scores < score_thresh]
-            best_below = max([*below.tolist(), best_below or 0.0]) if len(below) else best_below
-            results.add(frame.name, image.shape, kept)
-            if frame.file in drawings.files and frame.file not in undrawn:
-                draw(frame.file, image, kept)
-            on_image()
-        waiting.clear()
+    def detected() -> Iterator[tuple[list[tuple[Frame, np.ndarray]], list[Detections]]]:
+        """Detect in batches, in a thread, until stopped."""
+        nonlocal bad
+        waiting: list[tuple[Frame, np.ndarray]] = []
+        for frame in read_ahead(read_frames(inputs, every), 2 * batch_size):
+            if stop.number is not None:
+                return
+            if isinstance(frame.image, ImageError):
+                bad += 1
+                on_bad(f"{frame.image}; skipped")
+                continue
+            waiting.append((frame, frame.image))
+            if len(waiting) == batch_size:
+                yield waiting, detector([image for _, image in waiting])
+                waiting = []
+        if waiting:
+            yield waiting, detector([image for _, image in waiting])
 
     def draw(file: InputFile, image: np.ndarray, kept: Detections) -> None:
         """Draw; a drawing that cannot be written is reported, and the others are still made."""
@@ -120,18 +125,15 @@ def predict_all(
 
     try:
         with closing(drawings):
-            for frame in read_ahead(read_frames(inputs, every), 2 * batch_size):
-                if stop.number is not None:
-                    break
-                if isinstance(frame.image, ImageError):
-                    bad += 1
-                    on_bad(f"{frame.image}; skipped")
-                    continue
-                waiting.append((frame, frame.image))
-                if len(waiting) == batch_size:
-                    detect()
-            if waiting and stop.number is None:
-                detect()
+            for batch, detections in read_ahead(detected(), 1):  # the next while this one is drawn and written
+                for (frame, image), found in zip(batch, detections, strict=True):
+                    kept = found.above(score_thresh)
+                    below = found.scores[found.scores < score_thresh]
+                    best_below = max([*below.tolist(), best_below or 0.0]) if len(below) else best_below
+                    results.add(frame.name, image.shape, kept)
+                    if frame.file in drawings.files and frame.file not in undrawn:
+                        draw(frame.file, image, kept)
+                    on_image()
     finally:
         if results.images:
             results.write()

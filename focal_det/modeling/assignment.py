@@ -33,11 +33,11 @@ class Assignment(NamedTuple):
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of every pair: (..., G, 4) and (R, 4) XYXY give (..., G, R); 0 where none is."""
+    """Intersection over union of every pair: (..., G, 4) and (..., R, 4) XYXY give (..., G, R); 0 where none is."""
     # Coordinate by coordinate and in place: passes over dense matrices, where pairs of coordinates take six times as
     # long on a processor.
     x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(-2)  # (..., G, 1)
-    other_x1, other_y1, other_x2, other_y2 = (x.contiguous() for x in others.unbind(-1))  # (R,)
+    other_x1, other_y1, other_x2, other_y2 = (x.contiguous() for x in others.unsqueeze(-3).unbind(-1))  # (..., 1, R)
     width = torch.minimum(x2, other_x2).sub_(torch.maximum(x1, other_x1)).clamp_(min=0)  # (..., G, R)
     height = torch.minimum(y2, other_y2).sub_(torch.maximum(y1, other_y1)).clamp_(min=0)
     intersection = width.mul_(height)

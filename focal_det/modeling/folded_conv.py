@@ -1,5 +1,7 @@
 """Convolutions with their frozen batch normalisation folded into the weights, in training and at inference alike.
 
+At inference what is made of the weights, folded and in autocast's number format, is kept between calls.
+
 A frozen normalisation is y = x * scale + shift per channel, so conv(x, w) * scale + shift = conv(x, w * scale) + shift:
 two passes over the feature map and one over its gradient become one over the weights. The weights that are trained
 and saved stay the unfolded ones, under the same names.
@@ -22,6 +24,16 @@ def fold_frozen_norms(module: nn.Module) -> None:
             child.__class__ = FoldedConv2d  # all else that it is and has stays, hooks and names too
 
 
+def keep_cast_weights(module: nn.Module) -> None:
+    """Let, in place, every other convolution of a module, PyTorch's and Detectron2's, keep its cast weights, too."""
+    for child in module.modules():
+        if type(child) is nn.Conv2d and child.padding_mode == "zeros":
+            vars(child).update(norm=None, activation=None)  # which makes it a Detectron2 convolution
+        elif type(child) is not Conv2d:
+            continue
+        child.__class__ = KeptConv2d
+
+
 def bake_frozen_norms(module: nn.Module) -> None:
     """Replace, in place, every `FoldedConv2d` of a module by a plain convolution; for detectors that train no more."""
     for parent in list(module.modules()):
@@ -30,21 +42,67 @@ def bake_frozen_norms(module: nn.Module) -> None:
                 setattr(parent, name, child.baked())
 
 
-class FoldedConv2d(Conv2d):
+class KeptConv2d(Conv2d):
+    """A Detectron2 `Conv2d` that keeps the weights of an evaluation in the format that autocast would cast them to.
+
+    Autocast does it in every call: its own cache ends with its context, and has no weights that are not trained.
+    """
+
+    _kept: tuple[tuple[Any, ...], Tensor, Tensor | None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H', W')."""
+        x = F.conv2d(x, *self._weights(x.device.type), self.stride, self.padding, self.dilation, self.groups)
+        x = x if self.norm is None else self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+    def train(self, mode: bool = True) -> KeptConv2d:
+        """Set the mode, as of every module, and drop the weights kept for evaluation."""
+        self._kept = None
+        return super().train(mode)
+
+    def _weights(self, device: str) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias; kept between calls of an evaluation while nothing has written to their sources.
+
+        What PyTorch does not count, writing through `.data` and the step of a fused optimizer, goes unseen until the
+        next `train()` or `eval()`; Detectron2's evaluation calls both.
+        """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.weight.is_inference():
+            return self._make()
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        state = (dtype, *self._state())
+        kept = self._kept
+        if kept is None or kept[0] != state:
+            weight, bias = self._make()
+            if dtype is not None:
+                weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            kept = self._kept = (state, weight, bias)
+        return kept[1:]
+
+    def _state(self) -> tuple[Any, ...]:
+        """Return what changes with every write to what `_make` reads."""
+        return _versions(self.weight) if self.bias is None else _versions(self.weight, self.bias)
+
+    def _make(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": None}
+
+
+class FoldedConv2d(KeptConv2d):
     """A Detectron2 `Conv2d` with a frozen norm, as one convolution.
 
     The result differs from two operations by rounding: ~1e-6 of its size in float32; under autocast it is nearer to
     the exact one, since scale and weight are multiplied in float32 and rounded once.
     """
 
-    _kept: tuple[tuple[float, ...], Tensor, Tensor] | None = None
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W')."""
-        if type(self.norm) is FrozenBatchNorm2d:
-            x = F.conv2d(x, *self._folded(), self.stride, self.padding, self.dilation, self.groups)
-            return x if self.activation is None else self.activation(x)
-        return super().forward(x)  # somebody has put another norm there
+        if type(self.norm) is not FrozenBatchNorm2d:  # somebody has put another norm there
+            return Conv2d.forward(self, x)
+        x = F.conv2d(x, *self._weights(x.device.type), self.stride, self.padding, self.dilation, self.groups)
+        return x if self.activation is None else self.activation(x)
 
     def baked(self) -> Conv2d:
         """Return one convolution with the folded weights, without the norm; the activation stays."""
@@ -52,33 +110,19 @@ class FoldedConv2d(Conv2d):
         steps = self.stride, self.padding, self.dilation, self.groups
         conv = Conv2d(*sizes, *steps, activation=self.activation)
         with torch.no_grad():
-            weight, bias = self._fold()
+            weight, bias = self._make()
         conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
         return conv
 
-    def train(self, mode: bool = True) -> FoldedConv2d:
-        """Set the mode, as of every module, and drop the weights kept for evaluation."""
-        self._kept = None
-        return super().train(mode)
+    def _state(self) -> tuple[Any, ...]:
+        norm = self.norm
+        return (norm.eps, *_versions(self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var))
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias; kept between calls of an evaluation while nothing has written to their sources.
-
-        What PyTorch does not count, writing through `.data` and the step of a fused optimizer, goes unseen until the
-        next `train()` or `eval()`; Detectron2's evaluation calls both.
-        """
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.weight.is_inference():
-            return self._fold()
-        sources = (self.weight, self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var)
-        versions = (self.norm.eps, *(x for source in sources for x in (source.data_ptr(), source._version)))
-        if self._kept is None or self._kept[0] != versions:
-            self._kept = (versions, *self._fold())
-        return self._kept[1:]
-
-    def _fold(self) -> tuple[Tensor, Tensor]:
+    def _make(self) -> tuple[Tensor, Tensor]:
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (C',)
         return self.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": None}
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(x for tensor in tensors for x in (tensor.data_ptr(), tensor._version))

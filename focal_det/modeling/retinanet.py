@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import Backbone, build_backbone, detector_postprocess
+from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
@@ -19,9 +19,9 @@ from .anchor_generator import OctaveAnchorGenerator
 from .assignment import pad_objects
 from .compiled import CompiledOrPlain
 from .criterion import DenseCriterion
-from .decode import PAPERS_DECODING, check_decoding, decode_detections
+from .decode import PAPERS_DECODING, check_decoding, decode_detections, to_device
 from .dense_losses import FocalLoss
-from .folded_conv import fold_frozen_norms
+from .folded_conv import fold_frozen_norms, keep_cast_weights
 from .head import RetinaNetHead
 from .levels import anchor_generator_of, check_anchors, head_sizes, level_shapes
 from .normalizer import LossNormalizer
@@ -84,6 +84,9 @@ class FocalRetinaNet(nn.Module):
             raise ValueError(f"pixel_std={pixel_std} must be a number > 0 for each of pixel_mean={pixel_mean}")
         if fold_norms:
             fold_frozen_norms(backbone)
+        if bfloat16_inference:
+            keep_cast_weights(backbone)
+            keep_cast_weights(head)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = backbone
         self.in_features = in_features
@@ -178,13 +181,16 @@ class FocalRetinaNet(nn.Module):
         with torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16_inference else nullcontext():
             levels, deltas, anchors = self._predictions(images)
         logits, deltas = ([level.flatten(1, -2) for level in part] for part in (levels, deltas))
-        found = decode_detections(logits, deltas, anchors, images.image_sizes, **self.decoding)
-        results = []
-        for (boxes, scores, classes), size, x in zip(found, images.image_sizes, batched_inputs, strict=True):
-            instances = Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
-            height, width = x.get("height", size[0]), x.get("width", size[1])
-            results.append({"instances": detector_postprocess(instances, height, width)})
-        return results
+        sizes = images.image_sizes
+        output_sizes = [
+            (x.get("height", height), x.get("width", width))
+            for x, (height, width) in zip(batched_inputs, sizes, strict=True)
+        ]
+        found = decode_detections(logits, deltas, anchors, sizes, output_sizes, **self.decoding)
+        return [
+            {"instances": Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)}
+            for (boxes, scores, classes), size in zip(found, output_sizes, strict=True)
+        ]
 
     def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return every anchor's class logits (N, R, K) and label (N, R); inputs and errors are training's."""
@@ -208,7 +214,7 @@ class FocalRetinaNet(nn.Module):
         return logits, deltas
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [to_device(x["image"], self.device) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         batch = ImageList.from_tensors(
             images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
@@ -232,7 +238,7 @@ class FocalRetinaNet(nn.Module):
                 )
         instances = [x["instances"] for x in batched_inputs]
         boxes, classes = pad_objects([x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances])
-        return _to_device(boxes, self.device), _to_device(classes, self.device)
+        return to_device(boxes, self.device), to_device(classes, self.device)
 
 
 def _is_slow_channels_last(device: str, *modules: nn.Module) -> bool:
@@ -243,10 +249,3 @@ def _is_slow_channels_last(device: str, *modules: nn.Module) -> bool:
 def _classes_last(level: Tensor, channels: int) -> Tensor:
     """View (N, A*c, H, W) as (N, H, W, A, c); flattening (H, W, A) copies nothing if it was channels_last."""
     return level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2)
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor without waiting: a GPU copies asynchronously only from pinned memory."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -96,6 +96,21 @@ def test_detections_are_those_of_the_processor(tiny_cfg, batch_of):
         torch.testing.assert_close(found.scores[:5], expected.scores[:5], rtol=1e-2, atol=1e-3)
 
 
+@NEEDS_GPU
+def test_the_host_waits_once_for_the_detections_of_a_batch(tiny_cfg, batch_of):
+    model, batch = model_on("cuda", tiny_cfg(*FROZEN)).eval(), batch_of((0, 0, 0))
+    with torch.no_grad(), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model(batch)
+        seen.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            model(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([x for x in seen if "synchroniz" in str(x.message)]) == 1
+
+
 # --- the trainer ------------------------------------------------------------------------------------------------------
 
 STEPS = 8

@@ -16,8 +16,9 @@ from focal_det.distributed.heartbeat import compiling
 from focal_det.engine.trainer import Trainer
 from focal_det.losses.formula import Formula
 from focal_det.modeling import dense_losses
+from focal_det.modeling.autocast import keep_top_in_float32
 from focal_det.modeling.compiled import CompiledOrPlain, share_compilers
-from focal_det.modeling.folded_conv import FoldedConv2d
+from focal_det.modeling.folded_conv import FoldedConv2d, KeptConv2d
 
 pytestmark = pytest.mark.detectron2
 
@@ -125,6 +126,55 @@ def test_what_is_kept_is_made_anew_by_eval_and_not_saved(tiny_cfg):
         torch.testing.assert_close(after, conv.norm(plain), rtol=1e-4, atol=1e-5)
     assert conv._kept is not None
     assert copy.deepcopy(conv)._kept is None
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
+def test_weights_kept_in_bfloat16_change_no_bit_and_are_cast_once(tiny_cfg, batch_of, norm):
+    cfg = tiny_cfg("MODEL.RESNETS.NORM", norm, SPEED + "BFLOAT16_INFERENCE", "True")
+    model = seeded_model(cfg).eval()
+    keep_top_in_float32(model)
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert all(isinstance(conv, KeptConv2d) for conv in convs)
+    images = 60 * torch.randn(2, 3, 96, 128)
+
+    def outputs():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return [level for levels in model.network(images) for level in levels]
+
+    first = outputs()
+    kept = [conv._kept[1] for conv in convs]
+    is_low = [weight.dtype == torch.bfloat16 for weight in kept]
+    assert sum(is_low) == len(convs) - 2  # P6 and P7 stay in float32 on a processor
+    again = outputs()
+    assert all(conv._kept[1] is weight for conv, weight in zip(convs, kept, strict=True))
+    for conv in convs:
+        conv._kept = None
+        conv._weights = lambda device, conv=conv: conv._make()  # as without keeping: autocast casts in every call
+    expected = outputs()
+    for found in (first, again):
+        assert all(one.equal(other) for one, other in zip(found, expected, strict=True))
+
+
+def test_cast_weights_follow_a_change_the_mode_and_the_format(tiny_cfg):
+    model = build_model(tiny_cfg(SPEED + "BFLOAT16_INFERENCE", "True")).eval()
+    conv, x = model.head.cls_subnet[0], torch.rand(1, 16, 8, 8)
+
+    def low():
+        with torch.autocast("cpu", torch.bfloat16):
+            return conv(x)
+
+    with torch.no_grad():
+        single, before = conv(x), low()
+        assert (before.dtype, single.dtype) == (torch.bfloat16, torch.float32)
+        conv.weight.mul_(2)
+        conv.bias.fill_(1.0)
+        torch.testing.assert_close(low(), 2 * before + 1, rtol=0.02, atol=0.02)
+        conv.weight.data.mul_(0)  # which PyTorch does not count
+        conv.eval()
+        assert low().equal(torch.ones_like(before))
+    model.train()
+    low().sum().backward()
+    assert conv.weight.grad.abs().sum() > 0
 
 
 def test_another_norm_put_in_its_place_is_used(tiny_cfg):

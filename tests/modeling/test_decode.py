@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import batched_nms
 
 from focal_det.modeling import decode as decode_module
@@ -135,30 +136,105 @@ def test_a_batch_gives_what_its_images_give(topk_per_level):
     assert [len(found.scores) > 0 for found in together] == [True, False, True]
 
 
+def on_a_gpu(monkeypatch):
+    """Take the steps of a GPU, which a processor can do, too."""
+    steps = decode_module._steps(torch.device("cuda"))
+    monkeypatch.setattr(decode_module, "_steps", lambda device: steps)
+
+
 @pytest.mark.parametrize("max_detections", [1, 3, 100])
 @pytest.mark.parametrize("topk_per_level", [20, 1000])
-def test_the_steps_of_a_gpu_give_the_same(monkeypatch, topk_per_level, max_detections):
-    logits, deltas, anchors = random_levels(images=3)
-    sizes = [(200, 200)] * 3
+@pytest.mark.parametrize(("images", "classes"), [(3, 4), (1, 1), (40, 2)])
+def test_the_steps_of_a_gpu_give_the_same(monkeypatch, images, classes, topk_per_level, max_detections):
+    logits, deltas, anchors = random_levels(images, classes)
+    sizes = [(200 + i, 200) for i in range(images)]
     options = {**OPTIONS, "topk_per_level": topk_per_level, "max_detections": max_detections}
+    logits[0][:, 0, 0], logits[0][:, 1, 0], logits[0][-1, 2:, 0] = torch.inf, -torch.inf, -9
     expected = decode_detections(logits, deltas, anchors, sizes, **options)
-    monkeypatch.setattr(decode_module, "_above_first", decode_module._best_first)
-    monkeypatch.setattr(decode_module, "_suppress_one_by_one", decode_module._suppress_together)
+    assert sum(len(found.scores) for found in expected) >= images
+    on_a_gpu(monkeypatch)
     assert_same(decode_detections(logits, deltas, anchors, sizes, **options), expected)
-    empty = [torch.full_like(level, -9) for level in logits]
-    assert [len(found.scores) for found in decode_detections(empty, deltas, anchors, sizes, **options)] == [0, 0, 0]
+    monkeypatch.setattr(decode_module, "_MAX_PAIRS", 40**2)  # a look at 40 at most, image by image
+    assert_same(decode_detections(logits, deltas, anchors, sizes, **options), expected)
+    monkeypatch.setattr(decode_module, "_ROUNDS", 1)  # which leaves all but the simplest images undecided
+    assert_same(decode_detections(logits, deltas, anchors, sizes, **options), expected)
 
 
-def test_a_wild_box_of_one_image_leaves_the_others_alone(monkeypatch):
-    boxes = torch.tensor([[0.0, 0, 9, 9], [1e18, 0, 2e18, 9], [0.0, 0, torch.nan, 9], [0, 0, 9, 9], [0, 0, 9, 8]])
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
-    logits, deltas = torch.logit(scores).view(1, 5, 1), torch.zeros(1, 5, 4)
-    for suppress in (decode_module._suppress_together, decode_module._suppress_one_by_one):
-        monkeypatch.setattr(decode_module, "_suppress_one_by_one", suppress)
-        both = [torch.cat([logits, logits]), torch.cat([deltas, deltas])]
-        both[0][0, 3:], both[0][1, :3] = -9, -9
-        found = decode_detections(both[:1], both[1:], [boxes], [(50, 50)] * 2, **OPTIONS)
-        assert found[1].scores.tolist() == pytest.approx([0.6])
+def test_the_steps_of_a_gpu_find_nothing_where_nothing_is(monkeypatch):
+    on_a_gpu(monkeypatch)
+    logits, deltas, anchors = random_levels(images=2)
+    nothing = [torch.full_like(level, -9) for level in logits]
+    found = decode_detections(nothing, deltas, anchors, [(50, 50)] * 2, **OPTIONS)
+    assert [one.boxes.shape for one in found] == [(0, 4)] * 2
+    assert decode([torch.zeros(0, 3)], [torch.zeros(0, 4)]).boxes.shape == (0, 4)
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the operators for which the host would wait, were the tensors on a GPU."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "equal", "repeat_interleave")
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.seen = []
+        tolist = torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: self.seen.append("tolist") or tolist(tensor))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0].lstrip("_")
+        is_mask = name.startswith("index") and any(
+            x is not None and x.dtype == torch.bool for x in args[1] if isinstance(args[1], list)
+        )
+        if is_mask or any(name.startswith(waiting.lstrip("_")) for waiting in self.NAMES):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_is_waited_for_once(monkeypatch):
+    on_a_gpu(monkeypatch)
+    logits, deltas, anchors = random_levels(images=4)
+    with _Waits(monkeypatch) as waits:
+        decode_detections(logits, deltas, anchors, [(50, 70)] * 4, [(100, 140)] * 4, **OPTIONS)
+    assert waits.seen == ["tolist"]
+    monkeypatch.setattr(decode_module, "_ROUNDS", 1)
+    with _Waits(monkeypatch) as waits:
+        decode_detections(logits, deltas, anchors, [(50, 70)] * 4, [(100, 140)] * 4, **OPTIONS)
+    assert waits.seen.count("tolist") == 3  # after the rounds, for the numbers of candidates, and at the end
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_boxes_are_resized_to_the_output_and_empty_ones_dropped(monkeypatch, gpu):
+    if gpu:
+        on_a_gpu(monkeypatch)
+    boxes = torch.tensor([[0.0, 0, 9, 9], [60, 0, 70, 9], [20, 10, 55, 40]])  # the second is beside the image
+    logits = torch.tensor([[[1.0], [3.0], [2.0]]])
+    (found,) = decode_detections([logits], [torch.zeros(1, 3, 4)], [boxes], [(50, 50)], [(25, 100)], **OPTIONS)
+    assert found.boxes.tolist() == [[40.0, 5.0, 100.0, 20.0], [0.0, 0.0, 18.0, 4.5]]
+    assert found.scores.equal(torch.tensor([2.0, 1.0]).sigmoid())
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_nan_box_is_an_error(monkeypatch, gpu):
+    if gpu:
+        on_a_gpu(monkeypatch)
+    logits, deltas, anchors = random_levels(images=2)
+    deltas[0][1] = torch.nan
+    with pytest.raises(FloatingPointError, match="image 1 of the batch: the box of a detection is NaN"):
+        decode_detections(logits, deltas, anchors, [(50, 70)] * 2, **OPTIONS)
+    logits[0][1] = -9
+    assert len(decode_detections(logits, deltas, anchors, [(50, 70)] * 2, **OPTIONS)[1].scores) > 0
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_wild_box_of_one_image_leaves_the_others_alone(monkeypatch, gpu):
+    if gpu:
+        on_a_gpu(monkeypatch)
+    boxes = torch.tensor([[0.0, 0, 9, 9], [1e18, 0, 2e18, 9], [0, 0, 9, 9], [0, 0, 9, 8]])
+    logits = torch.tensor([[2.0, 1.5, -9, -9], [-9, -9, 1.0, 0.5]]).unsqueeze(2)
+    found = decode_detections([logits], [torch.zeros(2, 4, 4)], [boxes], [(50, 50)] * 2, **OPTIONS)
+    assert [one.scores.tolist() for one in found] == [
+        pytest.approx([torch.sigmoid(torch.tensor(x)).item()]) for x in (2.0, 1.0)
+    ]
 
 
 def test_a_nonfinite_logit_hides_no_other_class():

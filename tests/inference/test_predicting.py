@@ -1,0 +1,62 @@
+"""Predicting many images: what is done at the same time, and what a stop leaves."""
+
+import json
+import threading
+
+import cv2
+import numpy as np
+
+from focal_det.inference import predicting
+from focal_det.inference.detections import Detections
+from focal_det.inference.inputs import InputFile
+from focal_det.inference.predicting import StopSignals, predict_all
+
+NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+class Stub:
+    """A detector that finds nothing and counts its calls."""
+
+    class_names, category_ids = ["a"], [1]
+
+    def __init__(self):
+        self.calls = threading.Semaphore(0)
+
+    def __call__(self, images):
+        self.calls.release()
+        return [NOTHING] * len(images)
+
+
+def predict(folder, detector, stop, on_image=lambda: None):
+    files = []
+    for name in ("0.png", "1.png", "2.png"):
+        cv2.imwrite(str(folder / name), np.zeros((8, 9, 3), np.uint8))
+        files.append(InputFile(folder / name, name))
+    drawings = {file: folder / f"drawn_{file.name}" for file in files}
+    options = {"score_thresh": 0.5, "batch_size": 1, "every": 1, "drawing_files": drawings, "stop": stop}
+    return predict_all(detector, files, folder, **options, on_image=on_image, on_bad=print)
+
+
+def test_the_next_batch_is_detected_while_one_is_drawn(tmp_path, monkeypatch):
+    detector, seen = Stub(), []
+
+    def draw(image, *_, **__):
+        if not seen:  # of the first batch and, without an end to this drawing, of the second
+            seen.extend(detector.calls.acquire(timeout=20) for _ in range(2))
+        return image
+
+    monkeypatch.setattr(predicting, "draw_boxes", draw)
+    assert predict(tmp_path, detector, StopSignals()).images == 3
+    assert seen == [True, True]
+
+
+def test_after_a_stop_no_batch_is_begun_and_what_was_detected_is_written(tmp_path):
+    detector, stop = Stub(), StopSignals()
+
+    def note():
+        stop.number = 2
+
+    images = predict(tmp_path, detector, stop, on_image=note).images
+    assert images in (1, 2)  # the second may have begun before
+    assert len(list(tmp_path.glob("drawn_*"))) == images == detector.calls._value
+    assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == images
