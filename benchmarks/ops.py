@@ -1,6 +1,6 @@
 """The parts beside the convolutions, from the head's outputs on: losses, assignment, post-processing.
 
-    python benchmarks/ops.py [--images 2] [--size 800 1216] [--classes 80] [--dtype bfloat16] [--trained FILE]
+    python benchmarks/ops.py [--images 2] [--size 800 1216] [--classes 80] [--dtype bfloat16] [--busy] [--trained FILE]
 
 Every competitor gets the same values in the layout that its own head returns, and takes turns with the others in one
 process. Beside each time stands the memory beyond the inputs' and how far the result is from a reference: the plain
@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +313,20 @@ def unmatched(found: list[Any], expected: list[Any]) -> int:
     return count
 
 
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """Keep a process running on each core that this one may use."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    try:
+        for process, core in zip(busy, os.sched_getaffinity(0), strict=True):
+            os.sched_setaffinity(process.pid, {core})
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2)
@@ -317,14 +335,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the head's outputs")
+    parser.add_argument("--busy", action="store_true", help="beside a process on each core that never waits")
     parser.add_argument("--trained", type=Path, help="outputs written by trained_outputs.py, for post-processing")
     args = parser.parse_args()
 
     scene = Scene(args.images, tuple(args.size), args.classes, torch.device(args.device))
     dtype = getattr(torch, args.dtype)
-    result = {"class and box loss": losses(scene, args.repeats, dtype), "assignment": assignment(scene, args.repeats)}
-    if args.trained:
-        result["post-processing"] = post_processing(scene, args.trained, args.repeats)
+    with busy_cores() if args.busy else nullcontext():
+        result = {"class and box loss": losses(scene, args.repeats, dtype)}
+        result["assignment"] = assignment(scene, args.repeats)
+        if args.trained:
+            result["post-processing"] = post_processing(scene, args.trained, args.repeats)
     print(json.dumps(result))
 
 

@@ -30,7 +30,7 @@ def elementwise_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduct
 
     Returns:
         A scalar, or (..., K) for "none", in float32 (float64 for float64 logits). The same input gives the same bits
-        on the CPU, as long as PyTorch uses as many threads.
+        on the CPU; sum and mean also with another number of threads.
 
     Raises:
         ValueError: unknown reduction, shapes that do not fit, labels outside -1..K. The last is not looked at on a

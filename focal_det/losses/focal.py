@@ -72,8 +72,9 @@ def _terms(
     s = F.softplus(u, threshold=SOFTPLUS_THRESHOLD)
     q = torch.sigmoid(u)
     modulating = (q**gamma).mul_(weights[0] if sign > 0 else weights[1])  # alpha_t * q^gamma
-    losses = modulating * s
     if not needs_grad:
-        return losses, None
-    slope = torch.addcmul(q, 1 - q, s, value=gamma).mul_(modulating)  # -dFL/dz
-    return losses, slope.neg_() if sign > 0 else slope
+        return s.mul_(modulating), None
+    # In place where it can be: what a block takes beyond the processor's caches counts.
+    slope = 1 - q
+    torch.addcmul(q, slope, s, value=gamma, out=slope).mul_(modulating)  # -dFL/dz
+    return s.mul_(modulating), slope.neg_() if sign > 0 else slope

@@ -6,9 +6,9 @@ Shapes
     labels:   (N, R)             int64: 0..K-1 object class, K background, -1 ignored
     divisors: (N,)               of each image's summed loss
 
-On the CPU a few rows at a time are turned into losses and gradient while they are in the cache: each logit is read
-from memory once, and its gradient written once, divided already. On a GPU a level at a time, or with `triton_loss`
-all levels at once.
+On the CPU each thread turns a few rows at a time into losses and gradient while they are in its cache: each logit is
+read from memory once, and its gradient written once, divided already. The blocks, and with them every bit, are the same
+for any number of threads. On a GPU a level at a time, or with `triton_loss` all levels at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .formula import IGNORED, Formula, Terms, refuse_second_derivative, wants_grad
+from .threads import map_in_threads
 from .triton_loss import triton_batch_loss
 
 # Rows of logits handled at a time, as a number of elements: a block and its few temporaries stay in the processor's
@@ -74,13 +75,21 @@ class _BatchLoss(torch.autograd.Function):
         kept_as = ctx.dtype if on_cpu and ctx.dtype != torch.float16 else dtype
         grads = [torch.empty(level.shape, dtype=kept_as, device=level.device) for level in levels] if needs_grad else []
 
-        total = torch.zeros((), dtype=dtype, device=labels.device)
-        blocks = _cached_blocks if on_cpu else _large_blocks
-        for block in blocks(levels, labels, divisors.to(dtype).reciprocal(), grads):
-            losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, terms, needs_grad, block.special)
-            total += (losses.sum(dim=1, keepdim=True) * block.scale).sum()
+        def summed_loss(block: _Block) -> Tensor:
+            special = (block.labels != block.logits.shape[-1]).nonzero().squeeze(1) if on_cpu else None
+            losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, terms, needs_grad, special)
             if grad is not None:
                 torch.mul(grad, block.scale, out=block.grad)
+            return (losses.sum(dim=1, keepdim=True) * block.scale).sum()
+
+        scales = divisors.to(dtype).reciprocal()
+        total = torch.zeros((), dtype=dtype, device=labels.device)
+        if on_cpu:
+            sums = map_in_threads(summed_loss, _cached_blocks(levels, labels, scales, grads))
+        else:
+            sums = map(summed_loss, _large_blocks(levels, labels, scales, grads))
+        for one in sums:
+            total += one
 
         ctx.hand_over = hand_over and on_cpu
         ctx.save_for_backward(*grads)
@@ -100,14 +109,12 @@ class _Block(NamedTuple):
     """Rows that are handled at a time.
 
     logits: (M, K). labels: (M,). scale: of losses and gradient, () or (M, 1). grad: where it goes, (M, K), if anywhere.
-    special: which rows are not background, (S,); None for "look at every label".
     """
 
     logits: Tensor
     labels: Tensor
     scale: Tensor
     grad: Tensor | None
-    special: Tensor | None
 
 
 def _large_blocks(
@@ -118,7 +125,7 @@ def _large_blocks(
     for level, level_labels, grad in zip(levels, labels.split(sizes, dim=1), grads or repeat(None), strict=False):
         rows = level.reshape(-1, level.shape[-1])  # (N * R_l, K)
         scale = scales.unsqueeze(1).expand_as(level_labels).reshape(-1, 1)
-        yield _Block(rows, level_labels.reshape(-1), scale, None if grad is None else grad.view(rows.shape), None)
+        yield _Block(rows, level_labels.reshape(-1), scale, None if grad is None else grad.view(rows.shape))
 
 
 def _cached_blocks(
@@ -133,17 +140,7 @@ def _cached_blocks(
             size = max(1, _BLOCK_ELEMENTS // level.shape[-1])
             grad_parts = repeat(None) if grad is None else grad.split(size)
             parts = zip(level.split(size), level_labels.split(size), repeat(scales[i]), grad_parts, strict=False)
-            for part, special in zip(parts, _special_rows(level_labels, level.shape[-1], size), strict=True):
-                yield _Block(*part, special)
-
-
-def _special_rows(labels: Tensor, num_classes: int, size: int) -> list[Tensor]:
-    """Return for each block of `size` labels the indices of those that are not background: one in some hundred."""
-    special = (labels != num_classes).nonzero().squeeze(1)
-    starts = torch.arange(0, max(1, len(labels)), size)
-    ends = torch.searchsorted(special, starts + size)
-    parts = special.tensor_split(ends[:-1])
-    return [part - start for part, start in zip(parts, starts.tolist(), strict=True)]
+            yield from (_Block(*part) for part in parts)
 
 
 def losses_and_grad(

@@ -162,12 +162,15 @@ def _exp(high, low):
 
 @triton.jit
 def _log1p(e):
-    """log(1 + e) for 0 <= e <= 1: 2 (s + s^3 / 3 + s^5 / 5 + ...) of s = e / (2 + e) <= 1/3."""
-    s = e / (2 + e)
-    series = s * 0.0 + 1 / 15
-    for k in tl.static_range(1, 8):
-        series = tl.fma(series, s * s, 1 / (15 - 2 * k))
-    return 2 * s * series
+    """log(1 + e) for 0 <= e <= 1: e times a polynomial, fitted to a relative 3e-8; without a division."""
+    series = tl.fma(e, 0.0052326880395412445, -0.029505213722586632)
+    series = tl.fma(series, e, 0.07822591066360474)
+    series = tl.fma(series, e, -0.13663242757320404)
+    series = tl.fma(series, e, 0.19106005132198334)
+    series = tl.fma(series, e, -0.2484298199415207)
+    series = tl.fma(series, e, 0.3331909775733948)
+    series = tl.fma(series, e, -0.4999949336051941)
+    return e * tl.fma(series, e, 0.9999999403953552)
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from ..losses.box import check_beta, smooth_l1_loss
+from ..losses.threads import map_in_threads
 from .assignment import Assignment, assign_anchors, check_iou_thresholds
 from .box_coding import check_box_weights, decode_boxes, encode_boxes
 from .normalizer import LossNormalizer
@@ -110,15 +111,19 @@ class DenseCriterion(nn.Module):
 
     def assign(self, anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> Assignment:
         """Label and match every image's anchors by this criterion's thresholds."""
-        return assign_anchors(
+        assigned = partial(
+            assign_anchors,
             anchors,
-            gt_boxes,
-            gt_classes,
             num_classes=self.num_classes,
             background_iou=self.background_iou,
             object_iou=self.object_iou,
             match_best_anchor=self.match_best_anchor,
         )
+        if anchors.device.type != "cpu":
+            return assigned(gt_boxes, gt_classes)
+        images = zip(gt_boxes.split(1), gt_classes.split(1), strict=True)
+        found = map_in_threads(lambda image: assigned(*image), images)
+        return Assignment(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _box_sums(self, deltas: Tensor, anchors: Tensor, labels: Tensor, gt_boxes: Tensor, matched: Tensor) -> Tensor:
         """Sum the loss of each image's assigned anchors, which alone have a target, (N,).

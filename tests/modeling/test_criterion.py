@@ -7,7 +7,7 @@ from focal_det.losses import focal_loss, smooth_l1_loss
 from focal_det.losses.focal import focal_formula
 from focal_det.losses.fused import batch_loss
 from focal_det.modeling import normalizer
-from focal_det.modeling.assignment import pad_objects
+from focal_det.modeling.assignment import assign_anchors, pad_objects
 from focal_det.modeling.box_coding import encode_boxes
 from focal_det.modeling.criterion import BOX_LOSSES, DenseCriterion
 from focal_det.modeling.normalizer import LossNormalizer
@@ -281,3 +281,21 @@ def test_another_normalizer_is_called_as_it_is():
         values.append(module(levels, deltas, ANCHORS, *OBJECTS)["loss_cls"].item())
     own, derived, with_hook = values
     assert own == derived == pytest.approx(with_hook)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_images_are_assigned_one_by_one_as_they_are_together(num_threads):
+    before = torch.get_num_threads()
+    corners = torch.rand(300, 2) * 80
+    anchors = torch.cat((corners, corners + 5 + torch.rand(300, 2) * 20), dim=1)
+    gt_boxes, gt_classes = anchors[:12].reshape(3, 4, 4) + 1, torch.randint(7, (3, 4))
+    criterion = DenseCriterion(num_classes=7, class_loss=None)
+    thresholds = {"background_iou": 0.4, "object_iou": 0.5, "match_best_anchor": True}
+    try:
+        torch.set_num_threads(num_threads)
+        found = criterion.assign(anchors, gt_boxes, gt_classes)
+    finally:
+        torch.set_num_threads(before)
+    expected = assign_anchors(anchors, gt_boxes, gt_classes, num_classes=7, **thresholds)
+    assert (expected.labels < 7).any()
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
