@@ -119,6 +119,18 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # image size, and the first image that is detected in; on a CPU it needs a C++ compiler.
     speed.COMPILE = False
 
+    # On GPUs, capture the network, forward and backward, as a CUDA graph for each shape of batch that comes again, and
+    # launch it at once: small batches, whose kernels are done faster than a processor launches them, gain most. To be
+    # used with PAD_TO; each shape takes memory for its own inputs and outputs. Off by default: it was tested with
+    # something in the place of the graphs, and was not yet run on a GPU. Not for SyncBN.
+    speed.CUDA_GRAPHS = False
+
+    # Shapes that batches are padded to, as pairs of the shorter and the longer side in pixels, such as [[800, 1088],
+    # [800, 1216], [800, 1344]]; each is also used the other way round, a batch takes the smallest that holds it, and
+    # what none holds stays as it is. For CUDA_GRAPHS and COMPILE, which work for each shape anew. [] pads to multiples
+    # of 32 alone, as Detectron2 does.
+    speed.PAD_TO = []
+
 
 def with_own_keys(cfg: CfgNode) -> CfgNode:
     """Return a configuration that has MODEL.FOCAL_DET: this one, or a copy with its keys at their defaults.

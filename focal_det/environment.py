@@ -167,7 +167,7 @@ def choose_device(cfg: CfgNode, num_gpus: int, *, own_gpu: bool = False) -> tupl
 
 
 def _fit_precision(cfg: CfgNode) -> list[str]:
-    """Turn off bfloat16 and Triton's kernels where MODEL.DEVICE lacks them; return a warning for each."""
+    """Turn off bfloat16, Triton's kernels and CUDA graphs where MODEL.DEVICE lacks them; return a warning for each."""
     import torch
 
     from .losses.triton_loss import triton_missing
@@ -185,6 +185,9 @@ def _fit_precision(cfg: CfgNode) -> list[str]:
     if speed.TRITON and (missing := triton_missing(torch.device(cfg.MODEL.DEVICE), compute_capability())):
         speed.TRITON = False
         warnings.append(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
+    if speed.CUDA_GRAPHS and not cfg.MODEL.DEVICE.startswith("cuda"):
+        speed.CUDA_GRAPHS = False
+        warnings.append("MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS is on, but a processor has none: the network runs without")
     return warnings
 
 

@@ -90,6 +90,7 @@ OWN_TESTS = {
         "SPEED.FUSED_SGD",
         "SPEED.BFLOAT16_INFERENCE",
     ),  # in tests/engine/test_speed_options.py
+    *("SPEED.CUDA_GRAPHS", "SPEED.PAD_TO"),  # in tests/modeling/test_captured.py and test_levels.py
 }
 
 

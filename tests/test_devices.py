@@ -73,6 +73,12 @@ def test_without_a_gpu_the_kernels_are_off_with_a_warning(tiny_cfg):
     assert [warning for warning in found.warnings if "SPEED.TRITON" in warning]
 
 
+def test_without_a_gpu_nothing_is_captured_and_a_warning_says_so(tiny_cfg):
+    cfg, found = choose_device(tiny_cfg(SPEED + "CUDA_GRAPHS", "True"), 1)
+    assert cfg.MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS is False
+    assert [warning for warning in found.warnings if "SPEED.CUDA_GRAPHS is on, but a processor has none" in warning]
+
+
 def test_an_interface_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth77")
     with pytest.raises(InputError, match=r"GLOO_SOCKET_IFNAME names the network interface eth77, which .* has lo"):

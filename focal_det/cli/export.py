@@ -123,8 +123,9 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     if (args.run_dir is None) == (args.weights is None):
         raise InputError("give one of --run OUTPUT_DIR and --weights FILE")
     weights = args.weights if args.run_dir is None else files_of_run(Path(args.run_dir))[1]
-    off = ["MODEL.FOCAL_DET.SPEED.BFLOAT16_INFERENCE", "False", "MODEL.FOCAL_DET.SPEED.COMPILE", "False"]
-    cfg = load_config(config_files(args.config_file, weights), [*args.overrides, *off])
+    off = dict.fromkeys(("BFLOAT16_INFERENCE", "COMPILE", "CUDA_GRAPHS"), "False") | {"PAD_TO": "[]"}
+    settings = [word for name, value in off.items() for word in (f"MODEL.FOCAL_DET.SPEED.{name}", value)]
+    cfg = load_config(config_files(args.config_file, weights), [*args.overrides, *settings])
     if args.score_thresh is not None:
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.score_thresh
     check_architecture(cfg, "exported")

@@ -115,7 +115,7 @@ def _own_loss_problems(architecture: str, settings: Sequence[Setting]) -> list[s
     """Refuse the keys of our loss and network under an architecture of Detectron2's."""
     problems = []
     for key, value, place, _ in settings:
-        is_speed = key.startswith(_SPEED) and value is True and key != _SPEED + "FUSED_SGD"  # which the trainer reads
+        is_speed = key.startswith(_SPEED) and value and key != _SPEED + "FUSED_SGD"  # which the trainer reads
         if is_speed or key.startswith(_LOSS):
             why = f"{architecture} {'does not read it' if is_speed else 'has a loss of its own'}"
             fix = "remove it, or set MODEL.META_ARCHITECTURE to FocalRetinaNet"

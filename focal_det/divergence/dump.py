@@ -203,7 +203,7 @@ def _config_of(text: str) -> tuple[CfgNode, list[str]]:
             problems = [problem.replace(file.name, "its configuration") for problem in named]
     Findings(problems).raise_if_errors()
     cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.FOCAL_DET.SPEED.COMPILE = False
+    cfg.MODEL.FOCAL_DET.SPEED.COMPILE = cfg.MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS = False
     if cfg.MODEL.DEVICE.startswith("cuda"):
         cfg.MODEL.DEVICE = "cuda"  # this machine may have fewer
     cfg, found = choose_device(cfg, 1)

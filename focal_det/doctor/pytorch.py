@@ -122,11 +122,12 @@ def speed_options() -> Iterator[Finding]:
     compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++"))  # where torch.compile looks
     no_compiler = None if any(map(shutil.which, compilers)) else "torch.compile needs a C++ compiler, and there is none"
     obstacles = {
-        **dict.fromkeys(("CHANNELS_LAST", "FOLD_NORMS", "FUSED_SGD"), None),
+        **dict.fromkeys(("CHANNELS_LAST", "FOLD_NORMS", "FUSED_SGD", "PAD_TO"), None),
         **dict.fromkeys(("BFLOAT16_INFERENCE", "SOLVER.AMP bfloat16"), no_bfloat16),
         "SOLVER.AMP float16": None if device == "cuda" else "needs a GPU",
         "TRITON": triton_missing(torch.device(device)),
         "COMPILE": no_compiler,
+        "CUDA_GRAPHS": None if device == "cuda" else "needs a GPU",
     }
     for name, obstacle in obstacles.items():
         fix = "apt-get install g++, or set CXX" if name == "COMPILE" and obstacle else ""

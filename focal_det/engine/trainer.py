@@ -49,7 +49,7 @@ from .train_step import (
     when_due,
 )
 from .validation_loss import ValidationLoss
-from .writers import ConsoleWriter, WriteMetrics, images_of, speed_options_line
+from .writers import ConsoleWriter, WriteMetrics, images_of, speed_options_line, speed_summary
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ class Trainer(DefaultTrainer):
         model: torch.nn.Module = build_model(cfg)
         if isinstance(model, FocalRetinaNet) and model.compiled is not None:
             model.compiled.while_compiling = compiling
+        if isinstance(model, FocalRetinaNet) and model.captured is not None:
+            model.captured.while_capturing = compiling
         parameters = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(
@@ -170,6 +172,8 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """Do as Detectron2 does; after a fault only write what was measured, and evaluate nothing."""
+        for line in speed_summary(unwrapped(self.model)):
+            logger.info(line)
         if not isinstance(sys.exc_info()[1], Exception):
             super().after_train()
             return

@@ -120,7 +120,7 @@ def speed_options_line(cfg: CfgNode, model: torch.nn.Module) -> str:
     if is_ours:  # another architecture reads none of these
         active += ["CHANNELS_LAST"] if model.memory_format is torch.channels_last else []
         active += ["FOLD_NORMS"] if any(isinstance(module, FoldedConv2d) for module in model.modules()) else []
-        active += [name for name in ("TRITON", "BFLOAT16_INFERENCE", "COMPILE") if speed[name]]
+        active += [name for name in ("TRITON", "BFLOAT16_INFERENCE", "COMPILE", "CUDA_GRAPHS", "PAD_TO") if speed[name]]
     active += ["FUSED_SGD"] if speed.FUSED_SGD else []
     active += [f"AMP {cfg.SOLVER.AMP.DTYPE}"] if cfg.SOLVER.AMP.ENABLED else []
     line = f"Speed options in use: {', '.join(active) or 'none'}"
@@ -131,6 +131,16 @@ def speed_options_line(cfg: CfgNode, model: torch.nn.Module) -> str:
     if "COMPILE" in active:
         line += ". Compiling takes minutes in the first step; the log says when it starts and ends"
     return line
+
+
+def speed_summary(model: torch.nn.Module) -> list[str]:
+    """Say in a line each how often CUDA_GRAPHS and PAD_TO were of use, where they are on."""
+    if not isinstance(model, FocalRetinaNet):
+        return []
+    lines = [] if model.captured is None else [model.captured.summary()]
+    if model.padding.too_large:
+        lines.append(f"PAD_TO: {model.padding.too_large:,} batches were larger than every shape, and not padded")
+    return lines
 
 
 def images_of(loader: Any) -> int | None:

@@ -11,11 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.exc import BackendCompilerFailed
 
 logger = logging.getLogger(__name__)
 _THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+_STATIC_LIMIT = 64  # compilations where each shape has its own
 
 # Global, as PyTorch's callbacks are, which do not say whose function they are about: that of the last call.
 _last_called: weakref.ref[CompiledOrPlain] | None = None
@@ -28,6 +30,8 @@ class CompiledOrPlain:
     most three times for images of all sizes. Another compilation follows for images so small that a map of theirs is
     one pixel wide, for a batch of one, and for detecting; after eight it compiles no more.
 
+    With `static` it compiles for each shape, for batches that are padded to a few: up to 64 times.
+
     PyTorch compiles the backward pass when it is first needed; if only that fails, so does the training.
 
     A copy compiles anew: compiled code belongs to the model that it was made of.
@@ -37,19 +41,21 @@ class CompiledOrPlain:
         compilations: how often PyTorch has compiled, for forward and backward passes.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.plain = function
-        self.compiled: Callable[..., Any] | None = torch.compile(function)
+    def __init__(self, function: Callable[..., Any], *, static: bool = False) -> None:
+        self.plain, self.static = function, static
+        self.compiled: Callable[..., Any] | None = torch.compile(function, dynamic=False if static else None)
+        if static:
+            dynamo.recompile_limit = max(dynamo.recompile_limit, _STATIC_LIMIT)
         self.while_compiling: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.compilations = 0
         self._about = ""
         self._open: tuple[float, AbstractContextManager[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"plain": self.plain}
+        return {"plain": self.plain, "static": self.static}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["plain"])  # type: ignore[misc]
+        self.__init__(state["plain"], static=state["static"])  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> Any:
         if self.compiled is not None:

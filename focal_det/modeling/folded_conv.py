@@ -9,6 +9,8 @@ and saved stay the unfolded ones, under the same names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,7 +50,8 @@ class KeptConv2d(Conv2d):
     Autocast does it in every call: its own cache ends with its context, and has no weights that are not trained.
     """
 
-    _kept: tuple[tuple[Any, ...], Tensor, Tensor | None] | None = None
+    # By that format: what one evaluation keeps is still there, where it was, after another in another format.
+    _kept: Mapping[torch.dtype | None, tuple[tuple[Any, ...], Tensor, Tensor | None]] = MappingProxyType({})
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W')."""
@@ -58,7 +61,7 @@ class KeptConv2d(Conv2d):
 
     def train(self, mode: bool = True) -> KeptConv2d:
         """Set the mode, as of every module, and drop the weights kept for evaluation."""
-        self._kept = None
+        self._kept = {}
         return super().train(mode)
 
     def _weights(self, device: str) -> tuple[Tensor, Tensor | None]:
@@ -70,13 +73,14 @@ class KeptConv2d(Conv2d):
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.weight.is_inference():
             return self._make()
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        state = (dtype, *self._state())
-        kept = self._kept
+        state = self._state()
+        kept = self._kept.get(dtype)
         if kept is None or kept[0] != state:
             weight, bias = self._make()
             if dtype is not None:
                 weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-            kept = self._kept = (state, weight, bias)
+            kept = (state, weight, bias)
+            self._kept = {**self._kept, dtype: kept}
         return kept[1:]
 
     def _state(self) -> tuple[Any, ...]:
@@ -87,7 +91,7 @@ class KeptConv2d(Conv2d):
         return self.weight, self.bias
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": None}
+        return {**super().__getstate__(), "_kept": {}}
 
 
 class FoldedConv2d(KeptConv2d):

@@ -1,15 +1,16 @@
-"""Which levels of a backbone the detector takes, and whether anchors and head fit them."""
+"""The levels of a backbone that the detector takes, whether anchors and head fit them, and maps of padded batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.anchor_generator import build_anchor_generator
-from torch import nn
+from torch import Tensor, nn
 
 
 def level_shapes(backbone: Backbone, in_features: Sequence[str]) -> list[ShapeSpec]:
@@ -72,3 +73,60 @@ def head_sizes(levels: Sequence[ShapeSpec], anchor_generator: Any) -> dict[str, 
             "MODEL.RETINANET.IN_FEATURES to levels of one pyramid"
         )
     return {"in_channels": channels[0], "num_levels": len(levels), "num_anchors": num_anchors[0]}
+
+
+class ShapePadding:
+    """Pads batches with zeros to the smallest of some shapes, and cuts the network's maps back.
+
+    Anchors, assignment, losses and detections are those of the batch as it was. What a map holds where an image ends
+    differs as between two batches of Detectron2's, of which one holds a larger image besides: the network sees a
+    border of zeros, which its biases change layer by layer, where it would see the end of the map.
+
+    Args:
+        shapes: (short, long) sides in pixels, each also the other way round; none pads nothing.
+        divisor: which all sides must be multiples of.
+
+    Raises:
+        ValueError: a shape that is not two such sides.
+
+    Attributes:
+        too_large: how many batches fitted no shape and were left as they were.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int]], divisor: int) -> None:
+        for shape in shapes:
+            fits = isinstance(shape, Sequence) and len(shape) == 2 and all(isinstance(side, int) for side in shape)
+            if not fits or any(side < 1 or side % max(1, divisor) for side in shape):
+                raise ValueError(
+                    f"MODEL.FOCAL_DET.SPEED.PAD_TO has {shape!r}, which is not a pair of sides that are "
+                    f"multiples of {divisor}, such as [{25 * max(1, divisor)}, {42 * max(1, divisor)}]"
+                )
+        both = {tuple(sides) for shape in shapes for sides in (shape, shape[::-1])}
+        self.shapes = sorted(both, key=lambda sides: (sides[0] * sides[1], sides))
+        self.too_large = 0
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Pad (N, C, H, W) below and on the right."""
+        height, width = images.shape[-2:]
+        shape = next((sides for sides in self.shapes if sides[0] >= height and sides[1] >= width), None)
+        if shape is None:
+            self.too_large += bool(self.shapes)
+            return images
+        return images if shape == (height, width) else F.pad(images, (0, shape[1] - width, 0, shape[0] - height))
+
+
+def cut_back(level: Tensor, padded: Sequence[int], size: Sequence[int], stride: int) -> Tensor:
+    """View of a map (N, C, h, w) of padded images the part that images of a size (height, width) have.
+
+    Raises:
+        ValueError: a map that is not one cell for each `stride` pixels that have begun.
+    """
+    if tuple(padded) == tuple(size):
+        return level
+    if list(level.shape[-2:]) != [-(-side // stride) for side in padded]:
+        raise ValueError(
+            f"MODEL.FOCAL_DET.SPEED.PAD_TO: {tuple(padded)} px are a map of {tuple(level.shape[-2:])} "
+            f"at stride {stride} of this backbone, which cannot be cut back to the images: leave PAD_TO empty"
+        )
+    height, width = (-(-side // stride) for side in size)
+    return level[..., :height, :width]

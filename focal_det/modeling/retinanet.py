@@ -17,13 +17,14 @@ from ..defaults import with_own_keys
 from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .anchor_generator import OctaveAnchorGenerator
 from .assignment import pad_objects
+from .captured import CapturedOrPlain
 from .compiled import CompiledOrPlain
 from .criterion import DenseCriterion
 from .decode import PAPERS_DECODING, check_decoding, decode_detections, to_device
 from .dense_losses import FocalLoss
 from .folded_conv import fold_frozen_norms, keep_cast_weights
 from .head import RetinaNetHead
-from .levels import anchor_generator_of, check_anchors, head_sizes, level_shapes
+from .levels import ShapePadding, anchor_generator_of, check_anchors, cut_back, head_sizes, level_shapes
 from .normalizer import LossNormalizer
 
 
@@ -43,12 +44,13 @@ class FocalRetinaNet(nn.Module):
             weights.
         pixel_mean, pixel_std: of each channel, in the order of the input's; the defaults are for BGR and the weights
             of Detectron2's model zoo.
-        channels_last, fold_norms, compile_network, bfloat16_inference: see MODEL.FOCAL_DET.SPEED in
-            `focal_det.defaults`.
+        channels_last, fold_norms, compile_network, cuda_graphs, pad_to, bfloat16_inference: see
+            MODEL.FOCAL_DET.SPEED in `focal_det.defaults`.
 
     Raises:
-        ValueError: an option of the decoding, or a mean or deviation of the channels, out of its range; levels that the
-            backbone does not have, or that anchors or head do not fit.
+        ValueError: an option of the decoding, a mean or deviation of the channels, or a shape to pad to, out of its
+            range; levels that the backbone does not have, or that anchors or head do not fit; graphs of a network that
+            waits for other ranks.
     """
 
     @configurable
@@ -67,6 +69,8 @@ class FocalRetinaNet(nn.Module):
         channels_last: bool = True,
         fold_norms: bool = True,
         compile_network: bool = False,
+        cuda_graphs: bool = False,
+        pad_to: Sequence[Sequence[int]] = (),
         bfloat16_inference: bool = False,
     ) -> None:
         super().__init__()
@@ -94,7 +98,15 @@ class FocalRetinaNet(nn.Module):
         for module in (*backbone.modules(), *head.modules()):
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=self.memory_format)
-        self.compiled = CompiledOrPlain(self.network) if compile_network else None
+        self.padding = ShapePadding(pad_to, backbone.size_divisibility)
+        self.strides = [level.stride for level in shapes]
+        self.compiled = CompiledOrPlain(self.network, static=bool(pad_to)) if compile_network else None
+        self.captured = CapturedOrPlain(self, self.compiled or self.network) if cuda_graphs else None
+        if cuda_graphs and any("SyncBatchNorm" in type(module).__name__ for module in self.modules()):
+            raise ValueError(
+                "MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS is on, but ranks that compute SyncBN's statistics together cannot "
+                "capture each by itself: turn it off, or choose another norm"
+            )
         self.anchor_generator = anchor_generator
         self.criterion = criterion
         self.num_classes = num_classes
@@ -147,6 +159,8 @@ class FocalRetinaNet(nn.Module):
             "channels_last": extra.SPEED.CHANNELS_LAST and not _is_slow_channels_last(cfg.MODEL.DEVICE, backbone, head),
             "fold_norms": extra.SPEED.FOLD_NORMS,
             "compile_network": extra.SPEED.COMPILE,
+            "cuda_graphs": extra.SPEED.CUDA_GRAPHS,
+            "pad_to": extra.SPEED.PAD_TO,
             "bfloat16_inference": extra.SPEED.BFLOAT16_INFERENCE,
         }
 
@@ -192,6 +206,17 @@ class FocalRetinaNet(nn.Module):
             for (boxes, scores, classes), size in zip(found, output_sizes, strict=True)
         ]
 
+    def train(self, mode: bool = True) -> FocalRetinaNet:
+        """Set the mode, as of every module."""
+        if self.captured is not None:
+            self.captured.mode_changes()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **options: Any) -> FocalRetinaNet:
+        if self.captured is not None:
+            self.captured.forget()  # graphs read weights where they were
+        return super()._apply(*args, **options)
+
     def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return every anchor's class logits (N, R, K) and label (N, R); inputs and errors are training's."""
         levels, _, anchors = self._predictions(self._preprocess(batched_inputs))
@@ -200,7 +225,13 @@ class FocalRetinaNet(nn.Module):
 
     def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return each level's logits (N, H, W, A, K), deltas (N, H, W, A, 4) and anchors (H*W*A, 4)."""
-        logits, deltas = (self.compiled or self.network)(images.tensor)
+        run_network = self.captured or self.compiled or self.network
+        padded = self.padding.pad(images.tensor)
+        sizes = padded.shape[-2:], images.tensor.shape[-2:]
+        logits, deltas = (
+            [cut_back(level, *sizes, stride) for level, stride in zip(part, self.strides, strict=True)]
+            for part in run_network(padded)
+        )
         return (
             [_classes_last(level, self.num_classes) for level in logits],
             [_classes_last(level, 4) for level in deltas],

@@ -146,6 +146,8 @@ def test_detectron2s_detector_has_no_speed_options():
     overrides = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
     (problem,) = problems_of("", [*overrides, "MODEL.FOCAL_DET.SPEED.COMPILE", "True"])
     assert problem.startswith("command line: MODEL.FOCAL_DET.SPEED.COMPILE is True, but MODEL.META_ARCHITECTURE")
+    (problem,) = problems_of("", [*overrides, "MODEL.FOCAL_DET.SPEED.PAD_TO", "[[64, 64]]"])
+    assert problem.startswith("command line: MODEL.FOCAL_DET.SPEED.PAD_TO is [[64, 64]], but MODEL.META_ARCHITECTURE")
     load_config("", [*overrides, "MODEL.FOCAL_DET.SPEED.FUSED_SGD", "True"])  # the trainer reads this one
 
 

@@ -68,6 +68,8 @@ def test_it_resumes_to_where_the_old_version_would_have_come(train_net, run):
             ("DATALOADER.RANDOM_SUBSET_RATIO", "1.0"),
             ("DATASETS.TRAIN_REPEAT_FACTOR", "[]"),
             ("MODEL.FOCAL_DET.PLUGINS", "[]"),
+            ("MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS", "False"),
+            ("MODEL.FOCAL_DET.SPEED.PAD_TO", "[]"),
         )
     ]
     assert [line for line in warnings if not of_versions.fullmatch(line)] == of_new_keys

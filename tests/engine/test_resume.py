@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
+from recorded_graphs import RecordedGraphs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
@@ -22,6 +23,7 @@ from focal_det.engine import run, trainer
 from focal_det.engine.run import run_job
 from focal_det.engine.trainer import Trainer
 from focal_det.errors import InputError, TrainingError
+from focal_det.modeling.captured import CapturedOrPlain
 from focal_det.modeling.retinanet import FocalRetinaNet
 from focal_det.preflight.plan import check, write
 
@@ -158,6 +160,26 @@ def fail_at(monkeypatch, iteration, words):
         patch.setattr(Trainer, "run_step", fail)
         with pytest.raises(TrainingError, match="is gone"):
             train(words)
+
+
+def test_so_it_is_with_captured_networks_that_capture_anew_after_a_resume(whole, tmp_path, monkeypatch):
+    build, captured = Trainer.build_model, []
+
+    def build_captured(cfg):
+        model = build(cfg)
+        model.captured = CapturedOrPlain(model, model.network)
+        model.captured.make_graphs = RecordedGraphs
+        captured.append(model.captured)
+        return model
+
+    monkeypatch.setattr(Trainer, "build_model", staticmethod(build_captured))
+    with surroundings(tmp_path / "datasets"):
+        assert train(arguments(tmp_path / "run"), stop_after=8)
+        assert not train(arguments(tmp_path / "run", "--resume"))
+    assert_same(outcome(tmp_path / "run"), whole[1])
+    assert all(one.counts["replayed"] >= 3 for one in captured)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count(" calls of the network ") == len(captured) == 2
 
 
 def test_so_is_one_that_a_fault_has_ended_in_the_step_after_a_checkpoint(whole, tmp_path, monkeypatch):

@@ -124,8 +124,8 @@ def test_what_is_kept_is_made_anew_by_eval_and_not_saved(tiny_cfg):
         after = conv.eval()(x)
         plain = nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding)
         torch.testing.assert_close(after, conv.norm(plain), rtol=1e-4, atol=1e-5)
-    assert conv._kept is not None
-    assert copy.deepcopy(conv)._kept is None
+    assert conv._kept
+    assert not copy.deepcopy(conv)._kept
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
@@ -142,13 +142,21 @@ def test_weights_kept_in_bfloat16_change_no_bit_and_are_cast_once(tiny_cfg, batc
             return [level for levels in model.network(images) for level in levels]
 
     first = outputs()
-    kept = [conv._kept[1] for conv in convs]
+
+    def kept_weights():
+        return [weight for conv in convs for _, weight, _ in conv._kept.values()]
+
+    kept = kept_weights()
+    assert len(kept) == len(convs)
     is_low = [weight.dtype == torch.bfloat16 for weight in kept]
     assert sum(is_low) == len(convs) - 2  # P6 and P7 stay in float32 on a processor
     again = outputs()
-    assert all(conv._kept[1] is weight for conv, weight in zip(convs, kept, strict=True))
+    with torch.no_grad():
+        model.network(images)  # in float32, which leaves what a graph may read where it is
+    outputs()
+    assert {*map(id, kept)} <= {*map(id, kept_weights())}
     for conv in convs:
-        conv._kept = None
+        conv._kept = {}
         conv._weights = lambda device, conv=conv: conv._make()  # as without keeping: autocast casts in every call
     expected = outputs()
     for found in (first, again):
@@ -283,6 +291,17 @@ def test_images_of_all_sizes_are_compiled_for_three_times_at_most_and_the_log_sa
     assert copy.deepcopy(double).compilations == 0
 
 
+def test_for_shapes_that_batches_are_padded_to_it_compiles_each_by_itself(tiny_cfg, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = build_model(tiny_cfg(*FROZEN, SPEED + "COMPILE", "True", SPEED + "PAD_TO", "[[64, 96]]"))
+    assert copy.deepcopy(model).compiled.static
+    double = CompiledOrPlain(lambda images: images * 2, static=True)
+    sizes = [(32 + 8 * step, 40) for step in range(10)]  # more than PyTorch's own limit
+    for height, width in sizes + sizes:
+        double(torch.ones(2, 3, height, width))
+    assert double.compilations == 10
+
+
 def test_compiling_is_said_again_after_pytorch_has_been_reset(monkeypatch, lines):
     double = doubling(monkeypatch)
     for _ in range(2):
@@ -292,7 +311,9 @@ def test_compiling_is_said_again_after_pytorch_has_been_reset(monkeypatch, lines
 
 
 def test_a_compiled_model_counts_as_progress_while_it_compiles(tiny_cfg):
-    assert Trainer.build_model(tiny_cfg(SPEED + "COMPILE", "True")).compiled.while_compiling is compiling
+    model = Trainer.build_model(tiny_cfg(SPEED + "COMPILE", "True", SPEED + "CUDA_GRAPHS", "True"))
+    assert model.compiled.while_compiling is model.captured.while_capturing is compiling
+    assert model.captured.function is model.compiled
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, 4), ("7", 32)])

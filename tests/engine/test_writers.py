@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from focal_det.engine.writers import ConsoleWriter, speed_options_line
+from focal_det.engine.writers import ConsoleWriter, speed_options_line, speed_summary
 
 pytestmark = pytest.mark.detectron2
 
@@ -66,6 +66,10 @@ def test_the_first_steps_are_not_timed_and_nothing_is_written_after_the_last(lin
         (["MODEL.RESNETS.NORM", "FrozenBN"], "CHANNELS_LAST, FOLD_NORMS"),
         (["MODEL.FOCAL_DET.SPEED.FUSED_SGD", "True"], "FUSED_SGD"),
         (["MODEL.FOCAL_DET.SPEED.BFLOAT16_INFERENCE", "True"], "BFLOAT16_INFERENCE"),
+        (
+            ["MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS", "True", "MODEL.FOCAL_DET.SPEED.PAD_TO", "[[32, 64]]"],
+            "CUDA_GRAPHS, PAD_TO",
+        ),
         (["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16"], "AMP bfloat16"),
     ],
 )
@@ -80,3 +84,13 @@ def test_the_speed_options_in_use_are_named(tiny_cfg, overrides, expected):
 def test_the_log_says_that_compiling_takes_minutes(tiny_cfg):
     cfg = tiny_cfg("MODEL.FOCAL_DET.SPEED.COMPILE", "True")
     assert "Compiling takes minutes" in speed_options_line(cfg, build_model(cfg))
+
+
+def test_the_end_says_what_the_speed_options_were_good_for(tiny_cfg, batch_of):
+    options = ("MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS", "True", "MODEL.FOCAL_DET.SPEED.PAD_TO", "[[32, 64]]")
+    model = build_model(tiny_cfg(*options))
+    model(batch_of((1,)))
+    graphs, padding = speed_summary(model)
+    assert graphs.startswith("CUDA graphs: 0 captured; of 1 calls of the network 0 were replays and 1 ran without")
+    assert padding == "PAD_TO: 1 batches were larger than every shape, and not padded"
+    assert speed_summary(build_model(tiny_cfg())) == []

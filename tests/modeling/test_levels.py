@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from focal_det.modeling.anchor_generator import OctaveAnchorGenerator
+from focal_det.modeling.levels import ShapePadding, cut_back
 from focal_det.modeling.retinanet import FocalRetinaNet
 
 pytestmark = pytest.mark.detectron2
@@ -212,3 +213,74 @@ def test_fcos_has_the_same_losses_with_our_anchors(batch_of):
             losses.append(model(batch_of((2, 1), size=(64, 64))))
         sum(losses[-1].values()).backward()
     assert losses[0] == losses[1]
+
+
+# --- padding to a few shapes -----------------------------------------------------------------------------------------
+
+PAD_TO = "MODEL.FOCAL_DET.SPEED.PAD_TO"
+FROZEN = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.PIXEL_STD", "[500., 500., 500.]")
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ((64, 96), (64, 96)),
+        ((32, 96), (64, 96)),
+        ((96, 32), (96, 64)),
+        ((64, 64), (64, 96)),  # of two that are as small, the one that comes first in their order
+        ((96, 96), (96, 160)),
+        ((160, 160), (160, 160)),  # too large: as it is
+    ],
+)
+def test_a_batch_takes_the_smallest_shape_that_holds_it(size, shape):
+    padding = ShapePadding([(96, 160), [64, 96]], 32)
+    images = torch.ones(2, 3, *size)
+    padded = padding.pad(images)
+    assert padded.shape == (2, 3, *shape)
+    assert padded[..., : size[0], : size[1]].equal(images)
+    assert padded.sum() == images.sum()
+    assert padding.too_large == (size == (160, 160))
+
+
+@pytest.mark.parametrize("shapes", ["[[800, 1333]]", "[[800]]", "[800, 1344]", "[[0, 32]]", "[['a', 32]]"])
+def test_a_shape_that_is_none_is_named(tiny_cfg, shapes):
+    with pytest.raises(ValueError, match=r"PAD_TO has .* not a pair of sides that are multiples of 32"):
+        build_model(tiny_cfg(PAD_TO, shapes))
+
+
+def test_padding_is_what_a_larger_image_beside_makes_of_a_batch(tiny_cfg, batch_of):
+    small, large = batch_of((4,), size=(64, 96)), batch_of((0,), size=(128, 160))
+    plain, padded = (
+        build_model(tiny_cfg(*FROZEN, "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", *options))
+        for options in ((), (PAD_TO, "[[128, 160]]"))
+    )
+    padded.load_state_dict(plain.state_dict())
+    (logits, labels), (expected, same) = (model.class_logits_and_labels(small) for model in (padded, plain))
+    assert labels.equal(same)  # of as many anchors, and no more
+    assert logits.shape == expected.shape
+    # Detectron2's own padding: the same image in a batch with a larger one, of which the small one's part is cut out.
+    with torch.no_grad():
+        maps, _ = plain.network(plain._preprocess(small + large).tensor)
+    parts = []
+    for level, stride in zip(maps, (8, 16, 32, 64, 128), strict=True):
+        part = level[:1, :, : -(-64 // stride), : -(-96 // stride)]
+        parts.append(part.unflatten(1, (-1, 3)).permute(0, 3, 4, 1, 2).flatten(1, -2))
+    torch.testing.assert_close(logits.detach(), torch.cat(parts, dim=1), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4)  # the border shows, as it does in Detectron2
+    step_and_detect(padded, small)
+    with torch.no_grad():
+        boxes = padded(small)[0]["instances"].pred_boxes.tensor
+    assert len(boxes) > 5
+    assert boxes.max(dim=0).values[2:].le(torch.tensor([96.0, 64.0])).all()
+
+
+def test_an_image_as_large_as_a_shape_changes_nothing(tiny_cfg, batch_of):
+    batch = batch_of((4, 2), size=(64, 96))
+    plain, padded = (build_model(tiny_cfg(*FROZEN, *options)) for options in ((), (PAD_TO, "[[64, 96], [64, 128]]")))
+    padded.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(padded(batch), plain(batch), rtol=0, atol=0)
+
+
+def test_maps_of_another_size_are_not_cut():
+    with pytest.raises(ValueError, match="cannot be cut back"):
+        cut_back(torch.zeros(1, 1, 9, 9), (64, 64), (32, 64), 8)

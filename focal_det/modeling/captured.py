@@ -1,0 +1,284 @@
+"""CUDA graphs of the network: a batch of a shape that comes again is launched at once, not kernel by kernel.
+
+Captured are the network's forward and backward pass. What depends on the objects (assignment, losses), what the ranks
+do together (the normaliser's sum, the gradients' average) and the update stay outside: ranks may replay different
+shapes in one step, and gradients' hooks, clipping, loss scales and checks see what they always see.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import time
+import weakref
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+logger = logging.getLogger(__name__)
+
+Outputs = tuple[list[Tensor], list[Tensor]]  # of the network: each level's logits and deltas
+
+_APPEARANCES = 2  # of a shape until it is captured: what comes once is not worth a second or so
+_RARER = 10  # times as many for a shape whose graph had to go, so that shapes in turn do not capture each other away
+
+
+class CudaGraphs:
+    """Records what functions launch on a GPU, all into one pool of memory, which is right if they replay in turn.
+
+    Raises:
+        RuntimeError: another device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type != "cuda":
+            raise RuntimeError(f"only what runs on a GPU can be captured, and this runs on the device {device}")
+        self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.max_bytes = torch.cuda.get_device_properties(device).total_memory // 8
+
+    def warm_up(self, function: Callable[[], object]) -> None:
+        """Call a function as often as PyTorch's own captures do, so that libraries choose and allocate before."""
+        gc.collect()  # a graph of a model that is gone must not be destroyed during the capture
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        with torch.cuda.stream(self.stream):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+    def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        """Return a function's result and what fills it anew, from whatever is then in the tensors that it reads."""
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": the loader's thread pins memory meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            result = function()
+        return result, graph.replay
+
+
+class CapturedOrPlain:
+    """Calls a network, and captures it for each kind of images that comes again; the log says so.
+
+    Outputs, and gradients of parameters, lie in memory of the graphs: they hold until the next call, and until the next
+    backward pass. A replay's backward pass has to come before the next replay: while one is due, a call is a plain one,
+    as for images that were not captured, yet or ever. In evaluation a graph may hold what a module derived from its
+    weights, so it is captured anew when they change. A copy captures anew: graphs belong to a model.
+
+    Args:
+        owner: holds the parameters and buffers; where others take their place, call `forget`.
+        function: images (N, 3, H, W) to logits and deltas of each level.
+
+    Attributes:
+        make_graphs: makes what records on a device; something else than `CudaGraphs` in tests.
+        while_capturing: opened while a capture lasts; not copied.
+        counts: shapes "captured"; calls "replayed" and "plain", and how many of these "failed" to be captured.
+    """
+
+    make_graphs: Callable[[torch.device], Any] = CudaGraphs
+
+    def __init__(self, owner: nn.Module, function: Callable[[Tensor], Outputs]) -> None:
+        self.owner, self.function = owner, function
+        self.while_capturing: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.counts: Counter[str] = Counter()
+        self.pending: weakref.ref[_Pending] | None = None
+        self._modes = 0
+        self.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"owner": self.owner, "function": self.function}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def forget(self) -> None:
+        """Drop all graphs, which read and write where parameters and buffers were."""
+        self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()  # the least recently used first
+        self._appearances: Counter[Hashable] = Counter()
+        self._needed: defaultdict[Hashable, float] = defaultdict(lambda: _APPEARANCES)
+        self._graphs: Any = None
+        self._gradients: dict[str, Tensor] = {}  # of parameters by name, in which all backward passes leave them
+        self._tensors: tuple[list[nn.Parameter], list[Tensor]] | None = None
+
+    def mode_changes(self) -> None:
+        """Note that training or evaluation begins: a fused optimizer may have changed weights without counting it."""
+        self._modes += 1
+
+    def __call__(self, images: Tensor) -> Outputs:
+        is_due = self.pending is not None and self.pending() is not None
+        recording = None if is_due or images.requires_grad else self._recording(images)
+        if recording is None:
+            self.counts["plain"] += 1
+            return self.function(images)
+        self.counts["replayed"] += 1
+        if not recording.trained:
+            return recording.split(recording.forward(images))
+        pending = _Pending()
+        self.pending = weakref.ref(pending)
+        return recording.split(_Replay.apply(recording, pending, images, *recording.trained.values()))
+
+    def _recording(self, images: Tensor) -> _Recording | None:
+        """Return the graphs for such images, captured if it is time to; None if the call is to be a plain one."""
+        if self._tensors is None:
+            self._tensors = list(self.owner.parameters()), list(self.owner.buffers())
+        parameters, buffers = self._tensors
+        device, training = images.device.type, self.owner.training
+        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        grad = torch.is_grad_enabled() and sum(parameter.requires_grad for parameter in parameters)
+        key = (*images.shape, images.stride(), cast, grad, training, torch.is_inference_mode_enabled())
+        versions = 0 if training else sum(0 if x.is_inference() else x._version for x in (*parameters, *buffers))
+        weights = None if training else (self._modes, versions)
+        found = self._recordings.pop(key, None)
+        if found is None or found.weights != weights:
+            self._appearances[key] = 1 if found else self._appearances[key] + 1
+            is_due = self._appearances[key] >= self._needed[key]
+            found = self._capture(images, key, buffers if training else []) if is_due else None
+        if found is None:
+            self.counts["failed"] += math.isinf(self._needed[key])
+            return None
+        found.weights, self._recordings[key] = weights, found
+        while len(self._recordings) > 1 and sum(x.bytes for x in self._recordings.values()) > self._graphs.max_bytes:
+            old, _ = self._recordings.popitem(last=False)
+            self._appearances[old], self._needed[old] = 0, self._needed[old] * _RARER
+        return found
+
+    def _capture(self, images: Tensor, key: Hashable, buffers: Sequence[Tensor]) -> _Recording | None:
+        """Capture the network for such images, leaving buffers as they were; None, and never again, if that fails."""
+        about, start = f"a batch of {'x'.join(map(str, images.shape))}", time.monotonic()
+        before = [buffer.clone() for buffer in buffers]  # such as a norm's statistics
+        try:
+            with self.while_capturing():
+                self._graphs = self._graphs or self.make_graphs(images.device)
+                found = _Recording(self._graphs, self.owner, self.function, images, self._gradients)
+        except RuntimeError as error:
+            self._needed[key] = math.inf
+            reason = " ".join(str(error).split())[:200]
+            logger.warning(f"CUDA graphs: {about} cannot be captured ({reason}) and always runs without a graph")
+            return None
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(buffers, before, strict=True):
+                    buffer.copy_(value)
+        self.counts["captured"] += 1
+        passes = "forward and backward" if found.trained else "forward"
+        took = f"in {time.monotonic() - start:.1f} s, beside {len(self._recordings)} others"
+        logger.info(f"CUDA graphs: captured {about}, {passes}, {took}")
+        return found
+
+    def summary(self) -> str:
+        """Say what was done in how many calls."""
+        captured, replayed, plain, failed = (self.counts[x] for x in ("captured", "replayed", "plain", "failed"))
+        return (
+            f"CUDA graphs: {captured} captured; of {replayed + plain:,} calls of the network {replayed:,} were replays "
+            f"and {plain:,} ran without a graph, {failed:,} of them since their shape cannot be captured"
+        )
+
+
+class _Pending:
+    """Lives as long as a backward pass may follow."""
+
+
+class _Recording:
+    """The graphs for images of one kind, and the tensors that they read and write.
+
+    It has leaves of its own in the place of the parameters, over the same memory: the parameters' own nodes in
+    autograd's graph, which DDP keeps, may belong to another stream, which must not get into a capture.
+
+    Attributes:
+        trained: parameters by name that get a gradient; none if there is no backward pass.
+        bytes: of images, outputs and their gradients, which no other recording can share.
+    """
+
+    weights: Hashable = None  # what they were in an evaluation
+
+    def __init__(
+        self,
+        graphs: Any,
+        owner: nn.Module,
+        function: Callable[[Tensor], Outputs],
+        images: Tensor,
+        gradients: dict[str, Tensor],
+    ) -> None:
+        self._images = images.clone()
+        named = owner.named_parameters() if torch.is_grad_enabled() else ()
+        self.trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+        leaves: dict[str, Tensor] = {f"owner.{name}": nn.Parameter(x.detach()) for name, x in self.trained.items()}
+        network = _AsModule(owner, function)
+
+        def forward() -> list[Tensor]:
+            torch.clear_autocast_cache()  # weights cast before lie outside of the graph,
+            logits, deltas = functional_call(network, leaves, (self._images,))
+            torch.clear_autocast_cache()  # and those cast now within
+            self._levels = len(logits)
+            return [*logits, *deltas]
+
+        def backward(outputs: Sequence[Tensor], of_outputs: Sequence[Tensor]) -> list[Tensor | None]:
+            found = torch.autograd.grad(outputs, list(leaves.values()), of_outputs, allow_unused=True)
+            pairs = [(gradients[name], x) for name, x in zip(self.trained, found, strict=True) if x is not None]
+            torch._foreach_copy_([own for own, _ in pairs], [x for _, x in pairs])
+            return [None if x is None else gradients[name] for name, x in zip(self.trained, found, strict=True)]
+
+        def once() -> None:
+            outputs = forward()
+            if leaves:
+                backward(outputs, [torch.zeros_like(output) for output in outputs])
+
+        for name in self.trained.keys() - gradients.keys():
+            gradients[name] = torch.empty_like(self.trained[name])
+        graphs.warm_up(once)
+        outputs, self._replay_forward = graphs.record(forward)
+        self._outputs, self._of_outputs = [output.detach() for output in outputs], []
+        if leaves:
+            self._of_outputs = [torch.empty_like(output) for output in self._outputs]
+            self._gradients, self._replay_backward = graphs.record(lambda: backward(outputs, self._of_outputs))
+        self.bytes = sum(x.numel() * x.element_size() for x in (self._images, *self._outputs, *self._of_outputs))
+
+    def split(self, outputs: Sequence[Tensor]) -> Outputs:
+        """Return the outputs as the network does."""
+        return list(outputs[: self._levels]), list(outputs[self._levels :])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Replay the forward pass for other images; return what `split` takes."""
+        self._images.copy_(images)
+        self._replay_forward()
+        return tuple(output.detach() for output in self._outputs)
+
+    def backward(self, of_outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Replay the backward pass; return the gradient of each parameter."""
+        for parameter, own in zip(self.trained.values(), self._gradients, strict=True):
+            kept = parameter.grad  # autograd may have made the own one it, to which another is to be added now
+            if kept is not None and own is not None and kept.data_ptr() == own.data_ptr():
+                parameter.grad = kept.clone()
+        torch._foreach_copy_(self._of_outputs, list(of_outputs))
+        self._replay_backward()
+        return [None if own is None else own.detach() for own in self._gradients]
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, recording, pending, images, *parameters):  # type: ignore[no-untyped-def]
+        ctx.recording, ctx.pending = recording, pending
+        return recording.forward(images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        if ctx.pending is None:
+            raise RuntimeError("a captured network has one backward pass; turn MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS off")
+        ctx.pending = None
+        return None, None, None, *ctx.recording.backward(grads)
+
+
+class _AsModule(nn.Module):
+    """A function as a module, so that `functional_call` can put other leaves in the place of its owner's parameters."""
+
+    def __init__(self, owner: nn.Module, function: Callable[[Tensor], Outputs]) -> None:
+        super().__init__()
+        self.owner, self.function = owner, function
+
+    def forward(self, images: Tensor) -> Outputs:
+        return self.function(images)
