@@ -210,9 +210,8 @@ class _Recording:
         network = _AsModule(owner, function)
 
         def forward() -> list[Tensor]:
-            torch.clear_autocast_cache()  # weights cast before lie outside of the graph,
             logits, deltas = functional_call(network, leaves, (self._images,))
-            torch.clear_autocast_cache()  # and those cast now within
+            torch.clear_autocast_cache()  # so that the next pass, the captured one, casts the weights itself
             self._levels = len(logits)
             return [*logits, *deltas]
 
