@@ -91,6 +91,7 @@ def _predict(args: argparse.Namespace) -> int:
     for note in (*notes, *more_notes):
         print(f"warning: {note}", file=sys.stderr)
     make_folder(args.out)
+    outcome = None  # what it stays where a second signal interrupts
     with StopSignals() as stop, tqdm(total=count_frames(inputs, args.every), unit="image", disable=None) as bar:
         try:
             outcome = predict_all(
@@ -111,10 +112,11 @@ def _predict(args: argparse.Namespace) -> int:
             raise OSError("out of memory; give a lower --batch-size or a lower INPUT.MIN_SIZE_TEST") from error
     if stop.number is not None:
         print(f"stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
-    print(_summary(outcome, args, base))
+    if outcome is not None:
+        print(_summary(outcome, args, base))
     if stop.number is not None:
         return 128 + stop.number
-    return EXIT_DONE if outcome.images else EXIT_FAULT
+    return EXIT_DONE if outcome and outcome.images else EXIT_FAULT
 
 
 def _standard_input() -> Iterable[str]:

@@ -14,6 +14,7 @@ import pytest
 
 from focal_det.cli import predict
 from focal_det.cli.main import main
+from focal_det.inference import predicting
 from focal_det.inference.detections import Detections
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +212,17 @@ def test_a_signal_leaves_what_was_done(finder, images, monkeypatch, capsys, numb
     assert f"stopped by {number.name}" in output.err
     assert "2 images, 2 detections" in output.out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_signal_interrupts_at_once(finder, images, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(predicting, "draw_boxes", interrupt)
+    assert run("in", "--out", "out", "--batch-size", "1") == 130
+    assert len(written()["images"]) == 1
+    assert "stopped by SIGINT" in capsys.readouterr().err
 
 
 def test_a_fault_leaves_what_was_done_and_says_why(finder, images, monkeypatch, capsys):
