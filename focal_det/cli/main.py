@@ -40,13 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 a fault while running or writing, 2 bad input and nothing written, 75 stopped by a
         signal with all saved, 130 interrupted. A SIGTERM leaves as SystemExit 143.
     """
-    line = sys.argv[1:] if argv is None else argv
+    line = list(sys.argv[1:] if argv is None else argv)
+    line = line[1:] if line[:1] == ["--"] else line
     if line and line[0] == "train":  # which handles signals and reads its line in ways of its own
         from .train import COMMAND
         from .train import main as train
 
         return train(line[1:], prog=COMMAND, ends_process=argv is None)
-    parser = build_parser(line[:1])
+    words = [word for word in line if not word.startswith("-")]  # a flag before the command is an error that names it
+    parser = build_parser([word for word in words[:1] if word != "train"])
     args, rest = parser.parse_known_args(line)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("--") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -55,6 +55,19 @@ def test_a_line_that_cannot_be_read_exits_with_2(words, capsys):
     assert "focal-det" in capsys.readouterr().err
 
 
+def test_a_double_dash_before_the_command_changes_nothing(capsys):
+    assert main(["--", "reproduce", "--list"]) == 0
+    assert "gamma_2 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["predict", "a.jpg", "--run", "x"], ["train"]])
+def test_a_flag_before_the_command_is_all_that_is_unrecognized(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--later", *words])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --later\n")
+
+
 def test_the_list_of_rows_needs_no_table(capsys):
     assert main(["reproduce", "--list"]) == 0
     assert "gamma_2               34.0 / 52.5 / 36.5" in capsys.readouterr().out
