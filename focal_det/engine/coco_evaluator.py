@@ -70,9 +70,14 @@ class SubmissionEvaluator(COCOEvaluator):
         if not self._do_evaluation:
             logger.info("Annotations are not available for evaluation.")
             return
-        scored = None
+        truth, scored = self._coco_api.dataset, None
+        if img_ids is not None:
+            among = set(img_ids)
+            truth = {**truth, "images": [image for image in truth["images"] if image["id"] in among]}
+            of_images = ([r for r in part if r["image_id"] in among] for part in (truth["annotations"], rows))
+            truth["annotations"], rows = of_images
         if rows:
-            scored = accumulate(self._coco_api.dataset, rows, _LIMITS)
+            scored = accumulate(truth, rows, _LIMITS)
             scored.summarize()  # prints COCO's twelve lines
         self._results["bbox"] = self._derive_coco_results(scored, "bbox", self._metadata.get("thing_classes"))
 

@@ -117,6 +117,23 @@ def test_the_scores_are_those_of_detectron2s_evaluator(tiny_cfg, tmp_path, regis
     assert results[0].keys() == results[1].keys()
 
 
+def test_only_the_images_that_are_asked_for_count(tiny_cfg, tmp_path, register):
+    register(tmp_path)
+    first, second = DatasetCatalog.get("scored")
+    evaluator = SubmissionEvaluator(tiny_cfg("OUTPUT_DIR", str(tmp_path / "out")), "scored")
+    evaluator.reset()
+    found = Instances((64, 64))  # all of the first image, nothing of the second
+    boxes = torch.tensor([a["bbox"] for a in first["annotations"]], dtype=torch.float32)  # XYWH
+    found.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1))
+    found.scores = torch.ones(len(boxes))
+    found.pred_classes = torch.tensor([a["category_id"] for a in first["annotations"]])
+    evaluator.process([first], [{"instances": found}])
+    assert len(second["annotations"]) > 0
+    assert evaluator.evaluate([first["image_id"]])["bbox"]["AP"] == pytest.approx(100)
+    assert evaluator.evaluate()["bbox"]["AP"] < 100
+    assert math.isnan(evaluator.evaluate([second["image_id"]])["bbox"]["AP"])
+
+
 def record_of(folder):
     return json.loads((folder / "dataset.json").read_text())
 
