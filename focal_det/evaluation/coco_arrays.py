@@ -58,7 +58,8 @@ def accumulate(ground_truth: Mapping[str, Any], detections: Sequence[Row], limit
         `eval["recall"]` (T, K, A, M), all -1 where there are no objects; `summarize()` sets `stats` (12,).
 
     Raises:
-        ValueError: detections of images or classes that the annotations don't have; it names them.
+        ValueError: detections of images or classes that the annotations don't have, or with a score that is NaN or a
+            box that is not finite; it names them.
     """
     for section, field in (("images", "image_id"), ("categories", "category_id")):
         strangers = sorted({d[field] for d in detections} - {row["id"] for row in ground_truth[section]}, key=str)
@@ -69,6 +70,13 @@ def accumulate(ground_truth: Mapping[str, Any], detections: Sequence[Row], limit
     numbers = [_numbers(ground_truth[section]) for section in ("images", "categories")]
     truth = _columns(ground_truth["annotations"], *numbers)
     found = _columns(detections, *numbers)
+    damaged = np.isnan(found.scores) | ~np.isfinite(found.boxes).all(axis=1)  # of which the tools make different scores
+    if damaged.any():
+        images = list(dict.fromkeys(detections[i]["image_id"] for i in damaged.nonzero()[0]))
+        raise ValueError(
+            f"{damaged.sum()} of {len(detections)} detections have a NaN score or a box that is not finite, in images "
+            f"{some('image_id', images)}; the model that gave them has diverged or is damaged"
+        )
     found = found._replace(areas=found.boxes[:, 2] * found.boxes[:, 3])  # whatever they state
     kind, *coco = _by_pycocotools(truth, found, *numbers) if hotcoco() is None else _by_hotcoco(truth, found, *numbers)
     evaluator = kind(*coco, "bbox")
@@ -84,8 +92,8 @@ def hotcoco() -> ModuleType | None:
     """Return the package, or None, which is said once."""
     try:
         import hotcoco
-    except ImportError:
-        logger.warning("hotcoco is not installed: pycocotools computes the same scores, in some 60 times the time")
+    except ImportError as error:  # it is missing, or was built for another system
+        logger.warning(f"{error}: pycocotools computes the same scores as hotcoco, in some 60 times the time")
         return None
     module: ModuleType = hotcoco
     return module
