@@ -240,7 +240,8 @@ def _sizes(
         ((width, height) * 2, (to_width / width, to_height / height) * 2, (to_width, to_height) * 2)
         for (height, width), (to_height, to_width) in zip(image_sizes, output_sizes, strict=True)
     ]
-    sides, factors, to_sides = to_device(torch.tensor(rows, dtype=boxes.dtype), boxes.device).unsqueeze(2).unbind(1)
+    of_images = torch.tensor(rows, dtype=boxes.dtype).reshape(-1, 3, 1, 4)  # of no images, too
+    sides, factors, to_sides = to_device(of_images, boxes.device).unbind(1)
     return sides, factors, to_sides
 
 

@@ -79,6 +79,13 @@ def test_no_anchors_at_all_is_empty():
     assert decode([torch.zeros(0, 3)], [torch.zeros(0, 4)]).boxes.shape == (0, 4)
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_no_images_give_no_detections(monkeypatch, gpu):
+    if gpu:
+        on_a_gpu(monkeypatch)
+    assert decode_detections([torch.zeros(0, 2, 3)], [torch.zeros(0, 2, 4)], [grid(2)], [], **OPTIONS) == []
+
+
 def test_threshold_zero_keeps_every_finite_logit():
     assert len(decode([torch.full((3, 1), 1e-30)], [grid(3)], score_thresh=0.0).scores) == 3
 
