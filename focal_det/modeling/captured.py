@@ -66,7 +66,7 @@ class CapturedOrPlain:
 
     Outputs, and gradients of parameters, lie in memory of the graphs: they hold until the next call, and until the next
     backward pass. A replay's backward pass has to come before the next replay: while one is due, a call is a plain one,
-    as for images that were not captured, yet or ever. In evaluation a graph may hold what a module derived from its
+    as for images that were not captured, yet or ever. Without gradients a graph may hold what a module derived from its
     weights, so it is captured anew when they change. A copy captures anew: graphs belong to a model.
 
     Args:
@@ -130,21 +130,27 @@ class CapturedOrPlain:
         cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         grad = torch.is_grad_enabled() and sum(parameter.requires_grad for parameter in parameters)
         key = (*images.shape, images.stride(), cast, grad, training, torch.is_inference_mode_enabled())
-        versions = 0 if training else sum(0 if x.is_inference() else x._version for x in (*parameters, *buffers))
-        weights = None if training else (self._modes, versions)
+        is_kept = not (training and torch.is_grad_enabled())  # the validation loss is a training of parts that evaluate
         found = self._recordings.pop(key, None)
-        if found is None or found.weights != weights:
+        if found is None or (is_kept and found.weights != self._weights()):
             self._appearances[key] = 1 if found else self._appearances[key] + 1
             is_due = self._appearances[key] >= self._needed[key]
-            found = self._capture(images, key, buffers if training else []) if is_due else None
+            found = self._capture(images, key, buffers) if is_due else None
+            if found is not None and is_kept:
+                found.weights = self._weights()  # after the capture, which may have put buffers back
         if found is None:
             self.counts["failed"] += math.isinf(self._needed[key])
             return None
-        found.weights, self._recordings[key] = weights, found
+        self._recordings[key] = found
         while len(self._recordings) > 1 and sum(x.bytes for x in self._recordings.values()) > self._graphs.max_bytes:
             old, _ = self._recordings.popitem(last=False)
             self._appearances[old], self._needed[old] = 0, self._needed[old] * _RARER
         return found
+
+    def _weights(self) -> tuple[int, int]:
+        """Return what changes with every write to parameters and buffers that PyTorch counts, and with the mode."""
+        versions = (0 if x.is_inference() else x._version for tensors in self._tensors or () for x in tensors)
+        return self._modes, sum(versions)
 
     def _capture(self, images: Tensor, key: Hashable, buffers: Sequence[Tensor]) -> _Recording | None:
         """Capture the network for such images, leaving buffers as they were; None, and never again, if that fails."""
@@ -162,7 +168,8 @@ class CapturedOrPlain:
         finally:
             with torch.no_grad():
                 for buffer, value in zip(buffers, before, strict=True):
-                    buffer.copy_(value)
+                    if not torch.equal(buffer, value):  # a write makes other graphs be captured anew
+                        buffer.copy_(value)
         self.counts["captured"] += 1
         passes = "forward and backward" if found.trained else "forward"
         took = f"in {time.monotonic() - start:.1f} s, beside {len(self._recordings)} others"
@@ -228,6 +235,8 @@ class _Recording:
 
         for name in self.trained.keys() - gradients.keys():
             gradients[name] = torch.empty_like(self.trained[name])
+        self._gradients: list[Tensor | None] = [gradients[name] for name in self.trained]
+        self._keep_earlier_gradients()
         graphs.warm_up(once)
         outputs, self._replay_forward = graphs.record(forward)
         self._outputs, self._of_outputs = [output.detach() for output in outputs], []
@@ -246,12 +255,16 @@ class _Recording:
         self._replay_forward()
         return tuple(output.detach() for output in self._outputs)
 
-    def backward(self, of_outputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Replay the backward pass; return the gradient of each parameter."""
+    def _keep_earlier_gradients(self) -> None:
+        """Copy gradients that another may be added to out of the own ones, which autograd made them."""
         for parameter, own in zip(self.trained.values(), self._gradients, strict=True):
-            kept = parameter.grad  # autograd may have made the own one it, to which another is to be added now
+            kept = parameter.grad
             if kept is not None and own is not None and kept.data_ptr() == own.data_ptr():
                 parameter.grad = kept.clone()
+
+    def backward(self, of_outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Replay the backward pass; return the gradient of each parameter."""
+        self._keep_earlier_gradients()
         torch._foreach_copy_(self._of_outputs, list(of_outputs))
         self._replay_backward()
         return [None if own is None else own.detach() for own in self._gradients]

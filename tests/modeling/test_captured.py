@@ -14,6 +14,7 @@ from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from recorded_graphs import RecordedGraphs
 
+from focal_det.engine.validation_loss import validation_losses
 from focal_det.modeling import captured as captured_module
 from focal_det.modeling.autocast import keep_top_in_float32
 from focal_det.modeling.captured import CudaGraphs
@@ -96,6 +97,11 @@ def test_a_gradient_is_added_to_what_is_there(tiny_cfg, batch_of):
         gradients_of(captured, batches[0])  # so that a replay gives the first gradient, which the second is added to
     assert_same(gradients_of(captured, *batches), gradients_of(plain, *batches))
     assert captured.captured.counts["replayed"] == 8
+    gradients_of(captured, batches[3])  # all are now those of a replay, and the next batch is of a shape to be captured
+    batches = [batches[0], batch_of((3,), size=(96, 96))]
+    captured(batches[1])
+    assert_same(gradients_of(captured, *batches), gradients_of(plain, *batches))
+    assert captured.captured.counts["captured"] == 3
 
 
 def test_a_call_before_the_last_ones_backward_pass_is_a_plain_one(tiny_cfg, batch_of):
@@ -148,6 +154,20 @@ def test_detections_follow_every_change_of_the_weights(tiny_cfg, batch_of, bfloa
     with torch.inference_mode():
         assert_same(detections(captured, batch), detections(plain, batch))
     assert len(made[0].launches) == 3
+
+
+def test_validation_losses_follow_every_change_of_the_weights(tiny_cfg, batch_of):
+    plain, captured, _ = both_of(tiny_cfg)
+    sizes = ((64, 96), (96, 64)) * 3
+    loader = [batch_of((3,), size=size, seed=seed) for seed, size in enumerate(sizes)]
+    for replayed in (4, 8):  # each of two shapes: at first once plain; then captured anew, for the weights are new
+        assert validation_losses(captured, loader) == validation_losses(plain, loader)
+        assert captured.captured.counts["replayed"] == replayed
+        for model in (plain, captured):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(0.9)
+    assert captured.captured.counts["captured"] == 4
 
 
 def test_the_graph_used_longest_ago_makes_room_and_has_to_come_often_to_return(tiny_cfg, batch_of):
