@@ -44,7 +44,11 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
         all_started.wait()
 
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="focal_det", initializer=compute_alone)
-    list(pool.map(abs, range(num_threads)))
+    try:
+        list(pool.map(abs, range(num_threads)))
+    except BaseException:  # such as of a thread that the system refuses: the others would wait on, at the exit too
+        all_started.abort()
+        raise
     torch.set_num_threads(num_threads)  # what was set last is also what threads start with that are yet to come
     return pool
 

@@ -223,7 +223,8 @@ class _Recording:
             return [*logits, *deltas]
 
         def backward(outputs: Sequence[Tensor], of_outputs: Sequence[Tensor]) -> list[Tensor | None]:
-            found = torch.autograd.grad(outputs, list(leaves.values()), of_outputs, allow_unused=True)
+            with torch.autocast(images.device.type, enabled=False):  # which a training's backward pass is outside of
+                found = torch.autograd.grad(outputs, list(leaves.values()), of_outputs, allow_unused=True)
             pairs = [(gradients[name], x) for name, x in zip(self.trained, found, strict=True) if x is not None]
             torch._foreach_copy_([own for own, _ in pairs], [x for _, x in pairs])
             return [None if x is None else gradients[name] for name, x in zip(self.trained, found, strict=True)]

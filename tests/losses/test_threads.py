@@ -56,6 +56,24 @@ def test_each_thread_computes_alone_and_no_other_thread_is_told_to():
     assert (torch.get_num_threads(), later) == (3, [3])
 
 
+def test_no_thread_waits_for_one_that_the_system_refuses(monkeypatch):
+    torch.set_num_threads(2)
+    start, started = threading.Thread.start, []
+
+    def start_one(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        map_in_threads(abs, (-1, -2))
+    started[0].join(5)
+    waits_on = started[0].is_alive()
+    assert not waits_on
+
+
 def test_one_thread_is_the_callers():
     torch.set_num_threads(1)
     assert list(map_in_threads(lambda _: threading.get_ident(), range(2))) == [threading.get_ident()] * 2

@@ -17,7 +17,7 @@ from recorded_graphs import RecordedGraphs
 from focal_det.engine.validation_loss import validation_losses
 from focal_det.modeling import captured as captured_module
 from focal_det.modeling.autocast import keep_top_in_float32
-from focal_det.modeling.captured import CudaGraphs
+from focal_det.modeling.captured import CapturedOrPlain, CudaGraphs
 
 pytestmark = pytest.mark.detectron2
 
@@ -229,6 +229,27 @@ def test_a_copy_and_a_model_that_moved_capture_anew(tiny_cfg, batch_of):
         for _ in range(3):
             assert_same(gradients_of(model, batch), gradients_of(plain, batch))
     assert len(made) == 3
+
+
+def test_a_backward_pass_is_outside_of_autocast():
+    linear, found = torch.nn.Linear(64, 64), []
+
+    def network(images):
+        with torch.autocast("cpu", enabled=False):
+            return [linear(images)], []
+
+    captured = CapturedOrPlain(linear, network)
+    captured.make_graphs = RecordedGraphs
+    torch.manual_seed(0)
+    images, weights = torch.randn(2, 8, 64)
+    for _ in range(2):  # plain, and replayed
+        linear.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            ((level,), _) = captured(images)
+        (level * weights).sum().backward()
+        found.append(linear.weight.grad.clone())
+    assert captured.counts["replayed"] == 1
+    assert_same(*found)
 
 
 def test_norms_of_all_ranks_are_refused(tiny_cfg):
