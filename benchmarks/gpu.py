@@ -1,7 +1,7 @@
 """The rows that are measured on a GPU beside those of the processor, within minutes: the part "gpu" of `speed.py`.
 
 Each row is a process of its own (`network.py`, `ops.py`). They come in the order of what they tell, so that what the
-time does not suffice for is the least; it is named in the figures, and so are rows whose keys this version has not.
+time does not suffice for is the least; it is named in the figures.
 """
 
 from __future__ import annotations
@@ -10,10 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, NamedTuple
-
-from peers import CONFIG
-
-from focal_det.config.load import load_config
 
 SHAPES = 6
 TRAINED = ("bf16", "bf16 TRITON", "bf16 TRITON GRAPHS", "fp32", "bf16 GRAPHS", "bf16 TRITON COMPILE")
@@ -61,15 +57,11 @@ def measure(
     Returns:
         "rows", each with its time, memory, launches, waits and gate; "left_out", each with the reason.
     """
-    keys = load_config(CONFIG).MODEL.FOCAL_DET.SPEED
     end = time.monotonic() + budget - RESERVE
     found: list[dict[str, Any]] = []
     left_out = []
     for row in rows(images):
         seconds = end - time.monotonic()
-        if "GRAPHS" in row.detector and "CUDA_GRAPHS" not in keys:
-            left_out.append([*row, "this version has no key SPEED.CUDA_GRAPHS"])
-            continue
         try:
             if seconds <= 0:
                 raise TimeoutError

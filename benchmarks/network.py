@@ -56,8 +56,7 @@ _KEYS = {"TRITON": "TRITON", "COMPILE": "COMPILE", "GRAPHS": "CUDA_GRAPHS"}
 
 def with_keys(*words: str) -> tuple[Callable[[torch.device, int], nn.Module], bool]:
     """Return what builds the detector of these words, all other speed options off, and whether it is bfloat16."""
-    values = [x for word, key in _KEYS.items() if word in words or key != "CUDA_GRAPHS" for x in (key, word in words)]
-    keys = [SPEED + str(x) if x in _KEYS.values() else str(x) for x in values]
+    keys = [x for word, key in _KEYS.items() for x in (SPEED + key, str(word in words))]
     is_bfloat16 = "bf16" in words
     return lambda d, k: focal_det_model(d, k, *keys, *(BFLOAT16 if is_bfloat16 else ())), is_bfloat16
 
