@@ -46,11 +46,14 @@ class CudaGraphs:
     def warm_up(self, function: Callable[[], object]) -> None:
         """Call a function as often as PyTorch's own captures do, so that libraries choose and allocate before."""
         gc.collect()  # a graph of a model that is gone must not be destroyed during the capture
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-        with torch.cuda.stream(self.stream):
-            for _ in range(3):
-                function()
-        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self.stream):
+                for _ in range(3):
+                    function()
+        finally:
+            current.wait_stream(self.stream)  # also where it failed, since what it used is freed or put back next
 
     def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """Return a function's result and what fills it anew, from whatever is then in the tensors that it reads."""

@@ -128,6 +128,11 @@ class FocalRetinaNet(nn.Module):
             raise ValueError(
                 f"MODEL.RETINANET.IOU_LABELS is {retinanet.IOU_LABELS}; FocalRetinaNet labels the bands [0, -1, 1]"
             )
+        if extra.SPEED.CUDA_GRAPHS and cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError(
+                "MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS and TEST.PRECISE_BN.ENABLED are both on, but the statistics are "
+                "gathered by hooks, which a graph does not run: turn one of them off"
+            )
         anchor_generator = anchor_generator_of(cfg, shapes)
         head = DENSE_HEAD_REGISTRY.get(extra.HEAD_NAME)(cfg, shapes)
         criterion = DenseCriterion(

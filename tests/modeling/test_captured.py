@@ -255,6 +255,8 @@ def test_a_backward_pass_is_outside_of_autocast():
 def test_norms_of_all_ranks_are_refused(tiny_cfg):
     with pytest.raises(ValueError, match="SyncBN's statistics together cannot"):
         build_model(tiny_cfg(*CAPTURED, "MODEL.RESNETS.NORM", "SyncBN"))
+    with pytest.raises(ValueError, match="gathered by hooks, which a graph does not run"):
+        build_model(tiny_cfg(*CAPTURED, "MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", "True"))
 
 
 def test_a_capture_takes_its_time_and_is_logged(tiny_cfg, batch_of, caplog):
