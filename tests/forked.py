@@ -58,6 +58,7 @@ class Prepared:
         env = dict(os.environ if env is None else env)
         differing = {name for name in env.keys() | self.env.keys() if env.get(name) != self.env.get(name)}
         differing.discard("PYTHONHASHSEED")  # a library may have set it since; all runs hash alike
+        differing.discard("PYTHONWARNINGS")  # a command that ran in this process has set it, as each run does itself
         if fixed := sorted(name for name in differing if name.startswith(READ_AT_START)):
             raise ValueError(f"{', '.join(fixed)}: read as Python starts, so this run needs a process of its own")
         if self._process is None:

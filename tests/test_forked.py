@@ -106,6 +106,11 @@ def test_variables_that_only_a_new_process_reads_are_refused(prepared):
         prepared.popen("--help", env={**os.environ, "OMP_NUM_THREADS": "77"})
 
 
+def test_warnings_that_a_command_in_this_process_has_silenced_refuse_no_run(prepared, monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:of this test alone:UserWarning")
+    assert prepared.popen("--help").wait() == 0
+
+
 def test_when_the_prepared_process_dies_nothing_waits(tmp_path):
     broken = Prepared({**os.environ, "PYTHONHOME": str(tmp_path)})  # where Python finds no standard library
     for _ in range(2):
