@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -64,9 +64,8 @@ class SubmissionEvaluator(COCOEvaluator):
 
     def _eval_predictions(self, predictions: Any, img_ids: Any = None) -> None:
         """Score boxes, which is all that this detector gives, with hotcoco instead of Detectron2's `COCOeval_opt`."""
-        ids = category_ids(self._metadata.as_dict())
-        rows = [{**row, "category_id": ids[row["category_id"]]} for part in predictions for row in part["instances"]]
-        write_text_whole(self._folder / COCO_RESULTS, json.dumps(rows))
+        found = [row for part in predictions for row in part["instances"]]
+        rows = write_results(self._folder, found, self._metadata.as_dict())
         if not self._do_evaluation:
             logger.info("Annotations are not available for evaluation.")
             return
@@ -162,6 +161,14 @@ def nan_lines(results: Mapping[str, Mapping[str, Any]], json_files: Mapping[str,
         except (AttributeError, KeyError, OSError, TypeError, ValueError):
             pass  # a file that Detectron2 reads by other means, or that is gone: no reason to end a training
     return lines
+
+
+def write_results(folder: Path, rows: Iterable[Mapping[str, Any]], metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Write detections in COCO's form, with the set's own category ids in the place of labels; return them."""
+    ids = category_ids(metadata)
+    renamed = [{**row, "category_id": ids[row["category_id"]]} for row in rows]
+    write_text_whole(folder / COCO_RESULTS, json.dumps(renamed))
+    return renamed
 
 
 def _explain(scores: Mapping[str, float], coco: Mapping[str, Any]) -> list[str]:

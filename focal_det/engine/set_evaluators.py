@@ -6,7 +6,6 @@ Whatever the kind, the detections are also written in COCO's form, beside datase
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import shutil
@@ -23,11 +22,11 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.utils import comm
 
-from ..data.catalog import category_ids, evaluator_type, scoring_metadata
+from ..data.catalog import evaluator_type, scoring_metadata
 from ..distributed.heartbeat import scored_by_rank_0
-from ..files import write_text_whole, written_whole
+from ..files import written_whole
 from ..output_layout import COCO_RESULTS, INFERENCE, LVIS_RESULTS
-from .coco_evaluator import SubmissionEvaluator, evaluation_files, write_dataset_record
+from .coco_evaluator import SubmissionEvaluator, evaluation_files, write_dataset_record, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +65,7 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
         with np.errstate(invalid="ignore", divide="ignore"), scored_by_rank_0():
             results = super().evaluate()
         if comm.is_main_process():
-            ids = category_ids(scoring_metadata(self._dataset).as_dict())
-            rows = [{**row, "category_id": ids[row["category_id"]]} for row in rows]
-            write_text_whole(self._files[0] / COCO_RESULTS, json.dumps(rows))
+            write_results(self._files[0], rows, scoring_metadata(self._dataset).as_dict())
             rule = f"Pascal VOC {MetadataCatalog.get(self._dataset).year}"
             write_dataset_record(self._cfg, self._dataset, self._files, _own_scores(rule, results))
         return results

@@ -21,7 +21,7 @@ def _same_number_of_threads_afterwards():
 
 
 def loss_and_gradients(num_threads, dtype):
-    """Of three images, whose first level makes several blocks of an image, each large enough to be shared out."""
+    """Return a batch of three images; the first level makes several blocks of each, large enough for threads."""
     torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     levels = [(torch.randn(3, rows, 80) - 4).to(dtype).requires_grad_() for rows in (7001, 601, 1)]
