@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import ModuleType
@@ -87,9 +88,15 @@ def accumulate(ground_truth: Mapping[str, Any], detections: Sequence[Row], limit
     return evaluator
 
 
+_has_lost_threads = False  # whether this process was forked from one in which hotcoco had been used
+
+
 @cache
 def hotcoco() -> ModuleType | None:
-    """Return the package, or None, which is said once."""
+    """Return the package, or None where it cannot compute, which is said once."""
+    if _has_lost_threads:  # which it would await for ever: they start with its first scores, and no fork has them
+        logger.warning("Forked from a process that has used hotcoco: pycocotools computes the same scores")
+        return None
     try:
         import hotcoco
     except ImportError as error:  # it is missing, or was built for another system
@@ -97,6 +104,16 @@ def hotcoco() -> ModuleType | None:
         return None
     module: ModuleType = hotcoco
     return module
+
+
+def _note_lost_threads() -> None:
+    global _has_lost_threads
+    if hotcoco.cache_info().currsize and hotcoco() is not None:
+        _has_lost_threads = True
+        hotcoco.cache_clear()
+
+
+os.register_at_fork(after_in_child=_note_lost_threads)
 
 
 def _numbers(rows: Iterable[Row]) -> dict[Any, int]:

@@ -1,6 +1,8 @@
 """COCO's arrays: hotcoco's are pycocotools' to the last bit, and what is asked of both."""
 
 import logging
+import os
+import signal
 import sys
 
 import numpy as np
@@ -148,3 +150,14 @@ def test_without_hotcoco_it_is_said_once_and_why(monkeypatch, caplog, tmp_path):
     (said,) = (record.message for record in caplog.records)
     assert "GLIBC_2.39' not found: pycocotools computes the same scores as hotcoco" in said
     hotcoco.cache_clear()
+
+
+def test_a_process_forked_from_one_that_has_scored_does_not_wait_for_its_threads():
+    assert type(accumulate(*draw(0), [100])) is COCOeval
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # where it waits, which no handler of Python's could end
+        kinds = {type(accumulate(*draw(0), [100])) for _ in range(2)}
+        os._exit(0 if kinds == {pycocotools.cocoeval.COCOeval} else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert type(accumulate(*draw(0), [100])) is COCOeval
