@@ -98,7 +98,7 @@ def be_rank(rank, ranks, port, job, stopped, prepare):
     torch.set_num_threads(1)
     # A process that was forked from one that has looked for GPUs cannot use them, and Detectron2 would if it saw them.
     torch.cuda.is_available, torch.cuda.device_count = (lambda: False), (lambda: 0)
-    for name in SETS:
+    for name in (*job.cfg.DATASETS.TRAIN, *job.cfg.DATASETS.TEST):
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
     if prepare:
@@ -120,24 +120,11 @@ def be_rank(rank, ranks, port, job, stopped, prepare):
 
 
 @pytest.fixture
-def start(tiny_cfg, tmp_path, monkeypatch):
-    """Start a training, or an evaluation, of some ranks. `prepare(rank, ranks)` is called in each before."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
-    prepare_shapes(SETS)
+def start_ranks(tmp_path):
+    """Start the ranks of a job; `prepare(rank, ranks)` is called in each before."""
     runs = []
 
-    def begin(*overrides, ranks=2, prepare=None, hang_timeout=60, resume=False, steps=1000, eval_only=False):
-        settings = [
-            *("SOLVER.MAX_ITER", str(steps), "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001", "SEED", "3"),
-            *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),
-            *("SOLVER.CHECKPOINT_PERIOD", "1000", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"),
-            *("OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
-        ]
-        cfg = tiny_cfg(*settings, *overrides)
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = SETS[:1], SETS[1:]
-        cfg.freeze()
-        checkpoint = tmp_path / "run" / "model_final.pth" if resume else None
-        job = Job(cfg, (), eval_only, ranks, checkpoint=checkpoint, hang_timeout=hang_timeout)
+    def begin(job, ranks=2, prepare=None):
         started, port = [], free_port()
         (tmp_path / "stopped").unlink(missing_ok=True)
         for rank in range(ranks):
@@ -168,6 +155,30 @@ def start(tiny_cfg, tmp_path, monkeypatch):
             if not rank.ended():
                 rank.kill(signal.SIGKILL)
                 os.waitpid(rank.pid, 0)
+
+
+@pytest.fixture
+def start(tiny_cfg, tmp_path, monkeypatch, start_ranks):
+    """Start a tiny training, or an evaluation, of some ranks; `prepare` as of `start_ranks`."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    prepare_shapes(SETS)
+
+    def begin(*overrides, ranks=2, prepare=None, hang_timeout=60, resume=False, steps=1000, eval_only=False):
+        settings = [
+            *("SOLVER.MAX_ITER", str(steps), "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001", "SEED", "3"),
+            *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),
+            *("SOLVER.CHECKPOINT_PERIOD", "1000", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"),
+            *("OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
+        ]
+        cfg = tiny_cfg(*settings, *overrides)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = SETS[:1], SETS[1:]
+        cfg.freeze()
+        checkpoint = tmp_path / "run" / "model_final.pth" if resume else None
+        return start_ranks(
+            Job(cfg, (), eval_only, ranks, checkpoint=checkpoint, hang_timeout=hang_timeout), ranks, prepare
+        )
+
+    return begin
 
 
 @pytest.fixture

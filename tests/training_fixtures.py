@@ -1,5 +1,7 @@
 """Fixtures of the tests that need Detectron2: a tiny configuration, random batches, runs of the command line."""
 
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from detectron2.structures import Boxes, Instances
 from forked import Prepared
 
 import focal_det.plugin  # noqa: F401
+from focal_det.config import plugins
 from focal_det.config.load import load_config
 from focal_det.data.catalog import prepare_shapes, register_datasets
+from focal_det.registries import CONFIG_REGISTRY, DENSE_LOSS_REGISTRY
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +27,20 @@ TINY = [
     *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.NORM", "GN"),
     *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.RETINANET.NUM_CLASSES", "3"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _plugins_forgotten(monkeypatch):
+    """What a test imports as a plug-in would be part of every later run of this process."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(plugins, "_named", set())
+    for registry in (CONFIG_REGISTRY, DENSE_LOSS_REGISTRY):
+        monkeypatch.setattr(registry, "_obj_map", {**registry._obj_map})
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(tempfile.gettempdir()):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -15,14 +15,12 @@ import pytest
 
 from focal_det import launch
 from focal_det.cli.train import main, parse_arguments
-from focal_det.config import plugins
 from focal_det.config.load import load_config, read_config
 from focal_det.config.plugins import load_plugins, register_config, source_hashes
 from focal_det.distributed.signals import EndedBySignal
 from focal_det.engine.predictor import Predictor
 from focal_det.errors import InputError, cut
 from focal_det.preflight.plan import check
-from focal_det.registries import CONFIG_REGISTRY, DENSE_LOSS_REGISTRY
 
 pytestmark = pytest.mark.detectron2
 
@@ -44,18 +42,10 @@ SMALL = [
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Return the current folder, with my_loss.py of the docs in it; what is imported from there is forgotten."""
+    """Return the current folder, with my_loss.py of the docs in it."""
     (tmp_path / "my_loss.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(plugins, "_named", set())
-    for registry in (CONFIG_REGISTRY, DENSE_LOSS_REGISTRY):
-        monkeypatch.setattr(registry, "_obj_map", {**registry._obj_map})
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
-            del sys.modules[name]
+    return tmp_path
 
 
 def problem_of(*names):

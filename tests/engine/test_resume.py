@@ -5,14 +5,12 @@ import json
 import os
 import shutil
 import signal
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from detectron2.utils import comm
 from recorded_graphs import RecordedGraphs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -75,23 +73,36 @@ def surroundings(folder):
         yield
 
 
-def train(words, stop_after=None, seen=None):
-    """One start of a run in this process: whether it was stopped by the signal that is sent in step `stop_after`."""
-    plan = check(parse_arguments(words))
-    if comm.is_main_process():
-        write(plan)
-    comm.synchronize()
-    step, forward = Trainer.run_step, FocalRetinaNet.forward
+def send_at(iteration):
+    """Let this process send itself SIGUSR1 in a step; return what undoes that."""
+    step = Trainer.run_step
 
     def run_step(self):
         step(self)
-        if self.iter == stop_after:
+        if self.iter == iteration:
             os.kill(os.getpid(), signal.SIGUSR1)
 
+    Trainer.run_step = run_step
+    return lambda: setattr(Trainer, "run_step", step)
+
+
+def note_images(note):
+    """Let this process note the ids of each batch that it trains on; return what undoes that."""
+    forward = FocalRetinaNet.forward
+
     def forward_seen(self, batch):
-        if self.training and seen is not None and "instances" in batch[0] and torch.is_grad_enabled():
-            seen.append([image["image_id"] for image in batch])
+        if self.training and "instances" in batch[0] and torch.is_grad_enabled():
+            note([image["image_id"] for image in batch])
         return forward(self, batch)
+
+    FocalRetinaNet.forward = forward_seen
+    return lambda: setattr(FocalRetinaNet, "forward", forward)
+
+
+def train(words, stop_after=None, seen=None):
+    """One start of a run in this process: whether it was stopped by the signal that is sent in step `stop_after`."""
+    plan = check(parse_arguments(words))
+    write(plan)
 
     class Stopped:
         is_set = False
@@ -100,11 +111,10 @@ def train(words, stop_after=None, seen=None):
             self.is_set = True
 
     stopped = Stopped()
-    Trainer.run_step, FocalRetinaNet.forward = run_step, forward_seen
-    try:
+    with ExitStack() as stack:
+        stack.callback(send_at(stop_after))
+        stack.callback(note_images([].append if seen is None else seen.append))
         run_job(plan.job, stopped, RankWatchdog(0))
-    finally:
-        Trainer.run_step, FocalRetinaNet.forward = step, forward
     return stopped.is_set
 
 
@@ -199,24 +209,32 @@ def test_one_that_a_fault_has_ended_before_its_first_checkpoint_is_not_started_a
             check(parse_arguments(words))
 
 
-def rank_of_two(rank, folder):
-    """One of two ranks: the run whole, and in two parts."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    comm.create_local_process_group(2)
+def test_so_it_is_with_two_ranks_of_which_one_is_told_to_stop(start_ranks, tmp_path):
     settings = {"SOLVER.IMS_PER_BATCH": 4, "SOLVER.MAX_ITER": 12, "DATALOADER.NUM_WORKERS": 1, "TEST.EVAL_PERIOD": 5}
-    whole, parts = [], []
-    with surroundings(folder / "datasets"):
-        assert not train(arguments(folder / "whole", **settings), seen=whole)
-        assert train(arguments(folder / "parts", **settings), stop_after=9 if rank == 1 else None, seen=parts)
-        comm.synchronize()
-        assert not train(arguments(folder / "parts", "--resume", **settings), seen=parts)
-    assert whole == parts
-    dist.destroy_process_group()
 
+    def train(folder, *words, stop_after=None):
+        """One start of a run by two ranks: their exit codes."""
+        plan = check(parse_arguments(arguments(tmp_path / folder, "--num-gpus", "2", *words, **settings)))
+        write(plan)
+        began = CLOCK.time() + 10**6 * len(words)  # the second start's file of TensorBoard's comes second
 
-def test_so_it_is_with_two_ranks_of_which_one_is_told_to_stop(tmp_path):
-    mp.spawn(rank_of_two, (tmp_path,), nprocs=2)
+        def prepare(rank, ranks):
+            CLOCK.time = itertools.count(began).__next__
+            if rank == 1:
+                send_at(stop_after)
+            seen = tmp_path / f"{folder}_seen_by_{rank}"
+            note_images(lambda ids: seen.open("a").write(f"{ids}\n"))
+
+        return start_ranks(replace(plan.job, hang_timeout=60), prepare=prepare).codes(120)
+
+    with surroundings(tmp_path / "datasets"):
+        assert train("whole") == [0, 0]
+        assert train("parts", stop_after=9) == [75, 75]
+        assert train("parts", "--resume") == [0, 0]
+    for rank in range(2):
+        whole, parts = ((tmp_path / f"{folder}_seen_by_{rank}").read_text() for folder in ("whole", "parts"))
+        assert whole == parts
+        assert whole.count("\n") == 12
     assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
