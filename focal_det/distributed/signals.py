@@ -5,6 +5,7 @@ Every handler of the package is installed here; who does what, and in which orde
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -208,7 +209,7 @@ _is_shielding = False  # global, since a hook of os.fork is registered for good 
 
 @contextmanager
 def workers_shielded() -> Iterator[None]:
-    """While open, processes that this one forks obey `STOP_SIGNALS` from this one alone.
+    """While open, processes that this one forks obey `STOP_SIGNALS` from this one alone, and keep what it held.
 
     Ctrl-C, `scancel` and `kill -- -PGID` reach every process of a job. A worker that dies of one leaves its training
     without images, which then fails where it was to save. A SIGTERM from the training itself, which PyTorch and Python
@@ -228,6 +229,8 @@ def _shield() -> None:
     global _is_shielding
     if _is_shielding:
         _is_shielding = False
+        # What is garbage here is the training's: to destroy a group or a store is to join threads that only that has.
+        gc.freeze()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 

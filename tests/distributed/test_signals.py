@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -362,3 +364,28 @@ def test_a_loader_is_shut_down_as_fast_as_ever():
         began = time.monotonic()
         del loader
         assert time.monotonic() - began < 4
+
+
+COLLECTING = """
+import gc, os
+from focal_det.distributed.signals import workers_shielded
+
+class Group:
+    def __del__(self):
+        print("destroyed by", os.getpid() - training, flush=True)
+
+training, group = os.getpid(), Group()
+group.itself = group
+with workers_shielded():
+    del group
+    if (worker := os.fork()) == 0:
+        gc.collect()
+        os._exit(0)
+    os.waitpid(worker, 0)
+gc.collect()
+"""
+
+
+def test_workers_destroy_nothing_that_was_garbage_of_their_training():
+    run = subprocess.run([sys.executable, "-c", COLLECTING], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == "destroyed by 0\n"
