@@ -24,7 +24,15 @@ from .decode import PAPERS_DECODING, check_decoding, decode_detections, to_devic
 from .dense_losses import FocalLoss
 from .folded_conv import fold_frozen_norms, keep_cast_weights
 from .head import RetinaNetHead
-from .levels import ShapePadding, anchor_generator_of, check_anchors, cut_back, head_sizes, level_shapes
+from .levels import (
+    ShapePadding,
+    anchor_generator_of,
+    check_anchors,
+    cut_back,
+    head_sizes,
+    level_shapes,
+    shapes_to_pad_to,
+)
 from .normalizer import LossNormalizer
 
 
@@ -165,7 +173,7 @@ class FocalRetinaNet(nn.Module):
             "fold_norms": extra.SPEED.FOLD_NORMS,
             "compile_network": extra.SPEED.COMPILE,
             "cuda_graphs": extra.SPEED.CUDA_GRAPHS,
-            "pad_to": extra.SPEED.PAD_TO,
+            "pad_to": shapes_to_pad_to(cfg, backbone.size_divisibility),
             "bfloat16_inference": extra.SPEED.BFLOAT16_INFERENCE,
         }
 
