@@ -148,7 +148,7 @@ def speed_summary(model: torch.nn.Module) -> list[str]:
     """Say in a line each how often CUDA_GRAPHS and PAD_TO were of use, where they are on."""
     if not isinstance(model, FocalRetinaNet):
         return []
-    lines = [] if model.captured is None else [model.captured.summary()]
+    lines = model.runner.summary()
     if model.padding.too_large:
         lines.append(f"PAD_TO: {model.padding.too_large:,} batches were larger than every shape, and not padded")
     return lines
