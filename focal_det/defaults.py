@@ -127,8 +127,10 @@ def add_focal_det_config(cfg: CfgNode) -> None:
 
     # Shapes that batches are padded to, as pairs of the shorter and the longer side in pixels, such as [[800, 1088],
     # [800, 1216], [800, 1344]]; each is also used the other way round, a batch takes the smallest that holds it, and
-    # what none holds stays as it is. For CUDA_GRAPHS and COMPILE, which work for each shape anew. [] pads to multiples
-    # of 32 alone, as Detectron2 does.
+    # what none holds stays as it is. A number alone, such as [3], in [1, 16]: so many shapes are chosen that fit
+    # photographs resized to INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN best, and as many for evaluation if its size is
+    # another. For CUDA_GRAPHS and COMPILE, which work for each shape anew. [] pads to multiples of 32 alone, as
+    # Detectron2 does.
     speed.PAD_TO = []
 
 

@@ -17,7 +17,8 @@ Private names of Detectron2, fvcore and PyTorch are touched where no public one 
     _load_model, _log_incompatible_keys      Checkpointer                   checkpoint.checkpointer, .compatibility
     _load_file, _torch_load                  Checkpointer                   checkpoint.safe_load
     _forward_hooks, _version                 Module, Tensor                 modeling.criterion, .folded_conv, .captured
-    _apply                                   Module                         modeling.anchor_generator, .retinanet
+    _apply                                   Module                         modeling.anchor_generator
+    _parameters, _buffers, _modules          Module                         modeling.captured
     _foreach_copy_                           torch                          modeling.captured
     _try_get_data                            DataLoader's iterator          distributed.failures
     _get_global_gloo_group, _set_pg_timeout  detectron2.utils.comm, torch   distributed.join

@@ -114,10 +114,8 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """Build the model on its device; log its size instead of printing every layer."""
         model: torch.nn.Module = build_model(cfg)
-        if isinstance(model, FocalRetinaNet) and model.compiled is not None:
-            model.compiled.while_compiling = compiling
-        if isinstance(model, FocalRetinaNet) and model.captured is not None:
-            model.captured.while_capturing = compiling
+        if isinstance(model, FocalRetinaNet):
+            model.runner.prepare_within(compiling)
         parameters = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(

@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
 from ..distributed.graceful_stop import TrainingStopped
 from ..modeling.folded_conv import FoldedConv2d
+from ..modeling.levels import extra_pixels, usual_batches
 from ..modeling.retinanet import FocalRetinaNet
 from .metrics_file import WINDOW
 
@@ -128,16 +129,26 @@ def speed_options_line(cfg: CfgNode, model: torch.nn.Module) -> str:
         line += "; not CHANNELS_LAST, with which GroupNorm is slow on a processor"
     if is_ours and speed.FOLD_NORMS and "FOLD_NORMS" not in active:
         line += "; not FOLD_NORMS, since no norm is frozen"
+    if isinstance(model, FocalRetinaNet) and "PAD_TO" in active:
+        line += f". {_padding_of(cfg, model)}"
     if "COMPILE" in active:
         line += ". Compiling takes minutes in the first step; the log says when it starts and ends"
     return line
+
+
+def _padding_of(cfg: CfgNode, model: FocalRetinaNet) -> str:
+    """Say which shapes batches are padded to, and at what cost."""
+    shapes, (batches, *_) = model.padding.shapes, usual_batches(cfg, model.backbone.size_divisibility)
+    names = ", ".join(f"{height}x{width}" for height, width in shapes if height <= width)
+    extra = extra_pixels(batches, shapes)
+    return f"Batches are padded to {names} or the same upright, {extra:.1%} more pixels for two images"
 
 
 def speed_summary(model: torch.nn.Module) -> list[str]:
     """Say in a line each how often CUDA_GRAPHS and PAD_TO were of use, where they are on."""
     if not isinstance(model, FocalRetinaNet):
         return []
-    lines = [] if model.captured is None else [model.captured.summary()]
+    lines = model.runner.summary()
     if model.padding.too_large:
         lines.append(f"PAD_TO: {model.padding.too_large:,} batches were larger than every shape, and not padded")
     return lines

@@ -14,13 +14,15 @@ import time
 import weakref
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+
+from .compiled import NetworkRunner
 
 logger = logging.getLogger(__name__)
 
@@ -64,52 +66,57 @@ class CudaGraphs:
         return result, graph.replay
 
 
-class CapturedOrPlain:
+class CapturedOrPlain(NetworkRunner):
     """Calls a network, and captures it for each kind of images that comes again; the log says so.
 
     Outputs, and gradients of parameters, lie in memory of the graphs: they hold until the next call, and until the next
     backward pass. A replay's backward pass has to come before the next replay: while one is due, a call is a plain one,
-    as for images that were not captured, yet or ever. Without gradients a graph may hold what a module derived from its
-    weights, so it is captured anew when they change. A copy captures anew: graphs belong to a model.
+    as for images that were not captured, yet or ever. Other modes or trained parameters have graphs of their own. Where
+    parameters, buffers or modules are replaced or moved, all are captured anew; those without gradients, which may hold
+    what a module derived from its weights, also when weights change, and when a module that counts its `mode_changes`
+    has counted one, since fused optimizers write weights without PyTorch's counting it.
 
     Args:
-        owner: holds the parameters and buffers; where others take their place, call `forget`.
+        owner: holds the parameters and buffers.
         function: images (N, 3, H, W) to logits and deltas of each level.
 
     Attributes:
         make_graphs: makes what records on a device; something else than `CudaGraphs` in tests.
-        while_capturing: opened while a capture lasts; not copied.
         counts: shapes "captured"; calls "replayed" and "plain", and how many of these "failed" to be captured.
     """
 
     make_graphs: Callable[[torch.device], Any] = CudaGraphs
 
     def __init__(self, owner: nn.Module, function: Callable[[Tensor], Outputs]) -> None:
-        self.owner, self.function = owner, function
-        self.while_capturing: Callable[[], AbstractContextManager[Any]] = nullcontext
+        super().__init__(function)
+        self.owner = owner
         self.counts: Counter[str] = Counter()
         self.pending: weakref.ref[_Pending] | None = None
-        self._modes = 0
-        self.forget()
+        self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()  # the least recently used first
+        self._places: list[int] | None = None  # of what the owner has; it may not have all yet
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"owner": self.owner, "function": self.function}
+        return {**super().__getstate__(), "owner": self.owner}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    def forget(self) -> None:
-        """Drop all graphs, which read and write where parameters and buffers were."""
-        self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()  # the least recently used first
+    def _begin(self) -> None:
+        """Drop all graphs, which read and write where parameters and buffers were, and note where these are now."""
+        if self._recordings:
+            logger.info("CUDA graphs: parameters or modules were replaced or moved, so all is captured anew")
+        self._recordings.clear()
         self._appearances: Counter[Hashable] = Counter()
         self._needed: defaultdict[Hashable, float] = defaultdict(lambda: _APPEARANCES)
         self._graphs: Any = None
         self._gradients: dict[str, Tensor] = {}  # of parameters by name, in which all backward passes leave them
-        self._tensors: tuple[list[nn.Parameter], list[Tensor]] | None = None
+        self._modules, self._buffers = list(self.owner.modules()), list(self.owner.buffers())
+        self._tensors = [*self.owner.parameters(), *self._buffers]
+        members = ((x._parameters, x._buffers, x._modules) for x in self._modules)
+        self._members: list[dict[str, Any]] = [one for of_module in members for one in of_module if one]
+        self._places = self._places_now()
 
-    def mode_changes(self) -> None:
-        """Note that training or evaluation begins: a fused optimizer may have changed weights without counting it."""
-        self._modes += 1
+    def _places_now(self) -> list[int]:
+        """Return what changes once a parameter, buffer or module of the owner is another one or is elsewhere."""
+        members = chain.from_iterable(map(dict.values, self._members))
+        return [*map(id, members), *(x.data_ptr() for x in self._tensors)]
 
     def __call__(self, images: Tensor) -> Outputs:
         is_due = self.pending is not None and self.pending() is not None
@@ -126,20 +133,18 @@ class CapturedOrPlain:
 
     def _recording(self, images: Tensor) -> _Recording | None:
         """Return the graphs for such images, captured if it is time to; None if the call is to be a plain one."""
-        if self._tensors is None:
-            self._tensors = list(self.owner.parameters()), list(self.owner.buffers())
-        parameters, buffers = self._tensors
-        device, training = images.device.type, self.owner.training
+        if self._places is None or self._places_now() != self._places:
+            self._begin()
+        device, grad = images.device.type, torch.is_grad_enabled()
         cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        grad = torch.is_grad_enabled() and sum(parameter.requires_grad for parameter in parameters)
-        key = (*images.shape, images.stride(), cast, grad, training, torch.is_inference_mode_enabled())
-        is_kept = not (training and torch.is_grad_enabled())  # the validation loss is a training of parts that evaluate
+        trained = grad and tuple(tensor.requires_grad for tensor in self._tensors)
+        modes = tuple(module.training for module in self._modules)
+        key = (*images.shape, images.stride(), cast, trained, modes, torch.is_inference_mode_enabled())
         found = self._recordings.pop(key, None)
-        if found is None or (is_kept and found.weights != self._weights()):
+        if found is None or (not grad and found.weights != self._weights()):
             self._appearances[key] = 1 if found else self._appearances[key] + 1
-            is_due = self._appearances[key] >= self._needed[key]
-            found = self._capture(images, key, buffers) if is_due else None
-            if found is not None and is_kept:
+            found = self._capture(images, key) if self._appearances[key] >= self._needed[key] else None
+            if found is not None and not grad:
                 found.weights = self._weights()  # after the capture, which may have put buffers back
         if found is None:
             self.counts["failed"] += math.isinf(self._needed[key])
@@ -152,17 +157,17 @@ class CapturedOrPlain:
 
     def _weights(self) -> tuple[int, int]:
         """Return what changes with every write to parameters and buffers that PyTorch counts, and with the mode."""
-        versions = (0 if x.is_inference() else x._version for tensors in self._tensors or () for x in tensors)
-        return self._modes, sum(versions)
+        versions = (0 if x.is_inference() else x._version for x in self._tensors)
+        return sum(getattr(module, "mode_changes", 0) for module in self._modules), sum(versions)
 
-    def _capture(self, images: Tensor, key: Hashable, buffers: Sequence[Tensor]) -> _Recording | None:
+    def _capture(self, images: Tensor, key: Hashable) -> _Recording | None:
         """Capture the network for such images, leaving buffers as they were; None, and never again, if that fails."""
         about, start = f"a batch of {'x'.join(map(str, images.shape))}", time.monotonic()
-        before = [buffer.clone() for buffer in buffers]  # such as a norm's statistics
+        before = [buffer.clone() for buffer in self._buffers]  # such as a norm's statistics
         try:
-            with self.while_capturing():
+            with self.while_preparing():
                 self._graphs = self._graphs or self.make_graphs(images.device)
-                found = _Recording(self._graphs, self.owner, self.function, images, self._gradients)
+                found = _Recording(self._graphs, _AsModule(self.owner, self.function), images, self._gradients)
         except RuntimeError as error:
             self._needed[key] = math.inf
             reason = " ".join(str(error).split())[:200]
@@ -170,22 +175,21 @@ class CapturedOrPlain:
             return None
         finally:
             with torch.no_grad():
-                for buffer, value in zip(buffers, before, strict=True):
+                for buffer, value in zip(self._buffers, before, strict=True):
                     if not torch.equal(buffer, value):  # a write makes other graphs be captured anew
                         buffer.copy_(value)
         self.counts["captured"] += 1
-        passes = "forward and backward" if found.trained else "forward"
-        took = f"in {time.monotonic() - start:.1f} s, beside {len(self._recordings)} others"
-        logger.info(f"CUDA graphs: captured {about}, {passes}, {took}")
+        passes, took = "forward and backward" if found.trained else "forward", time.monotonic() - start
+        logger.info(f"CUDA graphs: captured {about}, {passes}, in {took:.1f} s, beside {len(self._recordings)} others")
         return found
 
-    def summary(self) -> str:
-        """Say what was done in how many calls."""
+    def summary(self) -> list[str]:
+        """Say how many calls were replays."""
         captured, replayed, plain, failed = (self.counts[x] for x in ("captured", "replayed", "plain", "failed"))
-        return (
+        return [
             f"CUDA graphs: {captured} captured; of {replayed + plain:,} calls of the network {replayed:,} were replays "
             f"and {plain:,} ran without a graph, {failed:,} of them since their shape cannot be captured"
-        )
+        ]
 
 
 class _Pending:
@@ -201,23 +205,15 @@ class _Recording:
     Attributes:
         trained: parameters by name that get a gradient; none if there is no backward pass.
         bytes: of images, outputs and their gradients, which no other recording can share.
+        weights: what they were, if there are no gradients.
     """
 
-    weights: Hashable = None  # what they were in an evaluation
-
-    def __init__(
-        self,
-        graphs: Any,
-        owner: nn.Module,
-        function: Callable[[Tensor], Outputs],
-        images: Tensor,
-        gradients: dict[str, Tensor],
-    ) -> None:
+    def __init__(self, graphs: Any, network: _AsModule, images: Tensor, gradients: dict[str, Tensor]) -> None:
         self._images = images.clone()
-        named = owner.named_parameters() if torch.is_grad_enabled() else ()
+        self.weights: Hashable = None
+        named = network.owner.named_parameters() if torch.is_grad_enabled() else ()
         self.trained = {name: parameter for name, parameter in named if parameter.requires_grad}
         leaves: dict[str, Tensor] = {f"owner.{name}": nn.Parameter(x.detach()) for name, x in self.trained.items()}
-        network = _AsModule(owner, function)
 
         def forward() -> list[Tensor]:
             logits, deltas = functional_call(network, leaves, (self._images,))

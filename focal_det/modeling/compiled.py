@@ -1,4 +1,4 @@
-"""torch.compile with the plain function as fallback where no compiler works; the log says when it compiles."""
+"""Networks run as they are, or by torch.compile unless no compiler works; the log says when it compiles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,43 @@ _STATIC_LIMIT = 64  # compilations where each shape has its own
 _last_called: weakref.ref[CompiledOrPlain] | None = None
 
 
-class CompiledOrPlain:
+class NetworkRunner:
+    """Runs a network, a function of images, as it is; subclasses compile or capture it.
+
+    A copy prepares anew: what was compiled or captured belongs to the model that it was made of.
+
+    Args:
+        function: the network, or another runner of it.
+
+    Attributes:
+        while_preparing: opened while the network is compiled, perhaps in another thread, or captured; not copied.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.while_preparing: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"function": self.function}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def prepare_within(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Open such a context while something is compiled or captured, here or by the runner within."""
+        self.while_preparing = context
+        if isinstance(self.function, NetworkRunner):
+            self.function.prepare_within(context)
+
+    def summary(self) -> list[str]:
+        """Say in lines for the log what was done in how many calls."""
+        return []
+
+
+class CompiledOrPlain(NetworkRunner):
     """Calls a function compiled; if compiling it fails, it warns once and calls it as it is from then on.
 
     PyTorch compiles for the first size alone, which is fastest, then for any length of the sides that have changed: at
@@ -34,28 +70,22 @@ class CompiledOrPlain:
 
     PyTorch compiles the backward pass when it is first needed; if only that fails, so does the training.
 
-    A copy compiles anew: compiled code belongs to the model that it was made of.
-
     Attributes:
-        while_compiling: opened while PyTorch compiles, perhaps in another thread; not copied.
         compilations: how often PyTorch has compiled, for forward and backward passes.
     """
 
     def __init__(self, function: Callable[..., Any], *, static: bool = False) -> None:
-        self.plain, self.static = function, static
+        super().__init__(function)
+        self.static = static
         self.compiled: Callable[..., Any] | None = torch.compile(function, dynamic=False if static else None)
         if static:
             dynamo.recompile_limit = max(dynamo.recompile_limit, _STATIC_LIMIT)
-        self.while_compiling: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.compilations = 0
         self._about = ""
         self._open: tuple[float, AbstractContextManager[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"plain": self.plain, "static": self.static}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["plain"], static=state["static"])  # type: ignore[misc]
+        return {**super().__getstate__(), "static": self.static}
 
     def __call__(self, *args: Any) -> Any:
         if self.compiled is not None:
@@ -68,7 +98,7 @@ class CompiledOrPlain:
                 logger.warning(
                     f"MODEL.FOCAL_DET.SPEED.COMPILE is on, but torch.compile fails here ({reason}): continuing without"
                 )
-        return self.plain(*args)
+        return self.function(*args)
 
     def _listen(self, args: tuple[Any, ...]) -> None:
         """Let what PyTorch compiles from now on be taken for this call's, or its backward pass's."""
@@ -83,7 +113,7 @@ class CompiledOrPlain:
         """Say that PyTorch compiles."""
         self.compilations += 1
         logger.info(f"torch.compile: compiling for a batch of {self._about} ({self.compilations} so far) ...")
-        self._open = time.monotonic(), self.while_compiling()
+        self._open = time.monotonic(), self.while_preparing()
         self._open[1].__enter__()
 
     def end(self) -> None:

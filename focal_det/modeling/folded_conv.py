@@ -52,6 +52,7 @@ class KeptConv2d(Conv2d):
 
     # By that format: what one evaluation keeps is still there, where it was, after another in another format.
     _kept: Mapping[torch.dtype | None, tuple[tuple[Any, ...], Tensor, Tensor | None]] = MappingProxyType({})
+    mode_changes = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W')."""
@@ -60,8 +61,9 @@ class KeptConv2d(Conv2d):
         return x if self.activation is None else self.activation(x)
 
     def train(self, mode: bool = True) -> KeptConv2d:
-        """Set the mode, as of every module, and drop the weights kept for evaluation."""
+        """Set the mode, as of every module, and drop the weights kept for evaluation, which a graph may read."""
         self._kept = {}
+        self.mode_changes += 1
         return super().train(mode)
 
     def _weights(self, device: str) -> tuple[Tensor, Tensor | None]:

@@ -1,8 +1,11 @@
-"""The levels of a backbone that the detector takes, whether anchors and head fit them, and maps of padded batches."""
+"""The levels of a backbone that the detector takes, whether anchors and head fit them, and batches padded for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -75,6 +78,90 @@ def head_sizes(levels: Sequence[ShapeSpec], anchor_generator: Any) -> dict[str, 
     return {"in_channels": channels[0], "num_levels": len(levels), "num_anchors": num_anchors[0]}
 
 
+# Shares of the ratios of sides that photographs have: half 4:3, a third 3:2, the others spread from 1:1 to 2:1.
+_RATIOS = {4 / 3: 0.5, 3 / 2: 0.3, **{1 + tenth / 10: 0.02 for tenth in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)}}
+_MOST_SHAPES = 16  # derived ones; each stands for two, and for each it is captured or compiled
+Batches = dict[tuple[int, int], float]  # height and width of batches in pixels, and the share of each
+
+
+def shapes_to_pad_to(cfg: CfgNode, divisor: int) -> Sequence[Any]:
+    """Return the shapes that MODEL.FOCAL_DET.SPEED.PAD_TO lists, or so many for INPUT's sizes as its number says.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    given: Sequence[Any] = cfg.MODEL.FOCAL_DET.SPEED.PAD_TO
+    if len(given) != 1 or type(given[0]) is not int:
+        return given
+    if not 1 <= given[0] <= _MOST_SHAPES:
+        raise ValueError(
+            f"MODEL.FOCAL_DET.SPEED.PAD_TO is {list(given)}, but the number of shapes is in [1, {_MOST_SHAPES}]"
+        )
+    return sorted({shape for batches in usual_batches(cfg, divisor) for shape in few_shapes(batches, given[0])})
+
+
+def usual_batches(cfg: CfgNode, divisor: int) -> list[Batches]:
+    """Return `batches_of_photographs` of training and, unless it is one of its sizes, of evaluation."""
+    sizes, test = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        sizes = range(sizes[0], sizes[-1] + 1)
+    found = [batches_of_photographs(sizes, cfg.INPUT.MAX_SIZE_TRAIN, divisor)]
+    is_covered = test in sizes and cfg.INPUT.MAX_SIZE_TEST <= cfg.INPUT.MAX_SIZE_TRAIN
+    if test > 0 and not is_covered:  # 0: images of whatever size they have
+        found.append(batches_of_photographs([test], cfg.INPUT.MAX_SIZE_TEST, divisor))
+    return found
+
+
+def batches_of_photographs(shorter: Iterable[int], longest: int, divisor: int) -> Batches:
+    """Return what sides batches of two landscape photographs have, once resized as Detectron2 does.
+
+    Args:
+        shorter: the shorter sides to resize to, each as often as the others; pixels.
+        longest: what the longer side may be; pixels.
+        divisor: which the sides of a batch are multiples of.
+    """
+    divisor = max(1, divisor)
+    images: Counter[tuple[int, int]] = Counter()
+    for side in shorter:
+        for ratio, share in _RATIOS.items():
+            scale = min(1.0, longest / (side * ratio))
+            height, width = (-(-int(x * scale + 0.5) // divisor) * divisor for x in (side, side * ratio))
+            images[height, width] += share  # type: ignore[assignment]
+    batches: Counter[tuple[int, int]] = Counter()
+    for (one, of_one), (other, of_other) in itertools.product(images.items(), repeat=2):
+        batches[max(one[0], other[0]), max(one[1], other[1])] += of_one * of_other
+    total = sum(batches.values())
+    return {sides: share / total for sides, share in batches.items()}
+
+
+def few_shapes(batches: Batches, count: int) -> list[tuple[int, int]]:
+    """Return up to `count` shapes (height, width): one that holds every batch, then one by one what saves most."""
+    shapes = [(max(height for height, _ in batches), max(width for _, width in batches))]
+    while len(shapes) < min(count, len(batches)):
+        padded = {sides: _padded_area(sides, shapes) for sides in batches}
+
+        def pixels_with(new: tuple[int, int], padded: dict[tuple[int, int], float] = padded) -> float:
+            return sum(of * min(padded[sides], _padded_area(sides, [new])) for sides, of in batches.items())
+
+        shapes.append(min(batches, key=pixels_with))
+    return sorted(set(shapes))
+
+
+def extra_pixels(batches: Batches, shapes: Sequence[Sequence[int]]) -> float:
+    """Return by what share padding to the smallest shape that holds it adds to the pixels of a batch, on average."""
+    before = sum(share * height * width for (height, width), share in batches.items())
+    after = sum(
+        share * (area if math.isfinite(area := _padded_area(sides, shapes)) else sides[0] * sides[1])
+        for sides, share in batches.items()
+    )
+    return after / before - 1
+
+
+def _padded_area(sides: Sequence[int], shapes: Sequence[Sequence[int]]) -> float:
+    """Return the area of the smallest shape that holds such a batch; infinite if none does."""
+    return min((x * y for x, y in shapes if x >= sides[0] and y >= sides[1]), default=math.inf)
+
+
 class ShapePadding:
     """Pads batches with zeros to the smallest of some shapes, and cuts the network's maps back.
 
@@ -99,7 +186,8 @@ class ShapePadding:
             if not fits or any(side < 1 or side % max(1, divisor) for side in shape):
                 raise ValueError(
                     f"MODEL.FOCAL_DET.SPEED.PAD_TO has {shape!r}, which is not a pair of sides that are "
-                    f"multiples of {divisor}, such as [{25 * max(1, divisor)}, {42 * max(1, divisor)}]"
+                    f"multiples of {divisor}, such as [{25 * max(1, divisor)}, {42 * max(1, divisor)}]; one number "
+                    "alone, such as [3], lets so many be chosen"
                 )
         both = {tuple(sides) for shape in shapes for sides in (shape, shape[::-1])}
         self.shapes = sorted(both, key=lambda sides: (sides[0] * sides[1], sides))

@@ -18,13 +18,21 @@ from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .anchor_generator import OctaveAnchorGenerator
 from .assignment import pad_objects
 from .captured import CapturedOrPlain
-from .compiled import CompiledOrPlain
+from .compiled import CompiledOrPlain, NetworkRunner
 from .criterion import DenseCriterion
 from .decode import PAPERS_DECODING, check_decoding, decode_detections, to_device
 from .dense_losses import FocalLoss
 from .folded_conv import fold_frozen_norms, keep_cast_weights
 from .head import RetinaNetHead
-from .levels import ShapePadding, anchor_generator_of, check_anchors, cut_back, head_sizes, level_shapes
+from .levels import (
+    ShapePadding,
+    anchor_generator_of,
+    check_anchors,
+    cut_back,
+    head_sizes,
+    level_shapes,
+    shapes_to_pad_to,
+)
 from .normalizer import LossNormalizer
 
 
@@ -52,6 +60,8 @@ class FocalRetinaNet(nn.Module):
             range; levels that the backbone does not have, or that anchors or head do not fit; graphs of a network that
             waits for other ranks.
     """
+
+    mode_changes = 0
 
     @configurable
     def __init__(
@@ -100,8 +110,8 @@ class FocalRetinaNet(nn.Module):
                 module.to(memory_format=self.memory_format)
         self.padding = ShapePadding(pad_to, backbone.size_divisibility)
         self.strides = [level.stride for level in shapes]
-        self.compiled = CompiledOrPlain(self.network, static=bool(pad_to)) if compile_network else None
-        self.captured = CapturedOrPlain(self, self.compiled or self.network) if cuda_graphs else None
+        compiled = CompiledOrPlain(self.network, static=bool(pad_to)) if compile_network else None
+        self._runner = CapturedOrPlain(self, compiled or self.network) if cuda_graphs else compiled
         if cuda_graphs and any("SyncBatchNorm" in type(module).__name__ for module in self.modules()):
             raise ValueError(
                 "MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS is on, but ranks that compute SyncBN's statistics together cannot "
@@ -165,9 +175,14 @@ class FocalRetinaNet(nn.Module):
             "fold_norms": extra.SPEED.FOLD_NORMS,
             "compile_network": extra.SPEED.COMPILE,
             "cuda_graphs": extra.SPEED.CUDA_GRAPHS,
-            "pad_to": extra.SPEED.PAD_TO,
+            "pad_to": shapes_to_pad_to(cfg, backbone.size_divisibility),
             "bfloat16_inference": extra.SPEED.BFLOAT16_INFERENCE,
         }
+
+    @property
+    def runner(self) -> NetworkRunner:
+        """What runs `network`: as it is, compiled, captured, or both."""
+        return self._runner or NetworkRunner(self.network)  # which a plain model, to be freed at once, does not hold
 
     @property
     def device(self) -> torch.device:
@@ -212,15 +227,9 @@ class FocalRetinaNet(nn.Module):
         ]
 
     def train(self, mode: bool = True) -> FocalRetinaNet:
-        """Set the mode, as of every module."""
-        if self.captured is not None:
-            self.captured.mode_changes()
+        """Set the mode, as of every module, and count it: see `CapturedOrPlain`."""
+        self.mode_changes += 1
         return super().train(mode)
-
-    def _apply(self, *args: Any, **options: Any) -> FocalRetinaNet:
-        if self.captured is not None:
-            self.captured.forget()  # graphs read weights where they were
-        return super()._apply(*args, **options)
 
     def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return every anchor's class logits (N, R, K) and label (N, R); inputs and errors are training's."""
@@ -230,12 +239,11 @@ class FocalRetinaNet(nn.Module):
 
     def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return each level's logits (N, H, W, A, K), deltas (N, H, W, A, 4) and anchors (H*W*A, 4)."""
-        run_network = self.captured or self.compiled or self.network
         padded = self.padding.pad(images.tensor)
         sizes = padded.shape[-2:], images.tensor.shape[-2:]
         logits, deltas = (
             [cut_back(level, *sizes, stride) for level, stride in zip(part, self.strides, strict=True)]
-            for part in run_network(padded)
+            for part in self.runner(padded)
         )
         return (
             [_classes_last(level, self.num_classes) for level in logits],

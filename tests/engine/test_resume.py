@@ -177,9 +177,9 @@ def test_so_it_is_with_captured_networks_that_capture_anew_after_a_resume(whole,
 
     def build_captured(cfg):
         model = build(cfg)
-        model.captured = CapturedOrPlain(model, model.network)
-        model.captured.make_graphs = RecordedGraphs
-        captured.append(model.captured)
+        model._runner = CapturedOrPlain(model, model.network)
+        model.runner.make_graphs = RecordedGraphs
+        captured.append(model.runner)
         return model
 
     monkeypatch.setattr(Trainer, "build_model", staticmethod(build_captured))

@@ -17,6 +17,7 @@ from focal_det.engine.trainer import Trainer
 from focal_det.losses.formula import Formula
 from focal_det.modeling import dense_losses
 from focal_det.modeling.autocast import keep_top_in_float32
+from focal_det.modeling.captured import CapturedOrPlain
 from focal_det.modeling.compiled import CompiledOrPlain, share_compilers
 from focal_det.modeling.folded_conv import FoldedConv2d, KeptConv2d
 
@@ -63,7 +64,7 @@ def test_a_speed_option_changes_nothing_but_rounding(tiny_cfg, batch_of, monkeyp
     (losses, grads, found), (faster_losses, faster_grads, faster_found) = (
         outcome(model, batch) for model in (plain, faster)
     )
-    assert (faster.compiled is not None and faster.compiled.compiled is not None) == (option == "COMPILE")
+    assert (getattr(faster.runner, "compiled", None) is not None) == (option == "COMPILE")
     for name, loss in losses.items():
         torch.testing.assert_close(faster_losses[name], loss, rtol=1e-5, atol=0)
     for name, grad in grads.items():
@@ -277,7 +278,7 @@ def test_images_of_all_sizes_are_compiled_for_three_times_at_most_and_the_log_sa
         yield
         opened.append("ended")
 
-    double.while_compiling = while_compiling
+    double.prepare_within(while_compiling)
     torch.compiler.reset()
     more = () if times == 1 else ((36, 36), (64, 32), (32, 64), (44, 52))
     for height, width in (*sizes, *more):
@@ -294,7 +295,7 @@ def test_images_of_all_sizes_are_compiled_for_three_times_at_most_and_the_log_sa
 def test_for_shapes_that_batches_are_padded_to_it_compiles_each_by_itself(tiny_cfg, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     model = build_model(tiny_cfg(*FROZEN, SPEED + "COMPILE", "True", SPEED + "PAD_TO", "[[64, 96]]"))
-    assert copy.deepcopy(model).compiled.static
+    assert copy.deepcopy(model).runner.static
     double = CompiledOrPlain(lambda images: images * 2, static=True)
     sizes = [(32 + 8 * step, 40) for step in range(10)]  # more than PyTorch's own limit
     for height, width in sizes + sizes:
@@ -312,8 +313,10 @@ def test_compiling_is_said_again_after_pytorch_has_been_reset(monkeypatch, lines
 
 def test_a_compiled_model_counts_as_progress_while_it_compiles(tiny_cfg):
     model = Trainer.build_model(tiny_cfg(SPEED + "COMPILE", "True", SPEED + "CUDA_GRAPHS", "True"))
-    assert model.compiled.while_compiling is model.captured.while_capturing is compiling
-    assert model.captured.function is model.compiled
+    captured, compiled = model.runner, model.runner.function
+    assert isinstance(captured, CapturedOrPlain)
+    assert isinstance(compiled, CompiledOrPlain)
+    assert captured.while_preparing is compiled.while_preparing is compiling
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, 4), ("7", 32)])

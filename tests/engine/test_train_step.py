@@ -12,8 +12,10 @@ from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from recorded_graphs import RecordedGraphs
 from torch import nn
 
+from focal_det.cli.main import main
 from focal_det.engine import train_step
 from focal_det.engine.train_step import (
     BFloat16Trainer,
@@ -24,6 +26,7 @@ from focal_det.engine.train_step import (
     step_class,
 )
 from focal_det.engine.trainer import Trainer
+from focal_det.modeling.captured import CapturedOrPlain
 
 pytestmark = pytest.mark.detectron2
 
@@ -199,6 +202,119 @@ def test_the_scale_of_float16_is_saved_and_loaded(tiny_cfg):
     del state["grad_scaler"]  # of a run in float32
     other.load_state_dict(state)
     assert other.grad_scaler.get_scale() == 2.0**15
+
+
+# --- with a captured network, here by a stand-in for graphs -----------------------------------------------------------
+
+SHAPES_OF_STEPS = ((32, 64), (64, 32), (32, 64), (64, 32), (32, 64), (64, 64), (64, 32), (32, 64))
+
+
+@pytest.fixture
+def trainers(tiny_cfg, batch_of, monkeypatch, tmp_path):
+    """Return a function that makes two trainers of the same weights and batches: a plain, and a captured network's."""
+    steps = enumerate(SHAPES_OF_STEPS)
+    batches = [batch_of((3, step % 3), size=size, seed=step) for step, size in steps]
+    for place, image in enumerate(image for batch in batches for image in batch):
+        image["file_name"] = f"{place}.jpg"
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(lambda cls, cfg: batches))
+
+    def make(*overrides):
+        found = []
+        for name in ("plain", "captured"):
+            settings = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.PIXEL_STD", "[500., 500., 500.]")
+            torch.manual_seed(0)
+            trainer = Trainer(tiny_cfg(*settings, "OUTPUT_DIR", str(tmp_path / name), *overrides))
+            if name == "captured":
+                trainer.model._runner = CapturedOrPlain(trainer.model, trainer.model.network)
+                trainer.model.runner.make_graphs = RecordedGraphs
+            found.append(trainer)
+        return found
+
+    return make
+
+
+def all_steps(trainer, scale=None):
+    """Do a step for each batch; return what they leave: weights, momentum, metrics, scale."""
+    step = trainer._trainer
+    if scale is not None:
+        step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0**-14, growth_interval=2)
+    with EventStorage() as storage:
+        for storage.iter, _ in enumerate(SHAPES_OF_STEPS):
+            step.iter = storage.iter
+            step.run_step()
+        metrics = {name: history.values() for name, history in storage.histories().items() if "time" not in name}
+    state = step.state_dict()
+    return trainer.model.state_dict(), state["optimizer"]["state"], metrics, state.get("grad_scaler")
+
+
+CLIP = ("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "1e-3")
+BY_NORM = (*CLIP, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm")
+FLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [
+        (CLIP, None),
+        ((*BY_NORM, "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16"), None),
+        (FLOAT16, 2.0**40),  # overflows at first, then shrinks to 2^26, to 2^12, and grows
+        ((*FLOAT16, *BY_NORM, *FUSED), 2.0**40),
+    ],
+    ids=["clipped", "bfloat16, clipped", "float16", "float16, clipped, fused"],
+)
+def test_steps_with_a_captured_network_are_those_without(trainers, options, scale):
+    plain, captured = trainers(*options, "SOLVER.BASE_LR", "0.01")
+    start = {name: value.clone() for name, value in plain.model.state_dict().items()}
+    expected, found = all_steps(plain, scale), all_steps(captured, scale)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert captured.model.runner.counts == {"captured": 2, "replayed": 5, "plain": 3, "failed": 0}
+    assert not expected[0]["head.cls_score.weight"].equal(start["head.cls_score.weight"])
+    if scale is None:
+        assert len(found[2]["grad_norm"]) == len(SHAPES_OF_STEPS)
+    else:
+        assert found[3]["scale"] < scale  # some steps overflowed
+
+
+def steps_until(trainer, iteration, change):
+    """Do steps, of which one, a replay, is done with other weights; return the error that ends them there."""
+    step = trainer._trainer
+    with EventStorage():
+        for step.iter in range(iteration):
+            step.run_step()
+        step.iter = iteration
+        change(trainer.model.head)
+        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        with pytest.raises(FloatingPointError) as raised:
+            step.run_step()
+    torch.testing.assert_close(trainer.model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+    return str(raised.value)
+
+
+def test_a_gradient_that_is_not_finite_in_a_captured_network_is_named_kept_and_replayed(trainers, capsys):
+    def change(head):  # deltas stay finite, gradients of what is before them do not
+        head.bbox_subnet[0].weight.data.mul_(1e-30)
+        head.bbox_pred.weight.data.fill_(3e38)
+
+    messages = []
+    for trainer in trainers("SOLVER.BASE_LR", "0.0"):
+        message = steps_until(trainer, 4, change)
+        assert main(["replay", message.rpartition("focal-det replay ")[2]]) == 0
+        verdict = capsys.readouterr().out.partition("verdict: ")[2]
+        messages.append((message.replace("/captured/", "/plain/"), verdict))
+    assert trainer.model.runner.counts["replayed"] == 3
+    assert messages[0] == messages[1]
+    message, verdict = messages[0]
+    first = "backbone.fpn_lateral3.weight"
+    assert message.startswith(f"Gradients became infinite or NaN at iteration=4, the first of them of {first}; to see")
+    assert f"the gradient of {first} is not finite" in verdict
+
+
+def test_a_loss_that_is_not_finite_in_a_captured_network_ends_before_the_weights_change(trainers):
+    for trainer in trainers("SOLVER.BASE_LR", "0.01"):
+        message = steps_until(trainer, 4, lambda head: head.cls_score.bias.data[:1].fill_(math.nan))
+        assert message.startswith("Loss became infinite or NaN at iteration=4, loss_cls; to see why: focal-det replay ")
+    assert trainer.model.runner.counts["replayed"] == 3
 
 
 class Scaled(nn.Module):

@@ -39,7 +39,7 @@ def both_of(make_cfg, *options, **of_stand_in):
     for captured in ((), CAPTURED):
         torch.manual_seed(0)
         models.append(build_model(make_cfg(*FROZEN, *options, *captured)))
-    models[1].captured.make_graphs = make_graphs
+    models[1].runner.make_graphs = make_graphs
     return *models, made
 
 
@@ -87,7 +87,7 @@ def test_steps_on_several_shapes_are_those_of_the_plain_network(tiny_cfg, batch_
         for optimizer in optimizers:
             optimizer.step()
     assert_same(captured.state_dict(), plain.state_dict())
-    assert captured.captured.counts == {"captured": 2, "replayed": 5, "plain": 3, "failed": 0}
+    assert captured.runner.counts == {"captured": 2, "replayed": 5, "plain": 3, "failed": 0}
 
 
 def test_a_gradient_is_added_to_what_is_there(tiny_cfg, batch_of):
@@ -96,12 +96,12 @@ def test_a_gradient_is_added_to_what_is_there(tiny_cfg, batch_of):
     for _ in range(2):
         gradients_of(captured, batches[0])  # so that a replay gives the first gradient, which the second is added to
     assert_same(gradients_of(captured, *batches), gradients_of(plain, *batches))
-    assert captured.captured.counts["replayed"] == 8
+    assert captured.runner.counts["replayed"] == 8
     gradients_of(captured, batches[3])  # all are now those of a replay, and the next batch is of a shape to be captured
     batches = [batches[0], batch_of((3,), size=(96, 96))]
     captured(batches[1])
     assert_same(gradients_of(captured, *batches), gradients_of(plain, *batches))
-    assert captured.captured.counts["captured"] == 3
+    assert captured.runner.counts["captured"] == 3
 
 
 def test_a_call_before_the_last_ones_backward_pass_is_a_plain_one(tiny_cfg, batch_of):
@@ -115,10 +115,10 @@ def test_a_call_before_the_last_ones_backward_pass_is_a_plain_one(tiny_cfg, batc
             loss.backward()
     for (name, own), other in zip(captured.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own.grad, other.grad, rtol=0, atol=0, msg=name)
-    assert (captured.captured.counts["replayed"], captured.captured.counts["plain"]) == (1, 3)
+    assert (captured.runner.counts["replayed"], captured.runner.counts["plain"]) == (1, 3)
     captured(batches[0])  # a forward pass whose losses are dropped is no longer waited for
     captured(batches[0])
-    assert captured.captured.counts["replayed"] == 3
+    assert captured.runner.counts["replayed"] == 3
     losses = captured(batches[0])
     losses["loss_cls"].backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward pass"):
@@ -140,12 +140,12 @@ def test_detections_follow_every_change_of_the_weights(tiny_cfg, batch_of, bfloa
         model.eval()
         model.eval = lambda model=model: model  # which would be a change of its own
     compare()
-    assert captured.captured.counts == {"captured": 1, "replayed": 2, "plain": 1, "failed": 0}
+    assert captured.runner.counts == {"captured": 1, "replayed": 2, "plain": 1, "failed": 0}
     state = {name: value * 0.99 for name, value in plain.state_dict().items()}
     for model in (plain, captured):
         model.load_state_dict(state)
     compare()
-    assert captured.captured.counts == {"captured": 2, "replayed": 4, "plain": 2, "failed": 0}
+    assert captured.runner.counts == {"captured": 2, "replayed": 4, "plain": 2, "failed": 0}
     for model in (plain, captured):
         for parameter in model.parameters():
             parameter.data.mul_(0.9)  # uncounted, as by a fused optimizer
@@ -162,12 +162,12 @@ def test_validation_losses_follow_every_change_of_the_weights(tiny_cfg, batch_of
     loader = [batch_of((3,), size=size, seed=seed) for seed, size in enumerate(sizes)]
     for replayed in (4, 8):  # each of two shapes: at first once plain; then captured anew, for the weights are new
         assert validation_losses(captured, loader) == validation_losses(plain, loader)
-        assert captured.captured.counts["replayed"] == replayed
+        assert captured.runner.counts["replayed"] == replayed
         for model in (plain, captured):
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(0.9)
-    assert captured.captured.counts["captured"] == 4
+    assert captured.runner.counts["captured"] == 4
 
 
 def test_the_graph_used_longest_ago_makes_room_and_has_to_come_often_to_return(tiny_cfg, batch_of):
@@ -180,10 +180,10 @@ def test_the_graph_used_longest_ago_makes_room_and_has_to_come_often_to_return(t
         else:
             captured(batches[size])
         if place == 3:  # the two that are there fit, and no third
-            made[0].max_bytes = 1.3 * sum(x.bytes for x in captured.captured._recordings.values())
-    assert captured.captured.counts == {"captured": 3, "replayed": 5, "plain": 22, "failed": 0}
+            made[0].max_bytes = 1.3 * sum(x.bytes for x in captured.runner._recordings.values())
+    assert captured.runner.counts == {"captured": 3, "replayed": 5, "plain": 22, "failed": 0}
     captured(batches[96, 64])
-    assert captured.captured.counts["captured"] == 4
+    assert captured.runner.counts["captured"] == 4
 
 
 def test_a_shape_that_cannot_be_captured_runs_plainly_and_is_named_once(tiny_cfg, batch_of, caplog):
@@ -198,11 +198,11 @@ def test_a_shape_that_cannot_be_captured_runs_plainly_and_is_named_once(tiny_cfg
     made[0].fail = None
     for _ in range(3):
         assert_same(gradients_of(captured, other), gradients_of(plain, other))
-    assert captured.captured.counts == {"captured": 1, "replayed": 2, "plain": 5, "failed": 3}
-    assert captured.captured.summary() == (
+    assert captured.runner.counts == {"captured": 1, "replayed": 2, "plain": 5, "failed": 3}
+    assert captured.runner.summary() == [
         "CUDA graphs: 1 captured; of 7 calls of the network 2 were replays and 5 ran without a graph, 3 of them since "
         "their shape cannot be captured"
-    )
+    ]
 
 
 def test_without_a_gpu_it_is_said_that_nothing_can_be_captured(tiny_cfg, batch_of, caplog):
@@ -218,8 +218,8 @@ def test_a_copy_and_a_model_that_moved_capture_anew(tiny_cfg, batch_of):
     batch = batch_of((3,))
     gradients_of(captured, batch), gradients_of(captured, batch)
     other = copy.deepcopy(captured)
-    assert not other.captured.counts
-    other.captured.make_graphs = captured.captured.make_graphs
+    assert not other.runner.counts
+    other.runner.make_graphs = captured.runner.make_graphs
     captured.double().float()
     for model in (other, captured):
         with torch.no_grad():
@@ -229,6 +229,74 @@ def test_a_copy_and_a_model_that_moved_capture_anew(tiny_cfg, batch_of):
         for _ in range(3):
             assert_same(gradients_of(model, batch), gradients_of(plain, batch))
     assert len(made) == 3
+
+
+def test_parts_with_a_mode_of_their_own_are_run_in_it(tiny_cfg, batch_of):
+    plain, captured, _ = both_of(tiny_cfg, "MODEL.RESNETS.NORM", "BN")
+    batch = batch_of((3, 2))
+    for mode in (True, False, True, False):
+        for model in (plain, captured):
+            model.backbone.train(mode)
+        for _ in range(2):  # in its second mode first plain, then captured
+            assert_same(gradients_of(captured, batch), gradients_of(plain, batch))
+    assert_same(captured.state_dict(), plain.state_dict())
+    assert captured.runner.counts == {"captured": 2, "replayed": 6, "plain": 2, "failed": 0}
+
+
+def test_weights_written_without_being_counted_are_seen_once_a_part_is_set_to_evaluate(tiny_cfg, batch_of):
+    plain, captured, _ = both_of(tiny_cfg, "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0")
+    batch = batch_of((0, 0))
+    detections(captured, batch)
+    for model in (plain, captured):
+        model.eval()
+        model.eval = lambda model=model: model  # of the whole
+    detections(captured, batch), detections(captured, batch)
+    for model in (plain, captured):
+        for parameter in model.backbone.parameters():
+            parameter.data.mul_(0.9)
+        model.backbone.eval()
+    for _ in range(3):
+        assert_same(detections(captured, batch), detections(plain, batch))
+    assert captured.runner.counts["replayed"] >= 3
+
+
+def another_bias(model):
+    model.head.cls_score.bias = torch.nn.Parameter(torch.full_like(model.head.cls_score.bias, -2.0))
+
+
+def another_place(model):
+    for parameter in model.head.parameters():
+        parameter.data = parameter.data * 0.5
+
+
+def another_layer(model):
+    layer = torch.nn.Conv2d(16, 27, 3, padding=1)
+    torch.nn.init.constant_(layer.weight, 0.01)
+    torch.nn.init.constant_(layer.bias, -2.0)
+    model.head.cls_score = layer
+
+
+def another_statistic(model):
+    norm = model.backbone.bottom_up.stem.conv1.norm
+    norm.running_var = norm.running_var * 2
+
+
+def less_to_train(model):
+    model.head.cls_score.bias.requires_grad_(False)
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("change", [another_bias, another_place, another_layer, another_statistic, less_to_train])
+def test_what_is_replaced_moved_or_frozen_after_a_capture_is_noticed(tiny_cfg, batch_of, change):
+    plain, captured, _ = both_of(tiny_cfg)
+    batch = batch_of((3, 2))
+    for _ in range(3):
+        gradients_of(captured, batch)
+    for model in (plain, captured):
+        change(model)
+    for _ in range(3):
+        assert_same(gradients_of(captured, batch), gradients_of(plain, batch))
+    assert captured.runner.counts == {"captured": 2, "replayed": 4, "plain": 2, "failed": 0}
 
 
 def test_a_backward_pass_is_outside_of_autocast():
@@ -265,12 +333,12 @@ def test_a_capture_takes_its_time_and_is_logged(tiny_cfg, batch_of, caplog):
 
     class Open:
         def __enter__(self):
-            opened.append(len(captured.captured.counts))
+            opened.append(len(captured.runner.counts))
 
         def __exit__(self, *_):
             opened.append("closed")
 
-    captured.captured.while_capturing = Open
+    captured.runner.while_preparing = Open
     with caplog.at_level("INFO", captured_module.__name__):
         gradients_of(captured, batch_of((1, 1))), gradients_of(captured, batch_of((1, 1)))
     assert opened[1:] == ["closed"]
@@ -286,9 +354,9 @@ def rank_of_two(rank, folder, cfgs, batches):
     for cfg in cfgs:
         torch.manual_seed(0)
         model = build_model(cfg)
-        if model.captured is not None:
-            model.captured.make_graphs = RecordedGraphs
-            counts = model.captured.counts
+        if cfg.MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS:
+            model.runner.make_graphs = RecordedGraphs
+            counts = model.runner.counts
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=None, gradient_as_bucket_view=True)
         found.append([step_of(model, batch) for batch in batches[rank]])
     torch.save((found, dict(counts)), f"{folder}/{rank}.pth")
@@ -319,7 +387,7 @@ def test_two_ranks_replay_different_shapes_in_one_step(tiny_cfg, batch_of, tmp_p
 def test_graphs_of_a_gpu_make_the_steps_of_the_plain_network(tiny_cfg, batch_of, dtype):
     plain, captured, _ = both_of(tiny_cfg)
     plain, captured = plain.cuda(), captured.cuda()
-    captured.captured.make_graphs = CudaGraphs
+    captured.runner.make_graphs = CudaGraphs
     optimizers = [torch.optim.SGD(model.parameters(), lr=1e-4) for model in (plain, captured)]
     for seed, size in enumerate(SIZES):
         batch = batch_of((3, seed % 2), size=size, seed=seed)
@@ -330,21 +398,21 @@ def test_graphs_of_a_gpu_make_the_steps_of_the_plain_network(tiny_cfg, batch_of,
             torch.testing.assert_close(own_grads[name], grad, rtol=0, atol=3e-2 * scale + 1e-9, msg=name)
         for optimizer in optimizers:
             optimizer.step()
-    assert captured.captured.counts == {"captured": 2, "replayed": 5, "plain": 3, "failed": 0}
+    assert captured.runner.counts == {"captured": 2, "replayed": 5, "plain": 3, "failed": 0}
     batch = batch_of((0, 0))
     with torch.no_grad():
         found = [[x["instances"].scores for x in captured.eval()(batch)] for _ in range(3)]
         expected = [x["instances"].scores for x in plain.eval()(batch)]
     for scores in found:
         torch.testing.assert_close(scores, expected, rtol=1e-2, atol=1e-2)
-    assert captured.captured.counts["failed"] == 0
+    assert captured.runner.counts["failed"] == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_host_does_not_wait_in_a_replayed_step_on_a_gpu(tiny_cfg, batch_of):
     _, model, _ = both_of(tiny_cfg)
     model = model.cuda()
-    model.captured.make_graphs = CudaGraphs
+    model.runner.make_graphs = CudaGraphs
     batch = [{**x, "image": x["image"].pin_memory()} for x in batch_of((3, 5))]
     for _ in range(2):
         step_of(model, batch)
@@ -353,4 +421,4 @@ def test_the_host_does_not_wait_in_a_replayed_step_on_a_gpu(tiny_cfg, batch_of):
         step_of(model, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert model.captured.counts["replayed"] == 2
+    assert model.runner.counts["replayed"] == 2

@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from focal_det.modeling.anchor_generator import OctaveAnchorGenerator
-from focal_det.modeling.levels import ShapePadding, cut_back
+from focal_det.modeling.levels import ShapePadding, batches_of_photographs, cut_back, extra_pixels, few_shapes
 from focal_det.modeling.retinanet import FocalRetinaNet
 
 pytestmark = pytest.mark.detectron2
@@ -242,10 +242,64 @@ def test_a_batch_takes_the_smallest_shape_that_holds_it(size, shape):
     assert padding.too_large == (size == (160, 160))
 
 
-@pytest.mark.parametrize("shapes", ["[[800, 1333]]", "[[800]]", "[800, 1344]", "[[0, 32]]", "[['a', 32]]"])
+@pytest.mark.parametrize("shapes", ["[[800, 1333]]", "[[800]]", "[800, 1344]", "[[0, 32]]", "[['a', 32]]", "[True]"])
 def test_a_shape_that_is_none_is_named(tiny_cfg, shapes):
     with pytest.raises(ValueError, match=r"PAD_TO has .* not a pair of sides that are multiples of 32"):
         build_model(tiny_cfg(PAD_TO, shapes))
+
+
+def test_one_shape_holds_all_and_others_are_added_where_they_save_most():
+    batches = {(64, 64): 0.2, (64, 96): 0.3, (64, 128): 0.4, (96, 128): 0.1}
+    # All at 96x128 = 12288 px. Beside it 64x128 saves .9 * 4096 and 64x96 .5 * 6144; after 64x128, 64x96 saves
+    # .5 * 2048 and 64x64 .2 * 4096.
+    assert few_shapes(batches, 1) == [(96, 128)]
+    assert few_shapes(batches, 2) == [(64, 128), (96, 128)]
+    assert few_shapes(batches, 3) == [(64, 96), (64, 128), (96, 128)]
+    assert few_shapes(batches, 9) == sorted(batches)
+    assert few_shapes({(64, 96): 1.0}, 3) == [(64, 96)]
+    exact = 0.2 * 4096 + 0.3 * 6144 + 0.4 * 8192 + 0.1 * 12288
+    assert extra_pixels(batches, [(96, 128)]) == pytest.approx(12288 / exact - 1)
+    assert extra_pixels(batches, [(64, 96)]) == pytest.approx((exact + 0.2 * 2048) / exact - 1)  # others as they are
+
+
+def test_batches_of_photographs_have_the_sides_that_detectron2_resizes_to():
+    alone = batches_of_photographs([800], 1333, 1)
+    assert sum(alone.values()) == pytest.approx(1)
+    # 4:3 and 3:2 as they are; 2:1 is cut to 1333, and so is 1.7:1, whose shorter side is then 1333/1.7 = 784
+    assert {(800, 800), (800, 1067), (800, 1200), (667, 1333), (784, 1333), (800, 1333)} <= alone.keys()
+    assert alone[800, 1067] == pytest.approx(0.5**2 + 2 * 0.5 * (0.02 * 4))  # two of 4:3, or one and a squarer one
+    assert (800, 1088) in batches_of_photographs([800], 1333, 32)
+    assert min(batches_of_photographs([640, 800], 1333, 32))[0] == 640
+
+
+RESIZED = ("INPUT.MIN_SIZE_TRAIN", "(800,)", "INPUT.MIN_SIZE_TEST", "800")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        (RESIZED, 1, {(800, 1344)}),
+        (RESIZED, 3, {(800, 1088), (800, 1216), (800, 1344)}),
+        ((*RESIZED[:3], "400"), 1, {(800, 1344), (416, 800)}),  # of evaluation, whose longest photograph is 2:1
+        ((*RESIZED[:3], "0"), 1, {(800, 1344)}),  # images are evaluated as they are
+        (("INPUT.MIN_SIZE_TRAIN", "(640, 800)", *RESIZED[2:]), 1, {(800, 1344)}),
+        ((*RESIZED, "INPUT.MAX_SIZE_TEST", "1600"), 1, {(800, 1344), (800, 1600)}),
+        (
+            ("INPUT.MIN_SIZE_TRAIN", "(60, 70)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", RESIZED[2], "65"),
+            1,
+            {(96, 160)},
+        ),
+    ],
+)
+def test_a_number_of_shapes_is_chosen_from_the_sizes_of_images(tiny_cfg, sizes, count, expected):
+    padding = build_model(tiny_cfg(*sizes, PAD_TO, f"[{count}]")).padding
+    assert set(padding.shapes) == expected | {shape[::-1] for shape in expected}
+
+
+@pytest.mark.parametrize("count", [0, 17, -1])
+def test_a_number_of_shapes_out_of_its_range_is_named(tiny_cfg, count):
+    with pytest.raises(ValueError, match=rf"PAD_TO is \[{count}\], but the number of shapes is in \[1, 16\]"):
+        build_model(tiny_cfg(PAD_TO, f"[{count}]"))
 
 
 def test_padding_is_what_a_larger_image_beside_makes_of_a_batch(tiny_cfg, batch_of):
