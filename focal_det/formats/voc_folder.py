@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from ..errors import InputError, cut, some
 from ..files import open_regular
+from .image_files import SUFFIXES
 
-_IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SHOWN_SPLITS = 12
 _LARGEST_SPLIT = 2**26  # bytes; ImageNet's names have 40 MB
 
@@ -78,7 +78,7 @@ def images_by_stem(folder: Path) -> dict[str, list[str]]:
         raise InputError(f"{folder}: cannot be listed ({error.strerror}); make it readable") from error
     for name in names:
         stem, ending = os.path.splitext(name)
-        if ending.lower() in _IMAGES:
+        if ending.lower() in SUFFIXES:
             found.setdefault(stem, []).append(name)
     return found
 
