@@ -34,6 +34,7 @@ _NOTES = {
     ),
     "frames": "have several frames or pages ({names}), of which only the first is read",
 }
+MISSING = "are not in {folder}; give their folder{or_skip}"
 _DAMAGED = "cannot be opened or are damaged; replace them{or_skip}"
 
 
@@ -103,7 +104,7 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
         if end == _END_OF_JPEG and not tail.strip(b"\0") and _has_no_end(path):
             return _DAMAGED, f"{name!r} (zeros where its end should be)"
     except FileNotFoundError:
-        return "are not in {folder}; give their folder{or_skip}", repr(name)
+        return MISSING, repr(name)
     except IrregularFileError:
         return "are not regular files but folders, pipes or devices; replace them{or_skip}", repr(name)
     except Image.DecompressionBombError:

@@ -135,7 +135,8 @@ class _Walk:
             self.roots.append(path.parent)
             return
         self.roots.append(path)
-        before, others = len(self.paths), []
+        before = len(self.paths)
+        others: list[Path] = []
         for folder, subfolders, files in os.walk(path, onerror=lambda error: self._unreadable(path, error)):
             inside = Path(folder)
             subfolders[:] = sorted(s for s in subfolders if s[0] != "." and inside / s != self.leave_out)
