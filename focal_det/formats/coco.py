@@ -13,6 +13,8 @@ from ..errors import InputError, cut, some, some_lines
 from ..files import open_regular
 from ..plain_data import parse_json
 from . import coco_checks as checks
+from .class_names import alike_names
+from .coco_amend import amend, without_outline
 from .coco_index import CocoIndex, image_sizes, xywh_boxes
 from .file_names import inside, renamed_note, resolve
 from .image_checks import MISSING, ImageFault, fault_lines, look_at_images
@@ -79,7 +81,7 @@ def read_coco(
     path = Path(json_file)
     try:
         with open_regular(path, most=LARGEST_JSON) as file:
-            raw = parse_json(file.read(), without="segmentation")
+            raw = parse_json(file.read(), change=without_outline)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such annotation file") from error
     except OSError as error:
@@ -134,13 +136,14 @@ def check_coco(
     is_annotated = not (may_lack_annotations and isinstance(raw, dict) and "annotations" not in raw)
     if not is_annotated:
         raw["annotations"] = []
+    can_skip, skip_bad_images = as_is is None and skip_bad_images is not None, skip_bad_images or 0
+    amended = amend(raw) if can_skip and not checks.is_federated(raw) else []
     if checks.is_federated(raw):
         checks.name_by_url(raw["images"])
     problems = checks.shape_problems(raw)
     if problems:
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
 
-    can_skip, skip_bad_images = as_is is None and skip_bad_images is not None, skip_bad_images or 0
     names = {place: image["file_name"] for place, image in enumerate(raw["images"])} if images and can_skip else {}
     if names and not allow_outside:
         _bring_inside(raw["images"], Path(image_dir))
@@ -155,7 +158,8 @@ def check_coco(
     notes += renamed_note(renamed, raw["images"])
     problems += checks.unread_problems(raw, as_is) if as_is else []
     if not problems:
-        problem = checks.format_problem(xywh_boxes(raw["annotations"]), image_sizes(raw, raw["annotations"]))
+        rows, boxes = raw["annotations"], xywh_boxes(raw["annotations"])
+        problem = checks.reversed_problem(rows, boxes) or checks.format_problem(boxes, image_sizes(raw, rows))
         problems += [problem] if problem else []
     if len(faults) > max(0, skip_bad_images):
         problems += fault_lines(faults, len(raw["images"]), Path(image_dir), can_skip=can_skip)
@@ -165,7 +169,7 @@ def check_coco(
         problems.append(f"--skip-bad-images {skip_bad_images} leaves no image of {len(raw['images'])}")
     if problems:
         raise InputError([f"{path}: {problem}" for problem in problems])
-    notes = [f"{path}: {note}" for note in (*notes, *checks.repeated_files(raw))]
+    notes = [f"{path}: {note}" for note in (*amended, *notes, *checks.repeated_files(raw), *alike_names(raw))]
     if faults:
         notes += _leave_out(raw, faults, path, Path(image_dir))
     checked = _complete(raw, path, notes, len(faults), is_read=as_is is None)

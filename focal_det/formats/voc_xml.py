@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from ..errors import InputError, cut, some
 from ..files import open_regular
-from .coco_checks import CLASS_NAME_RULE, is_class_name
+from .class_names import CLASS_NAME_RULE, is_class_name
 from .image_files import TURNED, open_image, orientation
 from .voc_folder import VocFolder
 

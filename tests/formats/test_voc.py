@@ -117,7 +117,10 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;">]><annotation>&
         ("{cat}{10}{10}{1_0}{20}", "b.xml object 1 (xmax is '1_0')"),
         ("{cat}{10}{10}{\u0661\u0662}{20}", "b.xml object 1 (xmax is '\u0661\u0662')"),
         ("{cat}{10}{10}{%s}{20}" % ("x" * 10**5), "xxx...)"),
-        ("{a&#x202e;b}{10}{10}{20}{20}", "a <name> that cannot be shown; a class needs a name of printable characters"),
+        (
+            "{a&#x85;b}{10}{10}{20}{20}",
+            "a <name> that cannot be shown; a class needs a name on one line, without control",
+        ),
         ("{a\nb}{10}{10}{20}{20}", "b.xml object 1 ('a\\nb')"),
         ("<annotation><object><name>x</name></object></annotation>", "xmin is '', ymin is '', xmax is '', ymax is ''"),
         ("{ }{10}{10}{20}{20}", "an object without <name>; add its class: b.xml object 1"),
@@ -255,6 +258,15 @@ def test_annotations_and_images_in_folders_of_any_name(write_voc, name):
     assert found.notes[0] == f"{folder}: took annotations from {name.split('/')[0]}/ and images from images"
     (folder / "ImageSets" / "Main" / "train.txt").write_text("images/b.jpg\n")
     assert [image.file_name for image in read_voc(folder, None).images] == ["images/b.jpg"]
+
+
+def test_corners_that_are_exchanged_everywhere_are_named_with_their_files(write_voc):
+    folder = write_voc(
+        {name: [("cat", 50, 10, 20, 60)] for name in "ab"} | {"c": [("cat", 20, 10, 50, 60)]}, train="abc"
+    )
+    found = problems(check_voc, read_voc(folder, None), ["cat"])
+    assert "2 of 3 boxes have xmax < xmin or ymax < ymin" in found
+    assert "(annotation a.xml object 1, annotation b.xml object 1); exchange the two corners" in found
 
 
 def test_the_folder_of_vocs_names_may_be_one_below(tmp_path, write_voc):
