@@ -62,11 +62,11 @@ def _without_root(raw: dict[str, Any]) -> list[str]:
     if len(categories) < 2:
         return []
     used = {str(a.get("category_id")) for a in raw["annotations"]}
+    above = Counter(str(category.get("supercategory")) for category in categories)
     for root in categories:
-        others = [category for category in categories if category is not root]
-        is_above = all(other.get("supercategory") == root.get("name") for other in others)
-        if is_above and root.get("supercategory") in _UNNAMED and str(root.get("id")) not in used:
-            raw["categories"] = others
+        is_root = root.get("supercategory") in _UNNAMED and str(root.get("name")) not in _UNNAMED
+        if is_root and above[str(root["name"])] == len(categories) - 1 and str(root.get("id")) not in used:
+            raw["categories"] = [category for category in categories if category is not root]
             what = "left out, since it is the supercategory of all others and has no box"
             return [f"category {cut(repr(root.get('name')))} (id {cut(root.get('id'))}) was {what}"]
     return []
