@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -84,29 +84,30 @@ def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
-def parse_json(data: bytes, *, without: str | None = None) -> Any:
+def parse_json(data: bytes, *, change: Callable[[dict[str, Any]], None] | None = None) -> Any:
     """Parse a JSON text in UTF-8.
 
     Args:
-        without: a name whose values are dropped from each object at once, so that they never are in memory together.
+        change: is given each object as soon as it is read, to drop what need not be in memory with the others.
 
     Raises:
         UnicodeDecodeError: it is not in UTF-8.
-        ValueError: it is not JSON, has a name twice in one object, or is nested too deeply or has numbers too long.
+        ValueError: it is not JSON, has a name twice in one object with two values, is nested too deeply, or has
+            numbers too long.
     """
     text = data.decode("utf-8-sig")
     try:
-        return json.loads(text, object_pairs_hook=partial(_named_once, without))
+        return json.loads(text, object_pairs_hook=partial(_named_once, change))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _named_once(without: str | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _named_once(change: Callable[[dict[str, Any]], None] | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'an object has "{twice[:40]}" twice, with two values')
-    if without is not None:
-        found.pop(without, None)
+        differing = next((name for name, value in pairs if value != found[name]), None)
+        if differing is not None:
+            raise ValueError(f'an object has "{differing[:40]}" twice, with two values')
+    if change is not None:
+        change(found)
     return found

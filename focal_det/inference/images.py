@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..data.image_files import open_image, orientation
+from ..formats.image_files import mode_problem, open_image, orientation, unread_kind
 
 _UPRIGHT = {  # what turns an image of each orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,21 +45,28 @@ def read_image(path: str | Path) -> np.ndarray:
         if path.stat().st_size == 0:
             raise ImageError(path, "the file is empty")
         with open_image(path) as image:
-            return to_bgr(image)
+            return to_bgr(image, path)
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(path, "not an image of a known format") from None
+        kind = unread_kind(path)
+        raise ImageError(path, f"{kind}; convert it to JPEG" if kind else "not an image of a known format") from None
     except OSError as error:
         raise ImageError(path, error.strerror or str(error)) from error
     except Exception as error:  # whatever a decoder may raise on somebody's file
         raise ImageError(path, f"{type(error).__name__}: {error}") from error
 
 
-def to_bgr(image: Image.Image) -> np.ndarray:
-    """Convert a PIL image of any mode, turned upright, to (H, W, 3) uint8 BGR."""
+def to_bgr(image: Image.Image, path: str | Path = "image") -> np.ndarray:
+    """Convert a PIL image, turned upright, to (H, W, 3) uint8 BGR.
+
+    Raises:
+        ImageError: it has more than 8 bits a channel, or a mode without conversion to RGB.
+    """
+    if problem := mode_problem(image):
+        raise ImageError(path, f"images of mode {image.mode} {problem}")
     turn = _UPRIGHT.get(orientation(image))
     upright = image if turn is None else image.transpose(turn)
     colours = upright if upright.mode == "RGB" else upright.convert("RGB")  # a copy, which may take 500 MB

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 
 from ..errors import Findings, some
+from ..formats.image_files import SUFFIXES as IMAGE_SUFFIXES
+from ..formats.image_files import passed_over
 from .images import ImageError, read_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 
 # Read by OpenCV when it opens its first video: a message of ours names a bad video, so FFmpeg prints nothing.
@@ -135,11 +136,13 @@ class _Walk:
             return
         self.roots.append(path)
         before = len(self.paths)
+        others: list[Path] = []
         for folder, subfolders, files in os.walk(path, onerror=lambda error: self._unreadable(path, error)):
             inside = Path(folder)
             subfolders[:] = sorted(s for s in subfolders if s[0] != "." and inside / s != self.leave_out)
-            images = (file for file in files if file[0] != "." and Path(file).suffix.lower() in IMAGE_SUFFIXES)
-            self.paths += [inside / file for file in sorted(images)]
+            for file in sorted(file for file in files if file[0] != "."):
+                (self.paths if Path(file).suffix.lower() in IMAGE_SUFFIXES else others).append(inside / file)
+        self.notes += passed_over(path.relative_to(self.roots[-1]) for path in others)
         if len(self.paths) == before and not self.problems:
             self.problems.append(f"INPUT {name}: no image in this folder or its subfolders (name each video)")
 

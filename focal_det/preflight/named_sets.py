@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.catalog import category_ids, evaluator_type, look_up, registered_files
-from ..data.coco import LARGEST_JSON, CocoFile, check_coco
-from ..data.coco_checks import name_by_url, shape_problems, unread_lvis_problems
 from ..data.dataset_spec import Use
 from ..data.records import as_coco, read_difficult, records_of, with_image_ids
 from ..data.shapes import parse_name
 from ..errors import InputError, cut
 from ..extras import install_command
 from ..files import open_regular
+from ..formats.coco import LARGEST_JSON, CocoFile, check_coco
+from ..formats.coco_checks import name_by_url, shape_problems, unread_lvis_problems
 from ..plain_data import parse_json
 
 
@@ -69,7 +69,7 @@ def read_named_set(name: str, use: Use, *, images: bool, allow_outside: bool = F
         return NamedSet(remark="generated shapes, drawn first")
     try:
         with open_regular(annotations, most=LARGEST_JSON) as file:
-            raw = parse_json(file.read(), without=None if kind == "lvis" else "segmentation")
+            raw = parse_json(file.read(), change=None if kind == "lvis" else _without_mask)
     except (OSError, ValueError, MemoryError) as error:
         raise InputError(f'data set "{name}": {annotations} cannot be read ({error})') from error
     how: dict[str, Any] = {"images": images, "decode": images, "allow_outside": allow_outside}
@@ -79,6 +79,10 @@ def read_named_set(name: str, use: Use, *, images: bool, allow_outside: bool = F
         remark = f"{len(raw.get('images', []))} images without annotations"  # such as COCO's test-dev
         return NamedSet(remark=remark, is_scored=False)
     return NamedSet(check_coco(raw, annotations, folder, as_is=use, **how), image_dir=files[1])
+
+
+def _without_mask(row: dict[str, Any]) -> None:
+    row.pop("segmentation", None)
 
 
 def _read_function(name: str, use: Use, *, decode: bool) -> NamedSet:

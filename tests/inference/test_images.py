@@ -31,6 +31,8 @@ def test_bad_files_are_named_with_the_reason(tmp_path):
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "none.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     reasons = {
@@ -40,6 +42,8 @@ def test_bad_files_are_named_with_the_reason(tmp_path):
         "folder.jpg": "a folder, not an image",
         "loop.jpg": os.strerror(40),
         "missing.jpg": "no such file",
+        "phone.HEIC": "HEIC; convert it to JPEG",
+        "deep.png": "images of mode I;16 have more than 8 bits a pixel",
     }
     for name, reason in reasons.items():
         with pytest.raises(ImageError) as caught:

@@ -38,6 +38,17 @@ def test_a_folder_is_its_images_and_its_subfolders_without_links_and_drawings(tr
     assert names(["images"], leave_out=Path("images/out")) == ["a.PNG", "b.jpg", "sub/a.png"]
 
 
+def test_images_that_are_not_read_are_named_and_jfif_is_read(tree):
+    for name in ("c.jfif", "d.HEIC", "sub/e.heic", "f.dng"):
+        (tree / "images" / name).write_bytes(b"")
+    inputs = find_inputs(["images"], (), Path("images/out"))
+    assert [file.name for file in inputs.found] == ["a.PNG", "b.jpg", "c.jfif", "sub/a.png"]
+    assert inputs.notes == [
+        "2 files are HEIC and were passed over; convert them to JPEG: d.HEIC, sub/e.heic",
+        "1 files are a camera's raw data and were passed over; convert them to JPEG: f.dng",
+    ]
+
+
 def test_names_are_relative_to_what_all_inputs_share(tree):
     assert names(["images/sub/a.png"]) == ["a.png"]
     assert names(["images/sub/a.png", "images/out/a.png"]) == ["sub/a.png", "out/a.png"]

@@ -141,7 +141,8 @@ def test_every_fault_of_every_set_comes_at_once(voc, json_sets, tmp_path):
     (voc / "Annotations" / "a.xml").write_text("<")
     flags = json_sets("j", "val")
     Path(flags[1]).write_text("{")
-    found = problems("--train-voc", voc, *flags, "--val-voc", tmp_path)
+    (tmp_path / "empty").mkdir()
+    found = problems("--train-voc", voc, *flags, "--val-voc", tmp_path / "empty")
     for part in ("cannot be read as XML", "not JSON", "has no folder Annotations"):
         assert any(part in line for line in found), part
 

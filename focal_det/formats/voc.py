@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, some
 from .coco import CocoFile, check_coco
-from .voc_folder import find_folder, images_by_stem, read_split
+from .voc_folder import find_folder, read_split
 from .voc_xml import Problems, VocImage, read_annotation
 
 _SHOW_PROGRESS_FROM = 5000  # annotations; fewer take a second or two
@@ -57,13 +57,18 @@ def read_voc(folder: str | os.PathLike[str], split: str | None, usual_splits: Se
     """
     found = find_folder(folder)
     names, place, notes = read_split(found, split, usual_splits)
-    by_stem = images_by_stem(found.image_dir)
-    images, problems = [], Problems()
+    images, problems, oddities = [], Problems(), Problems()
     for name in tqdm(names, "reading annotations", disable=len(names) < _SHOW_PROGRESS_FROM):
-        image = read_annotation(found, name, by_stem.get(name, []), problems)
+        image = read_annotation(found, name, problems, oddities)
         if image is not None:
             images.append(image)
     problems.raise_if_any(place, len(names))
+    notes += oddities.lines(place, len(names))
+    if place == str(found.folder):  # no split chose
+        used = {image.file_name for image in images}
+        unused = [file for files in found.images.by_name.values() for file in files if file not in used]
+        what = "images have no annotation and were not taken; one without an object needs an empty annotation"
+        notes += [f"{place}: {len(unused)} {what}: {some('', unused)}"] if unused else []
     return VocSet(Path(place), found.image_dir, images, notes)
 
 

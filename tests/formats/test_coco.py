@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focal_det.data.coco import read_coco
 from focal_det.errors import InputError
+from focal_det.formats.coco import check_coco, read_coco
 
 GOOD = {
     "images": [
@@ -117,7 +117,7 @@ def test_no_annotations_is_a_data_set_without_objects(write):
         ),
         (
             changed(categories=[{"id": 5, "name": "a\nb"}]),
-            "\"name\" of category id=5 is 'a\\nb'; a class needs a name of",
+            "\"name\" of category id=5 is 'a\\nb'; a class needs a name on",
         ),
         (changed(categories=[{"id": 5, "name": "\ud800"}]), "\"name\" of category id=5 is '\\ud800'"),
         (changed(categories=[{"id": 5, "name": "\x1b[2J"}]), "\"name\" of category id=5 is '\\x1b[2J'"),
@@ -133,7 +133,7 @@ def test_no_annotations_is_a_data_set_without_objects(write):
         (changed(images=[]), '"images" is empty'),
         (changed(categories="cat"), '"categories" is not a list'),
         (changed(images=[{"id": 7, "file_name": "a.png", "height": 80}]), 'images[0]: "width" is missing'),
-        (changed(images=[{"id": "7", "file_name": "a.png", "width": 9, "height": 9}]), "\"id\" is '7', not an integer"),
+        (changed(images=[{"id": [7], "file_name": "a.png", "width": 9, "height": 9}]), '"id" is [7], not an integer'),
         (changed(images=[{"id": 7, "file_name": "a.png", "width": 0, "height": 9}]), '"width" is 0'),
         (changed(annotations=[3]), "annotations[0]: is a number, not an object"),
         (annotations({"bbox": [1, 2, 3]}), "bbox=[1, 2, 3] (annotations[0]): a box is four numbers"),
@@ -226,6 +226,128 @@ def test_a_file_that_may_not_be_read_is_named(write):
     path, folder = write(GOOD)
     path.chmod(0)
     assert "cannot be read (Permission denied)" in problems((path, folder))
+
+
+# --- what means one thing alone is taken, changed and said ------------------------------------------------------------
+
+
+def with_ids(image_ids, category_ids, references):
+    images = [image | {"id": i} for image, i in zip(GOOD["images"], image_ids, strict=True)]
+    categories = [c | {"id": i} for c, i in zip(GOOD["categories"], category_ids, strict=True)]
+    rows = [{"image_id": i, "category_id": c, "bbox": [1, 1, 5, 5]} for i, c in references]
+    return {"images": images, "annotations": rows, "categories": categories}
+
+
+@pytest.mark.parametrize(
+    ("content", "images", "categories", "references", "notes"),
+    [
+        (
+            with_ids(["b7", "a9"], ["kat", "dog"], [("a9", "kat"), ("b7", "dog")]),
+            [2, 1],
+            [2, 1],
+            [(1, 2), (2, 1)],
+            [
+                "images: 2 of 2 ids are no integers and were numbered from 1 to 2 in their order ('b7', 'a9')",
+                "categories: 2 of 2 ids are no integers and were numbered from 1 to 2 in their order ('kat', 'dog')",
+            ],
+        ),
+        (
+            with_ids(["10", "9"], [5.0, 2.0], [("9", 5), (10, 2.0)]),
+            [10, 9],
+            [5, 2],
+            [(9, 5), (10, 2)],
+            [
+                "images: 2 of 2 ids are no integers and were read as such ('10', '9')",
+                "categories: 2 of 2 ids are no integers and were read as such (5.0, 2.0)",
+            ],
+        ),
+        (
+            with_ids([7, 9], [5, 2], [("9", "5"), ("a.png", "dog"), (7, 2)]),
+            [7, 9],
+            [5, 2],
+            [(9, 5), (7, 2), (7, 2)],
+            [
+                "2 of 3 annotations name their image_id as text; taken as the images' ids",
+                "2 of 3 annotations name their category_id as text; taken as the categories' ids",
+            ],
+        ),
+        (with_ids([7, 2**64], [5, 2], [(2**64, 5)]), [2, 1], [5, 2], [(1, 5)], None),
+    ],
+)
+def test_ids_that_name_things_uniquely_become_integers(write, content, images, categories, references, notes):
+    path, folder = write(content)
+    found = read_coco(path, folder)
+    assert [image["id"] for image in found.coco["images"]] == images
+    assert [category["id"] for category in found.coco["categories"]] == categories
+    assert [(a["image_id"], a["category_id"]) for a in found.coco["annotations"]] == references
+    assert notes is None or found.notes == [f"{path}: {note}" for note in notes]
+
+
+@pytest.mark.parametrize("ids", [["a", "a"], [None, "a"], [True, "a"], [[7], "a"]])
+def test_ids_that_name_nothing_uniquely_are_refused(write, ids):
+    assert "images" in problems(write(with_ids(ids, [5, 2], [])))
+
+
+def test_a_registered_sets_ids_stay_since_detectron2_reads_its_own_file(tmp_path):
+    with pytest.raises(InputError, match="not an integer"):
+        check_coco(with_ids(["x", "y"], [5, 2], []), "set", tmp_path, images=False, as_is="train")
+
+
+def test_polygons_without_a_box_get_theirs_and_it_is_said(write):
+    outline = [[10, 20, 40, 20, 40, 50], [5, 30, 8, 30, 8, 33.5]]
+    path, folder = write(annotations({"id": 8, "segmentation": outline}, {"segmentation": [[1, 1, 2, 2, 3, 1]]}))
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["bbox"]
+    path.write_text(json.dumps(content))
+    found = read_coco(path, folder)
+    assert [a["bbox"] for a in found.coco["annotations"]] == [[5, 20, 35, 30], [1, 1, 5, 5]]
+    assert found.notes == [f"{path}: 1 annotation without bbox got that of their segmentation: annotation 8"]
+    assert all("segmentation" not in a for a in found.coco["annotations"])
+    for outline in ([], [[]], [["x", 1]], {"counts": "a", "size": [1, 1]}, 3):
+        content["annotations"][0]["segmentation"] = outline
+        path.write_text(json.dumps(content))
+        assert '"bbox" is missing' in problems((path, folder))
+
+
+@pytest.mark.parametrize("name", ["animals", "cat"])
+def test_a_category_above_all_others_without_objects_is_left_out(write, name):
+    root = {"id": 0, "name": name, "supercategory": "none"}
+    rest = [category | {"supercategory": name} for category in GOOD["categories"]]
+    path, folder = write(changed(categories=[root, *rest]))
+    found = read_coco(path, folder)
+    assert found.class_names == ["dog", "cat"]
+    what = "left out, since it is the supercategory of all others and has no box"
+    assert found.notes == [f"{path}: category {name!r} (id 0) was {what}"]
+
+
+def test_a_category_with_objects_or_beside_others_stays(write):
+    root = {"id": 0, "name": "animals", "supercategory": "none"}
+    rest = [category | {"supercategory": "animals"} for category in GOOD["categories"]]
+    content = changed(categories=[root, *rest])
+    content["annotations"][0]["category_id"] = 0
+    assert len(read_coco(*write(content)).class_names) == 3
+    assert len(read_coco(*write(changed(categories=[root, rest[0], GOOD["categories"][1]]))).class_names) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["\u0645\u06cc\u200c\u0634\u0648\u062f", "a\u00a0b", "\u732b", "\U0001f408", "e\u0301"]
+)
+def test_names_in_any_language_are_taken(write, name):
+    assert name in read_coco(*write(changed(categories=[{"id": 5, "name": name}, GOOD["categories"][1]]))).class_names
+
+
+@pytest.mark.parametrize("name", ["", "\u200c", "\u00a0", "a\tb", "a\u2028b", "a\x85b"])
+def test_names_without_anything_to_see_or_on_two_lines_are_refused(write, name):
+    assert "a class needs a name" in problems(write(changed(categories=[{"id": 5, "name": name}])))
+
+
+@pytest.mark.parametrize("name", ["Dog", "dog ", "d\u200cog", "DOG", "\uff44og", "d-og"])
+def test_classes_spelt_alike_are_noted_with_their_objects(write, name):
+    path, folder = write(changed(categories=[{"id": 5, "name": name}, GOOD["categories"][1]]))
+    found = read_coco(path, folder)
+    assert found.notes[0].startswith(f"{path}: classes {name!r} (1 object) and 'dog' (1 object) differ only in case")
+    assert found.class_names == ["dog", name]
+    assert read_coco(*write(GOOD)).notes == []
 
 
 # --- files of LVIS, and files without annotations ---------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""Image files: which formats are opened, whether their names leave the folder, and how EXIF turns them."""
+"""Image files: which formats and modes are read, whether their names leave the folder, and how EXIF turns them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +14,17 @@ from ..errors import cut, some
 # Pillow reads some 40 more formats, among them EPS, a program, for which it starts Ghostscript.
 _FORMATS = ["AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"]
 _FORMATS += ["PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"]
+# What a folder's images are told by; .jfif, .jpe and .jif are JPEG.
+SUFFIXES = {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+SUFFIXES |= {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+# Images of people that are in no format above, which would otherwise be passed over without a word.
+_UNREAD_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "a camera's raw data"),
+    **dict.fromkeys((".dcm", ".nii"), "medical images"),
+    **dict.fromkeys((".exr", ".hdr", ".jxl", ".psd", ".svg", ".xcf"), "of a format that is not read"),
+}
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATION = 0x0112  # the tag
 TURNED = (5, 6, 7, 8)  # its values that swap width and height
 MIRRORED = (2, 3, 4)  # those that turn by 180 degrees or mirror, which the size does not show
@@ -31,6 +42,39 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
     """
     Image.init()
     return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])  # AVIF is not in every build
+
+
+def mode_problem(image: Image.Image) -> str | None:
+    """Return why an opened image cannot be read as RGB of 8 bits as viewers show it; None if it can."""
+    # Pillow's conversion, and so Detectron2's, cuts values instead of scaling them.
+    deep = image.mode == "F" or image.mode.startswith("I")
+    return (
+        "have more than 8 bits a pixel, and every value above 255 would be read as white; scale them to 8"
+        if deep
+        else None
+    )
+
+
+def unread_kind(path: str | Path) -> str | None:
+    """Return what images of a suffix are that are not read; None for suffixes of other files."""
+    return _UNREAD_SUFFIXES.get(Path(path).suffix.lower())
+
+
+def passed_over(paths: Iterable[str | Path]) -> list[str]:
+    """Return a note on the images among the files that no folder's images are taken from, by what they are."""
+    kinds: dict[str, list[str]] = {}
+    for path in paths:
+        if kind := unread_kind(path):
+            kinds.setdefault(kind, []).append(str(path))
+    return [
+        f"{len(p)} files are {kind} and were passed over; convert them to JPEG: {some('', p)}"
+        for kind, p in kinds.items()
+    ]
+
+
+def is_heic(head: bytes) -> bool:
+    """Tell whether a file that begins with these 12 bytes is HEIC, whatever its name."""
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
 
 
 def orientation(image: Image.Image) -> int:

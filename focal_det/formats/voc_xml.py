@@ -12,12 +12,13 @@ from xml.etree import ElementTree
 
 from ..errors import InputError, cut, some
 from ..files import open_regular
-from .coco_checks import CLASS_NAME_RULE, is_class_name
+from .class_names import CLASS_NAME_RULE, is_class_name
 from .image_files import TURNED, open_image, orientation
 from .voc_folder import VocFolder
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # float() also takes 1_0
 _LARGEST = 2**22  # bytes of an annotation; one of 100 objects has 20 kB
+_NO, _YES = ("", "0", "false", "no"), ("1", "true", "yes")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -40,7 +41,7 @@ class VocImage(NamedTuple):
 
 
 class Problems:
-    """Problems of many files, one line for each kind."""
+    """Problems or oddities of many files, one line for each kind."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, list[str]] = {}
@@ -49,37 +50,44 @@ class Problems:
         """Add a problem of a kind, which includes the fix, in the file that the detail names."""
         self._kinds.setdefault(kind, []).append(detail)
 
+    def lines(self, set_name: str, files: int) -> list[str]:
+        """Return a line for each kind, of a set of so many files."""
+        found = [(kind, len(details), some("", details)) for kind, details in self._kinds.items()]
+        return [f"{set_name}: {n} in {files} annotations: {kind}: {names}" for kind, n, names in found]
+
     def raise_if_any(self, set_name: str, files: int) -> None:
         """Raise InputError with all problems of a set of so many files, if there are any."""
-        found = [(kind, len(details), some("", details)) for kind, details in self._kinds.items()]
-        if found:
-            raise InputError([f"{set_name}: {n} in {files} annotations: {kind}: {names}" for kind, n, names in found])
+        if lines := self.lines(set_name, files):
+            raise InputError(lines)
 
 
-def read_annotation(folder: VocFolder, name: str, files: list[str], problems: Problems) -> VocImage | None:
+def read_annotation(folder: VocFolder, name: str, problems: Problems, oddities: Problems) -> VocImage | None:
     """Read an annotation and find its image, by the annotation's name or else by its <filename>.
 
     Args:
         name: of the annotation, without ".xml".
-        files: images with that stem.
         problems: receives what is wrong, where None is returned or an object is left out.
+        oddities: receives what is taken in a certain way.
     """
-    path = folder.annotation_dir / f"{name}.xml"
-    root = _read_xml(path, problems)
+    file = folder.annotations.get(name)
+    if file is None:
+        fix = f"no such file in {folder.annotation_dir}; add it or remove its name from the split"
+        problems.add(fix, cut(f"{name}.xml"))
+        return None
+    root = _read_xml(folder.annotation_dir / file, file, problems)
     if root is None:
         return None
     given = os.path.basename((root.findtext("filename") or "").strip().replace("\\", "/"))
-    if len(files) != 1:  # no image of the annotation's name, or a.jpg beside a.png
-        files = [given] if given and os.path.isfile(folder.image_dir / given) else files
+    files = folder.images.find(name, given)
     if not files:
-        problems.add(f"no image of that name in {folder.image_dir}; add it or remove the annotation", path.name)
+        problems.add(f"no image of that name in {folder.image_dir}; add it or remove the annotation", file)
         return None
     if len(files) > 1:
-        problems.add("several images of that name; name one in <filename>", f"{path.name} ({', '.join(files)})")
+        problems.add("several images of that name; name one in <filename>", f"{file} ({', '.join(files)})")
         return None
-    size = _size(root, folder.image_dir / files[0], path.name, problems)
-    objects = list(_objects(root, path.name, problems))
-    return None if size is None else VocImage(path.name, files[0], *size, objects)
+    size = _size(root, folder.image_dir / files[0], file, problems)
+    objects = list(_objects(root, file, problems, oddities))
+    return None if size is None else VocImage(file, files[0], *size, objects)
 
 
 class _NoDocumentType(ElementTree.TreeBuilder):
@@ -93,20 +101,18 @@ class _DocumentTypeError(Exception):
     pass
 
 
-def _read_xml(path: Path, problems: Problems) -> ElementTree.Element | None:
+def _read_xml(path: Path, name: str, problems: Problems) -> ElementTree.Element | None:
     try:
         with open_regular(path, most=_LARGEST) as file:
             root = ElementTree.parse(file, ElementTree.XMLParser(target=_NoDocumentType())).getroot()
-    except FileNotFoundError:
-        problems.add(f"no such file in {path.parent}; add it or remove its name from the split", path.name)
     except _DocumentTypeError:
-        problems.add("has a <!DOCTYPE>, which is refused since it may define entities; remove it", path.name)
+        problems.add("has a <!DOCTYPE>, which is refused since it may define entities; remove it", name)
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two of its encoding
-        problems.add("cannot be read as XML; correct the file or remove it", f"{path.name} ({error})")
+        problems.add("cannot be read as XML; correct the file or remove it", f"{name} ({error})")
     else:
         if root.tag == "annotation":
             return root
-        detail = f"{path.name} (<{cut(root.tag)}>)"
+        detail = f"{name} (<{cut(root.tag)}>)"
         problems.add("is not an annotation of VOC's; its first tag must be <annotation>", detail)
     return None
 
@@ -129,7 +135,7 @@ def _size(root: ElementTree.Element, image: Path, name: str, problems: Problems)
         return None
 
 
-def _objects(root: ElementTree.Element, name: str, problems: Problems) -> Iterator[VocObject]:
+def _objects(root: ElementTree.Element, name: str, problems: Problems, oddities: Problems) -> Iterator[VocObject]:
     for number, element in enumerate(root.findall("object"), start=1):
         here = f"{name} object {number}"
         class_name = (element.findtext("name") or "").strip()
@@ -142,11 +148,11 @@ def _objects(root: ElementTree.Element, name: str, problems: Problems) -> Iterat
         if wrong:
             detail = f"{here} ({', '.join(wrong)})"
             problems.add("a <bndbox> needs four numbers xmin, ymin, xmax, ymax; correct it", detail)
-        difficult = (element.findtext("difficult") or "0").strip() or "0"
-        if difficult not in ("0", "1"):
-            problems.add("<difficult> must be 0 or 1", f"{here} ({cut(repr(difficult))})")
+        difficult = (element.findtext("difficult") or "").strip()
+        if difficult.lower() not in (*_NO, *_YES):
+            oddities.add("<difficult> is neither 0 nor 1 and was taken as 0", f"{here} ({cut(repr(difficult))})")
         if class_name and not wrong:
-            yield VocObject(class_name, tuple(map(_number, corners)), difficult == "1")
+            yield VocObject(class_name, tuple(map(_number, corners)), difficult.lower() in _YES)
 
 
 def _is_number(text: str) -> bool:

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from ..errors import some
 from ..files import IrregularFileError, open_regular
-from .image_files import MIRRORED, TURNED, open_image, orientation
+from .image_files import MIRRORED, TURNED, is_heic, mode_problem, open_image, orientation
 
 _THREADS = 8  # they wait for the disk, and decoders release Python's lock
 _SHOW_PROGRESS_FROM = 2000  # images; for fewer a bar appears only once they take longer than this:
@@ -23,6 +23,18 @@ _SHOW_PROGRESS_AFTER = 2.0  # seconds
 _START_OF_SCAN, _END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 _END = {"JPEG": _END_OF_JPEG, "MPO": _END_OF_JPEG, "PNG": b"IEND\xaeB`\x82"}  # of an intact file
 _TAIL = 64  # bytes; so many zeros where the end should be are not an image's data
+_NOTES = {
+    "mirrored": (
+        "are turned by 180 degrees or mirrored by their EXIF tag ({names}), which Detectron2 obeys: their boxes must "
+        "be those of the turned image, as viewers show it"
+    ),
+    "turned square": (
+        "are square and turned by 90 degrees by their EXIF tag ({names}), which Detectron2 obeys: their boxes must be "
+        "those of the turned image, as viewers show it, which the size does not tell"
+    ),
+    "frames": "have several frames or pages ({names}), of which only the first is read",
+}
+MISSING = "are not in {folder}; give their folder{or_skip}"
 _DAMAGED = "cannot be opened or are damaged; replace them{or_skip}"
 
 
@@ -60,13 +72,11 @@ def look_at_images(
         bar = tqdm(looks, title, len(images), delay=_SHOW_PROGRESS_AFTER if few else 0, leave=False, disable=None)
         found = list(bar)
     faults = [ImageFault(i, *look) for i, look in enumerate(found) if isinstance(look, tuple)]
-    mirrored = [repr(image["file_name"]) for image, look in zip(images, found, strict=True) if look == "mirrored"]
-    notes = [
-        f"{len(mirrored)} of {len(images)} images are turned by 180 degrees or mirrored by their EXIF tag "
-        f"({some('', mirrored)}), which Detectron2 obeys: their boxes must be those of the turned image, as viewers "
-        "show it"
-    ]
-    return faults, notes if mirrored else []
+    notes = []
+    for kind, note in _NOTES.items():
+        names = [repr(image["file_name"]) for image, look in zip(images, found, strict=True) if look == kind]
+        notes += [f"{len(names)} of {len(images)} images {note.format(names=some('', names))}"] if names else []
+    return faults, notes
 
 
 def fault_lines(faults: Sequence[ImageFault], number: int, folder: Path, *, can_skip: bool = True) -> list[str]:
@@ -82,18 +92,19 @@ def fault_lines(faults: Sequence[ImageFault], number: int, folder: Path, *, can_
 
 
 def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, str] | str | None:
-    """Return kind and detail of the image's fault; "mirrored"; or None."""
+    """Return kind and detail of the image's fault; a kind of `_NOTES`; or None."""
     name, path = image["file_name"], folder / image["file_name"]
     try:
         with open_regular(path) as file, open_image(file) as opened:
-            turn, size = orientation(opened), opened.size
+            turn, size, wrong, mode = orientation(opened), opened.size, mode_problem(opened), opened.mode
             tail, end = _tail(file), _END.get(str(opened.format))
             if decode or end is None or end not in tail:
                 opened.load()
+            has_frames = _has_frames(opened)
         if end == _END_OF_JPEG and not tail.strip(b"\0") and _has_no_end(path):
             return _DAMAGED, f"{name!r} (zeros where its end should be)"
     except FileNotFoundError:
-        return "are not in {folder}; give their folder{or_skip}", repr(name)
+        return MISSING, repr(name)
     except IrregularFileError:
         return "are not regular files but folders, pipes or devices; replace them{or_skip}", repr(name)
     except Image.DecompressionBombError:
@@ -102,10 +113,19 @@ def _look(folder: Path, decode: bool, image: Mapping[str, Any]) -> tuple[str, st
             "so Detectron2; reduce or split them",
             repr(name),
         )
+    except UnidentifiedImageError as error:
+        if _is_heic(path):
+            return "are HEIC, which is not read; convert them to JPEG{or_skip}", repr(name)
+        return _DAMAGED, f"{name!r} ({type(error).__name__})"
     except Exception as error:  # whatever a decoder may raise on somebody's file
         return _DAMAGED, f"{name!r} ({'truncated' if 'truncated' in str(error) else type(error).__name__})"
-    fault = _size_fault(name, (image["width"], image["height"]), size, turn)
-    return fault or ("mirrored" if turn in MIRRORED else None)
+    if wrong:
+        return f"{wrong}{{or_skip}}", f"{name!r} (mode {mode})"
+    if fault := _size_fault(name, (image["width"], image["height"]), size, turn):
+        return fault
+    if turn in MIRRORED:
+        return "mirrored"
+    return "turned square" if turn in TURNED and size[0] == size[1] else "frames" if has_frames else None
 
 
 def _size_fault(name: str, stated: tuple[int, int], size: tuple[int, int], turn: int) -> tuple[str, str] | None:
@@ -128,6 +148,19 @@ def _size_fault(name: str, stated: tuple[int, int], size: tuple[int, int], turn:
         "have another size than annotated; correct width and height, and the boxes if the images were resized",
         f"{name!r} {_by(turned)}, not {_by(stated)}",
     )
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Tell whether an image has more than one frame; an MPO's further ones are a phone's depth map or previews."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # whatever Pillow may raise on a further frame, which is not read
+        return False
+
+
+def _is_heic(path: Path) -> bool:
+    with open_regular(path) as file:
+        return is_heic(file.read(12))
 
 
 def _tail(file: BinaryIO) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,9 +13,12 @@ from ..errors import InputError, cut, some, some_lines
 from ..files import open_regular
 from ..plain_data import parse_json
 from . import coco_checks as checks
+from .class_names import alike_names
+from .coco_amend import amend, without_outline
 from .coco_index import CocoIndex, image_sizes, xywh_boxes
-from .image_checks import ImageFault, fault_lines, look_at_images
-from .image_files import name_problems
+from .file_names import inside, renamed_note, resolve
+from .image_checks import MISSING, ImageFault, fault_lines, look_at_images
+from .image_files import leads_outside, name_problems
 
 LARGEST_JSON = 2**33  # bytes; Objects365's has 6 GB
 
@@ -77,7 +81,7 @@ def read_coco(
     path = Path(json_file)
     try:
         with open_regular(path, most=LARGEST_JSON) as file:
-            raw = parse_json(file.read(), without="segmentation")
+            raw = parse_json(file.read(), change=without_outline)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such annotation file") from error
     except OSError as error:
@@ -132,20 +136,31 @@ def check_coco(
     is_annotated = not (may_lack_annotations and isinstance(raw, dict) and "annotations" not in raw)
     if not is_annotated:
         raw["annotations"] = []
+    can_skip, skip_bad_images = as_is is None and skip_bad_images is not None, skip_bad_images or 0
+    amended = amend(raw) if can_skip and not checks.is_federated(raw) else []
     if checks.is_federated(raw):
         checks.name_by_url(raw["images"])
     problems = checks.shape_problems(raw)
     if problems:
         raise InputError([f"{path}: not a COCO detection file: {problem}" for problem in problems])
 
+    names = {place: image["file_name"] for place, image in enumerate(raw["images"])} if images and can_skip else {}
+    if names and not allow_outside:
+        _bring_inside(raw["images"], Path(image_dir))
     outside = name_problems(raw["images"], allow_outside=allow_outside)
     problems = [*checks.id_problems(raw), *checks.number_problems(raw), *outside]
-    faults, notes = look_at_images(raw["images"] if images and not outside else [], Path(image_dir), decode=decode)
+    look = partial(look_at_images, raw["images"] if images and not outside else [], Path(image_dir), decode=decode)
+    faults, notes = look()
+    missing = [fault.position for fault in faults if fault.kind == MISSING]
+    if names and missing and resolve(raw["images"], missing, image_dir):
+        faults, notes = look()
+    renamed = {place: name for place, name in names.items() if name != raw["images"][place]["file_name"]}
+    notes += renamed_note(renamed, raw["images"])
     problems += checks.unread_problems(raw, as_is) if as_is else []
     if not problems:
-        problem = checks.format_problem(xywh_boxes(raw["annotations"]), image_sizes(raw, raw["annotations"]))
+        rows, boxes = raw["annotations"], xywh_boxes(raw["annotations"])
+        problem = checks.reversed_problem(rows, boxes) or checks.format_problem(boxes, image_sizes(raw, rows))
         problems += [problem] if problem else []
-    can_skip, skip_bad_images = as_is is None and skip_bad_images is not None, skip_bad_images or 0
     if len(faults) > max(0, skip_bad_images):
         problems += fault_lines(faults, len(raw["images"]), Path(image_dir), can_skip=can_skip)
         if skip_bad_images > 0:
@@ -154,11 +169,19 @@ def check_coco(
         problems.append(f"--skip-bad-images {skip_bad_images} leaves no image of {len(raw['images'])}")
     if problems:
         raise InputError([f"{path}: {problem}" for problem in problems])
-    notes = [f"{path}: {note}" for note in (*notes, *checks.repeated_files(raw))]
+    notes = [f"{path}: {note}" for note in (*amended, *notes, *checks.repeated_files(raw), *alike_names(raw))]
     if faults:
         notes += _leave_out(raw, faults, path, Path(image_dir))
     checked = _complete(raw, path, notes, len(faults), is_read=as_is is None)
     return checked._replace(is_annotated=is_annotated)
+
+
+def _bring_inside(images: list[dict[str, Any]], folder: Path) -> None:
+    """Make names that lead outside relative to the folder, where they mean a file in it."""
+    outside = [place for place, image in enumerate(images) if leads_outside(image["file_name"])]
+    for place in outside:
+        images[place]["file_name"] = inside(images[place]["file_name"], folder) or images[place]["file_name"]
+    resolve(images, (place for place in outside if leads_outside(images[place]["file_name"])), folder)
 
 
 def _leave_out(raw: dict[str, Any], faults: list[ImageFault], path: Path | str, folder: Path) -> list[str]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focal_det.data.coco import read_coco
 from focal_det.data.dataset_spec import SetSource, parse_source, read_sources, voc_source
-from focal_det.data.voc import check_voc, read_voc
 from focal_det.errors import InputError
+from focal_det.formats.coco import read_coco
+from focal_det.formats.voc import check_voc, read_voc
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 CATS = {"a": [("cat", 1, 1, 100, 80)], "b": [("dog", 11, 21, 30, 60), ("cat", 5, 5, 5, 5)], "c": []}
@@ -117,11 +117,13 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;">]><annotation>&
         ("{cat}{10}{10}{1_0}{20}", "b.xml object 1 (xmax is '1_0')"),
         ("{cat}{10}{10}{\u0661\u0662}{20}", "b.xml object 1 (xmax is '\u0661\u0662')"),
         ("{cat}{10}{10}{%s}{20}" % ("x" * 10**5), "xxx...)"),
-        ("{a&#x202e;b}{10}{10}{20}{20}", "a <name> that cannot be shown; a class needs a name of printable characters"),
+        (
+            "{a&#x85;b}{10}{10}{20}{20}",
+            "a <name> that cannot be shown; a class needs a name on one line, without control",
+        ),
         ("{a\nb}{10}{10}{20}{20}", "b.xml object 1 ('a\\nb')"),
         ("<annotation><object><name>x</name></object></annotation>", "xmin is '', ymin is '', xmax is '', ymax is ''"),
         ("{ }{10}{10}{20}{20}", "an object without <name>; add its class: b.xml object 1"),
-        ("{cat}{10}{10}{20}{20}<difficult>yes</difficult>", "<difficult> must be 0 or 1: b.xml object 1 ('yes')"),
         (
             "<annotation><size><width>-3</width><height>8</height></size></annotation>",
             "<size> is not in pixels; correct or remove it: b.xml (-3 x 8)",
@@ -168,11 +170,127 @@ def test_what_coco_files_are_checked_for_is_named_by_the_xml_file(write_voc):
     assert "'b.jpg' annotated as 100x80, but 80x100" in problems(check_voc, voc, ["cat"])
 
 
-@pytest.mark.parametrize("name", ["../Annotations/a", "..", "/etc/passwd", "sub/a", r"sub\a"])
+@pytest.mark.parametrize("name", ["../a", "..", "/etc/passwd", "..\\..\\a", "x/../../a"])
 def test_a_split_names_images_of_its_folder_alone(write_voc, name):
     folder = write_voc(CATS, train=["b", name])
     found = problems(read_voc, folder, None)
-    assert f"train.txt: {name!r} is a path, not the name of an image; write names without folder and suffix" in found
+    assert f"train.txt: {name!r} leads out of the folder; write names of images in it" in found
+
+
+@pytest.mark.parametrize("name", ["sub/a", r"sub\a", "cat a", "a.txt"])
+def test_a_line_of_a_split_is_not_taken_for_another_annotation(write_voc, name):
+    found = problems(read_voc, write_voc(CATS, train=["b", name]), None)
+    assert found.endswith(f"Annotations; add it or remove its name from the split: {name}.xml")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a.jpg", "b.jpg"],
+        ["a.xml", "b.XML"],
+        ["JPEGImages/a.jpg", "./JPEGImages/b.jpg"],
+        ["/home/me/voc/JPEGImages/a.jpg", r"C:\voc\JPEGImages\b.jpg"],
+        ["JPEGImages/a.jpg Annotations/a.xml", "JPEGImages/b.jpg\tAnnotations/b.xml"],
+    ],
+)
+def test_lines_of_a_split_may_be_files(write_voc, lines):
+    assert [i["file_name"] for i in read(write_voc(CATS, train=lines))["images"]] == ["a.jpg", "b.jpg"]
+
+
+def test_annotations_in_folders_and_with_other_suffixes_are_taken(write_voc):
+    folder = write_voc(dict(CATS, d=CATS["a"]), train=["cam1/a", "b", "d"])
+    for part, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (folder / part / "cam1").mkdir()
+        (folder / part / f"a.{suffix}").rename(folder / part / "cam1" / f"a.{suffix}")
+    (folder / "Annotations" / "b.xml").rename(folder / "Annotations" / "b.XML")
+    (folder / "Annotations" / "cam2").mkdir()  # whose image is in no folder
+    (folder / "Annotations" / "d.xml").rename(folder / "Annotations" / "cam2" / "d.xml")
+    assert [image.file_name for image in read_voc(folder, None).images][:2] == ["cam1/a.jpg", "b.jpg"]
+    (folder / "ImageSets" / "Main" / "train.txt").unlink()
+    found = read_voc(folder, None)
+    assert [(i.annotation, i.file_name) for i in found.images] == [
+        ("b.XML", "b.jpg"),
+        ("c.xml", "c.jpg"),
+        ("cam1/a.xml", "cam1/a.jpg"),
+        ("cam2/d.xml", "d.jpg"),
+    ]
+    assert "so all 4 annotations were taken" in found.notes[0]
+
+
+def test_images_without_annotation_are_named_where_no_split_chooses(write_voc):
+    folder = write_voc(CATS)
+    (folder / "Annotations" / "b.xml").unlink()
+    what = "1 images have no annotation and were not taken; one without an object needs an empty annotation: b.jpg"
+    assert read_voc(folder, None).notes[1] == f"{folder}: {what}"
+
+
+def test_lists_of_classes_alone_are_a_split_together(write_voc):
+    folder = write_voc(CATS, cat_train=["a.jpg 1", "b.jpg -1"], dog_train=["b.jpg 1", "c.jpg -1"], dog_val=["c.jpg 1"])
+    found = read_voc(folder, None)
+    assert [image.file_name for image in found.images] == ["a.jpg", "b.jpg", "c.jpg"]
+    main = folder / "ImageSets" / "Main"
+    of = f"from {main}/cat_train.txt and the lists of 1 other classes"
+    assert found.notes == [f"{folder}: took split train {of}, 3 images"]
+    assert [image.file_name for image in read_voc(folder, None, ("val", "test")).images] == ["c.jpg"]
+    assert [image.file_name for image in read_voc(folder, "val").images] == ["c.jpg"]
+
+
+@pytest.mark.parametrize(("place", "ending"), [(".", ".txt"), (".", "_list.txt"), ("ImageSets", ".txt")])
+def test_lists_in_other_places_are_used(write_voc, place, ending):
+    folder = write_voc(CATS)
+    (folder / place / f"train{ending}").write_text("b\n")
+    (folder / place / f"val{ending}").write_text("c\n")
+    (folder / "label_list.txt").write_text("cat\ndog\n")
+    assert [image.file_name for image in read_voc(folder, None).images] == ["b.jpg"]
+    found = read_voc(folder, None, ("val", "test"))
+    assert [image.file_name for image in found.images] == ["c.jpg"]
+    assert found.notes == [f"{folder}: took split val from {folder / place / f'val{ending}'}, 1 images"]
+
+
+@pytest.mark.parametrize("name", ["annotations", "annots", "deep/xmls"])
+def test_annotations_and_images_in_folders_of_any_name(write_voc, name):
+    folder = write_voc(CATS)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "Annotations").rename(folder / name)
+    (folder / "JPEGImages").rename(folder / "images")
+    found = read_voc(folder, None)
+    assert [image.file_name for image in found.images] == ["images/a.jpg", "images/b.jpg", "images/c.jpg"]
+    assert found.notes[0] == f"{folder}: took annotations from {name.split('/')[0]}/ and images from images"
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("images/b.jpg\n")
+    assert [image.file_name for image in read_voc(folder, None).images] == ["images/b.jpg"]
+
+
+def test_corners_that_are_exchanged_everywhere_are_named_with_their_files(write_voc):
+    folder = write_voc(
+        {name: [("cat", 50, 10, 20, 60)] for name in "ab"} | {"c": [("cat", 20, 10, 50, 60)]}, train="abc"
+    )
+    found = problems(check_voc, read_voc(folder, None), ["cat"])
+    assert "2 of 3 boxes have xmax < xmin or ymax < ymin" in found
+    assert "(annotation a.xml object 1, annotation b.xml object 1); exchange the two corners" in found
+
+
+def test_the_folder_of_vocs_names_may_be_one_below(tmp_path, write_voc):
+    write_voc(CATS, folder="kit/VOC2007", train="b")
+    found = read_voc(tmp_path / "kit", None)
+    assert found.notes == [f"{tmp_path}/kit/VOC2007: took split train, 1 images"]
+
+
+def test_annotations_in_several_folders_are_not_guessed(write_voc):
+    folder = write_voc(CATS)
+    (folder / "Annotations").rename(folder / "train")
+    (folder / "test").mkdir()
+    (folder / "train" / "c.xml").rename(folder / "test" / "c.xml")
+    found = problems(read_voc, folder, None)
+    assert found.endswith(f"in 2 folders; name one of them: {folder}/test, {folder}/train")
+
+
+def test_difficult_is_told_in_other_words_or_taken_as_0_with_a_note(write_voc):
+    values = ["Unspecified", "true", "False", "", "Unspecified"]
+    things = [("cat", 1, 1, 9, 9, f"<difficult>{value}</difficult>") for value in values]
+    voc = read_voc(write_voc({"a": things}, train="a"), None)
+    assert [thing.difficult for thing in voc.images[0].objects] == [False, True, False, False, False]
+    what = "2 in 1 annotations: <difficult> is neither 0 nor 1 and was taken as 0"
+    assert f"{what}: a.xml object 1 ('Unspecified'), a.xml object 5 ('Unspecified')" in voc.notes[1]
 
 
 def test_numbers_are_read_in_every_usual_form(write_voc):
@@ -215,8 +333,6 @@ def test_folders_that_are_none(tmp_path, write_voc):
     assert "no such folder" in problems(read_voc, "", None)
     assert "has no folder Annotations" in problems(read_voc, tmp_path, None)
     (tmp_path / "Annotations").mkdir()
-    assert "has no folder JPEGImages" in problems(read_voc, tmp_path, None)
-    (tmp_path / "JPEGImages").mkdir()
     assert "no annotations (*.xml)" in problems(read_voc, tmp_path, None)
 
 

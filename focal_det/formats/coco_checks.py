@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..errors import cut, some
+from .class_names import CLASS_NAME_RULE, is_class_name
+from .coco_amend import MAX_ID
 
 _MAX_COORDINATE = 1e7  # pixels; beyond it, and for inf and NaN, a box or a size is a mistake
-_MAX_ID = 2**63  # what NumPy's integers hold, in which pycocotools keeps ids
 _MAX_CATEGORIES = 100_000  # far beyond any data set; reached where each object was made a class
-CLASS_NAME_RULE = "a class needs a name of printable characters on one line"
 _KIND_NAMES = {int: "an integer", str: "a text", list: "a list"}
 _ROUNDING = 1.0  # pixels that a box may extend beyond its image without a note
 _FAR = 0.1  # of the image's side: more than rounding, or an object cut off by the border, explains
@@ -27,6 +27,7 @@ _CORNERS, _REACH_FAR, _ENOUGH = 0.95, 0.2, 5
 # it covers more than .55 of that side of the image. Whoever draws beyond borders does so as often beyond the left and
 # the upper one, where no corner lies: as many as reach far out there are not counted.
 _PART = 0.05
+_REVERSED = 0.5  # above this share, boxes of a negative side are how a file is written, not single mistakes
 T = TypeVar("T")
 
 
@@ -70,7 +71,7 @@ def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
             return f'"{field}" is {cut(repr(value))}, not {_KIND_NAMES[kind]}'
         if field in ("width", "height") and not 0 < row[field] <= _MAX_COORDINATE:
             return f'"{field}" is {cut(value)}, not a size in pixels'
-        if kind is int and not -_MAX_ID <= row[field] < _MAX_ID:
+        if kind is int and not -MAX_ID <= row[field] < MAX_ID:
             return f'"{field}" is {cut(value)}, beyond an integer of 64 bits; number anew'
         if field == "name" and not is_class_name(row[field]):
             return f'"name" of category id={row["id"]} is {cut(repr(value))}; {CLASS_NAME_RULE}'
@@ -78,11 +79,6 @@ def _wrong_field(row: Any, fields: dict[str, type]) -> str | None:
         if row.get(field) not in (None, 0, 1):
             return f'"{field}" is {cut(repr(row[field]))}, not 0 or 1'
     return None
-
-
-def is_class_name(text: str) -> bool:
-    """Tell whether a name can be shown: not empty, on one line, without control characters or lone surrogates."""
-    return bool(text.strip()) and text.isprintable()
 
 
 def is_number(value: Any) -> bool:
@@ -237,6 +233,16 @@ def reaching_out(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Tell of each box whether it extends far beyond its image, but would not as [x1, y1, x2, y2], (N,)."""
     return _are_corners(boxes, sizes) & _beyond(boxes, sizes, _FAR * sizes)
+
+
+def reversed_problem(annotations: Sequence[dict[str, Any]], boxes: np.ndarray) -> str | None:
+    """Return a problem if most boxes have a side below 0, as one tool writes them; single ones have no area."""
+    negative = (boxes[:, 2:] < 0).any(axis=1)
+    if not len(boxes) or negative.mean() <= _REVERSED:
+        return None
+    first = [annotation_name(annotations[place], place) for place in np.flatnonzero(negative).tolist()]
+    what = "have xmax < xmin or ymax < ymin, that is a width or height below 0"
+    return f"{len(first)} of {len(boxes)} boxes {what} ({some('', first)}); exchange the two corners"
 
 
 def format_problem(boxes: np.ndarray, sizes: np.ndarray) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focal_det.data.image_checks import fault_lines, look_at_images
+from focal_det.formats.image_checks import fault_lines, look_at_images
 
 ORIENTATION = 0x0112
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3)).astype(np.uint8))
@@ -89,6 +89,55 @@ def test_an_annotation_of_a_turned_copy_is_said_to_be_one(look, turn):
     found = look(encoded("JPEG", turn=turn), size=(60, 80))
     assert "width and height swapped, as if turned by an EXIF rotation that they do not carry" in found
     assert "'p' annotated as 60x80, but 80x60" in found
+
+
+@pytest.mark.parametrize("turn", [5, 6, 7, 8])
+def test_a_quarter_turn_of_a_square_cannot_be_told_from_sizes_and_is_noted(look, turn):
+    square = NOISE.crop((0, 0, 60, 60))
+    found = look(encoded("JPEG", turn=turn, image=square), size=(60, 60))
+    assert "1 of 1 images are square and turned by 90 degrees by their EXIF tag ('p')" in found
+    assert look(encoded("JPEG", image=square), size=(60, 60)) == ""
+
+
+DEEP = np.arange(60 * 80).reshape(60, 80)
+
+
+@pytest.mark.parametrize(
+    ("kind", "image", "mode"),
+    [
+        ("PNG", Image.fromarray(DEEP.astype(np.uint16)), "I;16"),
+        ("TIFF", Image.fromarray(DEEP.astype(np.uint16)), "I;16"),
+        ("TIFF", Image.fromarray(DEEP.astype(np.int32)), "I"),
+        ("TIFF", Image.fromarray(DEEP.astype(np.float32)), "F"),
+        ("PPM", Image.fromarray(DEEP.astype(np.int32)), "I"),
+    ],
+)
+def test_images_of_more_than_8_bits_are_refused_with_their_mode(look, kind, image, mode):
+    found = look(encoded(kind, image=image))
+    assert "1 of 1 images have more than 8 bits a pixel" in found
+    assert f"'p' (mode {mode})" in found
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_other_mode_is_well(look, mode):
+    assert (
+        look(encoded("JPEG" if mode == "YCbCr" else "TIFF" if mode == "CMYK" else "PNG", image=NOISE.convert(mode)))
+        == ""
+    )
+
+
+def test_heic_is_named_with_what_to_do(look):
+    head = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    assert "1 of 1 images are HEIC, which is not read; convert them to JPEG" in look(head + bytes(100))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_further_frames_are_noted(tmp_path, kind):
+    NOISE.save(tmp_path / "p", kind, save_all=True, append_images=[NOISE.rotate(180)])
+    images = [{"file_name": "p", "width": 80, "height": 60}]
+    faults, (note,) = look_at_images(images, tmp_path)
+    assert not faults
+    assert note == "1 of 1 images have several frames or pages ('p'), of which only the first is read"
 
 
 @pytest.mark.parametrize("turn", [2, 3, 4])
