@@ -124,10 +124,112 @@ def pascal_voc(folder, objects=OBJECTS):
     return folder
 
 
+def labelme(folder, objects=OBJECTS):
+    write_images(folder, objects)
+    for name, things in objects.items():
+        shapes = [
+            {"label": n, "points": [[x, y], [x + w, y + h]], "group_id": None, "shape_type": "rectangle", "flags": {}}
+            for n, x, y, w, h in things
+        ]
+        content = {
+            "version": "5.4.1",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": f"{name}.png",
+            "imageData": "aGVsbG8=",
+        }
+        (folder / f"{name}.json").write_text(json.dumps({**content, "imageHeight": HEIGHT, "imageWidth": WIDTH}))
+    return folder
+
+
+def open_images(folder, objects=OBJECTS):
+    write_images(folder / "images", objects)
+    rows = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"]
+    for name, things in objects.items():
+        for n, x, y, w, h in things:
+            sides = (x / WIDTH, (x + w) / WIDTH, y / HEIGHT, (y + h) / HEIGHT)
+            rows.append(f"{name},xclick,/m/{n},1,{','.join(map(repr, sides))},0,0,0")
+        rows += [] if things else [f"{name},,,,,,,,,,"]
+    (folder / "train-annotations-bbox.csv").write_text("\n".join(rows) + "\n")
+    (folder / "class-descriptions-boxable.csv").write_text("/m/cat,cat\n/m/dog,dog\n")
+    return folder
+
+
+def plain_csv(folder, objects=OBJECTS):
+    write_images(folder / "images", objects)
+    rows = [(name, x, y, x + w, y + h, n) for name, things in objects.items() for n, x, y, w, h in things]
+    rows += [(name, "", "", "", "", "") for name, things in objects.items() if not things]
+    (folder / "boxes.csv").write_text("".join(f"images/{row[0]}.png,{','.join(map(str, row[1:]))}\n" for row in rows))
+    return folder
+
+
+def roboflow_csv(folder, objects=OBJECTS):
+    write_images(folder / "train", objects)
+    rows = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+    for name, things in objects.items():
+        rows += [f"{name}.png,{WIDTH},{HEIGHT},{n},{x},{y},{x + w},{y + h}" for n, x, y, w, h in things]
+        rows += [] if things else [f"{name}.png,,,,,,,"]
+    (folder / "train" / "_annotations.csv").write_text("\n".join(rows))
+    return folder
+
+
+def cvat_images(folder, objects=OBJECTS):
+    write_images(folder / "images", objects)
+    labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in CLASSES)
+    images = ""
+    for number, (name, things) in enumerate(objects.items()):
+        boxes = "".join(
+            f'<box label="{n}" occluded="0" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}" z_order="0"></box>'
+            for n, x, y, w, h in things
+        )
+        images += f'<image id="{number}" name="{name}.png" width="{WIDTH}" height="{HEIGHT}">{boxes}</image>'
+    meta = f"<meta><task><id>1</id><labels>{labels}</labels></task></meta>"
+    (folder / "annotations.xml").write_text(
+        f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>{meta}{images}</annotations>'
+    )
+    return folder
+
+
+def region(name, x, y, w, h):
+    value = {"x": 100 * x / WIDTH, "y": 100 * y / HEIGHT, "width": 100 * w / WIDTH, "height": 100 * h / HEIGHT}
+    size = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
+    names = {"id": "Dx_aB", "from_name": "label", "to_name": "image", "type": "rectanglelabels"}
+    return {**names, **size, "value": {**value, "rotation": 0, "rectanglelabels": [name]}}
+
+
+def label_studio(folder, objects=OBJECTS):
+    write_images(folder, objects)
+    tasks = [
+        {
+            "id": number,
+            "annotations": [{"id": 9, "was_cancelled": False, "result": [region(*thing) for thing in things]}],
+            "data": {"image": f"/data/upload/3/1a2b3c4d-{name}.png"},
+            "predictions": [],
+        }
+        for number, (name, things) in enumerate(objects.items())
+    ]
+    (folder / "project-3-at-2024-05-01.json").write_text(json.dumps(tasks))
+    return folder
+
+
+def label_studio_min(folder, objects=OBJECTS):
+    write_images(folder / "images", objects)
+    tasks = []
+    for number, (name, things) in enumerate(objects.items()):
+        regions = [region(*thing) for thing in things]
+        flat = [{**r["value"], "original_width": WIDTH, "original_height": HEIGHT} for r in regions]
+        fields = {"label": flat} if flat else {}
+        tasks.append({"image": f"/data/local-files/?d=images/{name}.png", "id": number, **fields, "annotator": 1})
+    (folder / "export.json").write_text(json.dumps(tasks))
+    return folder
+
+
 WRITERS = {
     function.__name__: function
     for function in (
         *(ultralytics, roboflow_yolo, label_studio_yolo, cvat_yolo),
         *(roboflow_coco, coco_release, cvat_coco, pascal_voc),
+        *(labelme, open_images, plain_csv, roboflow_csv),
+        *(cvat_images, label_studio, label_studio_min),
     )
 }

@@ -6,13 +6,14 @@ the images' headers; an image that cannot be found or opened keeps its place, so
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import InputError, some
 from ..files import open_regular
@@ -20,6 +21,8 @@ from .coco import CocoFile, check_coco
 from .coco_checks import CLASS_NAME_RULE, is_class_name
 from .image_files import TURNED, open_image, orientation
 
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 IMAGE_ENDINGS = (
     ".avif",
     ".bmp",
@@ -35,6 +38,7 @@ IMAGE_ENDINGS = (
     ".tiff",
     ".webp",
 )
+_PART = re.compile(r"(?<![a-z])(train|valid(?:ation)?|val|test)(?:ing)?(?![a-z])")
 _THREADS = 8  # they wait for the disk
 _UNKNOWN = (1, 1)  # the size of an image that cannot be opened, which the check of the images refuses
 # Where a PNG may have its orientation; to look for it, Pillow decodes the whole image.
@@ -112,6 +116,7 @@ class ImageFinder:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self.names: set[str] = set()
         for directory, folders, names in os.walk(folder):
@@ -124,25 +129,58 @@ class ImageFinder:
                     self._by_name[name].append(path)
                     self._by_name[os.path.splitext(name)[0]].append(path)
 
-    def find(self, given: str, beside: str = "") -> str:
+    def find(self, given: str, beside: Path) -> str:
         """Return an image's name relative to the folder, or the given name's last part if there is no such image.
 
         The longest end of the given name that is an image is taken: `x/images/a.jpg` before `images/a.jpg`, and last
-        any one image of the name `a.jpg`, or of the name `a` with whatever ending.
+        the one image of the name `a.jpg`, or of the name `a` with whatever ending.
 
         Args:
             given: the name, with slashes or backslashes, relative to anything.
-            beside: the folder that it is probably relative to, relative to the finder's.
+            beside: the folder that it is probably relative to.
         """
         parts = [part for part in re.split(r"[/\\]+", given) if part not in ("", ".", "..")]
-        near = os.path.normpath(f"{beside}/{given}".replace("\\", "/")) if beside else ""
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        for name in (near, *(f"{beside}/{end}" for end in ends if beside), *ends):
+        near = os.path.relpath(beside, self._folder)
+        for name in (*(os.path.normpath(f"{near}/{end}") for end in (given.replace("\\", "/"), *ends)), *ends):
             if name in self.names:
                 return name
         last = ends[-1] if ends else given
         same = self._by_name.get(last, [])
         return same[0] if len(same) == 1 else last
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """Return an image's size as its annotations state it, in pixels; None if they do not."""
+    if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
+        return width, height
+    return None
+
+
+def box_around(points: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+    """Return x, y, width, height of the smallest box around points (x, y)."""
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def turned(points: Sequence[Sequence[float]], degrees: float, pivot: Sequence[float]) -> list[tuple[float, float]]:
+    """Turn points (x, y) around a pivot, clockwise as seen, since y points down."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    (px, py), away = pivot, [(x - pivot[0], y - pivot[1]) for x, y in points]
+    return [(px + dx * cos - dy * sin, py + dx * sin + dy * cos) for dx, dy in away]
+
+
+def part_of(name: str) -> Part | None:
+    """Return the part that the name of a file or folder says."""
+    found = _PART.search(name.lower())
+    if found is None:
+        return None
+    return next(part for part in PARTS if found[1].startswith(part))
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """Return a folder and those in it that are no part of their own, sorted."""
+    return [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not part_of(one.name))]
 
 
 def image_size(path: Path) -> tuple[int, int]:

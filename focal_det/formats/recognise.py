@@ -12,24 +12,31 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ..errors import InputError, cut
 from ..files import open_regular
-from .annotated import AnnotatedSet
+from .annotated import PARTS, AnnotatedSet, Part, folders_of, part_of
+from .csv_table import columns_of, read_csv
+from .cvat import read_cvat
+from .label_studio import read_label_studio
+from .labelme import read_labelme
 from .yolo import NAMES_FILES, read_yaml, read_yolo
 
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
 COCO, VOC, YOLO = "COCO", "Pascal VOC", "YOLO"
-# Formats whose files name the class of each object: path, folder of the images, part, and whether these may lead out.
+CSV, CVAT, LABELME, LABEL_STUDIO = "CSV", "CVAT", "LabelMe", "Label Studio"
+# Of the formats whose files name the class of each object: of path, folder that the images are below, part, and whether
+# these may lie outside of it.
 Reader = Callable[[Path, Path, "Part | None", bool], AnnotatedSet]
 READERS: Mapping[str, Reader] = {
-    YOLO: lambda path, _, part, allow_outside: read_yolo(path, part, allow_outside=allow_outside),
+    YOLO: lambda path, _images, part, allow_outside: read_yolo(path, part, allow_outside=allow_outside),
+    CSV: lambda path, images, _part, _outside: read_csv(path, images),
+    CVAT: lambda path, images, _part, _outside: read_cvat(path, images),
+    LABELME: lambda path, images, _part, _outside: read_labelme(path, images),
+    LABEL_STUDIO: lambda path, images, _part, _outside: read_label_studio(path, images),
 }
 KNOWN = "COCO's or Label Studio's JSON, Pascal VOC's or CVAT's XML, YOLO's data.yaml, LabelMe's JSON files, CSV"
 
-_PART = re.compile(r"(?<![a-z])(train|valid(?:ation)?|val|test)(?:ing)?(?![a-z])")
 _LOOKED_AT = 2**16  # bytes at the beginning and at the end of a file
 _DEPTH = 3  # folders below the one that is given in which the images of a COCO file are looked for
 
@@ -97,14 +104,6 @@ def look(path: Path) -> list[Found]:
     return found
 
 
-def part_of(name: str) -> Part | None:
-    """Return the part that the name of a file or folder says."""
-    found = _PART.search(name.lower())
-    if found is None:
-        return None
-    return next(part for part in PARTS if found[1].startswith(part))
-
-
 def image_folder(json_file: Path, top: Path, part: Part | None) -> Path:
     """Return the folder that the names of a COCO file's images are relative to.
 
@@ -129,36 +128,47 @@ def image_folder(json_file: Path, top: Path, part: Part | None) -> Path:
 
 
 def _in_folder(folder: Path) -> Iterator[Found]:
-    """Yield the annotations in a folder and in its folders of annotations, those of each image as one."""
-    inner = [one for one in sorted(folder.iterdir()) if one.is_dir() and not part_of(one.name)]
-    files = [one for one in sorted(folder.iterdir()) if one.is_file()]
-    files += [file for one in inner if one.name.lower().startswith("annot") for file in sorted(one.glob("*.json"))]
+    """Yield the annotations in a folder and in those that it holds, if these are no parts of their own."""
+    files = [file for one in folders_of(folder) for file in sorted(one.iterdir()) if file.is_file()]
     instances = [file for file in files if file.name.startswith("instances_")]  # beside COCO's captions and keypoints
     seen: dict[Found, None] = {}
     for file in files:
-        if not instances or file in instances or file.suffix.lower() != ".json":
-            seen |= dict.fromkeys(_in_file(file))
-    if any(_root(file) == "annotation" for one in (folder, *inner) for file in [*one.glob("*.xml")][:1]):
+        if instances and file not in instances and file.suffix.lower() == ".json":
+            continue
+        for one in _in_file(file):
+            # formats with a file for each image are of the folder
+            seen[Found(one.format, folder) if one.format in (VOC, LABELME) else one] = None
+    if Found(VOC, folder) in seen:
         splits = {path.stem for place in ("ImageSets/Main", "ImageSets", ".") for path in folder.glob(f"{place}/*.txt")}
-        parts: list[Part | None] = [part for part in PARTS if part in splits]
-        seen |= dict.fromkeys(Found(VOC, folder, part) for part in parts or [None])
+        if parts := [part for part in PARTS if part in splits]:
+            del seen[Found(VOC, folder)]
+            seen |= dict.fromkeys(Found(VOC, folder, part) for part in parts)
     if not any(one.format == YOLO for one in seen) and any((folder / name).is_file() for name in NAMES_FILES):
         seen[Found(YOLO, folder)] = None
     yield from seen
 
 
 def _in_file(path: Path) -> Iterator[Found]:
-    """Yield what a file holds: a part for each of a data.yaml's; nothing if it is not of annotations."""
-    ending = path.suffix.lower()
+    """Yield what a file holds, a part for each of a data.yaml's; nothing if it is not of annotations."""
+    ending, part = path.suffix.lower(), part_of(path.stem)
     if ending in (".yaml", ".yml"):
         content = read_yaml(path) or {}
         yield from (Found(YOLO, path, part) for part in PARTS if content.get(part))
-    elif ending == ".json" and (kind := _json_kind(path)):
-        yield Found(kind, path, part_of(path.stem))
+    elif ending == ".json" and (kind := _json_kind(_ends(path))):
+        yield Found(kind, path, part)
+    elif ending == ".xml" and (root := _root(path)) in ("annotation", "annotations"):
+        yield Found(VOC if root == "annotation" else CVAT, path, part)
+    elif ending == ".csv" and columns_of(_ends(path).partition("\n")[0]):
+        yield Found(CSV, path, part)
 
 
-def _json_kind(path: Path) -> str | None:
-    return COCO if re.search(r'"images"\s*:\s*\[', _ends(path)) else None
+def _json_kind(text: str) -> str | None:
+    """Return the format of a JSON file by its beginning and end; None if it is of none."""
+    if re.search(r'"shapes"\s*:\s*\[', text):
+        return LABELME
+    if text.lstrip().startswith("["):
+        return LABEL_STUDIO if re.search(r'"(annotations|rectanglelabels)"\s*:', text) else None
+    return COCO if re.search(r'"images"\s*:\s*\[', text) else None
 
 
 def _root(path: Path) -> str | None:

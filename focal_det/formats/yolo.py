@@ -18,11 +18,10 @@ import yaml
 from ..errors import InputError, cut, some
 from ..files import open_regular
 from ..plain_data import parse_yaml
-from .annotated import IMAGE_ENDINGS, AnnotatedImage, AnnotatedSet, Passed, Thing
+from .annotated import IMAGE_ENDINGS, PARTS, AnnotatedImage, AnnotatedSet, Passed, Thing
 from .image_files import FLAG
 from .voc_xml import Problems
 
-PARTS = ("train", "val", "test")
 NAMES_FILES = ("classes.txt", "obj.names")
 _LARGEST = 2**26  # bytes of a file of labels or of a list of images
 _BEYOND = 1e-3  # that a share may exceed 1 by, from rounding

@@ -9,7 +9,7 @@ from exported_formats import CLASSES, OBJECTS, WRITERS, coco, roboflow_coco, ult
 from focal_det.data.dataset_spec import data_source, read_sources, source_to_evaluate_on
 from focal_det.errors import InputError
 from focal_det.formats.coco_index import CocoIndex
-from focal_det.formats.recognise import look, part_of, recognise
+from focal_det.formats.recognise import look, recognise
 
 
 def read(text, use="train"):
@@ -74,18 +74,6 @@ def test_a_set_to_train_on_may_have_its_own_part_to_evaluate_on(tmp_path):
     yaml.write_text(yaml.read_text().replace("test:", "test: images/other"))
     assert source_to_evaluate_on(source) == source._replace(use="val")
     assert source_to_evaluate_on(data_source("train", str(tmp_path / "nowhere"))) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        *[("instances_train2017", "train"), ("train", "train"), ("Training", "train"), ("val_labels", "val")],
-        *[("valid", "val"), ("validation-annotations-bbox", "val"), ("test", "test"), ("my.test.v2", "test")],
-        *[(name, None) for name in ("trains", "contest", "minival", "annotations", "interval", "strain")],
-    ],
-)
-def test_parts_are_words_of_a_name(name, part):
-    assert part_of(name) == part
 
 
 def test_several_that_may_be_meant_are_named_and_none_is_taken(tmp_path):
