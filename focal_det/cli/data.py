@@ -16,7 +16,7 @@ from ..data.statistics import evenly_spread
 from ..errors import EXIT_DONE, Findings, InputError, cut, some
 from ..files import is_writable, write_text_whole, written_whole
 from ..formats.coco_index import CocoIndex, by_image, xyxy_boxes
-from ..preflight.own_datasets import USES, entries_of
+from ..preflight.own_datasets import USES, entries_of_uses
 from .common import add_number, add_out, add_plugin_flag, make_folder, too_low
 from .data_flags import add_data_flags, set_flags
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _EPILOG = """examples:
+  any format     focal-det data inspect --train my_export
   COCO           focal-det data inspect --train-json train.json --train-images images
   Pascal VOC     focal-det data inspect --train-voc voc:train --val-voc voc:val --only-class cell
   a config's     focal-det data inspect --config-file configs/quickstart.yaml --out output/shapes
@@ -96,14 +97,10 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
     from ..data.shapes import CLASSES, parse_name  # OpenCV takes its time, which --help need not wait for
 
     datasets: Any = _datasets_of_config(args) if args.config_file or args.overrides else dict.fromkeys(USES, ())
-    found = Findings()
-    of_uses: dict[str, list[SetSource | str]] = {}
-    for use in USES:
-        of_uses[use], of_entries = entries_of(use, set_flags(args, use), datasets[use])
-        found.add(of_entries)
+    of_uses, found = entries_of_uses({use: set_flags(args, use) for use in USES}, datasets)
     entries = [entry for of_use in of_uses.values() for entry in of_use]
     if not entries and not found.errors:
-        found.errors.append("no data set is named: use --train-json and --train-images, --train-voc, or --config-file")
+        found.errors.append("no data set is named: use --train, or --config-file")
     names, sources = name_sources(entries)
     registered = [name for name in names if name not in sources]
     of_files, of_functions = _registered(registered, found)

@@ -12,11 +12,15 @@ from .common import add_outside_flag
 
 
 def add_data_flags(parser: argparse.ArgumentParser, uses: Sequence[Use] = USES) -> None:
-    """Add --train-json, --train-images, --train-voc and the like for val; each may be given several times."""
+    """Add --train, --train-json, --train-images, --train-voc and the like for val; each may be given several times."""
     group = parser.add_argument_group("your own data sets", "each flag may be given several times, for several sets")
     for use in uses:
         purpose, usual = ("to train on", "train") if use == "train" else ("to evaluate on", "val, else test")
         voc = f"Pascal VOC's folder {purpose}, and the split of its ImageSets/Main (default: {usual})"
+        text = f"data set {purpose}, a folder or a file of annotations in any format that is recognised"
+        group.add_argument(
+            f"--{use}", dest=f"{use}_data", action="append", default=[], metavar="PATH[:IMAGES]", help=text
+        )
         for kind, metavar, text in (
             ("json", "FILE", f"COCO annotations {purpose}"),
             ("images", "DIR", f"folder of the images of --{use}-json; given as often, in the same order"),
@@ -36,5 +40,6 @@ def data_words(args: argparse.Namespace, uses: Sequence[Use] = USES) -> list[str
     words = []
     for use in uses:
         for kind, values in set_flags(args, use)._asdict().items():
-            words += [word for value in values for word in (f"--{use}-{kind}", value)]
+            flag = f"--{use}" if kind == "data" else f"--{use}-{kind}"
+            words += [word for value in values for word in (flag, value)]
     return [*words, *([OUTSIDE_FLAG] if args.allow_outside else [])]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, Findings, InputError
 from ..paper.tables import SCALES, default_out, find_rows, find_table, list_tables, load_tables
-from ..preflight.own_datasets import USES, entries_of
+from ..preflight.own_datasets import USES, entries_of_uses
 from .common import add_number, add_plugin_flag, folder_name, list_of, too_low
 from .data_flags import add_data_flags, data_words, set_flags
 
@@ -108,15 +108,13 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _check_data_flags(args: argparse.Namespace) -> None:
     """Raise an InputError for flags without their partner: COCO files without folders, training without evaluation."""
-    found, entries = Findings(), {}
-    for use in USES:
-        entries[use], of_use = entries_of(use, set_flags(args, use), ())
-        found.add(of_use)
+    entries, found = entries_of_uses({use: set_flags(args, use) for use in USES}, dict.fromkeys(USES, ()))
     found.raise_if_errors()
     for given, lacking in (USES, USES[::-1]):
         if entries[given] and not entries[lacking]:
-            flags = f"--{given}-json or --{given}-voc without --{lacking}-json or --{lacking}-voc"
-            raise InputError(f"{flags}: sets to train on and to evaluate on are both needed")
+            raise InputError(
+                f"--{given} or the like without --{lacking}: sets to train on and to evaluate on are both needed"
+            )
 
 
 def _check_first(plan: SweepPlan) -> None:

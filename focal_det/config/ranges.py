@@ -176,7 +176,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
     ("TEST.PRECISE_BN.NUM_ITER", *_in(1, 1_000_000)),
     ("VIS_PERIOD", *_in(0, _ITERATIONS, note="; 0: only at the end")),
     ("SEED", lambda v: v < 2**32, "below 2^32 (negative: random)"),
-    ("DATASETS.TRAIN", bool, "at least one data set; or use --train-json"),
+    ("DATASETS.TRAIN", bool, "at least one data set; or use --train"),
 )
 
 

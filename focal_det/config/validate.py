@@ -81,7 +81,7 @@ def check_config(cfg: CfgNode, *, num_processes: int, training: bool) -> Finding
     """Find what cannot work, whatever the data; in training also of the schedule and the batch of all processes."""
     problems = detector_problems(cfg)
     if not cfg.DATASETS.TEST:
-        problems.append("DATASETS.TEST is (); it must be at least one data set; or use --val-json")
+        problems.append("DATASETS.TEST is (); it must be at least one data set; or use --val")
     problems += _path_problems(cfg, training)
     if training:
         problems += _schedule_problems(cfg, num_processes)

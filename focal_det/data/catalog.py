@@ -147,7 +147,7 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
         else:
             problems += [
                 f'data set "{name}": {path} is missing; put it there, or set DETECTRON2_DATASETS to the folder '
-                "that holds it; your own images come by --train-json, --train-images, --val-json, --val-images"
+                "that holds it; your own images come by --train and --val"
                 for path in paths
                 if not os.path.exists(path)
             ]
@@ -155,18 +155,17 @@ def dataset_problems(names: Iterable[str]) -> list[str]:
 
 
 def _not_registered(name: str) -> str:
-    flag = re.fullmatch(r"(train|val)_(json|voc)(_\d+)?", name)
+    flag = re.fullmatch(r"(train|val)_(data|json|voc)(_\d+)?", name)
     if flag:
         return (
             f'data set "{name}" is the name that an earlier run gave to a set of your own; name its files again, by '
-            f"--{flag[1]}-{flag[2]} or in DATASETS as {FORMS}"
+            f"--{flag[1]}{'' if flag[2] == 'data' else '-' + flag[2]} or in DATASETS as {FORMS}"
         )
     close = difflib.get_close_matches(name, [*DatasetCatalog.list(), *SPLITS], n=1)
     hint = f'; did you mean "{close[0]}"?' if close else "."
     return (
         f'data set "{name}" is not registered{hint} If a module of yours registers it, add --plugin FILE.py. For '
-        "images in files use --train-json FILE --train-images DIR --val-json FILE --val-images DIR, or --train-voc "
-        f"DIR:SPLIT --val-voc DIR:SPLIT, or in DATASETS {FORMS}"
+        f"images in files use --train PATH --val PATH, or in DATASETS {FORMS}"
     )
 
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import InputError
+from ..formats.annotated import AnnotatedSet, check_annotated
 from ..formats.coco import CocoFile, read_coco
+from ..formats.recognise import COCO, READERS, VOC, YOLO, Found, Part, has_part, image_folder, recognise
 from ..formats.voc import VocSet, check_voc, read_voc
 
 Use = Literal["train", "val"]
 USES: tuple[Use, ...] = ("train", "val")
-# The splits of a VOC folder to take where none is named.
-_USUAL_SPLITS: Mapping[Use, tuple[str, ...]] = {"train": ("train",), "val": ("val", "test")}
-FORMS = "'coco:FILE.json:IMAGES' or 'voc:DIR:SPLIT'"  # in DATASETS
+# The parts of a data set, or splits of a VOC folder, to take where none is named.
+_USUAL_PARTS: Mapping[Use, tuple[Part, ...]] = {"train": ("train",), "val": ("val", "test")}
+FORMS = "'data:PATH', 'coco:FILE.json:IMAGES' or 'voc:DIR:SPLIT'"  # in DATASETS
 # The paper's names, and the registered sets that make them up.
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "trainval35k": ("coco_2014_train", "coco_2014_valminusminival"),
@@ -46,13 +48,13 @@ class SetSource(NamedTuple):
     """Where a set's files are.
 
     use: what it is for.
-    kind: "json", COCO's annotation file, or "voc".
-    path: the file, or VOC's folder.
-    detail: the folder of images, or VOC's split; None for the usual one.
+    kind: "json", COCO's annotation file, "voc", or "data", whose format is recognised.
+    path: the file, VOC's folder, or either.
+    detail: the folder of images, or VOC's split; None for the usual one, or where the folder is to be found.
     """
 
     use: Use
-    kind: Literal["json", "voc"]
+    kind: Literal["json", "voc", "data"]
     path: str
     detail: str | None
 
@@ -76,6 +78,23 @@ def voc_source(use: Use, text: str) -> SetSource:
     return SetSource(use, "voc", folder, split)
 
 
+def data_source(use: Use, text: str) -> SetSource:
+    """Parse PATH[:IMAGES]; what has the whole text as its name is taken first."""
+    path, colon, image_dir = text.rpartition(":")
+    if not colon or os.path.exists(text):
+        return SetSource(use, "data", text, None)
+    return SetSource(use, "data", path, image_dir)
+
+
+def source_to_evaluate_on(source: SetSource) -> SetSource | None:
+    """Return the part of a set to train on that is there to evaluate on; None if it has none, or cannot be read."""
+    try:
+        is_there = source.kind == "data" and has_part(Path(source.path), _USUAL_PARTS["val"])
+    except InputError:  # which reading the set to train on will raise
+        return None
+    return source._replace(use="val") if is_there else None
+
+
 def parse_source(use: Use, text: str) -> SetSource | None:
     """Parse an entry of DATASETS in one of FORMS; None for a registered set's name.
 
@@ -85,6 +104,8 @@ def parse_source(use: Use, text: str) -> SetSource | None:
     kind, _, rest = text.partition(":")
     if kind == "voc":
         return voc_source(use, rest)
+    if kind == "data":
+        return data_source(use, rest)
     if kind != "coco":
         return None
     json_file, _, image_dir = rest.rpartition(":")
@@ -115,13 +136,13 @@ def read_sources(
     may_lack_annotations: bool = False,
     **image_checks: Any,
 ) -> tuple[dict[str, OwnSet], list[str]]:
-    """Read and check sets. VOC's files do not number their classes, so all VOC sets of a run get one order.
+    """Read and check sets. Most formats but COCO's do not number their classes, so all such sets get one order.
 
     Args:
         sources: by the sets' names.
-        also: VOC sets that are not needed themselves, but whose classes count.
-        class_names: of the labels, for the VOC sets; by default those of the first COCO file if it has all of VOC's
-            classes, else the sorted names over all VOC sets.
+        also: sets that are not needed themselves, but whose classes count.
+        class_names: of the labels, for the sets that are not COCO's; by default those of the first COCO file if it has
+            all of their classes, else the order of the first set that numbers them, then the other names, sorted.
         may_lack_annotations: whether a COCO file to evaluate on may be without them.
         image_checks: keyword arguments of `check_coco`.
 
@@ -130,33 +151,72 @@ def read_sources(
     """
     problems: list[str] = []
     found: dict[str, OwnSet] = {}
-    voc_sets: dict[str, VocSet] = {}
-    others: list[VocSet] = []
+    named: dict[str, VocSet | AnnotatedSet] = {}
+    others: list[VocSet | AnnotatedSet] = []
     for name, source in [*sources.items(), *((None, source) for source in also)]:
         try:
-            if source.kind == "json":
-                assert name is not None
-                image_dir, may_lack = source.detail or "", may_lack_annotations and source.use == "val"
-                file = read_coco(source.path, image_dir, may_lack_annotations=may_lack, **image_checks)
-                found[name] = OwnSet(source.path, image_dir, file)
+            taken, image_dir, notes = _locate(source)
+            if taken.format == COCO:
+                if name is not None:
+                    may_lack = may_lack_annotations and source.use == "val"
+                    file = read_coco(taken.path, image_dir, may_lack_annotations=may_lack, **image_checks)
+                    found[name] = OwnSet(str(taken.path), image_dir, file._replace(notes=[*notes, *file.notes]))
                 continue
-            voc = read_voc(source.path, source.detail, _USUAL_SPLITS[source.use])
+            read = _read(source, taken, image_dir, bool(image_checks.get("allow_outside")))
+            read = read._replace(notes=[*notes, *read.notes])
             if name is None:
-                others.append(voc)
+                others.append(read)
             else:
-                voc_sets[name] = voc
+                named[name] = read
         except InputError as error:
             problems += error.problems
+    of_all = _class_order([*named.values(), *others])
     if class_names is None:
-        names = sorted(set().union(*(voc.class_names for voc in (*voc_sets.values(), *others))))
         of_coco = next((own.file.class_names for own in found.values()), [])
-        class_names = of_coco if set(names) <= set(of_coco) else names
-    for name, voc in voc_sets.items():
+        class_names = of_coco if set(of_all) <= set(of_coco) else of_all
+    for name, read in named.items():
         try:
-            found[name] = OwnSet(str(voc.place), str(voc.image_dir), check_voc(voc, class_names, **image_checks))
+            check: Any = check_voc if isinstance(read, VocSet) else check_annotated
+            found[name] = OwnSet(str(read.place), str(read.image_dir), check(read, class_names, **image_checks))
         except InputError as error:
             problems += error.problems
     return {name: found[name] for name in sources if name in found}, problems
+
+
+def _locate(source: SetSource) -> tuple[Found, str, list[str]]:
+    """Return what a source names, the folder of its images or that they are below, and a note on what was recognised.
+
+    Raises InputError where nothing is recognised, or several things may be meant.
+    """
+    if source.kind == "json":
+        return Found(COCO, Path(source.path)), source.detail or "", []
+    if source.kind == "voc":
+        return Found(VOC, Path(source.path)), "", []
+    path = Path(source.path)
+    taken = recognise(path, _USUAL_PARTS[source.use])
+    image_dir = source.detail or str(path if path.is_dir() else path.parent)
+    note = f"{path}: took {taken}"
+    if taken.format == COCO:
+        image_dir = source.detail or str(image_folder(taken.path, path, taken.part))
+        note += f" with the images of {image_dir}"
+    elif taken.format in (VOC, YOLO) and source.detail:
+        raise InputError(
+            f"{path}:{source.detail}: {taken.format}'s annotations say where their images are; name {path}"
+        )
+    return taken, image_dir, [note]
+
+
+def _read(source: SetSource, taken: Found, image_dir: str, allow_outside: bool) -> VocSet | AnnotatedSet:
+    if taken.format == VOC:
+        split = source.detail if source.kind == "voc" else None
+        return read_voc(taken.path, split, _USUAL_PARTS[source.use])
+    return READERS[taken.format](taken.path, Path(image_dir), taken.part, allow_outside)
+
+
+def _class_order(sets: Iterable[VocSet | AnnotatedSet]) -> list[str]:
+    """Return the classes of all sets: in the order of those that number theirs, then the other names, sorted."""
+    declared = [name for one in sets if isinstance(one, AnnotatedSet) for name in one.declared]
+    return list(dict.fromkeys([*declared, *sorted(set().union(*(one.class_names for one in sets)))]))
 
 
 def registered_sets(names: Iterable[str]) -> tuple[str, ...]:

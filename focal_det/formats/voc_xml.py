@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from xml.etree import ElementTree
 
 from ..errors import InputError, cut, some
@@ -94,18 +94,23 @@ class _NoDocumentType(ElementTree.TreeBuilder):
     """Refuses <!DOCTYPE>, so that no entities can be defined, which could grow to any size or read other files."""
 
     def doctype(self, *_: object) -> None:
-        raise _DocumentTypeError
+        raise DocumentTypeError("it has a <!DOCTYPE>, which is refused since it may define entities; remove it")
 
 
-class _DocumentTypeError(Exception):
-    pass
+class DocumentTypeError(ValueError):
+    """An XML file declares a document type."""
+
+
+def parse_xml(file: BinaryIO) -> ElementTree.Element:
+    """Return the root of an XML file; raises DocumentTypeError, or what ElementTree raises on one that is broken."""
+    return ElementTree.parse(file, ElementTree.XMLParser(target=_NoDocumentType())).getroot()
 
 
 def _read_xml(path: Path, name: str, problems: Problems) -> ElementTree.Element | None:
     try:
         with open_regular(path, most=_LARGEST) as file:
-            root = ElementTree.parse(file, ElementTree.XMLParser(target=_NoDocumentType())).getroot()
-    except _DocumentTypeError:
+            root = parse_xml(file)
+    except DocumentTypeError:
         problems.add("has a <!DOCTYPE>, which is refused since it may define entities; remove it", name)
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two of its encoding
         problems.add("cannot be read as XML; correct the file or remove it", f"{name} ({error})")

@@ -90,7 +90,7 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     if errors and options.own_sets("train").are_given and not options.own_sets("val").are_given:
         found.errors.append(
             "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
-            "--val-json FILE --val-images DIR, or --val-voc DIR[:SPLIT]"
+            "--val PATH"
         )
     left_out = sum(file.images_left_out for file in own.files.values())
     if left_out > max(0, options.skip_bad_images):

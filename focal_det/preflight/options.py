@@ -15,6 +15,7 @@ from ..errors import Findings
 class SetFlags(NamedTuple):
     """The data sets that flags name for one use, each flag's values in the order in which they were given."""
 
+    data: Sequence[str] = ()  # folders or files whose format is recognised, PATH[:IMAGES]
     json: Sequence[str] = ()  # COCO annotation files
     images: Sequence[str] = ()  # the folder of images of each of them
     voc: Sequence[str] = ()  # Pascal VOC's folders, DIR[:SPLIT]
@@ -22,7 +23,7 @@ class SetFlags(NamedTuple):
     @property
     def are_given(self) -> bool:
         """Whether a set is named."""
-        return bool(self.json or self.voc)
+        return bool(self.data or self.json or self.voc)
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class TrainOptions:
     allow_changes: bool = False  # resume although settings or data differ from those of the checkpoint
     preflight_only: bool = False  # check everything, write nothing
     scale_lr: bool = False  # fit lr and schedule to the batch
-    train_json: tuple[str, ...] = ()  # the user's own sets to train on, see `SetFlags`
+    train_data: tuple[str, ...] = ()  # the user's own sets to train on, see `SetFlags`; the flag is --train
+    train_json: tuple[str, ...] = ()
     train_images: tuple[str, ...] = ()
     train_voc: tuple[str, ...] = ()
-    val_json: tuple[str, ...] = ()  # likewise to evaluate on
+    val_data: tuple[str, ...] = ()  # likewise to evaluate on
+    val_json: tuple[str, ...] = ()
     val_images: tuple[str, ...] = ()
     val_voc: tuple[str, ...] = ()
     allow_outside: bool = False  # names of images may lead out of the folder of images
@@ -66,8 +69,8 @@ class TrainOptions:
     def own_sets(self, use: Use) -> SetFlags:
         """The user's own sets for one use."""
         if use == "train":
-            return SetFlags(self.train_json, self.train_images, self.train_voc)
-        return SetFlags(self.val_json, self.val_images, self.val_voc)
+            return SetFlags(self.train_data, self.train_json, self.train_images, self.train_voc)
+        return SetFlags(self.val_data, self.val_json, self.val_images, self.val_voc)
 
 
 def check_options(options: TrainOptions) -> Findings:

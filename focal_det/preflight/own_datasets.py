@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.dataset_spec import USES, OwnSet, SetSource, Use, name_sources, parse_source, read_sources, voc_source
+from ..data.dataset_spec import (
+    USES,
+    OwnSet,
+    SetSource,
+    Use,
+    data_source,
+    name_sources,
+    parse_source,
+    read_sources,
+    source_to_evaluate_on,
+    voc_source,
+)
 from ..errors import Findings, InputError
 from ..formats.coco import CocoFile
 from ..inference.classes import read_classes
@@ -25,44 +36,50 @@ class OwnSets(NamedTuple):
     files: dict[Any, CocoFile]  # the checked files by `JsonDataset`
 
 
-def entries_of(use: Use, flags: SetFlags, datasets: Iterable[str]) -> tuple[list[SetSource | str], Findings]:
-    """Return the sets for one use: those that the flags name, COCO's first; without any, the entries of DATASETS.
+def entries_of_uses(
+    flags: Mapping[Use, SetFlags], datasets: Mapping[Use, Iterable[str]]
+) -> tuple[dict[Use, list[SetSource | str]], Findings]:
+    """Return the sets for each use: those that the flags name; without any, the entries of DATASETS.
 
-    They are sources, and names of registered sets; with them comes what is wrong with the flags or entries.
+    Where flags name none to evaluate on, those parts are taken that the sets of --train have for it. The sets are
+    sources, and names of registered sets; with them comes what is wrong with the flags or entries.
     """
-    found = _check_pairs(use, len(flags.json), len(flags.images))
-    pairs = zip(flags.json, flags.images, strict=False)
-    entries: list[SetSource | str] = [SetSource(use, "json", *pair) for pair in pairs]
-    entries += [voc_source(use, text) for text in flags.voc]
-    if entries:
-        return entries, found
-    for text in datasets:
-        try:
-            entries.append(parse_source(use, text) or text)
-        except InputError as error:
-            found.errors += error.problems
-    return entries, found
+    found = Findings()
+    of_uses: dict[Use, list[SetSource | str]] = {}
+    for use, given in flags.items():
+        found.add(_check_pairs(use, len(given.json), len(given.images)))
+        sources = [data_source(use, text) for text in given.data]
+        sources += [SetSource(use, "json", *pair) for pair in zip(given.json, given.images, strict=False)]
+        sources += [voc_source(use, text) for text in given.voc]
+        if use == "val" and not given.are_given:
+            of_training = [data_source("train", text) for text in flags["train"].data] if "train" in flags else []
+            sources = [part for source in of_training if (part := source_to_evaluate_on(source))]
+        of_uses[use] = [*sources]
+        for text in datasets[use] if not sources else ():
+            try:
+                of_uses[use].append(parse_source(use, text) or text)
+            except InputError as error:
+                found.errors += error.problems
+    return of_uses, found
 
 
 def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
     """Read the sets that the flags name, or else DATASETS by place; for --eval-only those to evaluate on alone."""
     from ..data.catalog import JsonDataset  # needs Detectron2, which the flags themselves do not
 
-    found = Findings()
     names: dict[Use, tuple[str, ...]] = {}
     sources: dict[str, SetSource] = {}
-    for use in USES:
-        listed = cfg.DATASETS.TRAIN if use == "train" else cfg.DATASETS.TEST
-        entries, of_entries = entries_of(use, options.own_sets(use), listed)
+    listed: dict[Use, Sequence[str]] = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}
+    of_uses, found = entries_of_uses({use: options.own_sets(use) for use in USES}, listed)
+    for use, entries in of_uses.items():
         names[use], by_name = name_sources(entries)
         sources |= by_name
-        found.add(of_entries)
     also: list[SetSource] = []
     classes = None
     if options.eval_only:
         of_model = read_classes(weights_folder(cfg))
         classes = None if of_model is None else of_model.names
-        also = [s for s in sources.values() if s.use == "train" and s.kind == "voc" and classes is None]
+        also = [s for s in sources.values() if s.use == "train" and s.kind != "json" and classes is None]
         sources = {name: source for name, source in sources.items() if source.use == "val"}
     sets, problems = read_sources(
         sources,

@@ -221,7 +221,7 @@ def _name_sets(options: TrainOptions, cfg: CfgNode, data: DataSets) -> tuple[Cfg
     named = _with(cfg, "DATASETS.TRAIN", data.train, "DATASETS.TEST", data.test)
     if options.eval_only:
         return named, Findings()
-    given = (*options.train_json, *options.train_voc) or tuple(cfg.DATASETS.TRAIN)
+    given = (*options.train_data, *options.train_json, *options.train_voc) or tuple(cfg.DATASETS.TRAIN)
     factors, found = fit_repeat_factors(cfg, given, data.train)
     return _with(named, "DATASETS.TRAIN_REPEAT_FACTOR", factors), found
 

@@ -167,7 +167,7 @@ def test_sets_that_number_their_classes_differently_are_warned_of(voc, tmp_path,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no data set is named: use --train-json and --train-images, --train-voc, or --config-file"),
+        ([], "no data set is named: use --train, or --config-file"),
         (["--train-voc", "voc", "--pictures", "0"], "--pictures 0 must be at least 1"),
         (["--train-voc", "voc:tset"], "no split 'tset'"),
         (["--train-voc", "nowhere"], "nowhere: no such folder"),

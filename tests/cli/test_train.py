@@ -148,7 +148,7 @@ def test_bad_input_exits_2_before_anything_is_written(capsys, tmp_path, monkeypa
 
 def test_the_sets_to_evaluate_on_that_were_forgotten_are_asked_for(capsys, own_data, tmp_path):
     words = [*QUICK, *own_data.write()[:4], "DATASETS.TEST", "coco_2017_val", "OUTPUT_DIR", tmp_path / "output"]
-    assert any("add --val-json FILE --val-images DIR, or --val-voc" in line for line in errors_of(capsys, *words))
+    assert any("add --val PATH" in line for line in errors_of(capsys, *words))
 
 
 def test_all_problems_come_at_once(capsys, tmp_path):

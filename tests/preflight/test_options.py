@@ -53,8 +53,8 @@ def test_every_value_is_of_a_kind_that_cannot_be_changed():
 def test_sets_of_the_user_are_kept_apart_by_use():
     flags = ["--train-json", "a.json", "--train-images", "a", "--train-json", "b.json", "--val-voc", "v:test"]
     options = parse_arguments(flags)
-    assert options.own_sets("train") == SetFlags(("a.json", "b.json"), ("a",), ())
-    assert options.own_sets("val") == SetFlags((), (), ("v:test",))
+    assert options.own_sets("train") == SetFlags((), ("a.json", "b.json"), ("a",), ())
+    assert options.own_sets("val") == SetFlags((), (), (), ("v:test",))
     assert not TrainOptions(train_images=("a",)).own_sets("train").are_given
 
 

@@ -126,11 +126,11 @@ def test_places_in_datasets_do_what_flags_do(voc, json_sets, tmp_path):
             "mine",
             "is not registered. If a module of yours registers it, add --plugin FILE.py. For images in files",
         ),
-        ("mine", "or in DATASETS 'coco:FILE.json:IMAGES' or 'voc:DIR:SPLIT'"),
+        ("mine", "use --train PATH --val PATH, or in DATASETS 'data:PATH', 'coco:FILE.json:IMAGES' or 'voc:DIR:SPLIT'"),
         ("coco:a.json", "the folder of its images is missing; write 'coco:FILE.json:IMAGES'"),
         ("coco:no.json:.", "no.json: no such annotation file"),
         ("voc:nowhere:train", "nowhere: no such folder"),
-        ("val_voc_2", "to a set of your own; name its files again, by --val-voc or in DATASETS as 'coco:"),
+        ("val_voc_2", "to a set of your own; name its files again, by --val-voc or in DATASETS as 'data:"),
     ],
 )
 def test_names_that_are_none(name, message):

@@ -1,0 +1,88 @@
+"""LabelMe's JSON files, one for each image: rectangles, and polygons as their boxes.
+
+`imagePath` is relative to the file; images are also found by the file's own name. `imageData` is not read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import cut
+from ..files import open_regular
+from ..plain_data import parse_json
+from .annotated import (
+    AnnotatedImage,
+    AnnotatedSet,
+    ImageFinder,
+    Passed,
+    Thing,
+    box_around,
+    folders_of,
+    joined_images,
+    size_of,
+)
+from .coco_checks import is_number
+from .voc_xml import Problems
+
+_LARGEST = 2**28  # bytes of a file; imageData has a third more than the image
+
+
+def read_labelme(folder: Path, image_dir: Path) -> AnnotatedSet:
+    """Read the files of a folder and of those in it, if these are no parts of their own; images may be anywhere.
+
+    Args:
+        image_dir: the folder that the images are below.
+
+    Raises:
+        InputError: every problem, the files named: what is not JSON, shapes without label or points.
+    """
+    finder, problems, passed = ImageFinder(image_dir), Problems(), Passed()
+    images, files = [], [path for one in folders_of(folder) for path in sorted(one.glob("*.json"))]
+    for path in files:
+        try:
+            with open_regular(path, most=_LARGEST) as file:
+                content = parse_json(file.read(), without="imageData")
+        except (OSError, ValueError) as error:
+            problems.add("cannot be read as JSON; correct the file or remove it", f"{path.name} ({cut(error)})")
+            continue
+        if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+            passed.add('JSON files have no "shapes", so they are not LabelMe\'s and were left out', path.name)
+            continue
+        given = str(content.get("imagePath") or path.with_suffix("").name)
+        name = finder.find(given, path.parent)
+        if name not in finder.names:  # renamed together with its file
+            name = finder.find(path.with_suffix("").name, path.parent)
+        things = list(_things(path.name, content["shapes"], problems, passed))
+        images.append(AnnotatedImage(name, things, size_of(content.get("imageWidth"), content.get("imageHeight"))))
+    problems.raise_if_any(str(folder), len(files))
+    taken = {image.file_name for image in images}
+    near = {os.path.dirname(name) for name in taken}
+    for name in sorted(finder.names - taken):
+        if os.path.dirname(name) in near:
+            passed.add("images have no JSON file, so they were left out", name)
+    return AnnotatedSet(str(folder), image_dir, joined_images(images), passed.notes(str(folder)))
+
+
+def _things(file: str, shapes: list[Any], problems: Problems, passed: Passed) -> Iterator[Thing]:
+    for number, shape in enumerate(shapes, start=1):
+        place = f"{file} shape {number}"
+        kind = (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else None
+        if kind not in ("rectangle", "polygon", None):
+            passed.add(f"shapes are neither rectangles nor polygons but {cut(kind)}s, and were left out", place)
+            continue
+        label, points = (shape.get("label"), shape.get("points")) if kind else (None, None)
+        if not isinstance(label, (str, int)) or not str(label).strip():
+            problems.add('a shape needs a "label"; add its class', place)
+        elif not (isinstance(points, list) and len(points) >= 2 and all(map(_is_point, points))):
+            problems.add('a shape needs "points", two or more [x, y]; draw it anew', f"{place} ({cut(points)})")
+        else:
+            if kind == "polygon":
+                passed.add("polygons were replaced by their boxes", place)
+            yield Thing(place, str(label), box_around(points))
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))

@@ -1,0 +1,204 @@
+"""Which format a folder or file of annotations is in, and which of its parts to take, by looking at it.
+
+A data set may hold parts: `train`, `val` (also `valid` or `validation`) and `test` are folders of it, words in the
+names of its annotation files, keys of a data.yaml or splits of Pascal VOC's. To train on, `train` is taken, to evaluate
+on `val`, else `test`, and annotations of no part where there is no such part. Nothing is guessed: where several
+annotations may be meant, none is taken, and all are named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import InputError, cut
+from ..files import open_regular
+from .annotated import PARTS, AnnotatedSet, Part, folders_of, part_of
+from .csv_table import columns_of, read_csv
+from .cvat import read_cvat
+from .label_studio import read_label_studio
+from .labelme import read_labelme
+from .yolo import NAMES_FILES, read_yaml, read_yolo
+
+COCO, VOC, YOLO = "COCO", "Pascal VOC", "YOLO"
+CSV, CVAT, LABELME, LABEL_STUDIO = "CSV", "CVAT", "LabelMe", "Label Studio"
+# Of the formats whose files name the class of each object: of path, folder that the images are below, part, and whether
+# these may lie outside of it.
+Reader = Callable[[Path, Path, "Part | None", bool], AnnotatedSet]
+READERS: Mapping[str, Reader] = {
+    YOLO: lambda path, _images, part, allow_outside: read_yolo(path, part, allow_outside=allow_outside),
+    CSV: lambda path, images, _part, _outside: read_csv(path, images),
+    CVAT: lambda path, images, _part, _outside: read_cvat(path, images),
+    LABELME: lambda path, images, _part, _outside: read_labelme(path, images),
+    LABEL_STUDIO: lambda path, images, _part, _outside: read_label_studio(path, images),
+}
+KNOWN = "COCO's or Label Studio's JSON, Pascal VOC's or CVAT's XML, YOLO's data.yaml, LabelMe's JSON files, CSV"
+
+_LOOKED_AT = 2**16  # bytes at the beginning and at the end of a file
+_DEPTH = 3  # folders below the one that is given in which the images of a COCO file are looked for
+
+
+class Found(NamedTuple):
+    """Annotations that were recognised.
+
+    path: the file, or the folder where each image has a file.
+    part: None where they are of no part.
+    """
+
+    format: str
+    path: Path
+    part: Part | None = None
+
+    def __str__(self) -> str:
+        return f"{self.format}'s {self.path}{f' ({self.part})' if self.part else ''}"
+
+
+def recognise(path: Path, parts: Sequence[Part]) -> Found:
+    """Return the annotations of the first part that is there, else those of no part.
+
+    Args:
+        path: a folder, or a file of annotations.
+        parts: wanted, the first that is there is taken.
+
+    Raises:
+        InputError: no such path; nothing was recognised; no such part; several that may be meant.
+    """
+    found = look(path)
+    if not found:
+        raise InputError(f"{cut(path, 250)}: no annotations were recognised there; it may hold {KNOWN}")
+    for part in (*parts, None):
+        taken = [one for one in found if one.part == part]
+        if len(taken) > 1:
+            raise InputError(
+                f"{path}: several annotations may be meant: {', '.join(map(str, taken))}; name the file of one, or "
+                "Pascal VOC's folder by --train-voc or --val-voc"
+            )
+        if taken:
+            return taken[0]
+    there = ", ".join(dict.fromkeys(str(one.part) for one in found))
+    raise InputError(
+        f"{path}: has no part {' or '.join(parts)}, only {there}; name its file, or the folder of the part"
+    )
+
+
+def has_part(path: Path, parts: Sequence[Part]) -> bool:
+    """Tell whether a folder or file has one of these parts."""
+    return any(one.part in parts for one in look(path))
+
+
+def look(path: Path) -> list[Found]:
+    """Return all annotations of a folder or file; raise InputError if there is none of that name."""
+    try:
+        if path.is_file():
+            return list(_in_file(path))
+        found = list(_in_folder(path))
+        for folder in sorted(path.iterdir()):
+            part = part_of(folder.name)
+            if part and folder.is_dir():
+                found += [one._replace(part=part) for one in _in_folder(folder)]
+    except OSError as error:
+        raise InputError(f"{cut(path, 250)}: no folder or file of annotations ({error.strerror})") from error
+    return found
+
+
+def image_folder(json_file: Path, top: Path, part: Part | None) -> Path:
+    """Return the folder that the names of a COCO file's images are relative to.
+
+    Args:
+        json_file: which lies in the folder of its images, or anywhere below `top`, as these do.
+        part: by whose name one of several such folders is taken.
+
+    Raises:
+        InputError: none or several have its first image.
+    """
+    name = _first_image(json_file)
+    folders = [json_file.parent, *_folders(json_file.parent.parent if top.is_file() else top, _DEPTH)]
+    having = list(dict.fromkeys(folder for folder in folders if name and (folder / name).is_file()))
+    if json_file.parent in having:
+        return json_file.parent
+    of_part = [folder for folder in having if part and part_of(folder.name) == part]
+    having = of_part or having
+    if len(having) == 1:
+        return having[0]
+    which = f"several folders have {name!r}: {', '.join(map(str, having))}" if having else f"no folder has {name!r}"
+    raise InputError(f"{json_file}: {which}; name the folder of its images, by --train-json and --train-images")
+
+
+def _in_folder(folder: Path) -> Iterator[Found]:
+    """Yield the annotations in a folder and in those that it holds, if these are no parts of their own."""
+    files = [file for one in folders_of(folder) for file in sorted(one.iterdir()) if file.is_file()]
+    instances = [file for file in files if file.name.startswith("instances_")]  # beside COCO's captions and keypoints
+    seen: dict[Found, None] = {}
+    for file in files:
+        if instances and file not in instances and file.suffix.lower() == ".json":
+            continue
+        for one in _in_file(file):
+            # formats with a file for each image are of the folder
+            seen[Found(one.format, folder) if one.format in (VOC, LABELME) else one] = None
+    if Found(VOC, folder) in seen:
+        splits = {path.stem for place in ("ImageSets/Main", "ImageSets", ".") for path in folder.glob(f"{place}/*.txt")}
+        if parts := [part for part in PARTS if part in splits]:
+            del seen[Found(VOC, folder)]
+            seen |= dict.fromkeys(Found(VOC, folder, part) for part in parts)
+    if not any(one.format == YOLO for one in seen) and any((folder / name).is_file() for name in NAMES_FILES):
+        seen[Found(YOLO, folder)] = None
+    yield from seen
+
+
+def _in_file(path: Path) -> Iterator[Found]:
+    """Yield what a file holds, a part for each of a data.yaml's; nothing if it is not of annotations."""
+    ending, part = path.suffix.lower(), part_of(path.stem)
+    if ending in (".yaml", ".yml"):
+        content = read_yaml(path) or {}
+        yield from (Found(YOLO, path, part) for part in PARTS if content.get(part))
+    elif ending == ".json" and (kind := _json_kind(_ends(path))):
+        yield Found(kind, path, part)
+    elif ending == ".xml" and (root := _root(path)) in ("annotation", "annotations"):
+        yield Found(VOC if root == "annotation" else CVAT, path, part)
+    elif ending == ".csv" and columns_of(_ends(path).partition("\n")[0]):
+        yield Found(CSV, path, part)
+
+
+def _json_kind(text: str) -> str | None:
+    """Return the format of a JSON file by its beginning and end; None if it is of none."""
+    if re.search(r'"shapes"\s*:\s*\[', text):
+        return LABELME
+    if text.lstrip().startswith("["):
+        return LABEL_STUDIO if re.search(r'"(annotations|rectanglelabels)"\s*:', text) else None
+    return COCO if re.search(r'"images"\s*:\s*\[', text) else None
+
+
+def _root(path: Path) -> str | None:
+    """Return the first tag of an XML file."""
+    found = re.search(r"<([A-Za-z_][\w.-]*)", _ends(path))
+    return found and found[1]
+
+
+def _ends(path: Path) -> str:
+    """Return the beginning and the end of a file; "" if it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            beginning = file.read(_LOOKED_AT)
+            file.seek(max(_LOOKED_AT, path.stat().st_size - _LOOKED_AT))
+            return (beginning + file.read()).decode("utf-8-sig", "replace")
+    except OSError:
+        return ""
+
+
+def _first_image(json_file: Path) -> str:
+    found = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', _ends(json_file))
+    try:
+        return str(json.loads(found[1])) if found else ""
+    except ValueError:
+        return ""
+
+
+def _folders(folder: Path, depth: int) -> Iterator[Path]:
+    yield folder
+    if depth:
+        for inner in sorted(folder.iterdir()):
+            if inner.is_dir():
+                yield from _folders(inner, depth - 1)

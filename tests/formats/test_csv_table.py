@@ -1,0 +1,78 @@
+"""CSV: columns by their names or by their order, images without objects, and every wrong line."""
+
+import pytest
+from exported_formats import open_images, plain_csv, write_images
+
+from focal_det.errors import InputError
+from focal_det.formats.csv_table import columns_of, read_csv
+
+
+@pytest.mark.parametrize(
+    ("line", "are_named", "are_shares"),
+    [
+        ("filename,width,height,class,xmin,ymin,xmax,ymax", True, False),
+        ("ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded", True, True),
+        ("image;x1;y1;x2;y2;label", True, False),
+        ("image,xmin,ymin,xmax,ymax,label", True, False),
+        ("a.jpg,1,2,3.5,4,cat", False, False),
+        ("a.jpg,,,,,", False, False),
+    ],
+)
+def test_tables_of_boxes_are_known_by_their_first_line(line, are_named, are_shares):
+    columns = columns_of(line)
+    assert (columns.are_named, columns.are_shares) == (are_named, are_shares)
+    assert {"image", "x1", "y1", "x2", "y2", "class"} <= columns.places.keys()
+
+
+@pytest.mark.parametrize(
+    "line", ["", "/m/01,Cat", "a,b,c,d,e,f", "image,label", "a.jpg,1,2,3,4", "a.jpg,1,2,nan,4,cat"]
+)
+def test_other_tables_are_none(line):
+    assert columns_of(line) is None
+
+
+def test_groups_of_open_images_are_ignored_and_classes_have_their_names(tmp_path):
+    path = open_images(tmp_path) / "train-annotations-bbox.csv"
+    path.write_text(path.read_text().replace("0,0,0\n", "0,0,1\n", 1))
+    things = read_csv(path, tmp_path).images[0].things
+    assert [(thing.name, thing.is_ignored) for thing in things] == [("cat", True), ("dog", False)]
+    (tmp_path / "class-descriptions-boxable.csv").unlink()
+    assert read_csv(path, tmp_path).class_names == {"/m/cat", "/m/dog"}
+
+
+def test_quotes_and_other_delimiters(tmp_path):
+    write_images(tmp_path, ["a"])
+    (tmp_path / "x.csv").write_text('image;x1;y1;x2;y2;label\n"a.png";1;2;5;7;"cat; black"\n\n')
+    (image,) = read_csv(tmp_path / "x.csv", tmp_path).images
+    assert [(thing.name, thing.box, thing.place) for thing in image.things] == [("cat; black", (1, 2, 4, 5), "line 2")]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            "a.png,1,2,x,4,cat",
+            "1 in 5 annotations: a box needs four numbers and a class: line 6 (['a.png', '1', '2', 'x'",
+        ),
+        ("a.png,1,2,3,4,", "a box needs four numbers and a class"),
+        ("a.png,,,3,4,cat", "a box needs four numbers and a class"),
+        ("a.png,1,2", "a box needs four numbers and a class"),
+        ("a.png,1,2,1e999,4,cat", "a box needs four numbers"),
+        (",1,2,3,4,cat", "a line needs the name of an image: line 6"),
+    ],
+)
+def test_wrong_lines_are_named(tmp_path, row, said):
+    path = plain_csv(tmp_path) / "boxes.csv"
+    path.write_text(path.read_text() + row + "\n")
+    with pytest.raises(InputError) as caught:
+        read_csv(path, tmp_path)
+    assert said in str(caught.value)
+
+
+def test_what_is_no_table_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n")
+    with pytest.raises(InputError, match=r"a\.csv: its first line is no header and no box: a,b; write image,x1,y1"):
+        read_csv(tmp_path / "a.csv", tmp_path)
+    (tmp_path / "a.csv").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="not a text file in UTF-8"):
+        read_csv(tmp_path / "a.csv", tmp_path)

@@ -1,0 +1,135 @@
+"""A folder or file alone is enough: what is recognised, which part is taken, and what is refused as ambiguous."""
+
+import shutil
+
+import numpy as np
+import pytest
+from exported_formats import CLASSES, OBJECTS, WRITERS, coco, roboflow_coco, ultralytics, write_images, write_labels
+
+from focal_det.data.dataset_spec import data_source, read_sources, source_to_evaluate_on
+from focal_det.errors import InputError
+from focal_det.formats.coco_index import CocoIndex
+from focal_det.formats.recognise import look, recognise
+
+
+def read(text, use="train"):
+    sets, problems = read_sources({"it": data_source(use, str(text))})
+    assert problems == []
+    return sets["it"]
+
+
+def problem(text, use="train"):
+    sets, problems = read_sources({"it": data_source(use, str(text))})
+    assert sets == {}
+    return "\n".join(problems)
+
+
+def boxes(file):
+    """By image, without folder and ending, class and box of its objects."""
+    index = CocoIndex(file.coco)
+    found = {image["file_name"].rpartition("/")[2].partition(".")[0]: [] for image in file.coco["images"]}
+    for a in file.coco["annotations"]:
+        name = index.images[a["image_id"]]["file_name"].rpartition("/")[2].partition(".")[0]
+        found[name].append((index.name_of(a), *a["bbox"]))
+    return found
+
+
+@pytest.mark.parametrize("tool", WRITERS)
+def test_the_boxes_are_the_same_whatever_the_format(tmp_path, tool):
+    own = read(WRITERS[tool](tmp_path / "mine"))
+    found = boxes(own.file)
+    assert found.keys() == OBJECTS.keys()
+    for name, things in OBJECTS.items():
+        assert [thing[0] for thing in found[name]] == [thing[0] for thing in things]
+        assert np.allclose([thing[1:] for thing in found[name]], [thing[1:] for thing in things], atol=1e-9)
+    assert own.file.class_names == CLASSES
+    assert all((image["width"], image["height"]) == (64, 48) for image in own.file.coco["images"])
+    assert own.file.notes[0].startswith(f"{tmp_path / 'mine'}: took ")
+
+
+def test_what_was_taken_from_where_is_said_in_one_line(tmp_path):
+    folder = roboflow_coco(tmp_path / "mine")
+    said = f"{folder}: took COCO's {folder}/train/_annotations.coco.json (train) with the images of {folder}/train"
+    assert read(folder).file.notes == [said]
+
+
+def test_the_part_follows_from_the_use(tmp_path):
+    folder = roboflow_coco(tmp_path)
+    for name in ("valid", "test"):
+        write_images(folder / name, [name])
+        (folder / name / "_annotations.coco.json").write_text(coco({name: [("cat", 1, 1, 9, 9)]}))
+    assert set(boxes(read(folder).file)) == set(OBJECTS)
+    assert set(boxes(read(folder, "val").file)) == {"valid"}
+    shutil.rmtree(folder / "valid")
+    assert set(boxes(read(folder, "val").file)) == {"test"}
+    assert set(boxes(read(folder / "test").file)) == {"test"}  # a part itself is of no part
+    shutil.rmtree(folder / "train")
+    assert f"{folder}: has no part train, only test; name its file, or the folder of the part" in problem(folder)
+
+
+def test_a_set_to_train_on_may_have_its_own_part_to_evaluate_on(tmp_path):
+    source = data_source("train", str(ultralytics(tmp_path)))
+    assert source_to_evaluate_on(source) is None
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(yaml.read_text().replace("test:", "test: images/other"))
+    assert source_to_evaluate_on(source) == source._replace(use="val")
+    assert source_to_evaluate_on(data_source("train", str(tmp_path / "nowhere"))) is None
+
+
+def test_several_that_may_be_meant_are_named_and_none_is_taken(tmp_path):
+    folder = ultralytics(roboflow_coco(tmp_path))
+    found = problem(folder)
+    assert f"YOLO's {folder}/data.yaml (train), COCO's {folder}/train/_annotations.coco.json (train)" in found
+    assert "several annotations may be meant" in found
+    assert "name the file of one" in found
+    assert len(boxes(read(folder / "data.yaml").file)) == 4
+
+
+def test_images_of_a_coco_file_in_several_folders_are_not_guessed(tmp_path):
+    (tmp_path / "my.json").write_text(coco())
+    assert "no folder has 'a.png'; name the folder of its images, by --train-json" in problem(tmp_path)
+    write_images(tmp_path / "one")
+    assert read(tmp_path).image_dir == str(tmp_path / "one")
+    write_images(tmp_path / "two")
+    assert f"several folders have 'a.png': {tmp_path}/one, {tmp_path}/two" in problem(tmp_path)
+    assert read(f"{tmp_path}/my.json:{tmp_path}/two").image_dir == str(tmp_path / "two")
+    write_images(tmp_path)
+    assert read(tmp_path).image_dir == str(tmp_path)
+
+
+def test_folders_without_annotations(tmp_path):
+    assert f"{tmp_path}/no: no folder or file of annotations (No such file or directory)" in problem(tmp_path / "no")
+    write_images(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "some.yaml").write_text("a: 1")
+    assert "no annotations were recognised there; it may hold COCO's" in problem(tmp_path)
+    assert "File name too long" in problem("x" * 5000)
+    assert "no annotations were recognised" in problem(tmp_path / "a.png")
+
+
+def test_a_damaged_yaml_is_named(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: [")
+    with pytest.raises(InputError, match=r"data\.yaml: cannot be read as YAML"):
+        look(tmp_path)
+
+
+def test_formats_that_say_where_their_images_are_take_no_folder(tmp_path):
+    folder = ultralytics(tmp_path)
+    assert "YOLO's annotations say where their images are" in problem(f"{folder}/data.yaml:{folder}/images")
+
+
+def test_sets_of_several_formats_get_one_order_of_classes(tmp_path):
+    only = {"x": [("dog", 1, 2, 3, 4)]}
+    coco_set, yolo = roboflow_coco(tmp_path / "coco", only), tmp_path / "yolo"
+    write_images(yolo, ["y"])
+    write_labels(yolo, {"y": [("cat", 1, 2, 3, 4), ("dog", 5, 6, 7, 8)]})
+    (yolo / "obj.names").write_text("dog\nwolf\n")  # so that 0 is a dog, and 1 a wolf
+    sources = {name: data_source("train", str(path)) for name, path in (("one", coco_set), ("two", yolo))}
+    sets, problems = read_sources(sources)
+    assert problems == []
+    assert [own.file.class_names for own in sets.values()] == [["cat", "dog"], ["dog", "wolf"]]
+    assert recognise(yolo, ("train",)).format == "YOLO"
+    _, problems = read_sources({"two": sources["two"]}, class_names=["dog"])
+    assert problems == [f"{yolo}: class wolf is not among dog; correct these objects"]
+    sets, _ = read_sources({"two": sources["two"]}, class_names=["ant", "wolf", "dog"])
+    assert [a["category_id"] for a in sets["two"].file.coco["annotations"]] == [3, 2]
