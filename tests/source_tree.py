@@ -15,6 +15,7 @@ FLOORS = [
     {"modeling"},
     {"plugin"},
     {"distributed"},
+    {"formats"},
     {"data"},
     {"config"},
     {"inference"},

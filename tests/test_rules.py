@@ -36,11 +36,11 @@ TOPICS = {
     },
     "checkpoint": {"malicious", "saving"},
     "config": {"every_key", "fuzzing"},
-    "data": {"fuzzing", "hostile_files"},
     "distributed": {"gpu", "ranks_agree"},
     "doctor": {"doctor"},
     "engine": {"gpu", "old_run", "resume", "speed_options", "training"},
     "evaluation": {"parity"},
+    "formats": {"fuzzing", "hostile_files"},
     "losses": {"family"},
     "modeling": {"lazy_config", "parity"},
     "report": {"browser"},
@@ -282,7 +282,7 @@ def the_tests_mirror_the_package(tree):
 ABOUT = {str(Path("tests", room, f"test_{topic}.py")): "" for room, topics in TOPICS.items() for topic in topics}
 
 
-@rule({path: "" for path in ABOUT if path != "tests/data/test_fuzzing.py"}, "tests/data/test_fuzzing.py")
+@rule({path: "" for path in ABOUT if path != "tests/formats/test_fuzzing.py"}, "tests/formats/test_fuzzing.py")
 def a_topic_has_a_file(tree):
     return [f"{path}: is not there" for path in ABOUT if Path(path) not in {file.path for file in tree.tests}]
 

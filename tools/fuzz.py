@@ -21,9 +21,9 @@ with atheris.instrument_imports(include=["focal_det", "yaml", "json"]):
     import yaml
 
     from focal_det.checkpoint.restricted_pickle import load_arrays
-    from focal_det.data.coco import check_coco
-    from focal_det.data.voc import read_voc
     from focal_det.errors import InputError
+    from focal_det.formats.coco import check_coco
+    from focal_det.formats.voc import read_voc
     from focal_det.plain_data import parse_json, parse_yaml
 
 

@@ -100,7 +100,7 @@ def add_plugin_flag(parser: argparse._ActionsContainer) -> None:
 
 def add_outside_flag(parser: argparse._ActionsContainer) -> None:
     """Add --allow-outside-images."""
-    from ..data.image_files import FLAG  # with Pillow, which `focal-det doctor` may find missing
+    from ..formats.image_files import FLAG  # with Pillow, which `focal-det doctor` may find missing
 
     parser.add_argument(
         FLAG,

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.coco_index import CocoIndex, by_image, xyxy_boxes
 from ..data.dataset_spec import OwnSet, SetSource, name_sources, read_sources
 from ..data.statistics import evenly_spread
 from ..errors import EXIT_DONE, Findings, InputError, cut, some
 from ..files import is_writable, write_text_whole, written_whole
+from ..formats.coco_index import CocoIndex, by_image, xyxy_boxes
 from ..preflight.own_datasets import USES, entries_of
 from .common import add_number, add_out, add_plugin_flag, make_folder, too_low
 from .data_flags import add_data_flags, set_flags

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..data.dataset_spec import USES, Use
-from ..data.image_files import FLAG as OUTSIDE_FLAG
+from ..formats.image_files import FLAG as OUTSIDE_FLAG
 from ..preflight.options import SetFlags
 from .common import add_outside_flag
 

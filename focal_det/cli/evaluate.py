@@ -106,10 +106,10 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _data(args: argparse.Namespace, class_names: Sequence[str]) -> OwnSet:
     """Read and check the annotations; VOC's classes get the model's order."""
-    from ..data.coco import read_coco
     from ..data.dataset_spec import OwnSet, read_sources, voc_source
     from ..data.shapes import make_shapes, shapes_files
     from ..files import datasets_root
+    from ..formats.coco import read_coco
 
     if args.voc is not None:
         sources = {"voc": voc_source("val", args.voc)}

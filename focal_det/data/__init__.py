@@ -1,1 +1,1 @@
-"""Data sets: COCO and Pascal VOC files read and checked, generated shapes, statistics, and the training loader."""
+"""Data sets: where they are, statistics, generated shapes, and the training loader."""

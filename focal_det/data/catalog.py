@@ -21,7 +21,7 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances
 
 from ..errors import InputError, TrainingError
 from ..files import datasets_root, is_writable, write_text_whole
-from .coco import CocoFile
+from ..formats.coco import CocoFile
 from .dataset_spec import FORMS, SPLITS, missing_files, parse_source
 from .shapes import CLASSES, make_shapes, parse_name, shapes_files
 

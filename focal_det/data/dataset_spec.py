@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import InputError
-from .coco import CocoFile, read_coco
-from .voc import VocSet, check_voc, read_voc
+from ..formats.coco import CocoFile, read_coco
+from ..formats.voc import VocSet, check_voc, read_voc
 
 Use = Literal["train", "val"]
 USES: tuple[Use, ...] = ("train", "val")

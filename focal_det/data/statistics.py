@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from .coco_index import CocoIndex, image_sizes, xywh_boxes, xyxy_boxes
+from ..formats.coco_index import CocoIndex, image_sizes, xywh_boxes, xyxy_boxes
 
 # COCO's bounds of the area, in square pixels of the image as it is, where medium and large objects begin.
 SIZE_LIMITS = (32**2, 96**2)

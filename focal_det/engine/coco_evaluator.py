@@ -21,11 +21,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..data.catalog import category_ids, has_checked_copy, scoring_metadata
-from ..data.coco_index import area_of
 from ..distributed.heartbeat import scored_by_rank_0
 from ..evaluation.coco_arrays import accumulate
 from ..evaluation.coco_scores import SIZES, explain_nans, size_of
 from ..files import write_text_whole, written_whole
+from ..formats.coco_index import area_of
 from ..output_layout import ANNOTATIONS, COCO_RESULTS, DATASET, INFERENCE
 
 logger = logging.getLogger(__name__)

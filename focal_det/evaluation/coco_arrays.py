@@ -19,8 +19,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.coco_index import Row, area_of, xywh_boxes
 from ..errors import some
+from ..formats.coco_index import Row, area_of, xywh_boxes
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco_index import CocoIndex, Row, area_of
 from ..data.statistics import SIZE_LIMITS
 from ..errors import some
+from ..formats.coco_index import CocoIndex, Row, area_of
 from .coco_arrays import accumulate
 
 SIZES = ("small", "medium", "large")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask
 
-from ..data.coco_index import CocoIndex, Row, area_of, xywh_boxes
+from ..formats.coco_index import CocoIndex, Row, area_of, xywh_boxes
 from .coco_scores import SIZES, size_of
 
 

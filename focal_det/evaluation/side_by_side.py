@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco_index import CocoIndex, by_image, xyxy_boxes
 from ..data.statistics import evenly_spread
+from ..formats.coco_index import CocoIndex, by_image, xyxy_boxes
 from ..inference.drawing import ON_SHEET, draw_pair, sheet
 from ..inference.images import read_image
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..data.image_files import open_image, orientation
+from ..formats.image_files import open_image, orientation
 
 _UPRIGHT = {  # what turns an image of each orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,

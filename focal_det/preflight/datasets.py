@@ -13,10 +13,10 @@ from ..config.expected_results import SetScores
 from ..config.load import UNSET_NUM_CLASSES
 from ..config.validate import check_num_classes
 from ..data.catalog import JsonDataset, class_names, dataset_problems, evaluator_type, known_classes
-from ..data.coco import CocoFile
 from ..data.dataset_spec import Use
 from ..data.statistics import Objects, SetStatistics, fingerprint, joined, statistics
 from ..errors import Findings, InputError
+from ..formats.coco import CocoFile
 from ..inference.classes import Classes, numbered_classes, read_classes
 from ..output_layout import CLASSES_FILE
 from .named_sets import read_named_set

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.catalog import category_ids, evaluator_type, look_up, registered_files
-from ..data.coco import LARGEST_JSON, CocoFile, check_coco
-from ..data.coco_checks import name_by_url, shape_problems, unread_lvis_problems
 from ..data.dataset_spec import Use
 from ..data.records import as_coco, read_difficult, records_of, with_image_ids
 from ..data.shapes import parse_name
 from ..errors import InputError, cut
 from ..extras import install_command
 from ..files import open_regular
+from ..formats.coco import LARGEST_JSON, CocoFile, check_coco
+from ..formats.coco_checks import name_by_url, shape_problems, unread_lvis_problems
 from ..plain_data import parse_json
 
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.coco import CocoFile
 from ..data.dataset_spec import USES, OwnSet, SetSource, Use, name_sources, parse_source, read_sources, voc_source
 from ..errors import Findings, InputError
+from ..formats.coco import CocoFile
 from ..inference.classes import read_classes
 from ..output_layout import ANNOTATIONS, INFERENCE
 from .options import SetFlags, TrainOptions

@@ -23,10 +23,10 @@ from ..config.sampling import fit_repeat_factors
 from ..config.schedule import check_schedule, scale_schedule, scale_to_processes
 from ..config.validate import check_config
 from ..data.catalog import JsonDataset, prepare_shapes, write_checked_copy
-from ..data.coco import CocoFile
 from ..engine.run import Job
 from ..environment import choose_device
 from ..errors import Findings, InputError, print_problems, visible_lines
+from ..formats.coco import CocoFile
 from ..inference.classes import Classes, write_classes
 from .datasets import DataSets, check_classes, classes_of, read_datasets
 from .options import TrainOptions, check_options

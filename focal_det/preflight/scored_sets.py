@@ -10,10 +10,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from ..data.catalog import JsonDataset, evaluator_type, registered_files
-from ..data.coco import CocoFile
-from ..data.coco_index import CocoIndex
 from ..errors import Findings, cut, some
 from ..extras import install_command
+from ..formats.coco import CocoFile
+from ..formats.coco_index import CocoIndex
 
 _LONGEST_NAME = 200  # bytes, with which file systems still take an ending
 _BY_BOXES = ("coco", "coco_panoptic_seg")  # of the latter the boxes

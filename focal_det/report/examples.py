@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from ..data.coco_index import CocoIndex, xyxy_boxes
 from ..evaluation.matching import ImageErrors, Matching
+from ..formats.coco_index import CocoIndex, xyxy_boxes
 from ..inference.drawing import draw_boxes
 from ..inference.images import read_image
 

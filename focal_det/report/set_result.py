@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from ..data.coco_index import Row
 from ..evaluation.coco_scores import SIZE_WORDS, SIZES, Evaluation, evaluate, looked_for
 from ..evaluation.matching import match
+from ..formats.coco_index import Row
 from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, TTA, periodic_checkpoint
 from .charts import Chart, Line, draw_lines
 from .confusion import Confusion, make_confusion

@@ -17,9 +17,9 @@ import focal_det
 from focal_det.cli.main import main
 from focal_det.cli.train import parse_arguments
 from focal_det.config.unused_keys import without_unread_keys
-from focal_det.data.coco import read_coco
 from focal_det.data.shapes import make_shapes, shapes_files
 from focal_det.errors import InputError
+from focal_det.formats.coco import read_coco
 from focal_det.inference.classes import Classes, read_classes, write_classes
 from focal_det.inference.images import ImageError, read_image, resize_shortest_edge
 from focal_det.preflight import plan as prepare

@@ -13,8 +13,8 @@ from detectron2.structures import BoxMode
 from focal_det.cli.train import parse_arguments
 from focal_det.config.load import load_config
 from focal_det.data.catalog import JsonDataset
-from focal_det.data.coco import CocoFile
 from focal_det.errors import InputError
+from focal_det.formats.coco import CocoFile
 from focal_det.preflight.datasets import read_datasets
 from focal_det.preflight.named_sets import read_named_set
 from focal_det.preflight.scored_sets import ap_set, check_scoring, refusal

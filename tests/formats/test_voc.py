@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focal_det.data.coco import read_coco
 from focal_det.data.dataset_spec import SetSource, parse_source, read_sources, voc_source
-from focal_det.data.voc import check_voc, read_voc
 from focal_det.errors import InputError
+from focal_det.formats.coco import read_coco
+from focal_det.formats.voc import check_voc, read_voc
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 CATS = {"a": [("cat", 1, 1, 100, 80)], "b": [("dog", 11, 21, 30, 60), ("cat", 5, 5, 5, 5)], "c": []}

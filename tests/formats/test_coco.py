@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focal_det.data.coco import read_coco
 from focal_det.errors import InputError
+from focal_det.formats.coco import read_coco
 
 GOOD = {
     "images": [

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from focal_det.checkpoint.restricted_pickle import load_arrays
-from focal_det.data.coco import check_coco, read_coco
-from focal_det.data.image_checks import look_at_images
 from focal_det.data.inspection import describe, inspect_set
-from focal_det.data.voc import check_voc, read_voc
 from focal_det.errors import InputError
+from focal_det.formats.coco import check_coco, read_coco
+from focal_det.formats.image_checks import look_at_images
+from focal_det.formats.voc import check_voc, read_voc
 from focal_det.inference.classes import read_classes
 from focal_det.inference.exported import METADATA_KEY, ExportedDetector
 from focal_det.inference.images import ImageError, read_image

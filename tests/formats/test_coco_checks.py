@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from focal_det.data.coco_checks import format_problem, like_corners, percent, reaching_out, without_area
 from focal_det.data.shapes import draw_image
+from focal_det.formats.coco_checks import format_problem, like_corners, percent, reaching_out, without_area
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd" / "instances_train.json"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focal_det.data.image_checks import fault_lines, look_at_images
+from focal_det.formats.image_checks import fault_lines, look_at_images
 
 ORIENTATION = 0x0112
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3)).astype(np.uint8))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focal_det.data.coco import read_coco
-from focal_det.data.image_files import MIRRORED, TURNED, leads_outside, orientation
 from focal_det.errors import InputError
+from focal_det.formats.coco import read_coco
+from focal_det.formats.image_files import MIRRORED, TURNED, leads_outside, orientation
 
 OUTSIDE = [
     *("/etc/passwd", "../a.jpg", "a/../../b.jpg", "a/..", "..", "a/b/../c\n/../d.jpg"),

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from focal_det.cli.main import main
-from focal_det.data.coco import read_coco
-from focal_det.data.image_checks import look_at_images
-from focal_det.data.voc import read_voc
 from focal_det.errors import InputError
+from focal_det.formats.coco import read_coco
+from focal_det.formats.image_checks import look_at_images
+from focal_det.formats.voc import read_voc
 from focal_det.inference.exported import DIGEST_KEY, METADATA_KEY, NO_DIGEST, ExportedDetector, digest_of
 from focal_det.inference.images import ImageError, read_image
 from focal_det.inference.inputs import InputFile

@@ -1,0 +1,1 @@
+"""Annotation files and images as people have them: read into COCO's form, checked, and completed."""
