@@ -91,6 +91,33 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # plug-in is a program: without --plugin for each of them, the file is refused.
     node.PLUGINS = ()
 
+    # Augmentation of training images, besides INPUT.RANDOM_FLIP and INPUT.CROP; all off by default, as in the paper.
+    # `focal-det data augment` draws what training will see.
+    augment = node.AUGMENT = type(cfg)()
+
+    # Large-scale jitter: the range of factors, two in [0.1, 10], such as [0.5, 2.0], by which an image is larger than
+    # INPUT.MIN_SIZE_TRAIN makes it, before it is cut or padded to that size; [] for none. An object that the cut leaves
+    # a part of is one of that size.
+    augment.SCALE_JITTER = []
+
+    # Turn images by up to this angle in either direction, in degrees, in [0, 20]; what turns out of the image is lost,
+    # and the corners are black. The box of a turned object is the one around its turned box, which is looser: the
+    # square of a round object has an IoU of .75 with its new box at 10 degrees, and of .61 at 20.
+    augment.ROTATION = 0.0
+
+    # Change of colours, each in [0, 1): brightness, contrast and saturation are multiplied by a random factor of 1 plus
+    # or minus this.
+    augment.BRIGHTNESS = 0.0
+    augment.CONTRAST = 0.0
+    augment.SATURATION = 0.0
+
+    # AlexNet's change of the light's colour: standard deviation of the factors of the three principal components of
+    # colours, in [0, 1]; AlexNet's is 0.1.
+    augment.LIGHTING = 0.0
+
+    # Augmentation of your own, by names in AUGMENTATION_REGISTRY, in this order, after all others.
+    augment.NAMES = ()
+
     # Speed options. Each gives the same results up to rounding (BFLOAT16_INFERENCE: rounding to 8 bits).
     speed = node.SPEED = type(cfg)()
 

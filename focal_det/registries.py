@@ -18,6 +18,14 @@ ignored; the box loss follows it. ``reads`` names the configuration keys that it
 read all. Named by MODEL.FOCAL_DET.LOSS.NAME.
 """
 
+AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
+AUGMENTATION_REGISTRY.__doc__ = """
+Augmentation of training images, called as ``make(cfg)``, which returns one of Detectron2's ``Augmentation`` or
+``Transform``, or a list of them. They get images of the network's input, (H, W, 3) uint8 in the order of INPUT.FORMAT,
+and no boxes: these follow by ``apply_coords`` of the transform. What they draw has to come from ``numpy.random`` or
+``random``, which are seeded for each image. Named by MODEL.FOCAL_DET.AUGMENT.NAMES.
+"""
+
 CONFIG_REGISTRY = Registry("CONFIG")
 CONFIG_REGISTRY.__doc__ = """
 Functions that add the keys of a plug-in, called as ``add_keys(cfg)`` with Detectron2's and focal_det's keys in place.

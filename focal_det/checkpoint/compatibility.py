@@ -12,6 +12,7 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
+from ..data.augmentation import training_mapper
 from ..errors import Findings, first_line, visible
 from ..modeling.levels import check_upright
 from .safe_load import SafeCheckpointer
@@ -44,8 +45,8 @@ def build_parts(cfg: CfgNode) -> tuple[torch.nn.Module | None, Findings]:
         if nameless := _without_keypoint_names(cfg):
             return model, Findings(nameless)
         part = "a loader"
-        for is_train in (True, False):
-            DatasetMapper(cfg, is_train=is_train)
+        training_mapper(cfg)
+        DatasetMapper(cfg, is_train=False)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return model, Findings([f"the configuration does not make {part}: {_described(error)}"])
     return model, Findings()

@@ -25,7 +25,7 @@ from ..modeling.criterion import BOX_LOSSES
 from ..modeling.decode import check_decoding
 from ..modeling.head import NORMS, logit_of
 from ..modeling.normalizer import MODES
-from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+from ..registries import AUGMENTATION_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .load import UNSET_NUM_CLASSES
 from .read_when import BATCH_NORMS, FPN_BACKBONES, SAMPLERS, norms_of
 
@@ -119,6 +119,7 @@ _CHANNELS = _in(1, 4_096)
 _ITERATIONS = 10**9
 _MOST = _in(0, _ITERATIONS)
 _FACTOR = _in(0, 1_000, "(]")
+_AUGMENT = "MODEL.FOCAL_DET.AUGMENT."
 _FIXED_GAMMA = "WarmupStepWithFixedGammaLR"
 _CHANNEL = "three numbers, one for each channel,"
 
@@ -172,6 +173,14 @@ TRAINING_RULES: tuple[Rule, ...] = (
     ("DATALOADER.NUM_WORKERS", *_in(0, 256)),
     ("DATALOADER.REPEAT_THRESHOLD", *_in(0, 1, note=", a share of the images")),
     ("DATALOADER.RANDOM_SUBSET_RATIO", *_in(0, 1, "(]")),
+    (
+        _AUGMENT + "SCALE_JITTER",
+        lambda v: v == [] or (all(type(x) in (int, float) for x in v) and len(v) == 2 and 0.1 <= v[0] <= v[1] <= 10),
+        "two factors in [0.1, 10], the lower one first, such as [0.5, 2.0], or [] for none",
+    ),
+    (_AUGMENT + "ROTATION", *_in(0, 20, note=" degrees, since boxes around turned boxes get loose")),
+    *((_AUGMENT + key, *_in(0, 1, "[)")) for key in ("BRIGHTNESS", "CONTRAST", "SATURATION")),
+    (_AUGMENT + "LIGHTING", *_in(0, 1)),
     ("TEST.EVAL_PERIOD", *_in(0, _ITERATIONS, note="; 0: only at the end")),
     ("TEST.PRECISE_BN.NUM_ITER", *_in(1, 1_000_000)),
     ("VIS_PERIOD", *_in(0, _ITERATIONS, note="; 0: only at the end")),
@@ -221,9 +230,14 @@ def training_rules(cfg: CfgNode) -> list[Rule]:
     """Return the rules for a training, with those by which one key bounds another."""
     solver, crop, sizes = cfg.SOLVER, cfg.INPUT.CROP.TYPE, cfg.INPUT.MIN_SIZE_TRAIN
     part = _SIDE if crop.startswith("absolute") else _in(0, 1, "(]")
-    norms = norms_of(cfg)
+    norms, own = norms_of(cfg), sorted(name for name, _ in AUGMENTATION_REGISTRY)
     return [
         *TRAINING_RULES,
+        (
+            _AUGMENT + "NAMES",
+            lambda v: all(name in own for name in v),
+            f"names in AUGMENTATION_REGISTRY, which has {', '.join(own) or 'none'}; --plugin FILE registers yours",
+        ),
         ("INPUT.CROP.SIZE", *_each(part, f"height and width, with INPUT.CROP.TYPE {crop} each", count=2)),
         (
             "INPUT.MIN_SIZE_TRAIN_SAMPLING",

@@ -67,6 +67,11 @@ def test_it_resumes_to_where_the_old_version_would_have_come(train_net, run):
         for key, value in (
             ("DATALOADER.RANDOM_SUBSET_RATIO", "1.0"),
             ("DATASETS.TRAIN_REPEAT_FACTOR", "[]"),
+            *((f"MODEL.FOCAL_DET.AUGMENT.{key}", "0.0") for key in ("BRIGHTNESS", "CONTRAST", "LIGHTING")),
+            ("MODEL.FOCAL_DET.AUGMENT.NAMES", "[]"),
+            ("MODEL.FOCAL_DET.AUGMENT.ROTATION", "0.0"),
+            ("MODEL.FOCAL_DET.AUGMENT.SATURATION", "0.0"),
+            ("MODEL.FOCAL_DET.AUGMENT.SCALE_JITTER", "[]"),
             ("MODEL.FOCAL_DET.PLUGINS", "[]"),
             ("MODEL.FOCAL_DET.SPEED.CUDA_GRAPHS", "False"),
             ("MODEL.FOCAL_DET.SPEED.PAD_TO", "[]"),
