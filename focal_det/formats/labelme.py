@@ -44,7 +44,7 @@ def read_labelme(folder: Path, image_dir: Path) -> AnnotatedSet:
     for path in files:
         try:
             with open_regular(path, most=_LARGEST) as file:
-                content = parse_json(file.read(), without="imageData")
+                content = parse_json(file.read(), change=lambda read: read.pop("imageData", None))
         except (OSError, ValueError) as error:
             problems.add("cannot be read as JSON; correct the file or remove it", f"{path.name} ({cut(error)})")
             continue
