@@ -106,9 +106,15 @@ def ops(
     left_out = []
     for count in counts:
         seconds = None if limit is None else max(0.1, end - time.monotonic())
-        done = run("ops.py", "--images", count, *scale, *trained, limit=seconds)
+        why = "no time was left"
+        try:
+            done = run("ops.py", "--images", count, *scale, *trained, limit=seconds)
+        except SystemExit as failure:
+            if "OutOfMemoryError" not in str(failure):  # as a wrong result
+                raise
+            done, why = [], str(failure).strip().rpartition("\n")[2]
         if not done:
-            left_out.append(f"the parts for {count} images: no time was left")
+            left_out.append(f"the parts for {count} images: {why}")
             continue
         suffix = f", N={count}" if len(counts) > 1 else ""
         found |= {part + suffix: figures for part, figures in done[0].items()}

@@ -109,13 +109,19 @@ def test_what_is_out_of_time_is_ended_with_its_children_and_what_it_had_printed_
 
 
 def test_parts_that_do_not_fit_are_left_out_and_named(speed, monkeypatch):
+    failures = {8: "OutOfMemoryError: 3 GB", 3: "losses: {}, but at most 2e-6 is allowed"}
+
     def run(script, *options, limit):
+        if options[1] in failures:
+            raise SystemExit(f"ops.py\nexit code 1\n{failures[options[1]]}\n")
         return [{"losses": {"s": limit}}] if options[1] == 2 else []
 
     monkeypatch.setattr(speed, "run", run)
-    found, left_out = speed.ops([], (2, 16), [], 120.0)
+    found, left_out = speed.ops([], (2, 8, 16), [], 120.0)
     assert list(found) == ["losses, N=2"]
-    assert left_out == ["the parts for 16 images: no time was left"]
+    assert left_out == ["the parts for 8 images: OutOfMemoryError: 3 GB", "the parts for 16 images: no time was left"]
+    with pytest.raises(SystemExit, match="but at most 2e-6 is allowed"):  # what is wrong ends it
+        speed.ops([], (2, 3), [], 120.0)
     assert speed.ops([], (2,), [], None) == ({"losses": {"s": None}}, [])
 
 
