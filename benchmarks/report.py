@@ -42,6 +42,7 @@ def write_report(figures: dict[str, Any], base: Path | None) -> None:
     count = figures["images"]
     title = f"{count} image{'s' * (count > 1)} of {height}x{width} (inference: 1), K = 80, {figures['where']}"
     lines = [title, "", EXPLANATION, "", *_ops_lines(figures), *_network_lines(figures), *_ablation_lines(figures)]
+    lines += [f"- left out: {what}" for what in figures.get("left_out", ())]
     lines += gpu.lines(figures["gpu"], gate) if "gpu" in figures else []
     print("\n".join(lines))
     if base is not None:
@@ -159,8 +160,8 @@ def _draw_bars(figures: dict[str, Any], path: Path, title: str) -> None:
     groups = {
         part: {name: x["s"] for name, x in r["competitors"].items()} for part, r in figures.get("ops", {}).items()
     }
-    for _, title, found in _compared(figures):
-        groups[title] = {name: median(one["s"]) for name, one in found.items()}
+    for _, group, found in _compared(figures):
+        groups[group] = {name: median(one["s"]) for name, one in found.items()}
     if not groups:
         return
     heights = [0.6 + 0.2 * len(times) for times in groups.values()]

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import signal
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from focal_det.environment import processor
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 TIERS = ("ops", "step", "inference", "ablation", "growth", "gpu")
+OPS_SHARE = 0.25  # of the seconds on a GPU, at most
 GPU_TIERS = ("ops", "gpu")  # which has the rows of step, inference and ablation, and more
 COMPARED = (
     "Detectron2",
@@ -51,21 +54,32 @@ SPEED_OPTIONS = (
 )
 
 
-def run(script: str, *options: object, limit: float | None = None) -> dict[str, Any]:
-    """Run a benchmark of this folder and return the JSON that it prints last.
+def run(script: str, *options: object, limit: float | None = None) -> list[dict[str, Any]]:
+    """Run a benchmark of this folder, at most for `limit` seconds; return each JSON object that it has printed by then.
 
-    Raises:
-        TimeoutError: it took more than `limit` seconds.
+    It is ended with all that it has started.
     """
     command = [sys.executable, str(HERE / script), *map(str, options)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=limit)
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"{script} took more than {limit:.0f} s") from error
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, start_new_session=True
+        ) as process,
+    ):
+        is_late = False
+        try:
+            out, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            is_late = True
+            os.killpg(process.pid, signal.SIGKILL)
+            out, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        if process.returncode and not is_late:
+            errors.seek(0)
+            sys.exit(f"{' '.join(command)}\nexit code {process.returncode}\n{errors.read()[-3000:]}")
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 def network(mode: str, detectors: tuple[str, ...], scale: list[object], rounds: int = 1) -> dict[str, Any]:
@@ -73,12 +87,38 @@ def network(mode: str, detectors: tuple[str, ...], scale: list[object], rounds: 
     found: dict[str, Any] = {}
     for _ in range(rounds):
         for name in detectors:
-            one = run("network.py", "--detector", name, "--mode", mode, *scale)
+            (one,) = run("network.py", "--detector", name, "--mode", mode, *scale)
+            if "failed" in one:
+                sys.exit(f"{name}, {mode}: {one['failed']}")
             if name in found:
                 one["s"] += found[name]["s"]
             found[name] = one
             print(f"  {mode:9} {name:28} {min(one['s']):8.3f} s", flush=True)
     return found
+
+
+def ops(
+    scale: list[object], counts: tuple[int, ...], trained: list[object], limit: float | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Time the parts for so many images each, all within `limit` seconds; return also what is left out."""
+    end = time.monotonic() + (limit or math.inf)
+    found: dict[str, Any] = {}
+    left_out = []
+    for count in counts:
+        seconds = None if limit is None else max(0.1, end - time.monotonic())
+        why = "no time was left"
+        try:
+            done = run("ops.py", "--images", count, *scale, *trained, limit=seconds)
+        except SystemExit as failure:
+            if "OutOfMemoryError" not in str(failure):  # as a wrong result
+                raise
+            done, why = [], str(failure).strip().rpartition("\n")[2]
+        if not done:
+            left_out.append(f"the parts for {count} images: {why}")
+            continue
+        suffix = f", N={count}" if len(counts) > 1 else ""
+        found |= {part + suffix: figures for part, figures in done[0].items()}
+    return found, left_out
 
 
 def main() -> None:
@@ -106,8 +146,13 @@ def main() -> None:
     figures: dict[str, Any] = {"size": size, "images": images, "where": where + ", --quick" * args.quick}
     if "ops" in args.tiers:
         with tempfile.TemporaryDirectory() as scratch:
-            trained = trained_outputs(args.trained, scratch, images, size)
-            figures["ops"] = run("ops.py", "--images", images, *scale, *trained)
+            is_gpu = args.device == "cuda"
+            counts = (images, 16) if is_gpu and not args.quick else (images,)
+            limit = args.seconds * OPS_SHARE if is_gpu else None
+            trained = trained_outputs(args.trained, scratch, max(counts), size, limit)
+            precision = ["--dtype", "bfloat16"] if is_gpu else []
+            limit = None if limit is None else began + limit - time.monotonic()
+            figures["ops"], figures["left_out"] = ops([*scale, *precision], counts, trained, limit)
     if "step" in args.tiers:
         figures["step"] = network("train", COMPARED, ["--images", images, *scale], rounds)
     if "inference" in args.tiers:
@@ -120,7 +165,7 @@ def main() -> None:
             "infer": network("infer", of_inference, ["--images", 1, *scale]),
         }
     if "growth" in args.tiers and not args.quick:
-        figures["growth"] = run("growth.py", "--device", args.device)
+        (figures["growth"],) = run("growth.py", "--device", args.device)
     if "gpu" in args.tiers:
         counts = (1, 2) if args.quick else (2, 16, 1)
         figures["gpu"] = gpu.measure(run, scale, counts, began + args.seconds - time.monotonic())
@@ -148,14 +193,21 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--json is {args.json}: {error}")
 
 
-def trained_outputs(folder: Path, scratch: str, images: int, size: tuple[int, int]) -> list[object]:
-    """Return the option of `ops.py` for the outputs of a trained detector."""
+def trained_outputs(
+    folder: Path, scratch: str, images: int, size: tuple[int, int], limit: float | None
+) -> list[object]:
+    """Return the option of `ops.py` for the outputs of a trained detector, which a processor computes."""
     if not (folder / "model_final.pth").is_file():
         print(f"post-processing is left out: {folder} has no model_final.pth; `make demo` trains one")
         return []
     out = Path(scratch) / "outputs.pth"
     command = ["--run", folder, "--out", out, "--images", images, "--size", *size]
-    subprocess.run([sys.executable, str(HERE / "trained_outputs.py"), *map(str, command)], cwd=ROOT, check=True)
+    command = [sys.executable, str(HERE / "trained_outputs.py"), *map(str, command)]
+    try:
+        subprocess.run(command, cwd=ROOT, check=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        print(f"post-processing is left out: the trained detector took more than {limit:.0f} s for {images} images")
+        return []
     return ["--trained", out]
 
 
