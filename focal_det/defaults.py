@@ -130,9 +130,9 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # MODEL.BACKBONE.FREEZE_AT freezes) into the preceding convolutions.
     speed.FOLD_NORMS = True
 
-    # On GPUs, compute the class loss with Triton kernels that read the head's outputs in place, for the losses of the
-    # paper's family (not OHEM). Off by default: the kernels are tested in Triton's interpreter, and were not yet run on
-    # a GPU.
+    # On GPUs, compute the class loss with a Triton kernel that reads the head's outputs in place and writes their
+    # gradient in the same pass (float16: in the backward pass), for the losses of the paper's family (not OHEM). Off by
+    # default: in its present form the kernel is tested in Triton's interpreter, and was not yet run on a GPU.
     speed.TRITON = False
 
     # Detect and evaluate with the network in bfloat16, on processors and GPUs that have instructions for it (others

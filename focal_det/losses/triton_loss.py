@@ -5,11 +5,12 @@ Shapes
     labels:   (N, R)  int64: 0..K-1 object class, K background, -1 ignored; R anchors over all levels, in their order
     divisors: (N,)    float32, of each image's loss
 
-The logits are read once in the forward and once more in the backward, which computes the slopes anew: beside the
-logits themselves no tensor of their size is kept, and none is made but their gradient. The kernels walk over a level
-in the order of its memory, be it channels last or first. Nothing waits for the device.
+The logits are read once: the forward pass writes their gradient, too, and the backward pass computes it anew only
+where a factor has been applied to the loss. For float16 it is left to the backward pass, since the loss scale is such a
+factor. Beside the logits and their gradient no tensor of their size is made. The kernel walks over a level in the order
+of its memory, be it channels last or first. Nothing waits for the device.
 
-The kernels, and Triton with them, are imported with the first launch.
+The kernel, and Triton with it, is imported with the first launch.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .formula import refuse_second_derivative
+from .formula import refuse_second_derivative, wants_grad
 
 KINDS = ("cross_entropy", "focal", "focal_star", "hinge")
 
 # Fixed, so that no shape is tuned for: images of several scales have hundreds of shapes.
-_BLOCK = 1024
+_TILE = 1024  # logits
+_TILES = 4  # that a program computes, so that what it does once is little beside them
+_TILES_IF_WRITTEN = 32  # so that few programs have to start to find that there is nothing to do
 _NUM_WARPS = 4
+_GROUP = 16  # classes of an anchor at a time, at most
 _RUN = 64  # anchors of one class side by side where the classes are not; 64 fill a line of the cache
 
 
@@ -86,8 +90,9 @@ def triton_batch_loss(
         return torch.stack([level.sum(dtype=torch.float32) for level in levels]).sum()
     # A logit that is several elements (stride 0) would get several gradients; no head makes such.
     levels = [level.contiguous() if 0 in level.stride() else level for level in levels]
+    constants = _constants(kind, weights, gamma, shift)
     loss: Tensor = _TritonBatchLoss.apply(
-        labels.contiguous(), divisors.contiguous(), kind, weights, gamma, shift, *levels
+        labels.contiguous(), divisors.contiguous(), constants, wants_grad(levels), *levels
     )
     return loss
 
@@ -115,47 +120,64 @@ def _check(levels: Sequence[Tensor], labels: Tensor, divisors: Tensor, kind: str
 
 
 class _TritonBatchLoss(torch.autograd.Function):
-    """The two launches; kept between them are logits, labels and divisors."""
+    """One launch each way; the gradients are written in the first unless a loss scale will follow."""
 
     @staticmethod
-    def forward(ctx, labels, divisors, kind, weights, gamma, shift, *levels):  # type: ignore[no-untyped-def]
-        layout = _layout(tuple((level.shape, level.stride()) for level in levels))
-        constants = _constants(kind, weights, gamma, shift)
+    def forward(ctx, labels, divisors, constants, needs_grad, *levels):  # type: ignore[no-untyped-def]
+        layout = _layout(_shapes(levels), _TILES)
         ctx.save_for_backward(labels, divisors, *levels)
-        ctx.layout, ctx.constants = layout, constants
-        partials = torch.empty(len(divisors), layout.num_blocks, dtype=torch.float32, device=labels.device)
-        _launch("loss_kernel", (levels,), (labels, divisors, partials), layout, constants)
+        ctx.constants = constants
+        # float16 is trained with a loss scale, which lifts what would round to zero: it has to be known first.
+        ctx.grads = _empty_like(levels) if needs_grad and levels[0].dtype != torch.float16 else None
+        partials = torch.empty(len(divisors), layout.num_programs, dtype=torch.float32, device=labels.device)
+        _launch(levels, ctx.grads, partials, labels, divisors, None, layout, constants)
         return partials.sum()
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         refuse_second_derivative()
         labels, divisors, *levels = ctx.saved_tensors
-        grads = [
-            torch.empty_strided(level.shape, level.stride(), dtype=level.dtype, device=level.device) for level in levels
-        ]
-        _launch("gradient_kernel", (levels, grads), (labels, divisors, grad_output), ctx.layout, ctx.constants)
-        return None, None, None, None, None, None, *grads
+        # The device alone knows the incoming gradient. If it is 1, the launch finds its work done; if not, or if an
+        # earlier backward pass has been given the tensors, they are computed from the logits.
+        grads, ctx.grads = ctx.grads, None
+        written_for, num_tiles = (math.nan, _TILES) if grads is None else (1.0, _TILES_IF_WRITTEN)
+        layout = _layout(_shapes(levels), num_tiles)
+        grads = grads or _empty_like(levels)
+        _launch(levels, grads, None, labels, divisors, grad_output, layout, ctx.constants, written_for)
+        return None, None, None, None, *grads
+
+
+def _shapes(levels: Sequence[Tensor]) -> tuple[tuple[torch.Size, tuple[int, ...]], ...]:
+    return tuple((level.shape, level.stride()) for level in levels)
+
+
+def _empty_like(levels: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of the same shapes and strides; `torch.empty_like` would close the gaps of a level that has some."""
+    return [
+        torch.empty_strided(level.shape, level.stride(), dtype=level.dtype, device=level.device) for level in levels
+    ]
 
 
 class _Layout(NamedTuple):
-    """The kernels' walk over the levels; all but `num_blocks` are arguments of theirs.
+    """The kernel's walk over the levels; all but `num_programs` are arguments of it.
 
     Attributes:
-        num_blocks: of one image.
-        numbers: of all levels each, packed: the first block, the anchors, the first anchor, the strides of an image
+        num_programs: of one image.
+        num_tiles: of one program, at most.
+        numbers: of all levels each, packed: the first program, the anchors, the first anchor, the strides of an image
             and of a class, and of each dimension of anchors, the fastest first, its size and its strides in the
             level and in the labels.
-        options: what the kernels are compiled for.
+        options: what the kernel is compiled for.
     """
 
-    num_blocks: int
+    num_programs: int
+    num_tiles: int
     numbers: tuple[Any, ...]
     options: dict[str, Any]
 
 
 class _Constants(NamedTuple):
-    """The loss as the kernels have it, with scale (gamma or margin) and shift (beta or the margin's logit) as pairs."""
+    """The loss as the kernel has it, with scale (gamma or margin) and shift (beta or the margin's logit) as pairs."""
 
     kind: str
     weights: tuple[float, float]
@@ -164,17 +186,25 @@ class _Constants(NamedTuple):
 
 
 def _launch(
-    kernel: str, levels: tuple[Sequence[Tensor], ...], tensors: Sequence[Tensor], layout: _Layout, constants: _Constants
+    levels: Sequence[Tensor],
+    grads: Sequence[Tensor] | None,
+    partials: Tensor | None,
+    labels: Tensor,
+    divisors: Tensor,
+    grad_output: Tensor | None,
+    layout: _Layout,
+    constants: _Constants,
+    written_for: float = math.nan,
 ) -> None:
-    """Launch a kernel of `triton_kernels` over the levels' logits, and gradients if there are."""
-    from . import triton_kernels
+    """Launch the kernel over the levels' logits; see `triton_kernels.loss_kernel` for what None means."""
+    from .triton_kernels import loss_kernel
 
-    labels = tensors[0]
-    kind, weights, scale, shift = constants
+    kind, *numbers = constants
     with torch.cuda.device_of(labels):
-        getattr(triton_kernels, kernel)[(layout.num_blocks, len(labels))](
-            *map(tuple, levels), layout.numbers, *tensors, labels.shape[1], weights, scale, shift,
-            kind=kind, block_size=_BLOCK, **layout.options, num_warps=_NUM_WARPS, enable_fp_fusion=False,
+        loss_kernel[(layout.num_programs, len(labels))](
+            tuple(levels), grads and tuple(grads), partials, layout.numbers, layout.num_tiles, labels, divisors,
+            grad_output, written_for, labels.shape[1], *numbers,
+            kind=kind, **layout.options, num_warps=_NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -197,20 +227,22 @@ def _split(value: float) -> tuple[float, float]:
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(levels: tuple[tuple[torch.Size, tuple[int, ...]], ...]) -> _Layout:
-    """The layout of levels given by their shapes and strides."""
+def _layout(levels: tuple[tuple[torch.Size, tuple[int, ...]], ...], num_tiles: int) -> _Layout:
+    """The layout of levels given by their shapes and strides, for programs of so many tiles."""
     num_classes = levels[0][0][-1]
     # Whatever the walk, the result is right; it is fast if neighbours in it are neighbours in memory.
     shape, stride = max(levels, key=lambda level: math.prod(level[0]))
     anchor_strides = [step for size, step in zip(shape[1:-1], stride[1:-1], strict=True) if size > 1]
     run = 1 if num_classes == 1 or stride[-1] <= min(anchor_strides, default=stride[-1]) else _RUN
 
+    group = min(_GROUP, num_classes & -num_classes)  # the largest power of 2 that divides K
+
     starts, first_anchors, counts = [0], [0], []
     for shape, stride in levels:
         _check_span(shape, stride)
         counts.append(math.prod(shape[1:-1]))
         first_anchors.append(first_anchors[-1] + counts[-1])
-        starts.append(starts[-1] + math.ceil(math.ceil(counts[-1] / run) * run * num_classes / _BLOCK))
+        starts.append(starts[-1] + math.ceil(math.ceil(counts[-1] / run) * run * num_classes / (_TILE * num_tiles)))
 
     dims = [_anchor_dims(shape[1:-1], stride[1:-1]) for shape, stride in levels]
     most = max(1, *map(len, dims))
@@ -229,13 +261,14 @@ def _layout(levels: tuple[tuple[torch.Size, tuple[int, ...]], ...]) -> _Layout:
         [stride[-1] for _, stride in levels],
         [list(zip(*of_levels, strict=True)) for of_levels in zip(*padded, strict=True)],
     )
-    return _Layout(starts[-1], _packed(numbers), {"num_classes": num_classes, "run": run, "is_dense": is_dense})
+    options = {"num_classes": num_classes, "group": group, "run": run, "is_dense": is_dense, "tile_size": _TILE}
+    return _Layout(starts[-1], num_tiles, _packed(numbers), options)
 
 
 def _check_span(shape: torch.Size, stride: tuple[int, ...]) -> None:
-    """Raise ValueError unless the kernels' 32 bits hold every offset in an image."""
+    """Raise ValueError unless the kernel's 32 bits hold every offset in an image."""
     span = 1 + sum((size - 1) * step for size, step in zip(shape[1:], stride[1:], strict=True))
-    if span >= 2**31 - _BLOCK * _RUN:
+    if span >= 2**31 - _TILE * _RUN:
         raise ValueError(f"an image of the level {tuple(shape)} spans {span} elements, too many for 32 bits")
 
 
