@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -55,6 +55,23 @@ class CocoFile(NamedTuple):
     def class_names(self) -> list[str]:
         """The names by label 0..K-1, that is in the order of the category ids."""
         return CocoIndex(self.coco).names
+
+    def with_classes(self, names: Sequence[str], ids: Sequence[int], place: str) -> CocoFile:
+        """Return the file with the classes of another, which have all of its own, matched by name and said.
+
+        Args:
+            names, ids: of the other's labels.
+            place: the other's, for the note.
+        """
+        number, index = dict(zip(names, ids, strict=True)), CocoIndex(self.coco)
+        rows = [{**a, "category_id": number[index.name_of(a)]} for a in self.coco["annotations"]]
+        categories = [{"id": i, "name": name} for name, i in number.items()]
+        without = [name for name in names if name not in set(map(index.name_of, index.objects))]
+        note = f"its {len(index.names)} classes are among the {len(names)} of {place}, and were numbered as there"
+        note += f"; without an object here: {some('', without)}" if without else ""
+        return self._replace(
+            coco={**self.coco, "annotations": rows, "categories": categories}, notes=[*self.notes, note]
+        )
 
 
 def read_coco(

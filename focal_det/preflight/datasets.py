@@ -173,12 +173,13 @@ def check_classes(cfg: CfgNode, data: DataSets, trained_in: Path | None) -> tupl
     num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     classes = {described.name: described.class_names for described in data.sets}
     found = Findings()
-    if num_classes == UNSET_NUM_CLASSES:
+    is_set = num_classes != UNSET_NUM_CLASSES
+    if not is_set:
         num_classes = next((len(names) for names in classes.values() if names is not None), 1)
         silent = [described.name for described in data.sets if described.is_sound]
         if silent and not any(names is not None for names in classes.values()):
             found.errors.append(f"data set {silent[0]} does not name its classes; set MODEL.RETINANET.NUM_CLASSES")
-    found.add(check_num_classes(num_classes, classes))
+    found.add(check_num_classes(num_classes, classes, is_set=is_set))
     if trained_in is not None:
         places = {dataset.name: dataset.json_file for dataset in data.files if not dataset.is_registered}
         found.add(_check_labels(trained_in, {places.get(n, f"data set {n}"): names for n, names in classes.items()}))
