@@ -8,11 +8,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..files import written_whole
+from ..formats.drawn_names import FONT, drawable
 
 ON_SHEET = 390  # longest side of a pair's images, so that two pairs in a row of a sheet are not reduced again
 _MIN_SIDE, _MOST_ENLARGED = 320, 1600  # the shorter side is enlarged to the first, the longer to the second at most
@@ -51,6 +51,7 @@ def draw_boxes(
     corners = np.nan_to_num(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)) * np.tile(scale, 2)
     corners = np.clip(np.round(corners), 0, np.tile(drawn.size, 2) - 1).astype(int)
     colours = [class_colour(int(label), num_classes) for label in classes]
+    texts = [drawable(text, int(label)) for text, label in zip(texts, classes, strict=True)]
     labels = [(i, *_fitting(text, font, drawn.width)) for i, text in enumerate(texts) if text]
     sizes = np.array([size for _, _, size in labels], int).reshape(-1, 2)
     places = _place(corners[[i for i, _, _ in labels]], sizes, drawn.size).tolist()
@@ -196,8 +197,7 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> tuple[str, t
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and has the letters of most alphabets."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(FONT, size)
 
 
 def _on_white(rows: list[list[np.ndarray]]) -> np.ndarray:
