@@ -283,6 +283,17 @@ def test_ids_that_name_things_uniquely_become_integers(write, content, images, c
     assert notes is None or found.notes == [f"{path}: {note}" for note in notes]
 
 
+def test_sizes_that_are_whole_become_integers(write):
+    images = [GOOD["images"][0] | {"width": 100.0, "height": "80"}, GOOD["images"][1]]
+    path, folder = write(changed(images=images))
+    found = read_coco(path, folder)
+    assert [(image["width"], image["height"]) for image in found.coco["images"]] == [(100, 80)] * 2
+    what = "widths or heights that are not written as integers, and were read as such"
+    assert found.notes == [f"{path}: 1 of 2 images have {what}: 'a.png'"]
+    for value in ("80.5", 80.5, "\u0668\u0660", None, True):
+        assert '"height" is' in problems(write(changed(images=[images[0] | {"height": value}, images[1]])))
+
+
 @pytest.mark.parametrize("ids", [["a", "a"], [None, "a"], [True, "a"], [[7], "a"]])
 def test_ids_that_name_nothing_uniquely_are_refused(write, ids):
     assert "images" in problems(write(with_ids(ids, [5, 2], [])))
