@@ -83,8 +83,9 @@ def _without_root(raw: dict[str, Any]) -> list[str]:
     used = {str(a.get("category_id")) for a in raw["annotations"]}
     above = Counter(str(category.get("supercategory")) for category in categories)
     for root in categories:
-        is_root = root.get("supercategory") in _UNNAMED and str(root.get("name")) not in _UNNAMED
-        if is_root and above[str(root["name"])] == len(categories) - 1 and str(root.get("id")) not in used:
+        name = root.get("name")
+        is_root = isinstance(name, str) and name not in _UNNAMED and root.get("supercategory") in _UNNAMED
+        if is_root and above[name] == len(categories) - 1 and str(root.get("id")) not in used:
             raw["categories"] = [category for category in categories if category is not root]
             what = "left out, since it is the supercategory of all others and has no box"
             return [f"category {cut(repr(root.get('name')))} (id {cut(root.get('id'))}) was {what}"]

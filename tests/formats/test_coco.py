@@ -131,6 +131,7 @@ def test_no_annotations_is_a_data_set_without_objects(write):
         (annotations({"iscrowd": "0"}), "\"iscrowd\" is '0', not 0 or 1"),
         ({}, '"images" is missing'),
         (changed(images=[]), '"images" is empty'),
+        (changed(categories=[{"id": 5}, *GOOD["categories"]]), 'categories[0]: "name" is missing'),
         (changed(categories="cat"), '"categories" is not a list'),
         (changed(images=[{"id": 7, "file_name": "a.png", "height": 80}]), 'images[0]: "width" is missing'),
         (changed(images=[{"id": [7], "file_name": "a.png", "width": 9, "height": 9}]), '"id" is [7], not an integer'),
