@@ -88,14 +88,17 @@ def check_config(cfg: CfgNode, *, num_processes: int, training: bool) -> Finding
     return Findings(problems)
 
 
-def check_num_classes(num_classes: int, classes: Mapping[str, list[str] | None]) -> Findings:
-    """Find contradictions between NUM_CLASSES and the classes of the data sets by name; None: a set does not say."""
+def check_num_classes(num_classes: int, classes: Mapping[str, list[str] | None], *, is_set: bool = True) -> Findings:
+    """Find contradictions between NUM_CLASSES and the classes of the data sets by name; None: a set does not say.
+
+    Where nobody has set the number (`is_set`), it is that of the first set.
+    """
     known = {name: names for name, names in classes.items() if names is not None}
     problems = [
         f"data set {name} has {len(names)} classes ({_shortened(names)}), MODEL.RETINANET.NUM_CLASSES is "
         f"{num_classes}: set {len(names)} or leave it out"
         for name, names in known.items()
-        if num_classes != len(names)
+        if is_set and num_classes != len(names)
     ]
     first, expected = next(iter(known.items()), ("", []))
     problems += [

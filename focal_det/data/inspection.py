@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ..formats.coco_index import CocoIndex
+from ..formats.drawn_names import drawable
 from .statistics import SIZE_LIMITS, statistics
 
 _QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
@@ -115,7 +116,11 @@ def _draw_classes(axes: Axes, name: str, classes: list[dict[str, Any]]) -> None:
     shown = sorted(classes, key=lambda entry: -entry["boxes"])[:_SHOWN_CLASSES]
     bars = axes.barh(range(len(shown)), [entry["boxes"] for entry in shown])
     axes.bar_label(bars, padding=3)
-    axes.set_yticks(range(len(shown)), [f"{entry['name']} ({entry['label']})" for entry in shown], parse_math=False)
+    axes.set_yticks(
+        range(len(shown)),
+        [f"{drawable(entry['name'], entry['label'])} ({entry['label']})" for entry in shown],
+        parse_math=False,
+    )
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_title(name, parse_math=False)

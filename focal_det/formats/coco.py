@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ class CocoFile(NamedTuple):
     notes: what was left out, and what may be wrong; a line that continues the one before begins with two spaces.
     boxes_left_out, images_left_out: how many.
     is_annotated: False for a file without "annotations", such as COCO's test-dev; `coco` then has an empty list.
+    marks: by image id, what files of the same content share; see `look_at_images`. Empty where none was looked at.
     """
 
     coco: dict[str, Any]
@@ -37,6 +40,7 @@ class CocoFile(NamedTuple):
     boxes_left_out: int = 0
     images_left_out: int = 0
     is_annotated: bool = True
+    marks: Mapping[int, int] = MappingProxyType({})
 
     @property
     def is_federated(self) -> bool:
@@ -51,6 +55,23 @@ class CocoFile(NamedTuple):
     def class_names(self) -> list[str]:
         """The names by label 0..K-1, that is in the order of the category ids."""
         return CocoIndex(self.coco).names
+
+    def with_classes(self, names: Sequence[str], ids: Sequence[int], place: str) -> CocoFile:
+        """Return the file with the classes of another, which have all of its own, matched by name and said.
+
+        Args:
+            names, ids: of the other's labels.
+            place: the other's, for the note.
+        """
+        number, index = dict(zip(names, ids, strict=True)), CocoIndex(self.coco)
+        rows = [{**a, "category_id": number[index.name_of(a)]} for a in self.coco["annotations"]]
+        categories = [{"id": i, "name": name} for name, i in number.items()]
+        without = [name for name in names if name not in set(map(index.name_of, index.objects))]
+        note = f"its {len(index.names)} classes are among the {len(names)} of {place}, and were numbered as there"
+        note += f"; without an object here: {some('', without)}" if without else ""
+        return self._replace(
+            coco={**self.coco, "annotations": rows, "categories": categories}, notes=[*self.notes, note]
+        )
 
 
 def read_coco(
@@ -149,7 +170,8 @@ def check_coco(
         _bring_inside(raw["images"], Path(image_dir))
     outside = name_problems(raw["images"], allow_outside=allow_outside)
     problems = [*checks.id_problems(raw), *checks.number_problems(raw), *outside]
-    look = partial(look_at_images, raw["images"] if images and not outside else [], Path(image_dir), decode=decode)
+    seen, marks = raw["images"] if images and not outside else [], dict[int, int]()
+    look = partial(look_at_images, seen, Path(image_dir), decode=decode, marks=marks)
     faults, notes = look()
     missing = [fault.position for fault in faults if fault.kind == MISSING]
     if names and missing and resolve(raw["images"], missing, image_dir):
@@ -170,10 +192,11 @@ def check_coco(
     if problems:
         raise InputError([f"{path}: {problem}" for problem in problems])
     notes = [f"{path}: {note}" for note in (*amended, *notes, *checks.repeated_files(raw), *alike_names(raw))]
+    marks = {raw["images"][place]["id"]: mark for place, mark in marks.items()}
     if faults:
         notes += _leave_out(raw, faults, path, Path(image_dir))
     checked = _complete(raw, path, notes, len(faults), is_read=as_is is None)
-    return checked._replace(is_annotated=is_annotated)
+    return checked._replace(is_annotated=is_annotated, marks=marks)
 
 
 def _bring_inside(images: list[dict[str, Any]], folder: Path) -> None:

@@ -1,6 +1,6 @@
 """What exporters write in another way than COCO and means one thing alone: taken, changed, and said.
 
-Ids that are texts, an object's outline without its box, and a category above all others that no object has.
+Numbers that are texts, an object's outline without its box, and a category above all others that no object has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def amend(raw: Any) -> list[str]:
     """
     if not isinstance(raw, dict) or not all(_are_rows(raw.get(s)) for s in ("images", "annotations", "categories")):
         return []
-    notes = _without_root(raw)
+    notes = _whole_sizes(raw["images"]) + _without_root(raw)
     notes += _renumber(raw["images"], "images", "file_name", raw["annotations"], "image_id")
     notes += _renumber(raw["categories"], "categories", "name", raw["annotations"], "category_id")
     outlined = [a for a in raw["annotations"] if a.pop(_FROM_OUTLINE, False)]
@@ -56,6 +56,25 @@ def _box_around(outline: Any) -> list[float] | None:
     return [x0, y0, x1 - x0, y1 - y0]
 
 
+def _whole_sizes(images: Sequence[dict[str, Any]]) -> list[str]:
+    """Read widths and heights such as 640.0 and "640" as integers."""
+    changed = []
+    for image in images:
+        sides: dict[str, Any] = {side: image.get(side) for side in ("width", "height")}
+        whole = {side: int(value) for side, value in sides.items() if _is_whole(value)}
+        if whole:
+            image.update(whole)
+            changed.append(cut(repr(image.get("file_name"))))
+    what = "widths or heights that are not written as integers, and were read as such"
+    return [f"{len(changed)} of {len(images)} images have {what}: {some('', changed)}"] if changed else []
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii() and value.isdecimal() and len(value) < 10
+    return isinstance(value, float) and value.is_integer()
+
+
 def _without_root(raw: dict[str, Any]) -> list[str]:
     """Leave out the category that is the supercategory of all others and that no object has, as Roboflow writes one."""
     categories = raw["categories"]
@@ -64,8 +83,9 @@ def _without_root(raw: dict[str, Any]) -> list[str]:
     used = {str(a.get("category_id")) for a in raw["annotations"]}
     above = Counter(str(category.get("supercategory")) for category in categories)
     for root in categories:
-        is_root = root.get("supercategory") in _UNNAMED and str(root.get("name")) not in _UNNAMED
-        if is_root and above[str(root["name"])] == len(categories) - 1 and str(root.get("id")) not in used:
+        name = root.get("name")
+        is_root = isinstance(name, str) and name not in _UNNAMED and root.get("supercategory") in _UNNAMED
+        if is_root and above[name] == len(categories) - 1 and str(root.get("id")) not in used:
             raw["categories"] = [category for category in categories if category is not root]
             what = "left out, since it is the supercategory of all others and has no box"
             return [f"category {cut(repr(root.get('name')))} (id {cut(root.get('id'))}) was {what}"]

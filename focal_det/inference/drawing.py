@@ -8,11 +8,11 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..files import written_whole
+from ..formats.drawn_names import FONT, drawable
 
 ON_SHEET = 390  # longest side of a pair's images, so that two pairs in a row of a sheet are not reduced again
 _MIN_SIDE, _MOST_ENLARGED = 320, 1600  # the shorter side is enlarged to the first, the longer to the second at most
@@ -51,6 +51,7 @@ def draw_boxes(
     corners = np.nan_to_num(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)) * np.tile(scale, 2)
     corners = np.clip(np.round(corners), 0, np.tile((width, height), 2) - 1).astype(int)
     colours = [class_colour(int(label), num_classes) for label in classes]
+    texts = [drawable(text, int(label)) for text, label in zip(texts, classes, strict=True)]
     labels = [(i, _label(text, size, width)) for i, text in enumerate(texts) if text]
     sizes = np.array([label.shape[::-1] for _, label in labels], int).reshape(-1, 2)
     places = _place(corners[[i for i, _ in labels]], sizes, (width, height)).tolist()
@@ -232,8 +233,7 @@ def _blends(ink: Colour, ground: Colour) -> np.ndarray:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and has the letters of most alphabets."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(FONT, size)
 
 
 def _on_white(rows: list[list[np.ndarray]]) -> np.ndarray:

@@ -14,6 +14,7 @@ from ..config.load import UNSET_NUM_CLASSES
 from ..config.validate import check_num_classes
 from ..data.catalog import JsonDataset, class_names, dataset_problems, evaluator_type, known_classes
 from ..data.dataset_spec import Use
+from ..data.duplicates import CheckedSet, duplicate_images
 from ..data.statistics import Objects, SetStatistics, fingerprint, joined, statistics
 from ..errors import Findings, InputError
 from ..formats.coco import CocoFile
@@ -77,9 +78,10 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     refused = [name for name in own.test if refusal(name)]
     errors = dataset_problems(name for name in names if name not in (*own.names, *refused))
     described, files = {}, dict(own.files)
+    looked = {dataset.name: (dataset.image_dir, file) for dataset, file in own.files.items()}
     for name in dict.fromkeys(names):  # once, also where it is there for both uses: a function may take minutes
         try:
-            described[name] = _describe(options, cfg, own, name, files)
+            described[name] = _describe(options, cfg, own, name, files, looked)
         except InputError as error:
             errors += error.problems
             described[name] = DescribedSet(name, False)
@@ -96,6 +98,9 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     if left_out > max(0, options.skip_bad_images):
         most = options.skip_bad_images
         found.errors.append(f"{left_out} images of all sets are bad, more than --skip-bad-images {most}")
+    found.warnings += duplicate_images(
+        [CheckedSet(one.name, *looked[one.name], one.is_trained_on) for one in sets if one.name in looked]
+    )
     found.notes += [note for each in described.values() for note in each.notes]
     return DataSets(own.train, own.test, sets, files), found
 
@@ -109,9 +114,19 @@ def _without_objects(sets: Sequence[DescribedSet], own: OwnSets) -> list[str]:
 
 
 def _describe(
-    options: TrainOptions, cfg: CfgNode, own: OwnSets, name: str, files: dict[JsonDataset, CocoFile]
+    options: TrainOptions,
+    cfg: CfgNode,
+    own: OwnSets,
+    name: str,
+    files: dict[JsonDataset, CocoFile],
+    looked: dict[str, tuple[str, CocoFile]],
 ) -> DescribedSet:
-    """Describe one set; raises InputError with the problems of a registered one, whose copy is added to `files`."""
+    """Describe one set; raises InputError with the problems of a registered one.
+
+    Args:
+        files: receives the copy of a registered one.
+        looked: likewise its folder of images and its file.
+    """
     if name in own.names:
         file = next((file for dataset, file in own.files.items() if dataset.name == name), None)
         return _described(name, file, file.class_names) if file else DescribedSet(name, False)
@@ -123,6 +138,7 @@ def _describe(
     read = read_named_set(name, use, images=options.preflight_only, allow_outside=options.allow_outside)
     if read.file is None:
         return DescribedSet(name, True, class_names(name), remark=read.remark, is_scored=read.is_scored)
+    looked[name] = (read.image_dir, read.file)
     if read.needs_copy and use == "val":
         copy = checked_copy(options, cfg, name)
         dataset = JsonDataset(name, "", read.image_dir, copy, evaluator_type(name), is_registered=True)
@@ -157,12 +173,13 @@ def check_classes(cfg: CfgNode, data: DataSets, trained_in: Path | None) -> tupl
     num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     classes = {described.name: described.class_names for described in data.sets}
     found = Findings()
-    if num_classes == UNSET_NUM_CLASSES:
+    is_set = num_classes != UNSET_NUM_CLASSES
+    if not is_set:
         num_classes = next((len(names) for names in classes.values() if names is not None), 1)
         silent = [described.name for described in data.sets if described.is_sound]
         if silent and not any(names is not None for names in classes.values()):
             found.errors.append(f"data set {silent[0]} does not name its classes; set MODEL.RETINANET.NUM_CLASSES")
-    found.add(check_num_classes(num_classes, classes))
+    found.add(check_num_classes(num_classes, classes, is_set=is_set))
     if trained_in is not None:
         places = {dataset.name: dataset.json_file for dataset in data.files if not dataset.is_registered}
         found.add(_check_labels(trained_in, {places.get(n, f"data set {n}"): names for n, names in classes.items()}))

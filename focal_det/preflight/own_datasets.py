@@ -20,8 +20,9 @@ from ..data.dataset_spec import (
 )
 from ..errors import Findings, InputError
 from ..formats.coco import CocoFile
-from ..inference.classes import read_classes
-from ..output_layout import ANNOTATIONS, INFERENCE
+from ..formats.coco_index import CocoIndex
+from ..inference.classes import Classes, read_classes
+from ..output_layout import ANNOTATIONS, CLASSES_FILE, INFERENCE
 from .options import SetFlags, TrainOptions
 
 NO_OBJECTS = "no box to train on; annotate at least one object that is neither a crowd nor difficult"
@@ -75,7 +76,7 @@ def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
         names[use], by_name = name_sources(entries)
         sources |= by_name
     also: list[SetSource] = []
-    classes = None
+    classes = of_model = None
     if options.eval_only:
         of_model = read_classes(weights_folder(cfg))
         classes = None if of_model is None else of_model.names
@@ -92,6 +93,11 @@ def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
     )
     found.errors += problems
     trained = {name: own for name, own in sets.items() if sources[name].use == "train"}
+    if of_model is not None:
+        _match_classes(sets, sources, of_model, CLASSES_FILE)
+    elif first := trained.get(names["train"][0]) if names["train"] else None:
+        index = CocoIndex(first.file.coco)
+        _match_classes(sets, sources, Classes(index.names, index.category_ids), first.place)
     if trained.keys() == set(names["train"]):
         found.add(_check_objects(trained.values()))
     files = {}
@@ -101,6 +107,16 @@ def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
         files[dataset] = own.file
     found.errors = list(dict.fromkeys(found.errors))  # one file may be given for both uses
     return OwnSets(names["train"], names["val"], set(sources), files), found
+
+
+def _match_classes(sets: dict[str, OwnSet], sources: Mapping[str, SetSource], classes: Classes, place: str) -> None:
+    """Number the classes of the sets to evaluate on as those that are trained on, where all of them are among those."""
+    for name, own in sets.items():
+        names = own.file.class_names
+        if sources[name].use == "val" and names != classes.names and set(names) <= set(classes.names):
+            file = own.file.with_classes(classes.names, classes.ids, place)
+            file.notes[-1] = f"{own.place}: {file.notes[-1]}"
+            sets[name] = own._replace(file=file)
 
 
 def checked_copy(options: TrainOptions, cfg: Any, name: str) -> str:

@@ -29,6 +29,7 @@ from ..errors import Findings, InputError, print_problems, visible_lines
 from ..formats.coco import CocoFile
 from ..inference.classes import Classes, write_classes
 from .datasets import DataSets, check_classes, classes_of, read_datasets
+from .image_shapes import check_image_shapes
 from .options import TrainOptions, check_options
 from .own_datasets import read_own_sets, weights_folder
 from .scored_sets import ap_set
@@ -87,6 +88,7 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
 
     # From here on the configuration is sound, the data sets are there, and the model is built.
     found.add(_check_weights(options, cfg, model, checkpoint))
+    found.add(check_image_shapes(cfg, data, model))
     found.add(describe(options, cfg, data, model))
     found.add(check_workers(options, cfg))
     classes = classes_of(data.sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)

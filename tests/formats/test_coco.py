@@ -131,6 +131,7 @@ def test_no_annotations_is_a_data_set_without_objects(write):
         (annotations({"iscrowd": "0"}), "\"iscrowd\" is '0', not 0 or 1"),
         ({}, '"images" is missing'),
         (changed(images=[]), '"images" is empty'),
+        (changed(categories=[{"id": 5}, *GOOD["categories"]]), 'categories[0]: "name" is missing'),
         (changed(categories="cat"), '"categories" is not a list'),
         (changed(images=[{"id": 7, "file_name": "a.png", "height": 80}]), 'images[0]: "width" is missing'),
         (changed(images=[{"id": [7], "file_name": "a.png", "width": 9, "height": 9}]), '"id" is [7], not an integer'),
@@ -281,6 +282,17 @@ def test_ids_that_name_things_uniquely_become_integers(write, content, images, c
     assert [category["id"] for category in found.coco["categories"]] == categories
     assert [(a["image_id"], a["category_id"]) for a in found.coco["annotations"]] == references
     assert notes is None or found.notes == [f"{path}: {note}" for note in notes]
+
+
+def test_sizes_that_are_whole_become_integers(write):
+    images = [GOOD["images"][0] | {"width": 100.0, "height": "80"}, GOOD["images"][1]]
+    path, folder = write(changed(images=images))
+    found = read_coco(path, folder)
+    assert [(image["width"], image["height"]) for image in found.coco["images"]] == [(100, 80)] * 2
+    what = "widths or heights that are not written as integers, and were read as such"
+    assert found.notes == [f"{path}: 1 of 2 images have {what}: 'a.png'"]
+    for value in ("80.5", 80.5, "\u0668\u0660", None, True):
+        assert '"height" is' in problems(write(changed(images=[images[0] | {"height": value}, images[1]])))
 
 
 @pytest.mark.parametrize("ids", [["a", "a"], [None, "a"], [True, "a"], [[7], "a"]])

@@ -97,6 +97,37 @@ def test_classes_of_several_sets_must_agree(json_sets):
     assert any("data sets train_json and train_json_2 differ in their classes" in line for line in problems(*flags))
 
 
+def copy_of(plan, name):
+    return next(file for dataset, file in plan.json_files.items() if dataset.name == name)
+
+
+@pytest.mark.parametrize("classes", [("dog",), ("dog", "cat")])
+def test_a_test_set_with_fewer_classes_or_in_another_order_is_matched_by_name(json_sets, tmp_path, classes):
+    flags = [*json_sets("a", "train"), *json_sets("b", "val", classes=classes)]
+    plan = checked(*flags, "OUTPUT_DIR", tmp_path / "run")
+    assert plan.job.cfg.MODEL.RETINANET.NUM_CLASSES == 2
+    file = copy_of(plan, "val_json")
+    assert file.coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert [a["category_id"] for a in file.coco["annotations"]] == [2]  # its id 1 is the dog
+    of = f"its {len(classes)} classes are among the 2 of {tmp_path}/a/coco.json, and were numbered as there"
+    assert file.notes[-1] == f"{tmp_path}/b/coco.json: {of}; without an object here: cat"
+
+
+def test_a_test_set_with_a_class_that_is_not_trained_is_one_error(json_sets):
+    flags = [*json_sets("a", "train"), *json_sets("b", "val", classes=("ant",))]
+    found = problems(*flags)
+    assert [line.split(":")[0] for line in found] == ["data sets train_json and val_json differ in their classes"]
+
+
+def test_images_that_are_in_both_sets_are_a_warning(json_sets, capsys):
+    flags = [*json_sets("a", "train", images=2), *json_sets("b", "val")]
+    assert main([*QUICK, *flags, "--preflight-only"]) == 0
+    said = capsys.readouterr()
+    assert (
+        "1 of the 1 images of val_json are in train_json too, by content ('a0.png' = 'b0.png')" in said.out + said.err
+    )
+
+
 def test_voc_sets_share_the_classes_of_all(voc, tmp_path):
     plan = checked("--train-voc", voc, "--val-voc", voc, "OUTPUT_DIR", tmp_path / "run")
     assert plan.job.cfg.MODEL.RETINANET.NUM_CLASSES == 2  # each split has one of them
