@@ -130,6 +130,6 @@ def test_sets_of_several_formats_get_one_order_of_classes(tmp_path):
     assert [own.file.class_names for own in sets.values()] == [["cat", "dog"], ["dog", "wolf"]]
     assert recognise(yolo, ("train",)).format == "YOLO"
     _, problems = read_sources({"two": sources["two"]}, class_names=["dog"])
-    assert problems == [f"{yolo}: class wolf is not among dog; correct these objects"]
+    assert problems == [f"{yolo}: class wolf is not among dog; correct these objects, or leave them out by --classes"]
     sets, _ = read_sources({"two": sources["two"]}, class_names=["ant", "wolf", "dog"])
     assert [a["category_id"] for a in sets["two"].file.coco["annotations"]] == [3, 2]
