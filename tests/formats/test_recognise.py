@@ -72,6 +72,9 @@ def test_a_set_to_train_on_may_have_its_own_part_to_evaluate_on(tmp_path):
     assert source_to_evaluate_on(source) is None
     yaml = tmp_path / "data.yaml"
     yaml.write_text(yaml.read_text().replace("test:", "test: images/other"))
+    assert source_to_evaluate_on(source) is None
+    assert f"{yaml}: test is 'images/other', which is not there" in read(tmp_path).file.notes
+    write_images(tmp_path / "images" / "other", ["x"])
     assert source_to_evaluate_on(source) == source._replace(use="val")
     assert source_to_evaluate_on(data_source("train", str(tmp_path / "nowhere"))) is None
 
