@@ -33,6 +33,17 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # [["mine", 2.5]]; 1 for sets that are not named. Likewise read by Detectron2's samplers alone.
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
 
+    # Of the sets that are given by flag or place: classes that become one, as texts NEW=OLD,OLD,..., such as
+    # ["pet=cat,dog"], and then the names of the classes to keep, of which [] keeps all. Boxes of other classes are left
+    # out, and their images stay. The flags are --merge-classes and --classes.
+    cfg.DATASETS.MERGE_CLASSES = []
+    cfg.DATASETS.CLASSES = []
+
+    # [SHARE, SEED], such as [0.2, 0]: so many of the images of the sets to train on that are given by flag or place, in
+    # (0, 1), are evaluated on instead, in the place of DATASETS.TEST. Images that look alike stay together. The flag is
+    # --split-val; [] splits nothing.
+    cfg.DATASETS.SPLIT_VAL = []
+
     # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
     node.HEAD_NAME = "RetinaNetHead"
 

@@ -36,6 +36,7 @@ READERS = (
     (("INPUT.",), "Detectron2's mapper"),
     (("DATASETS.TRAIN_REPEAT_FACTOR",), "Detectron2's sampler, in whose configuration it is not"),
     (("DATALOADER.RANDOM_SUBSET_RATIO",), "Detectron2's sampler, in whose configuration it is not"),
+    (("DATASETS.CLASSES", "DATASETS.MERGE_CLASSES", "DATASETS.SPLIT_VAL"), "focal_det, as it reads sets of your own"),
     (("DATASETS.TRAIN", "DATASETS.TEST"), "the loaders; names of registered sets, or places of your own"),
     (("DATALOADER.NUM_WORKERS", "DATALOADER.ASPECT_RATIO_GROUPING"), "the loader"),
     (("DATALOADER.",), "Detectron2's loader and samplers"),

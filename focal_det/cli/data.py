@@ -7,18 +7,19 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.dataset_spec import OwnSet, SetSource, name_sources, read_sources
+from ..data.dataset_spec import OwnSet, SetSource, Use, name_sources, read_sources
+from ..data.split import read_sets
 from ..data.statistics import evenly_spread
 from ..errors import EXIT_DONE, Findings, InputError, cut, some
 from ..files import is_writable, write_text_whole, written_whole
 from ..formats.coco_index import CocoIndex, by_image, xyxy_boxes
-from ..preflight.own_datasets import USES, entries_of_uses
+from ..preflight.own_datasets import USES, Changes, entries_of_uses
 from .common import add_number, add_out, add_plugin_flag, make_folder, too_low
-from .data_flags import add_data_flags, set_flags
+from .data_flags import add_change_flags, add_data_flags, overrides_of, set_flags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +56,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
         "--config-file", action="append", default=[], metavar="FILE", help="whose DATASETS to look at, without flags"
     )
     add_data_flags(inspect)
+    add_change_flags(inspect)
     add_number(inspect, "--pictures", 16, "to draw of each set, evenly spread")
     inspect.add_argument("--only-class", metavar="NAME", help="draw only images with it, and only its boxes")
     add_out(inspect, "output/inspect")
@@ -96,8 +98,11 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
     """
     from ..data.shapes import CLASSES, parse_name  # OpenCV takes its time, which --help need not wait for
 
-    datasets: Any = _datasets_of_config(args) if args.config_file or args.overrides else dict.fromkeys(USES, ())
-    of_uses, found = entries_of_uses({use: set_flags(args, use) for use in USES}, datasets)
+    datasets, values = _of_config(args) if args.config_file or args.overrides else _of_flags(args)
+    changes, of_changes = Changes.parse(*values)
+    flags = {use: set_flags(args, use) for use in USES}
+    of_uses, found = entries_of_uses(flags, datasets, changes)
+    found.add(of_changes)
     entries = [entry for of_use in of_uses.values() for entry in of_use]
     if not entries and not found.errors:
         found.errors.append("no data set is named: use --train, or --config-file")
@@ -107,7 +112,8 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
     sources |= of_files
     to_draw = [name for name in registered if name in sources and parse_name(name) is not None]
     to_read = {name: source for name, source in sources.items() if name not in to_draw}
-    sets, unreadable = read_sources(to_read, allow_outside=args.allow_outside)
+    how = {"class_map": changes.class_map, "allow_outside": args.allow_outside}
+    sets, unreadable = read_sets(to_read, split=changes.split, **how)
     sets |= of_functions
     found.errors += unreadable
     found.raise_if_errors()
@@ -135,12 +141,18 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
     return sets, set(names[: len(of_uses["train"])])
 
 
-def _datasets_of_config(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+def _of_flags(args: argparse.Namespace) -> tuple[dict[Use, Sequence[str]], tuple[Sequence[Any], ...]]:
+    return dict.fromkeys(USES, ()), (args.classes or (), args.merge_classes, args.split_val or ())
+
+
+def _of_config(args: argparse.Namespace) -> tuple[dict[Use, Sequence[str]], tuple[Sequence[Any], ...]]:
+    """Return the sets of both uses, and the changes to them, of a configuration with the flags for both."""
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..config.load import load_config
 
-    datasets = load_config(args.config_file, args.overrides).DATASETS
-    return {"train": datasets.TRAIN, "val": datasets.TEST}
+    datasets = load_config(args.config_file, [*args.overrides, *overrides_of(args)]).DATASETS
+    changes = datasets.CLASSES, datasets.MERGE_CLASSES, datasets.SPLIT_VAL
+    return {"train": datasets.TRAIN, "val": datasets.TEST}, changes
 
 
 def _registered(names: list[str], problems: Findings) -> tuple[dict[str, SetSource], dict[str, OwnSet]]:

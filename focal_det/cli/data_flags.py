@@ -30,6 +30,44 @@ def add_data_flags(parser: argparse.ArgumentParser, uses: Sequence[Use] = USES) 
     add_outside_flag(group)
 
 
+def add_change_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --classes, --merge-classes and --split-val, each short for a key, see `overrides_of`."""
+    group = parser.add_argument_group("changes to your own data sets")
+    group.add_argument("--classes", type=_names, metavar="A,B,...", help="keep these classes alone (DATASETS.CLASSES)")
+    group.add_argument(
+        "--merge-classes",
+        action="append",
+        default=[],
+        metavar="NEW=A,B,...",
+        help="make one class of several; may be given several times (DATASETS.MERGE_CLASSES)",
+    )
+    group.add_argument(
+        "--split-val",
+        type=_share_and_seed,
+        metavar="SHARE[:SEED]",
+        help="evaluate on this share of the images to train on, such as 0.2, and do not train on it; images that look "
+        "alike stay together (DATASETS.SPLIT_VAL)",
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _share_and_seed(text: str) -> list[float | int]:
+    share, _, seed = text.partition(":")
+    return [float(share), int(seed or 0)]
+
+
+_names.__name__, _share_and_seed.__name__ = "list of classes, with commas between", "SHARE[:SEED]"  # in an error
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """Return the flags of `add_change_flags` that are given as KEY VALUE ..., the keys that they are short for."""
+    given = {"CLASSES": args.classes, "MERGE_CLASSES": args.merge_classes, "SPLIT_VAL": args.split_val}
+    return [word for key, value in given.items() if value for word in (f"DATASETS.{key}", repr(value))]
+
+
 def set_flags(args: argparse.Namespace, use: Use) -> SetFlags:
     """Return the values of the flags of `add_data_flags` for one use."""
     return SetFlags(*(getattr(args, f"{use}_{kind}") for kind in SetFlags._fields))

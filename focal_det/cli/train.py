@@ -15,14 +15,16 @@ from ..distributed.signals import nothing_to_save, stopping_before_training
 from ..errors import EXIT_INTERRUPTED
 from ..preflight.options import TrainOptions
 from .common import ENDING_ERRORS, CommandParser, add_plugin_flag, add_version, prepare_output, report_error
-from .data_flags import add_data_flags
+from .data_flags import add_change_flags, add_data_flags, overrides_of
 
 if TYPE_CHECKING:
     from ..config.plugins import AddConfig
 
 _EPILOG = """examples:
   train            {run} --config-file {configs}quickstart.yaml
-  your own data    {run} --config-file {configs}bccd.yaml --train-json train.json --train-images images \\
+  your own data    {run} --config-file {configs}bccd.yaml --train my_export --split-val 0.2 \\
+                       OUTPUT_DIR output/mine
+  COCO             {run} --config-file {configs}bccd.yaml --train-json train.json --train-images images \\
                        --val-json val.json --val-images images OUTPUT_DIR output/mine
   Pascal VOC       {run} --config-file {configs}bccd.yaml --train-voc voc:train --val-voc voc:val \\
                        OUTPUT_DIR output/mine
@@ -117,7 +119,10 @@ def parse_arguments(argv: Sequence[str], prog: str = SCRIPT) -> TrainOptions:
         "--resume=required" if _is_resume(word) and not {*argv[i + 1 : i + 2]} & {"required", "auto"} else word
         for i, word in enumerate(argv)
     ]
-    parsed = vars(parser.parse_intermixed_args(words))
+    args = parser.parse_intermixed_args(words)
+    args.overrides = [*args.overrides, *overrides_of(args)]
+    fields = {field.name for field in dataclasses.fields(TrainOptions)}
+    parsed = {name: value for name, value in vars(args).items() if name in fields}
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parsed.items()}
     return TrainOptions(**values)
 
@@ -156,6 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag, text in switches.items():
         parser.add_argument(flag, action="store_true", help=text)
     add_data_flags(parser)
+    add_change_flags(parser)
     default = "(default %(default)s)"
     parser.add_argument("--skip-bad-images", type=int, metavar="N", help=f"leave out up to N bad images {default}")
     scale = parser.add_argument_group("processes")

@@ -7,7 +7,7 @@ Needs no Detectron2.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from ..formats.annotated import AnnotatedSet, check_annotated
 from ..formats.coco import CocoFile, read_coco
 from ..formats.recognise import COCO, READERS, VOC, YOLO, Found, Part, has_part, image_folder, recognise
 from ..formats.voc import VocSet, check_voc, read_voc
+from .class_map import ALL_CLASSES, ClassMap, renumbered
 
 Use = Literal["train", "val"]
 USES: tuple[Use, ...] = ("train", "val")
@@ -133,6 +134,7 @@ def read_sources(
     *,
     also: Sequence[SetSource] = (),
     class_names: Sequence[str] | None = None,
+    class_map: ClassMap = ALL_CLASSES,
     may_lack_annotations: bool = False,
     **image_checks: Any,
 ) -> tuple[dict[str, OwnSet], list[str]]:
@@ -143,6 +145,7 @@ def read_sources(
         also: sets that are not needed themselves, but whose classes count.
         class_names: of the labels, for the sets that are not COCO's; by default those of the first COCO file if it has
             all of their classes, else the order of the first set that numbers them, then the other names, sorted.
+        class_map: which classes of all sets are kept or merged, before they are numbered.
         may_lack_annotations: whether a COCO file to evaluate on may be without them.
         image_checks: keyword arguments of `check_coco`.
 
@@ -171,16 +174,38 @@ def read_sources(
         except InputError as error:
             problems += error.problems
     of_all = _class_order([*named.values(), *others])
-    if class_names is None:
-        of_coco = next((own.file.class_names for own in found.values()), [])
-        class_names = of_coco if set(of_all) <= set(of_coco) else of_all
     for name, read in named.items():
         try:
             check: Any = check_voc if isinstance(read, VocSet) else check_annotated
-            found[name] = OwnSet(str(read.place), str(read.image_dir), check(read, class_names, **image_checks))
+            found[name] = OwnSet(str(read.place), str(read.image_dir), check(read, of_all, **image_checks))
         except InputError as error:
             problems += error.problems
+    if not problems:
+        problems += class_map.problems({name for own in found.values() for name in own.file.class_names})
+    class_map = ALL_CLASSES if problems else class_map
+    found, of_classes = _with_classes(found, named.keys(), class_map, class_names)
+    problems += of_classes
     return {name: found[name] for name in sources if name in found}, problems
+
+
+def _with_classes(
+    sets: Mapping[str, OwnSet], named: Set[str], class_map: ClassMap, class_names: Sequence[str] | None
+) -> tuple[dict[str, OwnSet], list[str]]:
+    """Merge and leave out classes, then number those of the `named` sets in the order of `read_sources`."""
+    found, problems = {}, []
+    mapped = {name: own._replace(file=class_map.apply(own.file, own.place)) for name, own in sets.items()}
+    if class_names is None:
+        of_coco = next((own.file.class_names for name, own in mapped.items() if name not in named), [])
+        if all(set(mapped[name].file.class_names) <= set(of_coco) for name in mapped.keys() & named):
+            class_names = of_coco
+    for name, own in mapped.items():
+        try:
+            if name in named and class_names is not None:
+                own = own._replace(file=renumbered(own.file, own.place, class_names))
+            found[name] = own
+        except InputError as error:
+            problems += error.problems
+    return found, problems
 
 
 def _locate(source: SetSource) -> tuple[Found, str, list[str]]:

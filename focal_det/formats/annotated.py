@@ -208,11 +208,6 @@ def check_annotated(found: AnnotatedSet, class_names: Sequence[str], **image_che
         raise InputError(f"{found.place}: there is no image; put images there")
     if not class_names:
         raise InputError(f"{found.place}: no annotation has an object, so there are no classes; annotate one")
-    unknown = sorted({thing.name for image in found.images for thing in image.things}.difference(class_names))
-    if unknown:
-        raise InputError(
-            f"{found.place}: {some('class', unknown)} is not among {', '.join(class_names)}; correct these objects"
-        )
     hidden = [repr(name) for name in class_names if not is_class_name(name)]
     if hidden:
         raise InputError(f"{found.place}: {some('class', hidden)} cannot be shown; {CLASS_NAME_RULE}")

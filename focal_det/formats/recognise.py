@@ -21,7 +21,7 @@ from .csv_table import columns_of, read_csv
 from .cvat import read_cvat
 from .label_studio import read_label_studio
 from .labelme import read_labelme
-from .yolo import NAMES_FILES, read_yaml, read_yolo
+from .yolo import NAMES_FILES, is_there, read_yaml, read_yolo
 
 COCO, VOC, YOLO = "COCO", "Pascal VOC", "YOLO"
 CSV, CVAT, LABELME, LABEL_STUDIO = "CSV", "CVAT", "LabelMe", "Label Studio"
@@ -85,8 +85,11 @@ def recognise(path: Path, parts: Sequence[Part]) -> Found:
 
 
 def has_part(path: Path, parts: Sequence[Part]) -> bool:
-    """Tell whether a folder or file has one of these parts."""
-    return any(one.part in parts for one in look(path))
+    """Tell whether a folder or file has one of these parts, for YOLO with images that are there."""
+    return any(
+        one.part in parts and (one.format != YOLO or one.part is None or is_there(one.path, one.part))
+        for one in look(path)
+    )
 
 
 def look(path: Path) -> list[Found]:

@@ -66,6 +66,9 @@ def read_yolo(path: Path, part: str | None, *, allow_outside: bool = False) -> A
         if not allow_outside:
             _refuse_outside(path, places)
         notes.append(f"{place}: took the images of {some('', places)}")
+        for other in PARTS:
+            if content.get(other) and not is_there(path, other):
+                notes.append(f"{path}: {other} is {cut(repr(content[other]))}, which is not there")
         images = [image for one in places for image in (_images_below(one) if one.is_dir() else _listed(one, root))]
         if not allow_outside:
             _refuse_outside(path, images)
@@ -74,6 +77,16 @@ def read_yolo(path: Path, part: str | None, *, allow_outside: bool = False) -> A
     if not names:
         raise InputError(f"{path}: names no class; write one for each number from 0 on")
     return _read_labels(place, root, dict.fromkeys(images), names, notes)
+
+
+def is_there(path: Path, part: str) -> bool:
+    """Tell whether the images are there that a data.yaml names for a part; raise InputError if it cannot be read."""
+    path = _absolute(path)
+    content = read_yaml(path) or {}
+    try:
+        return bool([_resolve(path, content, text) for text in _texts(path, content, part)])
+    except InputError:
+        return False
 
 
 def _read_labels(place: str, root: Path, images: Iterable[Path], names: list[str], notes: list[str]) -> AnnotatedSet:

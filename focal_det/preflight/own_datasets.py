@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..data.class_map import ALL_CLASSES, ClassMap
 from ..data.dataset_spec import (
     USES,
     OwnSet,
@@ -14,10 +15,10 @@ from ..data.dataset_spec import (
     data_source,
     name_sources,
     parse_source,
-    read_sources,
     source_to_evaluate_on,
     voc_source,
 )
+from ..data.split import check_split, read_sets
 from ..errors import Findings, InputError
 from ..formats.coco import CocoFile
 from ..formats.coco_index import CocoIndex
@@ -37,15 +38,37 @@ class OwnSets(NamedTuple):
     files: dict[Any, CocoFile]  # the checked files by `JsonDataset`
 
 
+class Changes(NamedTuple):
+    """Changes to the user's own sets: of their classes; and the share to evaluate on with the seed, if any."""
+
+    class_map: ClassMap = ALL_CLASSES
+    split: tuple[float, int] | None = None
+
+    @classmethod
+    def parse(cls, classes: Sequence[str], merges: Sequence[str], split: Sequence[Any]) -> tuple[Changes, Findings]:
+        """Parse DATASETS.CLASSES, MERGE_CLASSES and SPLIT_VAL; what is wrong is as if it were not set."""
+        found, changes = Findings(), cls()
+        try:
+            changes = changes._replace(class_map=ClassMap.parse(classes, merges))
+        except InputError as error:
+            found.errors += error.problems
+        try:
+            changes = changes._replace(split=check_split(split))
+        except InputError as error:
+            found.errors += error.problems
+        return changes, found
+
+
 def entries_of_uses(
-    flags: Mapping[Use, SetFlags], datasets: Mapping[Use, Iterable[str]]
+    flags: Mapping[Use, SetFlags], datasets: Mapping[Use, Iterable[str]], changes: Changes | None = None
 ) -> tuple[dict[Use, list[SetSource | str]], Findings]:
     """Return the sets for each use: those that the flags name; without any, the entries of DATASETS.
 
-    Where flags name none to evaluate on, those parts are taken that the sets of --train have for it. The sets are
-    sources, and names of registered sets; with them comes what is wrong with the flags or entries.
+    Where flags name none to evaluate on, those parts are taken that the sets of --train have for it; if the sets to
+    train on are split, these are the ones to evaluate on. The sets are sources, and names of registered sets; with them
+    comes what is wrong with the flags or entries.
     """
-    found = Findings()
+    found, changes = Findings(), changes or Changes()
     of_uses: dict[Use, list[SetSource | str]] = {}
     for use, given in flags.items():
         found.add(_check_pairs(use, len(given.json), len(given.images)))
@@ -61,6 +84,17 @@ def entries_of_uses(
                 of_uses[use].append(parse_source(use, text) or text)
             except InputError as error:
                 found.errors += error.problems
+    fix = "only sets given by --train and the like, or by place in DATASETS, can be changed"
+    registered = [one for one in of_uses.get("train", ()) if isinstance(one, str)]
+    if changes.split is not None and registered:
+        found.errors.append(f"DATASETS.SPLIT_VAL, or --split-val: {', '.join(registered)} is registered, and {fix}")
+    elif changes.class_map != ALL_CLASSES and all(isinstance(one, str) for use in of_uses.values() for one in use):
+        found.errors.append(f"DATASETS.CLASSES or MERGE_CLASSES is set, and no set of your own is given: {fix}")
+    if changes.split is not None:
+        if "val" in flags and flags["val"].are_given:
+            both = "and sets to evaluate on are given; leave one of them out"
+            found.errors.append(f"DATASETS.SPLIT_VAL, or --split-val, is set, {both}")
+        of_uses["val"] = [one._replace(use="val") for one in of_uses["train"] if isinstance(one, SetSource)]
     return of_uses, found
 
 
@@ -71,7 +105,10 @@ def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
     names: dict[Use, tuple[str, ...]] = {}
     sources: dict[str, SetSource] = {}
     listed: dict[Use, Sequence[str]] = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}
-    of_uses, found = entries_of_uses({use: options.own_sets(use) for use in USES}, listed)
+    of_datasets = cfg.DATASETS
+    changes, of_keys = Changes.parse(of_datasets.CLASSES, of_datasets.MERGE_CLASSES, of_datasets.SPLIT_VAL)
+    of_uses, found = entries_of_uses({use: options.own_sets(use) for use in USES}, listed, changes)
+    found.add(of_keys)
     for use, entries in of_uses.items():
         names[use], by_name = name_sources(entries)
         sources |= by_name
@@ -82,9 +119,11 @@ def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
         classes = None if of_model is None else of_model.names
         also = [s for s in sources.values() if s.use == "train" and s.kind != "json" and classes is None]
         sources = {name: source for name, source in sources.items() if source.use == "val"}
-    sets, problems = read_sources(
+    sets, problems = read_sets(
         sources,
+        split=changes.split,
         also=also,
+        class_map=changes.class_map,
         class_names=classes,
         decode=options.preflight_only,
         skip_bad_images=max(0, options.skip_bad_images),

@@ -66,7 +66,10 @@ RUNS = {
         *("MODEL.FOCAL_DET.LOSS.NAME", "HingeLoss", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"),
     ],
 }
-READ_AT_LOADING = {"VERSION", "MODEL.FOCAL_DET.PLUGINS"}
+READ_AT_LOADING = {
+    *("VERSION", "MODEL.FOCAL_DET.PLUGINS"),
+    *("DATASETS.CLASSES", "DATASETS.MERGE_CLASSES", "DATASETS.SPLIT_VAL"),  # before the start, and by no run
+}
 
 
 class Recorded(CfgNode):

@@ -66,6 +66,9 @@ def test_it_resumes_to_where_the_old_version_would_have_come(train_net, run):
         f"warning: --resume: {key}: {value} now, a key that the other does not have"
         for key, value in (
             ("DATALOADER.RANDOM_SUBSET_RATIO", "1.0"),
+            ("DATASETS.CLASSES", "[]"),
+            ("DATASETS.MERGE_CLASSES", "[]"),
+            ("DATASETS.SPLIT_VAL", "[]"),
             ("DATASETS.TRAIN_REPEAT_FACTOR", "[]"),
             *((f"MODEL.FOCAL_DET.AUGMENT.{key}", "0.0") for key in ("BRIGHTNESS", "CONTRAST", "LIGHTING")),
             ("MODEL.FOCAL_DET.AUGMENT.NAMES", "[]"),

@@ -72,6 +72,9 @@ def test_a_set_to_train_on_may_have_its_own_part_to_evaluate_on(tmp_path):
     assert source_to_evaluate_on(source) is None
     yaml = tmp_path / "data.yaml"
     yaml.write_text(yaml.read_text().replace("test:", "test: images/other"))
+    assert source_to_evaluate_on(source) is None
+    assert f"{yaml}: test is 'images/other', which is not there" in read(tmp_path).file.notes
+    write_images(tmp_path / "images" / "other", ["x"])
     assert source_to_evaluate_on(source) == source._replace(use="val")
     assert source_to_evaluate_on(data_source("train", str(tmp_path / "nowhere"))) is None
 
@@ -130,6 +133,6 @@ def test_sets_of_several_formats_get_one_order_of_classes(tmp_path):
     assert [own.file.class_names for own in sets.values()] == [["cat", "dog"], ["dog", "wolf"]]
     assert recognise(yolo, ("train",)).format == "YOLO"
     _, problems = read_sources({"two": sources["two"]}, class_names=["dog"])
-    assert problems == [f"{yolo}: class wolf is not among dog; correct these objects"]
+    assert problems == [f"{yolo}: class wolf is not among dog; correct these objects, or leave them out by --classes"]
     sets, _ = read_sources({"two": sources["two"]}, class_names=["ant", "wolf", "dog"])
     assert [a["category_id"] for a in sets["two"].file.coco["annotations"]] == [3, 2]

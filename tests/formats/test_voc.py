@@ -360,7 +360,7 @@ def test_all_sets_of_a_run_number_their_classes_alike(write_voc):
     ordered, _ = read_sources(sources, class_names=["cat", "bee", "ant"])
     assert ordered["val_voc"].file.coco["annotations"][0]["category_id"] == 3
     _, found = read_sources(sources, class_names=["cat", "bee"])
-    assert found == [f"{two}: class ant is not among cat, bee; correct the <name> of these objects"]
+    assert found == [f"{two}: class ant is not among cat, bee; correct these objects, or leave them out by --classes"]
 
 
 def test_voc_takes_the_order_of_a_coco_file_that_has_its_classes(write_voc):

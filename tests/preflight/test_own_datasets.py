@@ -11,8 +11,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from exported_formats import ultralytics, write_images, write_labels
 
 from focal_det.checkpoint.compatibility import build_cpu_model
+from focal_det.checkpoint.run_record import compare
 from focal_det.cli import analyze
 from focal_det.cli.main import main as focal_det
 from focal_det.cli.train import main, parse_arguments
@@ -227,7 +229,7 @@ def test_an_evaluation_numbers_classes_as_the_training_did(voc, tmp_path):
     (run / "classes.json").write_text(json.dumps([{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]))
     assert labels() == [["dog", "cat"]]
     (run / "classes.json").write_text(json.dumps([{"id": 1, "name": "dog"}]))
-    assert labels() == [f"{voc}:val: class cat is not among dog; correct the <name> of these objects"]
+    assert labels() == [f"{voc}:val: class cat is not among dog; correct these objects, or leave them out by --classes"]
 
 
 @pytest.mark.parametrize(
@@ -394,3 +396,79 @@ def test_what_a_plug_in_registers_is_inspected(write_voc, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "statistics.json").read_text())["of_a_plugin"]
     assert (found["images"], found["boxes"], found["classes"][0]["name"]) == (1, 1, "cat")
     assert (tmp_path / "out" / "of_a_plugin" / "000_p03.png").is_file()
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    return ultralytics(tmp_path / "mine", {f"n{i}": [("cat", 4, 6, 20, 12), ("dog", 9, 9, 9, 9)] for i in range(10)})
+
+
+def test_a_folder_alone_is_trained_on_and_split(yolo, tmp_path):
+    words = ("--train", yolo, "--split-val", "0.2", "--merge-classes", "pet=cat,dog", "OUTPUT_DIR", tmp_path / "run")
+    plan = checked(*words)
+    cfg = plan.job.cfg
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("train_data",), ("val_data",))
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 1
+    assert [len(file.coco["images"]) for file in plan.json_files.values()] == [8, 2]
+    notes = "\n".join(plan.job.notes)
+    assert f"{yolo}: took YOLO's {yolo}/data.yaml (train)" in notes
+    assert f"{yolo}/data.yaml:train: cat became pet (10 boxes)" in notes
+    assert f"{yolo}/data.yaml:train: 2 of 10 images were set aside by --split-val 0.2:0" in notes
+    refused = compare(plan.job.record, checked(*words[:4], *words[6:]).job.record).refused
+    assert "DATASETS.MERGE_CLASSES: ['pet=cat,dog'] before, [] now" in refused
+    refused = compare(plan.job.record, checked(*words, "--split-val", "0.2:1").job.record).refused
+    assert "DATASETS.SPLIT_VAL: [0.2, 0] before, [0.2, 1] now" in refused
+    keys = ("DATASETS.TRAIN", f"data:{yolo}", "DATASETS.SPLIT_VAL", "[0.2, 0]", "DATASETS.CLASSES", "['dog']")
+    by_keys = checked(*keys, "OUTPUT_DIR", tmp_path / "run")
+    assert [file.class_names for file in by_keys.json_files.values()] == [["dog"]] * 2
+    assert [len(file.coco["annotations"]) for file in by_keys.json_files.values()] == [8, 2]
+
+
+def test_the_part_to_evaluate_on_is_that_of_the_folder(yolo):
+    write_images(yolo / "images/val", ["v"])
+    write_labels(yolo / "labels/val", {"v": [("dog", 9, 9, 9, 9)]})
+    (yolo / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    plan = checked("--train", yolo)
+    assert [len(file.coco["images"]) for file in plan.json_files.values()] == [10, 1]
+    assert plan.job.cfg.DATASETS.TEST == ("val_data",)
+
+
+def test_an_evaluation_reads_the_part_that_was_set_aside(yolo, tmp_path):
+    words = ["--train", yolo, "--split-val", "0.2", "--eval-only", "MODEL.WEIGHTS", tmp_path / "m.pth"]
+    options = parse_arguments([*QUICK, *map(str, words)])
+    sets, found = read_own_sets(options, load_config(options.config_file, options.overrides))
+    assert found.errors == []
+    of_training = checked(*words[:4]).json_files
+    assert next(iter(sets.files.values())).coco == {d.name: f for d, f in of_training.items()}["val_data"].coco
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--split-val", "0.2", "--val", "x"),
+            "--split-val, is set, and sets to evaluate on are given; leave one of them",
+        ),
+        (("--split-val", "1.5"), "DATASETS.SPLIT_VAL is [1.5, 0]; it must be [SHARE, SEED]"),
+        (("--merge-classes", "pet"), "DATASETS.MERGE_CLASSES has 'pet'; write NEW=OLD,OLD,..."),
+        (
+            ("--split-val", "0.2", "--classes", "cta"),
+            "DATASETS.CLASSES has 'cta', which is not a class of these sets; did you",
+        ),
+    ],
+)
+def test_changes_that_are_none(yolo, words, said):
+    assert any(said in line for line in problems("--train", yolo, *words))
+
+
+def test_a_registered_set_is_not_split():
+    assert any("is registered, and only sets given by --train" in line for line in problems("--split-val", "0.2"))
+    assert any("no set of your own is given: only sets given by" in line for line in problems("--classes", "disk"))
+
+
+def test_inspects_what_is_split_and_merged(yolo, tmp_path, capsys):
+    words = ["--train", str(yolo), "--split-val", "0.3:2", "--merge-classes", "pet=cat", "--classes", "pet"]
+    assert focal_det(["data", "inspect", *words, "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert (found["train_data"]["boxes"], found["val_data"]["boxes"]) == (7, 3)
+    assert "left out 10 boxes of classes that are not kept: dog" in capsys.readouterr().out
