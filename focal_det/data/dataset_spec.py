@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import InputError
-from ..formats.annotated import AnnotatedSet, check_annotated
 from ..formats.coco import CocoFile, read_coco
+from ..formats.exporters.annotated import AnnotatedSet, check_annotated
 from ..formats.recognise import COCO, READERS, VOC, YOLO, Found, Part, has_part, image_folder, recognise
 from ..formats.voc import VocSet, check_voc, read_voc
 from .class_map import ALL_CLASSES, ClassMap, renumbered

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from ..errors import InputError, cut
 from ..files import open_regular
-from .annotated import PARTS, AnnotatedSet, Part, folders_of, part_of
-from .csv_table import columns_of, read_csv
-from .cvat import read_cvat
-from .label_studio import read_label_studio
-from .labelme import read_labelme
-from .yolo import NAMES_FILES, is_there, read_yaml, read_yolo
+from .exporters.annotated import PARTS, AnnotatedSet, Part, folders_of, part_of
+from .exporters.csv_table import columns_of, read_csv
+from .exporters.cvat import read_cvat
+from .exporters.label_studio import read_label_studio
+from .exporters.labelme import read_labelme
+from .exporters.yolo import NAMES_FILES, is_there, read_yaml, read_yolo
 
 COCO, VOC, YOLO = "COCO", "Pascal VOC", "YOLO"
 CSV, CVAT, LABELME, LABEL_STUDIO = "CSV", "CVAT", "LabelMe", "Label Studio"

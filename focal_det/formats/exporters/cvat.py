@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ..errors import InputError, cut
-from ..files import open_regular
+from ...errors import InputError, cut
+from ...files import open_regular
+from ..voc_xml import Problems, parse_xml
 from .annotated import AnnotatedImage, AnnotatedSet, ImageFinder, Passed, Thing, box_around, size_of, turned
-from .voc_xml import Problems, parse_xml
 
 _LARGEST = 2**32  # bytes
 _NO_SHAPES = ("tag", "attribute")

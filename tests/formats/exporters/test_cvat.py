@@ -5,7 +5,7 @@ import pytest
 from exported_formats import cvat_images, write_images
 
 from focal_det.errors import InputError
-from focal_det.formats.cvat import read_cvat
+from focal_det.formats.exporters.cvat import read_cvat
 
 
 @pytest.fixture

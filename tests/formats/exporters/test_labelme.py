@@ -6,7 +6,7 @@ import pytest
 from exported_formats import OBJECTS, labelme, write_images
 
 from focal_det.errors import InputError
-from focal_det.formats.labelme import read_labelme
+from focal_det.formats.exporters.labelme import read_labelme
 
 
 def change(folder, name="a", **fields):

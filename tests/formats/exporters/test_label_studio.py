@@ -7,7 +7,7 @@ import pytest
 from exported_formats import OBJECTS, label_studio, region, write_images
 
 from focal_det.errors import InputError
-from focal_det.formats.label_studio import read_label_studio
+from focal_det.formats.exporters.label_studio import read_label_studio
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from ..errors import InputError, cut, some
-from ..files import open_regular
-from ..plain_data import parse_yaml
-from .annotated import IMAGE_ENDINGS, PARTS, AnnotatedImage, AnnotatedSet, Passed, Thing
-from .image_files import FLAG
-from .voc_xml import Problems
+from ...errors import InputError, cut, some
+from ...files import open_regular
+from ...plain_data import parse_yaml
+from ..image_files import FLAG, SUFFIXES
+from ..voc_xml import Problems
+from .annotated import PARTS, AnnotatedImage, AnnotatedSet, Passed, Thing
 
 NAMES_FILES = ("classes.txt", "obj.names")
 _LARGEST = 2**26  # bytes of a file of labels or of a list of images
@@ -211,7 +211,7 @@ def _images_below(folder: Path) -> list[Path]:
     images = folder / "images"
     top = images if images.is_dir() else folder
     found = (Path(directory, name) for directory, _, names in os.walk(top) for name in names)
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_ENDINGS)
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def _label_files(image: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from exported_formats import write_images
 from PIL import Image
 
 from focal_det.errors import InputError
-from focal_det.formats.annotated import (
+from focal_det.formats.exporters.annotated import (
     AnnotatedImage,
     AnnotatedSet,
     ImageFinder,

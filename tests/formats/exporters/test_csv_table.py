@@ -4,7 +4,7 @@ import pytest
 from exported_formats import open_images, plain_csv, write_images
 
 from focal_det.errors import InputError
-from focal_det.formats.csv_table import columns_of, read_csv
+from focal_det.formats.exporters.csv_table import columns_of, read_csv
 
 
 @pytest.mark.parametrize(

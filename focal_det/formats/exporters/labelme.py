@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import cut
-from ..files import open_regular
-from ..plain_data import parse_json
+from ...errors import cut
+from ...files import open_regular
+from ...plain_data import parse_json
+from ..coco_checks import is_number
+from ..voc_xml import Problems
 from .annotated import (
     AnnotatedImage,
     AnnotatedSet,
@@ -24,8 +26,6 @@ from .annotated import (
     joined_images,
     size_of,
 )
-from .coco_checks import is_number
-from .voc_xml import Problems
 
 _LARGEST = 2**28  # bytes of a file; imageData has a third more than the image
 

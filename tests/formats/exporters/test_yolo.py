@@ -4,7 +4,7 @@ import pytest
 from exported_formats import OBJECTS, label_studio_yolo, roboflow_yolo, ultralytics, write_images, write_labels
 
 from focal_det.errors import InputError
-from focal_det.formats.yolo import read_yaml, read_yolo
+from focal_det.formats.exporters.yolo import read_yaml, read_yolo
 
 HEAD = "names: [cat, dog]\n"
 

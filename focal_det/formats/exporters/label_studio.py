@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ..errors import InputError, cut
-from ..files import open_regular
-from ..plain_data import parse_json
+from ...errors import InputError, cut
+from ...files import open_regular
+from ...plain_data import parse_json
+from ..coco import LARGEST_JSON
+from ..coco_checks import is_number
+from ..image_files import SUFFIXES
+from ..voc_xml import Problems
 from .annotated import (
-    IMAGE_ENDINGS,
     AnnotatedImage,
     AnnotatedSet,
     ImageFinder,
@@ -28,9 +31,6 @@ from .annotated import (
     size_of,
     turned,
 )
-from .coco import LARGEST_JSON
-from .coco_checks import is_number
-from .voc_xml import Problems
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 
@@ -149,6 +149,6 @@ def _image_name(data: Any) -> str | None:
     for value in data.values() if isinstance(data, dict) else ():
         if isinstance(value, str):
             name = unquote(value.rpartition("?d=")[2].partition("?")[0])
-            if os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
+            if os.path.splitext(name)[1].lower() in SUFFIXES:
                 return name
     return None

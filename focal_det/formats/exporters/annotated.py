@@ -15,29 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..errors import InputError, some
-from ..files import open_regular
-from .coco import CocoFile, check_coco
-from .coco_checks import CLASS_NAME_RULE, is_class_name
-from .image_files import TURNED, open_image, orientation
+from ...errors import InputError, some
+from ...files import open_regular
+from ..coco import CocoFile, check_coco
+from ..coco_checks import CLASS_NAME_RULE, is_class_name
+from ..image_files import SUFFIXES, TURNED, open_image, orientation
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
-IMAGE_ENDINGS = (
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".jfif",
-    ".jp2",
-    ".jpe",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 _PART = re.compile(r"(?<![a-z])(train|valid(?:ation)?|val|test)(?:ing)?(?![a-z])")
 _THREADS = 8  # they wait for the disk
 _UNKNOWN = (1, 1)  # the size of an image that cannot be opened, which the check of the images refuses
@@ -123,7 +108,7 @@ class ImageFinder:
             folders.sort()
             base = os.path.relpath(directory, folder)
             for name in names:
-                if os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
+                if os.path.splitext(name)[1].lower() in SUFFIXES:
                     path = name if base == "." else f"{Path(base).as_posix()}/{name}"
                     self.names.add(path)
                     self._by_name[name].append(path)

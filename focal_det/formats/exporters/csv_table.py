@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import InputError, cut
-from ..files import open_regular
+from ...errors import InputError, cut
+from ...files import open_regular
+from ..voc_xml import Problems
 from .annotated import AnnotatedImage, AnnotatedSet, ImageFinder, Thing, joined_images, size_of
-from .voc_xml import Problems
 
 _LARGEST = 2**32  # bytes; Open Images' boxes to train on have 1.4 GB
 # What the columns are called, without regard to case and to what is no letter or digit.
