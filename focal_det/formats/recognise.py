@@ -9,6 +9,7 @@ annotations may be meant, none is taken, and all are named.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ def image_folder(json_file: Path, top: Path, part: Part | None) -> Path:
     """
     name = _first_image(json_file)
     folders = [json_file.parent, *_folders(json_file.parent.parent if top.is_file() else top, _DEPTH)]
-    having = list(dict.fromkeys(folder for folder in folders if name and (folder / name).is_file()))
+    having = list(dict.fromkeys(folder for folder in folders if name and os.path.isfile(folder / name)))
     if json_file.parent in having:
         return json_file.parent
     of_part = [folder for folder in having if part and part_of(folder.name) == part]

@@ -4,7 +4,17 @@ import shutil
 
 import numpy as np
 import pytest
-from exported_formats import CLASSES, OBJECTS, WRITERS, coco, roboflow_coco, ultralytics, write_images, write_labels
+from exported_formats import (
+    CLASSES,
+    OBJECTS,
+    WRITERS,
+    coco,
+    coco_release,
+    roboflow_coco,
+    ultralytics,
+    write_images,
+    write_labels,
+)
 
 from focal_det.data.dataset_spec import data_source, read_sources, source_to_evaluate_on
 from focal_det.errors import InputError
@@ -65,6 +75,21 @@ def test_the_part_follows_from_the_use(tmp_path):
     assert set(boxes(read(folder / "test").file)) == {"test"}  # a part itself is of no part
     shutil.rmtree(folder / "train")
     assert f"{folder}: has no part train, only test; name its file, or the folder of the part" in problem(folder)
+
+
+def test_a_part_comes_before_what_is_of_no_part(tmp_path):
+    write_images(tmp_path / "images")
+    for name, row in (("all", "a.png,1,2,3,4,cat"), ("my_train", "b.png,1,2,3,4,cat"), ("my_val", "c.png,1,2,3,4,cat")):
+        (tmp_path / f"{name}.csv").write_text(row)
+    assert [set(boxes(read(tmp_path, use).file)) for use in ("train", "val")] == [{"b"}, {"c"}]
+    (tmp_path / "my_val.csv").unlink()
+    assert set(boxes(read(tmp_path, "val").file)) == {"a"}
+
+
+def test_the_folder_of_a_part_has_its_images(tmp_path):
+    folder = coco_release(tmp_path)
+    write_images(folder / "val2017")  # of the same names
+    assert read(folder).image_dir == str(folder / "train2017")
 
 
 def test_a_set_to_train_on_may_have_its_own_part_to_evaluate_on(tmp_path):

@@ -150,7 +150,8 @@ def box_around(points: Sequence[Sequence[float]]) -> tuple[float, float, float, 
 
 def turned(points: Sequence[Sequence[float]], degrees: float, pivot: Sequence[float]) -> list[tuple[float, float]]:
     """Turn points (x, y) around a pivot, clockwise as seen, since y points down."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    angle = math.radians(degrees % 360)  # nan for inf, which the check of the boxes names
+    cos, sin = math.cos(angle), math.sin(angle)
     (px, py), away = pivot, [(x - pivot[0], y - pivot[1]) for x, y in points]
     return [(px + dx * cos - dy * sin, py + dx * sin + dy * cos) for dx, dy in away]
 

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,10 @@ class CsvColumns(NamedTuple):
 
 def columns_of(line: str) -> CsvColumns | None:
     """Return the columns, by the first line of a file; None if it is not a table of boxes."""
-    fields = next(csv.reader([line], delimiter=_delimiter(line)), [])
+    try:
+        fields = next(csv.reader([line], delimiter=_delimiter(line)), [])
+    except csv.Error:  # a field of more than 131,072 characters
+        return None
     names = [re.sub(r"[\W_]", "", field.lower()) for field in fields]
     places = {c: names.index(n) for c, called in _COLUMNS.items() for n in called.split()[::-1] if n in names}
     if all(column in places for column in _NEEDED):
@@ -72,7 +75,7 @@ def read_csv(path: Path, image_dir: Path) -> AnnotatedSet:
     finder, problems, images = ImageFinder(image_dir), Problems(), []
     known: dict[str, str] = {}
     rows = csv.reader(io.StringIO(text), delimiter=_delimiter(first))
-    for row in rows:
+    for row in _rows(rows, path):
         if not any(row) or (columns.are_named and rows.line_num == 1):
             continue
         place = f"line {rows.line_num}"
@@ -95,6 +98,13 @@ def read_csv(path: Path, image_dir: Path) -> AnnotatedSet:
         images.append(image)
     problems.raise_if_any(str(path), len(images))
     return AnnotatedSet(str(path), image_dir, joined_images(images), [])
+
+
+def _rows(rows: Iterable[list[str]], path: Path) -> Iterator[list[str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}); correct it") from error
 
 
 def _descriptions(folder: Path) -> dict[str, str]:

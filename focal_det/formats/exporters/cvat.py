@@ -41,7 +41,8 @@ def read_cvat(path: Path, image_dir: Path) -> AnnotatedSet:
     for element in elements:
         given = element.get("name", "")
         width, height = (
-            int(text) if (text := element.get(side, "")).isdecimal() else 0 for side in ("width", "height")
+            int(text) if (text := element.get(side, "")).isdecimal() and len(text) < 10 else 0
+            for side in ("width", "height")
         )
         things = list(_things(element, given, problems, passed))
         images.append(AnnotatedImage(finder.find(given, path.parent), things, size_of(width, height)))

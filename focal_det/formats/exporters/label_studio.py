@@ -32,6 +32,7 @@ from .annotated import (
     turned,
 )
 
+_LARGEST_NUMBER = 1e6
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 
 
@@ -133,15 +134,20 @@ def _points(value: Mapping[str, Any]) -> list[tuple[float, float]] | None:
     pairs = value.get("points")
     if pairs is None:
         sides: list[Any] = [value.get(name) for name in ("x", "y", "width", "height")]
-        if not all(map(is_number, (*sides, value.get("rotation", 0)))):
+        if not all(map(_is_sane, (*sides, value.get("rotation", 0)))):
             return None
         x, y, width, height = sides
         pairs = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
     if not isinstance(pairs, list) or not pairs:
         return None
-    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_sane, pair)) for pair in pairs):
         return None
     return [(x / 100, y / 100) for x, y in pairs]
+
+
+def _is_sane(value: Any) -> bool:
+    """Tell whether it is a number that can be a percentage or an angle, not one of hundreds of digits."""
+    return is_number(value) and abs(value) < _LARGEST_NUMBER
 
 
 def _image_name(data: Any) -> str | None:

@@ -183,7 +183,7 @@ def _resolve(path: Path, content: Mapping[str, Any], text: str) -> Path:
     while inner.startswith(("../", "./")):
         inner = inner.partition("/")[2]
     tried = [base / text, path.parent / text, path.parent / inner]  # Roboflow's ../train/images is beside the file
-    found = next((one for one in map(_absolute, tried) if one.exists()), None)
+    found = next((one for one in map(_absolute, tried) if os.path.exists(one)), None)
     if found is None:
         raise InputError(
             f"{path}: {cut(text)!r} is not there, as {some('', list(dict.fromkeys(map(str, tried))))}; correct it"
@@ -196,7 +196,7 @@ def _listed(path: Path, root: Path) -> list[Path]:
     found, missing = [], []
     for line in filter(None, map(str.strip, _lines(path))):
         tried = [path.parent / line, root / line, root / line.partition("/")[2]]  # CVAT writes data/ before each
-        image = next((one for one in map(_absolute, tried) if one.is_file()), None)
+        image = next((one for one in map(_absolute, tried) if os.path.isfile(one)), None)
         if image is None:
             missing.append(cut(line))
         else:

@@ -101,6 +101,7 @@ def test_objects_of_an_image_that_comes_several_times_are_joined():
 
 def test_turning_is_clockwise_as_seen():
     assert np.allclose(turned([(3, 1)], 90, (1, 1)), [(1, 3)])
+    assert np.isnan(turned([(3, 1)], float("inf"), (1, 1))).all()
 
 
 @pytest.mark.parametrize(

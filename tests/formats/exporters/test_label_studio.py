@@ -77,6 +77,7 @@ def test_images_are_found_by_the_end_of_their_address(read, image):
             task(changed(x="1")),
             "a rectangle needs x, y, width, height, a polygon points, in percent: task 7 region Dx_aB",
         ),
+        (task(changed(x=10**400)), "a rectangle needs x, y"),
         (task(changed(rotation=None)), "a rectangle needs x, y"),
         (task(changed(points=[[1]])), "a polygon points"),
         (task(changed(rectanglelabels=[])), "a region needs a label"),

@@ -109,6 +109,8 @@ def test_folders_lists_and_lists_of_them(tmp_path):
     assert names(read(folder, "test")) == [f"images/train/{name}.png" for name in OBJECTS]  # those below it, too
     (folder / "list.txt").write_text("images/train/a.png\nimages/train/gone.png\n")
     assert f"{folder}/list.txt: 1 of its images are not there: images/train/gone.png; add them" in problem(folder)
+    yaml.write_text(HEAD + f"train: {'x' * 5000}\n")
+    assert "is not there, as" in problem(folder)
     yaml.write_text(HEAD + "train: [nowhere]\nval: 3\n")
     assert f"'nowhere' is not there, as {folder}/nowhere; correct it" in problem(folder)
     assert "val is 3; write the folder of its images, or a list of them" in problem(folder, "val")
