@@ -37,7 +37,7 @@ def starts(images: tuple[int, ...]) -> list[list[Row]]:
     for slow in (False, True):  # compiling takes half a minute a row
         kinds = [(mode, count, 1) for count in images for mode in ("train", "infer")]
         kinds.insert(2, ("train", images[0], SHAPES))
-        kinds += [("network", count, 1) for count in (min(images), max(images))]
+        kinds += [("network", count, 1) for count in sorted({min(images), max(images)})]
         for mode, count, shapes in kinds:
             peers = {"network": ()}.get(mode, PEERS[:2] if shapes > 1 else PEERS)
             names = (*peers, *(f"focal_det {name}" for name in ours[mode]))

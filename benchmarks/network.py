@@ -201,8 +201,8 @@ def main() -> None:
         if child == 0:
             in_child(args, name)
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            print(json.dumps({"detector": name, "failed": f"ended by signal {os.WTERMSIG(status)}"}), flush=True)
+        if code := os.waitstatus_to_exitcode(status):  # negative: a signal's number
+            print(json.dumps({"detector": name, "failed": f"ended with exit code {code}"}), flush=True)
 
 
 def in_child(args: argparse.Namespace, name: str) -> NoReturn:

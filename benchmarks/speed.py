@@ -79,7 +79,7 @@ def run(script: str, *options: object, limit: float | None = None) -> list[dict[
         if process.returncode and not is_late:
             errors.seek(0)
             sys.exit(f"{' '.join(command)}\nexit code {process.returncode}\n{errors.read()[-3000:]}")
-    return [json.loads(line) for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
+    return [json.loads(line) for line in out.splitlines(keepends=True) if line[0] == "{" and line.endswith("}\n")]
 
 
 def network(mode: str, detectors: tuple[str, ...], scale: list[object], rounds: int = 1) -> dict[str, Any]:
@@ -180,6 +180,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--images is {args.images}; at least 1 is needed")
     if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
         parser.error(f"--device is {args.device}; this machine has cpu{' and cuda' * torch.cuda.is_available()}")
+    if not args.seconds > 0:  # nor nan
+        parser.error(f"--seconds is {args.seconds}; more than 0 are needed")
     left_out = [tier for tier in args.tiers if args.quick and tier in ("ablation", "growth")]
     if left_out:
         print(f"--quick leaves out {' and '.join(left_out)}")

@@ -69,6 +69,7 @@ def test_without_time_nothing_is_started_and_what_takes_too_long_is_left_out(gpu
 
     found = gpu.measure(run, [], (2,), budget=20)
     starts = gpu.starts((2,))
+    assert len({tuple(start) for start in starts}) == len(starts)
     assert len(found["rows"]) == len(starts)
     assert len(found["left_out"]) == sum(len(start) - 1 for start in starts)
     assert {why for *_, why in found["left_out"]} == {"no time was left"}
@@ -92,7 +93,7 @@ def test_what_is_out_of_time_is_ended_with_its_children_and_what_it_had_printed_
     (tmp_path / "one.py").write_text(
         "import os, time\n"
         'print(\'{"detector": "a"}\', flush=True)\n'
-        "print('{\"half', end='', flush=True)\n"
+        "print('{\"half\": {}', end='', flush=True)\n"
         "child = os.fork()\n"
         f"open(r'{tmp_path}/pid', 'a').write(f'{{os.getpid()}}\\n')\n"
         "time.sleep(60)\n"

@@ -140,8 +140,8 @@ def _padding_of(cfg: CfgNode, model: FocalRetinaNet) -> str:
     """Say which shapes batches are padded to, and at what cost."""
     shapes, (batches, *_) = model.padding.shapes, usual_batches(cfg, model.backbone.size_divisibility)
     names = ", ".join(f"{height}x{width}" for height, width in shapes if height <= width)
-    extra = extra_pixels(batches, shapes)
-    return f"Batches are padded to {names} or the same upright, {extra:.1%} more pixels for two images"
+    extra = f", {extra_pixels(batches, shapes):.1%} more pixels for two photographs" if batches else ""
+    return f"Batches are padded to {names} or the same upright{extra}"
 
 
 def speed_summary(model: torch.nn.Module) -> list[str]:

@@ -109,12 +109,13 @@ class CapturedOrPlain(NetworkRunner):
         self._gradients: dict[str, Tensor] = {}  # of parameters by name, in which all backward passes leave them
         self._modules, self._buffers = list(self.owner.modules()), list(self.owner.buffers())
         self._tensors = [*self.owner.parameters(), *self._buffers]
+        self._counting: list[Any] = [module for module in self._modules if hasattr(module, "mode_changes")]
         members = ((x._parameters, x._buffers, x._modules) for x in self._modules)
-        self._members: list[dict[str, Any]] = [one for of_module in members for one in of_module if one]
+        self._members: list[dict[str, Any]] = list(chain.from_iterable(members))  # empty ones too: a norm may be added
         self._places = self._places_now()
 
     def _places_now(self) -> list[int]:
-        """Return what changes once a parameter, buffer or module of the owner is another one or is elsewhere."""
+        """Return what changes once a parameter, buffer or module of the owner is another one, new or elsewhere."""
         members = chain.from_iterable(map(dict.values, self._members))
         return [*map(id, members), *(x.data_ptr() for x in self._tensors)]
 
@@ -158,7 +159,7 @@ class CapturedOrPlain(NetworkRunner):
     def _weights(self) -> tuple[int, int]:
         """Return what changes with every write to parameters and buffers that PyTorch counts, and with the mode."""
         versions = (0 if x.is_inference() else x._version for x in self._tensors)
-        return sum(getattr(module, "mode_changes", 0) for module in self._modules), sum(versions)
+        return sum(module.mode_changes for module in self._counting), sum(versions)
 
     def _capture(self, images: Tensor, key: Hashable) -> _Recording | None:
         """Capture the network for such images, leaving buffers as they were; None, and never again, if that fails."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -78,7 +79,7 @@ def head_sizes(levels: Sequence[ShapeSpec], anchor_generator: Any) -> dict[str, 
     return {"in_channels": channels[0], "num_levels": len(levels), "num_anchors": num_anchors[0]}
 
 
-# Shares of the ratios of sides that photographs have: half 4:3, a third 3:2, the others spread from 1:1 to 2:1.
+# Shares of the ratios of sides that photographs have: half 4:3, three in ten 3:2, the others spread from 1:1 to 2:1.
 _RATIOS = {4 / 3: 0.5, 3 / 2: 0.3, **{1 + tenth / 10: 0.02 for tenth in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)}}
 _MOST_SHAPES = 16  # derived ones; each stands for two, and for each it is captured or compiled
 Batches = dict[tuple[int, int], float]  # height and width of batches in pixels, and the share of each
@@ -97,17 +98,30 @@ def shapes_to_pad_to(cfg: CfgNode, divisor: int) -> Sequence[Any]:
         raise ValueError(
             f"MODEL.FOCAL_DET.SPEED.PAD_TO is {list(given)}, but the number of shapes is in [1, {_MOST_SHAPES}]"
         )
-    return sorted({shape for batches in usual_batches(cfg, divisor) for shape in few_shapes(batches, given[0])})
+    batches_of_each = filter(None, usual_batches(cfg, divisor))
+    shapes = {shape for batches in batches_of_each for shape in few_shapes(batches, given[0])}
+    if not shapes:
+        raise ValueError(
+            f"MODEL.FOCAL_DET.SPEED.PAD_TO is {list(given)}, but no image is resized to a size to choose shapes for: "
+            f"INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}; list the shapes, or set the sizes to resize to"
+        )
+    return sorted(shapes)
 
 
 def usual_batches(cfg: CfgNode, divisor: int) -> list[Batches]:
-    """Return `batches_of_photographs` of training and, unless it is one of its sizes, of evaluation."""
+    """Return `batches_of_photographs` of training and, unless it is one of its sizes, of evaluation.
+
+    Those of training are empty if no image is resized. Sides are multiples of 32 at least: else there would be as many
+    as pixels.
+    """
     sizes, test = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
-        sizes = range(sizes[0], sizes[-1] + 1)
-    found = [batches_of_photographs(sizes, cfg.INPUT.MAX_SIZE_TRAIN, divisor)]
+        sizes = range(min(sizes), max(sizes) + 1)
+    divisor = math.lcm(32, max(1, divisor))
+    resized = [size for size in sizes if size > 0]  # 0: images of whatever size they have
+    found = [batches_of_photographs(resized, cfg.INPUT.MAX_SIZE_TRAIN, divisor)]
     is_covered = test in sizes and cfg.INPUT.MAX_SIZE_TEST <= cfg.INPUT.MAX_SIZE_TRAIN
-    if test > 0 and not is_covered:  # 0: images of whatever size they have
+    if test > 0 and not is_covered:
         found.append(batches_of_photographs([test], cfg.INPUT.MAX_SIZE_TEST, divisor))
     return found
 
@@ -118,9 +132,8 @@ def batches_of_photographs(shorter: Iterable[int], longest: int, divisor: int) -
     Args:
         shorter: the shorter sides to resize to, each as often as the others; pixels.
         longest: what the longer side may be; pixels.
-        divisor: which the sides of a batch are multiples of.
+        divisor: which the sides of a batch are multiples of, 1 or more.
     """
-    divisor = max(1, divisor)
     images: Counter[tuple[int, int]] = Counter()
     for side in shorter:
         for ratio, share in _RATIOS.items():
@@ -136,15 +149,20 @@ def batches_of_photographs(shorter: Iterable[int], longest: int, divisor: int) -
 
 def few_shapes(batches: Batches, count: int) -> list[tuple[int, int]]:
     """Return up to `count` shapes (height, width): one that holds every batch, then one by one what saves most."""
-    shapes = [(max(height for height, _ in batches), max(width for _, width in batches))]
-    while len(shapes) < min(count, len(batches)):
-        padded = {sides: _padded_area(sides, shapes) for sides in batches}
-
-        def pixels_with(new: tuple[int, int], padded: dict[tuple[int, int], float] = padded) -> float:
-            return sum(of * min(padded[sides], _padded_area(sides, [new])) for sides, of in batches.items())
-
-        shapes.append(min(batches, key=pixels_with))
-    return sorted(set(shapes))
+    # On the CPU also where a model is built on another device, such as "meta".
+    sides = torch.tensor(list(batches), device="cpu")  # (n, 2)
+    shares = torch.tensor(list(batches.values()), dtype=torch.float64, device="cpu")  # (n,)
+    largest = sides.amax(0)
+    shapes = {tuple(largest.tolist())}
+    holds = (sides[:, None] >= sides).all(-1)  # (n, n): the shape of a row, the batch of a column
+    area = sides.prod(-1).double()
+    areas = area[:, None].where(holds, math.inf)
+    padded = largest.prod().expand_as(area)  # of each batch, with the shapes so far
+    for _ in range(count - 1):
+        best = int((areas.minimum(padded) @ shares).argmin())
+        padded = areas[best].minimum(padded)
+        shapes.add(tuple(sides[best].tolist()))
+    return sorted(shapes)
 
 
 def extra_pixels(batches: Batches, shapes: Sequence[Sequence[int]]) -> float:

@@ -89,6 +89,11 @@ def test_the_log_says_the_shapes_that_were_chosen_and_what_they_cost(tiny_cfg):
     )
 
 
+def test_what_padding_costs_is_not_said_of_images_that_are_not_resized(tiny_cfg):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(0,)", "MODEL.FOCAL_DET.SPEED.PAD_TO", "[[64, 96]]")
+    assert speed_options_line(cfg, build_model(cfg)).endswith("Batches are padded to 64x96 or the same upright")
+
+
 def test_the_log_says_that_compiling_takes_minutes(tiny_cfg):
     cfg = tiny_cfg("MODEL.FOCAL_DET.SPEED.COMPILE", "True")
     assert "Compiling takes minutes" in speed_options_line(cfg, build_model(cfg))

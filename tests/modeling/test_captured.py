@@ -276,6 +276,11 @@ def another_layer(model):
     model.head.cls_score = layer
 
 
+def a_norm_where_none_was(model):
+    conv = model.backbone.fpn_lateral3
+    conv.norm = torch.nn.GroupNorm(1, conv.out_channels)
+
+
 def another_statistic(model):
     norm = model.backbone.bottom_up.stem.conv1.norm
     norm.running_var = norm.running_var * 2
@@ -286,7 +291,10 @@ def less_to_train(model):
     model.zero_grad()
 
 
-@pytest.mark.parametrize("change", [another_bias, another_place, another_layer, another_statistic, less_to_train])
+CHANGES = [another_bias, another_place, another_layer, a_norm_where_none_was, another_statistic, less_to_train]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_is_replaced_moved_or_frozen_after_a_capture_is_noticed(tiny_cfg, batch_of, change):
     plain, captured, _ = both_of(tiny_cfg)
     batch = batch_of((3, 2))

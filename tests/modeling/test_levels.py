@@ -16,7 +16,14 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from focal_det.modeling.anchor_generator import OctaveAnchorGenerator
-from focal_det.modeling.levels import ShapePadding, batches_of_photographs, cut_back, extra_pixels, few_shapes
+from focal_det.modeling.levels import (
+    ShapePadding,
+    batches_of_photographs,
+    cut_back,
+    extra_pixels,
+    few_shapes,
+    shapes_to_pad_to,
+)
 from focal_det.modeling.retinanet import FocalRetinaNet
 
 pytestmark = pytest.mark.detectron2
@@ -242,7 +249,9 @@ def test_a_batch_takes_the_smallest_shape_that_holds_it(size, shape):
     assert padding.too_large == (size == (160, 160))
 
 
-@pytest.mark.parametrize("shapes", ["[[800, 1333]]", "[[800]]", "[800, 1344]", "[[0, 32]]", "[['a', 32]]", "[True]"])
+@pytest.mark.parametrize(
+    "shapes", ["[[800, 1333]]", "[[800]]", "[800, 1344]", "[[0, 32]]", "[['a', 32]]", "[True]", "[3.0]"]
+)
 def test_a_shape_that_is_none_is_named(tiny_cfg, shapes):
     with pytest.raises(ValueError, match=r"PAD_TO has .* not a pair of sides that are multiples of 32"):
         build_model(tiny_cfg(PAD_TO, shapes))
@@ -256,7 +265,8 @@ def test_one_shape_holds_all_and_others_are_added_where_they_save_most():
     assert few_shapes(batches, 2) == [(64, 128), (96, 128)]
     assert few_shapes(batches, 3) == [(64, 96), (64, 128), (96, 128)]
     assert few_shapes(batches, 9) == sorted(batches)
-    assert few_shapes({(64, 96): 1.0}, 3) == [(64, 96)]
+    with torch.device("meta"):
+        assert few_shapes({(64, 96): 1.0}, 3) == [(64, 96)]
     exact = 0.2 * 4096 + 0.3 * 6144 + 0.4 * 8192 + 0.1 * 12288
     assert extra_pixels(batches, [(96, 128)]) == pytest.approx(12288 / exact - 1)
     assert extra_pixels(batches, [(64, 96)]) == pytest.approx((exact + 0.2 * 2048) / exact - 1)  # others as they are
@@ -282,6 +292,7 @@ RESIZED = ("INPUT.MIN_SIZE_TRAIN", "(800,)", "INPUT.MIN_SIZE_TEST", "800")
         (RESIZED, 3, {(800, 1088), (800, 1216), (800, 1344)}),
         ((*RESIZED[:3], "400"), 1, {(800, 1344), (416, 800)}),  # of evaluation, whose longest photograph is 2:1
         ((*RESIZED[:3], "0"), 1, {(800, 1344)}),  # images are evaluated as they are
+        (("INPUT.MIN_SIZE_TRAIN", "(0,)", *RESIZED[2:]), 1, {(800, 1344)}),  # images are trained on as they are
         (("INPUT.MIN_SIZE_TRAIN", "(640, 800)", *RESIZED[2:]), 1, {(800, 1344)}),
         ((*RESIZED, "INPUT.MAX_SIZE_TEST", "1600"), 1, {(800, 1344), (800, 1600)}),
         (
@@ -294,6 +305,17 @@ RESIZED = ("INPUT.MIN_SIZE_TRAIN", "(800,)", "INPUT.MIN_SIZE_TEST", "800")
 def test_a_number_of_shapes_is_chosen_from_the_sizes_of_images(tiny_cfg, sizes, count, expected):
     padding = build_model(tiny_cfg(*sizes, PAD_TO, f"[{count}]")).padding
     assert set(padding.shapes) == expected | {shape[::-1] for shape in expected}
+
+
+def test_shapes_are_chosen_only_for_images_that_are_resized(tiny_cfg):
+    with pytest.raises(ValueError, match=r"PAD_TO is \[3\], .* INPUT.MIN_SIZE_TRAIN is \(0,\); list the shapes"):
+        build_model(tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(0,)", "INPUT.MIN_SIZE_TEST", "0", PAD_TO, "[3]"))
+
+
+def test_for_a_backbone_that_takes_any_sides_shapes_are_multiples_of_32(tiny_cfg):
+    sizes = ("INPUT.MIN_SIZE_TRAIN", "(640, 800)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range")
+    cfg = tiny_cfg(*sizes, "INPUT.MIN_SIZE_TEST", "800", PAD_TO, "[6]")
+    assert shapes_to_pad_to(cfg, 0) == shapes_to_pad_to(cfg, 32)
 
 
 @pytest.mark.parametrize("count", [0, 17, -1])
