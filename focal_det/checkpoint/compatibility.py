@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from ..data.augmentation import training_mapper
+from ..data.train_loader import check_own_augmentation
 from ..errors import Findings, first_line, visible
 from ..modeling.levels import check_upright
 from .safe_load import SafeCheckpointer
@@ -47,6 +48,8 @@ def build_parts(cfg: CfgNode) -> tuple[torch.nn.Module | None, Findings]:
         part = "a loader"
         training_mapper(cfg)
         DatasetMapper(cfg, is_train=False)
+        part = "an augmentation"
+        check_own_augmentation(cfg)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return model, Findings([f"the configuration does not make {part}: {_described(error)}"])
     return model, Findings()
