@@ -102,6 +102,11 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # plug-in is a program: without --plugin for each of them, the file is refused.
     node.PLUGINS = ()
 
+    # The registered data set that MODEL.WEIGHTS was trained on, such as coco_2017_train, for files that do not say: a
+    # training then keeps the rows of the class layer of those of its classes that have the same name there. Files of
+    # focal_det's own trainings have the names, which count instead. "" for none.
+    node.WEIGHTS_CLASSES = ""
+
     # Augmentation of training images, besides INPUT.RANDOM_FLIP and INPUT.CROP; all off by default, as in the paper.
     # `focal-det data augment` draws what training will see.
     augment = node.AUGMENT = type(cfg)()

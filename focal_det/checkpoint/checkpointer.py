@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from ..errors import TrainingError
+from ..errors import TrainingError, visible
 from ..files import put_aside, write_text_whole, written_whole
 from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, LAST_CHECKPOINT, PERIODIC_CHECKPOINT
+from .class_rows import ClassRows
 from .compatibility import weights_summary
 from .disk_space import checkpoint_bytes, not_written_message
 from .integrity import DamagedError, contents, damage
@@ -33,6 +34,7 @@ class RunCheckpointer(SafeCheckpointer):
 
     Args:
         model, save_dir, checkpointables: Detectron2's.
+        class_rows: of a `SafeCheckpointer`.
         kept: periodic checkpoints that stay, >= 1; 0 keeps all. Only files that this run or one that it resumes wrote
             are removed, never the best, the final one or the one that last_checkpoint names.
         record: of the run; None leaves it out.
@@ -47,9 +49,10 @@ class RunCheckpointer(SafeCheckpointer):
         kept: int = 0,
         record: RunRecord | None = None,
         resumed: Path | None = None,
+        class_rows: ClassRows | None = None,
         **checkpointables: Any,
     ) -> None:
-        super().__init__(model, save_dir, **checkpointables)
+        super().__init__(model, save_dir, class_rows=class_rows, **checkpointables)
         self.kept, self.record, self.resumed = kept, record, resumed
         self.written = WrittenFiles()
         self.add_checkpointable("written_checkpoints", self.written)
@@ -159,6 +162,8 @@ class RunCheckpointer(SafeCheckpointer):
         """Log one message instead of one for each weight."""
         message, is_fine = self._summary
         logger.log(logging.INFO if is_fine else logging.WARNING, message)
+        if self.kept_rows:
+            logger.info(visible(self.kept_rows))
 
 
 class WrittenFiles:

@@ -13,8 +13,10 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from ..data.augmentation import training_mapper
+from ..data.train_loader import check_own_augmentation
 from ..errors import Findings, first_line, visible
 from ..modeling.levels import check_upright
+from .class_rows import ClassRows
 from .safe_load import SafeCheckpointer
 
 Shape = tuple[int, ...]
@@ -47,6 +49,8 @@ def build_parts(cfg: CfgNode) -> tuple[torch.nn.Module | None, Findings]:
         part = "a loader"
         training_mapper(cfg)
         DatasetMapper(cfg, is_train=False)
+        part = "an augmentation"
+        check_own_augmentation(cfg)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return model, Findings([f"the configuration does not make {part}: {_described(error)}"])
     return model, Findings()
@@ -71,15 +75,21 @@ def _without_keypoint_names(cfg: CfgNode) -> list[str]:
 
 
 def check_weights(
-    model: torch.nn.Module, path: str, *, needs_all: bool, contents: Mapping[str, Any] | None = None
+    model: torch.nn.Module,
+    path: str,
+    *,
+    needs_all: bool,
+    contents: Mapping[str, Any] | None = None,
+    class_rows: ClassRows | None = None,
 ) -> Findings:
     """Load a checkpoint into a model, which keeps the weights, to see whether it can be read and fits.
 
     Args:
         path: a local file, or an address that Detectron2 resolves; `contents` are what has been read of it already.
+        class_rows: of a `SafeCheckpointer`; what it keeps is a note.
         needs_all: it must have every weight, in the model's shape; only the normaliser's average may be missing.
     """
-    checkpointer = _SilentCheckpointer(model)
+    checkpointer = _SilentCheckpointer(model, class_rows=class_rows)
     try:
         if contents is None:
             checkpointer.load(path, checkpointables=[])
@@ -92,7 +102,7 @@ def check_weights(
     missing = [name for name in report.missing_keys if name not in {_AVERAGE, *misshapen}]
     wrong = [f"{name} {theirs} for {ours}" for name, theirs, ours in report.incorrect_shapes]
     if not (needs_all and (missing or wrong)):
-        return Findings()
+        return Findings(notes=[checkpointer.kept_rows] if checkpointer.kept_rows else [])
     both = ("are missing", missing), ("have another shape", wrong)
     parts = "; ".join(f"{len(names)} weights {what}, such as {names[0]}" for what, names in both if names)
     fix = "Use the configuration that it was trained with"

@@ -9,6 +9,7 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from .class_rows import ClassRows
 from .integrity import load_plain
 from .restricted_pickle import load_arrays
 
@@ -18,7 +19,18 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     A .pkl file is of the model zoo, a dictionary with "model" and "__author__", or of Caffe2, the weights themselves or
     under "blobs", whose names Detectron2 matches with its own.
+
+    Args:
+        model, save_dir, checkpointables: Detectron2's.
+        class_rows: how rows of the class layer are kept where the file is for other classes; None keeps none.
     """
+
+    def __init__(
+        self, model: Any, save_dir: str = "", *, class_rows: ClassRows | None = None, **checkpointables: Any
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.class_rows = class_rows
+        self.kept_rows = ""  # what to say of them
 
     def _load_file(self, filename: str) -> Any:
         if filename.endswith(".pyth"):  # pycls'
@@ -41,7 +53,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         return load_tensors(f)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        """Keep what did not match as `report`."""
+        """Keep what did not match as `report`, and rows of the class layer as `class_rows` says."""
+        self.kept_rows = self.class_rows.keep(checkpoint, self.model.state_dict()) if self.class_rows else ""
         self.report = super()._load_model(checkpoint)
         return self.report
 

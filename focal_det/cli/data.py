@@ -30,13 +30,15 @@ _EPILOG = """examples:
   Pascal VOC     focal-det data inspect --train-voc voc:train --val-voc voc:val --only-class cell
   a config's     focal-det data inspect --config-file configs/quickstart.yaml --out output/shapes
   registered     focal-det data inspect --plugin balloons.py DATASETS.TRAIN balloon_train
+  augmentation   focal-det data augment --config-file my.yaml --train-voc voc:train
 
-Sets that flags name need no Detectron2. Files in --out are not replaced without --overwrite, and the data sets' own
-files never are; drawings of an earlier call that are not drawn again stay.
+Only "inspect" of sets that flags name needs no Detectron2. Files in --out are not replaced without --overwrite, and
+the data sets' own files never are; drawings of an earlier call that are not drawn again stay.
 exit codes: 0 done; 1 a file could not be written; 2 bad input and nothing written
 """
 
 STATISTICS, SHEET = ("statistics.txt", "statistics.json", "statistics.png"), "pictures.png"
+AUGMENTED = "augmented.png"
 _COLUMNS = 4
 
 
@@ -51,18 +53,32 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
         f"all on one sheet, <out>/{SHEET}, and write the statistics to <out>/statistics.txt, .json and .png.",
         epilog=_EPILOG,
     )
-    inspect.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
-    inspect.add_argument(
+    _add_flags(inspect, USES, 16, "output/inspect")
+    inspect.set_defaults(run=_inspect, uses=USES, files=(*STATISTICS, SHEET))
+    augment = actions.add_parser(
+        "augment",
+        help="draw images as a training will see them: resized, cut, turned, in other colours",
+        description="Draw images of the sets to train on, and beside each how a training will see it at different "
+        f"times, with its boxes: into <out>/<set>/ and, all on one sheet, <out>/{AUGMENTED}.",
+        epilog=_EPILOG,
+    )
+    _add_flags(augment, USES[:1], 6, "output/augment")
+    add_number(augment, "--draws", 4, "of each image")
+    augment.set_defaults(run=_augment, uses=USES[:1], files=(AUGMENTED,))
+
+
+def _add_flags(parser: argparse.ArgumentParser, uses: Sequence[Use], count: int, out: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    parser.add_argument(
         "--config-file", action="append", default=[], metavar="FILE", help="whose DATASETS to look at, without flags"
     )
-    add_data_flags(inspect)
-    add_change_flags(inspect)
-    add_number(inspect, "--pictures", 16, "to draw of each set, evenly spread")
-    inspect.add_argument("--only-class", metavar="NAME", help="draw only images with it, and only its boxes")
-    add_out(inspect, "output/inspect")
-    inspect.add_argument("--overwrite", action="store_true", help="replace files of an earlier call in --out")
-    add_plugin_flag(inspect)
-    inspect.set_defaults(run=_inspect)
+    add_data_flags(parser, uses)
+    add_change_flags(parser)
+    add_number(parser, "--pictures", count, "to draw of each set, evenly spread")
+    parser.add_argument("--only-class", metavar="NAME", help="draw only images with it, and only its boxes")
+    add_out(parser, out)
+    parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier call in --out")
+    add_plugin_flag(parser)
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -81,13 +97,41 @@ def _inspect(args: argparse.Namespace) -> int:
         for name, entry in found.items()
     )
     print(*(note for own in sets.values() for note in own.file.notes), text, sep="\n")
-    files = [args.out / name for name in (*STATISTICS, SHEET)]
+    files = [args.out / name for name in args.files]
     write_text_whole(files[0], text + "\n")
     write_text_whole(files[1], json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     with written_whole(files[2]) as partial:
         inspection_figure({name: own.file.coco for name, own in sets.items()}).savefig(partial, dpi=110)
     _draw_sets(sets, files[3], args)
     print("", *files, sep="\n")
+    return EXIT_DONE
+
+
+def _augment(args: argparse.Namespace) -> int:
+    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..config.load import load_config
+    from ..data.train_loader import BrokenImageError
+    from ..inference.drawing import sheet, titled, write_image
+    from ..preflight.training_images import TrainingImages
+
+    Findings(too_low(args, {"--pictures": 1, "--draws": 1})).raise_if_errors()
+    training_images = TrainingImages(load_config(args.config_file, args.overrides))
+    sets, trained_on = _read(args)
+    make_folder(args.out)
+    drawings = []
+    for name in filter(trained_on.__contains__, sets):
+        own = sets[name]
+        for place, (image, rows, drawing) in enumerate(_drawings(own, args.pictures, args.only_class)):
+            try:
+                draws = training_images.draw(own, image, rows, args.draws)
+            except BrokenImageError as error:
+                print(f"warning: {error}; skipped", file=sys.stderr)
+                continue
+            drawings += [titled(drawing, f"{name}: {image['file_name']}"), *draws]
+            for number, drawn in enumerate(draws, 1):
+                write_image(args.out / name / f"{place:03d}_{Path(image['file_name']).stem}_{number}.png", drawn)
+    write_image(args.out / AUGMENTED, sheet(drawings, 1 + args.draws))
+    print(args.out / AUGMENTED)
     return EXIT_DONE
 
 
@@ -100,7 +144,7 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
 
     datasets, values = _of_config(args) if args.config_file or args.overrides else _of_flags(args)
     changes, of_changes = Changes.parse(*values)
-    flags = {use: set_flags(args, use) for use in USES}
+    flags = {use: set_flags(args, use) for use in args.uses}
     of_uses, found = entries_of_uses(flags, datasets, changes)
     found.add(of_changes)
     entries = [entry for of_use in of_uses.values() for entry in of_use]
@@ -123,7 +167,7 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
         close = difflib.get_close_matches(args.only_class, classes, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(classes)}"
         found.errors.append(f"--only-class {args.only_class!r} is not a class of these sets; {hint}")
-    found.errors += output_problems(args.out, names, sources, sets, overwrite=args.overwrite)
+    found.errors += output_problems(args.out, args.files, names, sources, sets, overwrite=args.overwrite)
     found.raise_if_errors()
     if to_draw:
         from ..data.catalog import prepare_shapes
@@ -189,14 +233,16 @@ def _draw_sets(sets: Mapping[str, OwnSet], path: Path, args: argparse.Namespace)
 
     drawings = []
     for name, own in sets.items():
-        for place, (file_name, drawing) in enumerate(_drawings(own, args.pictures, args.only_class)):
-            write_image(args.out / name / f"{place:03d}_{Path(file_name).stem}.png", drawing)
-            drawings.append(titled(drawing, f"{name}: {file_name}"))
+        for place, (image, _, drawing) in enumerate(_drawings(own, args.pictures, args.only_class)):
+            write_image(args.out / name / f"{place:03d}_{Path(image['file_name']).stem}.png", drawing)
+            drawings.append(titled(drawing, f"{name}: {image['file_name']}"))
     write_image(path, sheet(drawings, _COLUMNS))
 
 
-def _drawings(own: OwnSet, count: int, only_class: str | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield names and drawings of images spread evenly over those that hold a class; warn of what cannot be read."""
+def _drawings(
+    own: OwnSet, count: int, only_class: str | None
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], np.ndarray]]:
+    """Yield images spread evenly over those that hold a class, with annotations and drawing; warn of unreadable."""
     from ..inference.drawing import draw_boxes
     from ..inference.images import ImageError, read_image
 
@@ -212,11 +258,17 @@ def _drawings(own: OwnSet, count: int, only_class: str | None) -> Iterator[tuple
         annotations = annotations_by_image[image["id"]]
         boxes, labels = xyxy_boxes(annotations), index.labels_of(annotations)
         texts = [index.name_of(a) + (" (ignored)" if a["iscrowd"] else "") for a in annotations]
-        yield image["file_name"], draw_boxes(pixels, boxes, labels, texts, num_classes=len(index.names))
+        yield image, annotations, draw_boxes(pixels, boxes, labels, texts, num_classes=len(index.names))
 
 
 def output_problems(
-    out: Path, names: Iterable[str], sources: Mapping[str, SetSource], sets: Mapping[str, OwnSet], *, overwrite: bool
+    out: Path,
+    files_to_write: Iterable[str],
+    names: Iterable[str],
+    sources: Mapping[str, SetSource],
+    sets: Mapping[str, OwnSet],
+    *,
+    overwrite: bool,
 ) -> list[str]:
     """Return why these files cannot be written: the sets' own images or annotations, or files of others, are there.
 
@@ -224,7 +276,7 @@ def output_problems(
     """
     if not is_writable(out):
         return [f"--out {cut(out, 250)}: not a folder that can be made and written; name another"]
-    files, folders = [out / name for name in (*STATISTICS, SHEET)], [out / name for name in names]
+    files, folders = [out / name for name in files_to_write], [out / name for name in names]
     image_dirs = [own.image_dir for own in sets.values()]
     image_dirs += [str(source.detail) for name, source in sources.items() if name not in sets]
     own = [path for path in folders if any(_is_in(image_dir, path) for image_dir in image_dirs)]

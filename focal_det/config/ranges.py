@@ -17,6 +17,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
+from ..data.catalog import known_classes
 from ..losses.box import check_beta
 from ..modeling.anchors import cell_anchors
 from ..modeling.assignment import check_iou_thresholds
@@ -177,6 +178,11 @@ TRAINING_RULES: tuple[Rule, ...] = (
         _AUGMENT + "SCALE_JITTER",
         lambda v: v == [] or (all(type(x) in (int, float) for x in v) and len(v) == 2 and 0.1 <= v[0] <= v[1] <= 10),
         "two factors in [0.1, 10], the lower one first, such as [0.5, 2.0], or [] for none",
+    ),
+    (
+        "MODEL.FOCAL_DET.WEIGHTS_CLASSES",
+        lambda v: not v or known_classes(v) is not None,
+        "'' or a registered data set whose classes are known, such as coco_2017_train",
     ),
     (_AUGMENT + "ROTATION", *_in(0, 20, note=" degrees, since boxes around turned boxes get loose")),
     *((_AUGMENT + key, *_in(0, 1, "[)")) for key in ("BRIGHTNESS", "CONTRAST", "SATURATION")),

@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 
 from ..registries import AUGMENTATION_REGISTRY
 
+NAMES = "MODEL.FOCAL_DET.AUGMENT.NAMES"
 Step = Any  # one of Detectron2's Augmentation or Transform, which have no types
 
 
@@ -40,7 +41,7 @@ def _steps(cfg: CfgNode, of_input: list[Step]) -> list[Step]:
             steps.append(T.RandomRotation([-keys.ROTATION, keys.ROTATION], expand=False))
     steps += _colours(keys, cfg.INPUT.FORMAT)
     for name in keys.NAMES:
-        steps += _own(name, cfg)
+        steps += own_steps(name, cfg)
     return steps
 
 
@@ -87,13 +88,14 @@ def _channels_reversed(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])  # others' code may not take negative strides
 
 
-def _own(name: str, cfg: CfgNode) -> list[Step]:
+def own_steps(name: str, cfg: CfgNode) -> list[Step]:
+    """Make the steps that are registered by a name; raises TypeError if they are none."""
     made: Any = AUGMENTATION_REGISTRY.get(name)(cfg)
     steps = list(made) if isinstance(made, (list, tuple)) else [made]
     wrong = [type(step).__name__ for step in steps if not isinstance(step, (T.Augmentation, T.Transform))]
     if wrong:
         raise TypeError(
-            f"{name} of MODEL.FOCAL_DET.AUGMENT.NAMES returns {wrong[0]}; it has to return one of Detectron2's "
+            f"{name} of {NAMES} returns {wrong[0]}; it has to return one of Detectron2's "
             "Augmentation or Transform, or a list of them"
         )
     return steps

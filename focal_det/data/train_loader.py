@@ -19,18 +19,20 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
+from detectron2.data import transforms as T
 from detectron2.data.common import ToIterableDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import TrainingError, first_line
-from .augmentation import training_mapper
+from .augmentation import NAMES, own_steps, training_mapper
 from .shared_records import SharedRecords, mapped_part, read_train_records
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 # What random numbers are for: the first part of a key, so that no two uses share numbers.
 IMAGE, STEP, SAMPLER = 0, 1, 2
+_TRIES = 10  # of an augmentation that may act on some images alone
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None = None) -> Iterable[list[Record]]:
@@ -202,6 +204,43 @@ def set_random_numbers(*key: int) -> None:
     torch.default_generator.manual_seed(pytorch)
     if torch.cuda.is_initialized():  # else PyTorch would keep the call, with a stack trace, until it is
         torch.cuda.manual_seed(pytorch)
+
+
+def check_own_augmentation(cfg: CfgNode) -> None:
+    """Try each augmentation of AUGMENT.NAMES on noise of the network's size, and again with the same random numbers.
+
+    Raises:
+        ValueError: one fails, or does something else then, so that a resumed run would not be exact.
+    """
+    height = min(cfg.INPUT.MIN_SIZE_TRAIN)
+    noise = np.random.default_rng(0).integers(0, 256, (height, min(2 * height, cfg.INPUT.MAX_SIZE_TRAIN), 3), np.uint8)
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for name in cfg.MODEL.FOCAL_DET.AUGMENT.NAMES:
+                _check_repeats(name, T.AugmentationList(own_steps(name, cfg)), noise)
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _check_repeats(name: str, steps: T.AugmentationList, image: np.ndarray) -> None:
+    for position in range(_TRIES):
+        found = []
+        for _ in range(2):
+            set_random_numbers(IMAGE, 0, position)
+            tried = T.AugInput(image.copy())
+            try:
+                steps(tried)
+            except Exception as error:  # whatever code of the user's may raise
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise ValueError(f"{name} of {NAMES} fails on an image {image.shape} of uint8 ({reason})") from error
+            found.append(tried.image)
+        if not np.array_equal(*found):
+            raise ValueError(
+                f"{name} of {NAMES} has random numbers of its own, which would differ when the run is resumed; draw "
+                "them from numpy.random, or seed them from there for each image"
+            )
 
 
 class BrokenImageError(TrainingError):

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ..checkpoint.checkpointer import RunCheckpointer, retention_message
+from ..checkpoint.class_rows import ClassRows
 from ..checkpoint.run_record import RunRecord
 from ..config.sampling import images_of_epoch
 from ..data.catalog import evaluator_type, scoring_metadata
@@ -97,6 +98,7 @@ class Trainer(DefaultTrainer):
             kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT,
             record=record,
             resumed=checkpoint,
+            class_rows=None if checkpoint else ClassRows.of(cfg, record.class_names if record else None),
             trainer=weakref.proxy(self),
             metrics=self.metric_history,
         )

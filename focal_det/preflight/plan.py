@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
+from ..checkpoint.class_rows import ClassRows
 from ..checkpoint.compatibility import build_parts, check_weights
 from ..checkpoint.resume import Checkpoint, Resumption, check_changes, choose_seed, find_checkpoint
 from ..checkpoint.run_record import RunRecord, UsedSet
@@ -87,11 +88,11 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     assert model is not None
 
     # From here on the configuration is sound, the data sets are there, and the model is built.
-    found.add(_check_weights(options, cfg, model, checkpoint))
+    classes = classes_of(data.sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
+    found.add(_check_weights(options, cfg, model, checkpoint, classes))
     found.add(check_image_shapes(cfg, data, model))
     found.add(describe(options, cfg, data, model))
     found.add(check_workers(options, cfg))
-    classes = classes_of(data.sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
     record = None
     if options.training:
         seed, of_seed = choose_seed(cfg, checkpoint)
@@ -237,14 +238,15 @@ def _trained_in(options: TrainOptions, cfg: CfgNode, resumption: Resumption | No
 
 
 def _check_weights(
-    options: TrainOptions, cfg: CfgNode, model: torch.nn.Module, checkpoint: Checkpoint | None
+    options: TrainOptions, cfg: CfgNode, model: torch.nn.Module, checkpoint: Checkpoint | None, classes: Classes
 ) -> Findings:
     if checkpoint:
         return check_weights(model, str(checkpoint.path), needs_all=True, contents=checkpoint.contents)
     weights = cfg.MODEL.WEIGHTS
     # A training fetches an address by itself.
     if weights and (options.eval_only or options.preflight_only or os.path.isfile(weights)):
-        return check_weights(model, weights, needs_all=options.eval_only)
+        rows = ClassRows.of(cfg, classes.names) if options.training else None
+        return check_weights(model, weights, needs_all=options.eval_only, class_rows=rows)
     return Findings()
 
 

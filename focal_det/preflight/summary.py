@@ -16,6 +16,7 @@ from .datasets import DataSets, DescribedSet, objects_of
 from .options import TrainOptions
 from .scored_sets import ap_set
 
+_FEW = 1000  # images, with which a detector that starts from random weights remains poor
 _CLASSES_SHOWN = 10  # without --preflight-only, which shows all
 
 
@@ -34,6 +35,9 @@ def describe(options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.n
     number, free = checkpoints_to_come(cfg), gigabytes(free_bytes(cfg.OUTPUT_DIR))
     needed = f"{number} checkpoints of {gigabytes(size)} to come, {gigabytes(number * size)}"
     found.notes += [_schedule_line(cfg, sets), f"disk: {needed} of the {free} free at {cfg.OUTPUT_DIR}"]
+    if images and images < _FEW and not cfg.MODEL.WEIGHTS and not options.resume:
+        start = "--config-file focal_det://retinanet_coco_finetune.yaml"
+        found.notes.append(f"from scratch on {images} images: mostly better is to start from COCO's detector, {start}")
     anchors = report_anchors(cfg, model, *objects_of(sets))
     if anchors:
         found.notes += _anchor_lines(anchors, full=full)

@@ -1,18 +1,26 @@
 """Each key of AUGMENT changes the images as it says, boxes follow, and all of it comes again from seed and position."""
 
+import importlib.util
 import itertools
+import random
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from focal_det.checkpoint.compatibility import build_parts
 from focal_det.data.augmentation import ScaleJitter, training_mapper
-from focal_det.data.train_loader import IMAGE, build_train_loader, set_random_numbers
+from focal_det.data.train_loader import IMAGE, build_train_loader, check_own_augmentation, set_random_numbers
 from focal_det.registries import AUGMENTATION_REGISTRY
 
 pytestmark = pytest.mark.detectron2
@@ -163,3 +171,71 @@ def test_a_resumed_run_augments_as_an_uninterrupted_one(tiny_cfg, record):
         assert len({str(one) for batch in whole for one in batch}) == 12
     finally:
         DatasetCatalog.remove("five")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "few-images.md").read_text()
+CODE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+@pytest.fixture
+def albumentations(monkeypatch):
+    """The library; where it is missing something in its place, whose random numbers are its own as well."""
+
+    class Compose:
+        def __init__(self, steps):
+            self.random = np.random.default_rng()
+
+        def set_random_seed(self, seed):
+            self.random = np.random.default_rng(seed)
+
+        def __call__(self, *, image):
+            return {"image": np.clip(image + self.random.normal(0, 9, image.shape), 0, 255).astype(np.uint8)}
+
+    if importlib.util.find_spec("albumentations") is None:
+        module = ModuleType("albumentations")
+        module.Compose, module.GaussianBlur, module.ImageCompression = Compose, dict, dict
+        monkeypatch.setitem(sys.modules, "albumentations", module)
+
+
+@pytest.mark.usefixtures("albumentations")
+def test_the_page_s_example_changes_pixels_alone_and_comes_again(tiny_cfg, record):
+    exec(CODE, {})
+    plain, cfg = tiny_cfg(*SIZE), tiny_cfg(*SIZE, AUGMENT + "NAMES", "blurred")
+    check_own_augmentation(cfg)
+    found = [drawn(cfg, record, position) for position in range(8)]
+    assert any((image != drawn(plain, record)[0]).any() for image, _ in found)
+    assert all(boxes.tolist() == [list(BOX)] for _, boxes in found)
+    assert all((drawn(cfg, record, position)[0] == image).all() for position, (image, _) in enumerate(found))
+
+
+@pytest.mark.usefixtures("albumentations")
+def test_random_numbers_that_would_not_come_again_are_refused(tiny_cfg):
+    exec(re.sub(r"self.compose.set_random_seed\(.*", "pass", CODE), {})
+    with pytest.raises(ValueError, match=r"^blurred of MODEL.FOCAL_DET.AUGMENT.NAMES has random numbers of its own"):
+        check_own_augmentation(tiny_cfg(*SIZE, AUGMENT + "NAMES", "blurred"))
+
+
+def test_one_s_own_that_fails_is_found_before_the_start(tiny_cfg):
+    @AUGMENTATION_REGISTRY.register()
+    def failing(cfg):
+        return T.ColorTransform(lambda image: image[:, :, 3])
+
+    _, found = build_parts(tiny_cfg(*SIZE, AUGMENT + "NAMES", "failing"))
+    (problem,) = found.errors
+    assert problem.startswith("the configuration does not make an augmentation: ValueError: failing of MODEL.FOCAL_DET")
+    assert "fails on an image (120, 240, 3) of uint8 (IndexError: index 3 is out of bounds" in problem
+
+
+def test_trying_them_leaves_the_random_numbers_as_they_are(tiny_cfg):
+    @AUGMENTATION_REGISTRY.register()
+    def drawing(cfg):
+        return T.RandomBrightness(0.5, 1.5)
+
+    def following():
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    set_random_numbers(5)
+    expected = following()
+    set_random_numbers(5)
+    check_own_augmentation(tiny_cfg(*SIZE, AUGMENT + "NAMES", "drawing"))
+    assert following() == expected

@@ -29,6 +29,7 @@ from focal_det.data.shapes import make_shapes
 from focal_det.defaults import add_focal_det_config
 from focal_det.engine.run import Job
 from focal_det.errors import InputError
+from focal_det.preflight import summary
 from focal_det.preflight.plan import check, write
 
 pytestmark = pytest.mark.detectron2
@@ -109,6 +110,14 @@ def test_a_clean_set_raises_no_alarm(capsys, clean, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize(("few", "said"), [(31, True), (30, False)])
+def test_few_images_from_scratch_are_told_of_a_detector_to_start_from(capsys, clean, tmp_path, monkeypatch, few, said):
+    monkeypatch.setattr(summary, "_FEW", few)
+    assert main([*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]) == 0
+    line = "from scratch on 30 images: mostly better is to start from COCO's detector, --config-file focal_det://"
+    assert (line in capsys.readouterr().out) is said
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -116,6 +125,7 @@ def test_a_clean_set_raises_no_alarm(capsys, clean, tmp_path):
         ("paper/miniature.yaml", []),
         ("bccd.yaml", []),
         ("retinanet_R_50_FPN_1x.yaml", []),
+        ("retinanet_coco_finetune.yaml", []),
         ("retinanet_X_101_32x8d_FPN_1x.yaml", []),
         ("paper/table2.yaml", []),
         ("detectron2_parity.yaml", []),
