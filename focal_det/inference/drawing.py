@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ ON_SHEET = 390  # longest side of a pair's images, so that two pairs in a row of
 _MIN_SIDE, _MOST_ENLARGED = 320, 1600  # the shorter side is enlarged to the first, the longer to the second at most
 _GAP = 8  # white pixels between images
 _BAR = 24  # height of a title
+_MARGIN = 3  # beside a label's text
 
 Colour = tuple[int, int, int]
 
@@ -44,32 +45,30 @@ def draw_boxes(
         A drawing; of small images enlarged, to a shorter side of 320 pixels, so that the labels can be read.
     """
     base, scale = _resized(image, max_side)
-    drawn = Image.fromarray(cv2.cvtColor(base, cv2.COLOR_BGR2RGB))
-    canvas = ImageDraw.Draw(drawn)
-    short = min(drawn.size)
-    width, font = min(max(2, round(short / 250)), 5), _font(min(max(11, round(short / 32)), 26))
+    drawn = base.copy()
+    height, width = drawn.shape[:2]
+    line, size = min(max(2, round(min(height, width) / 250)), 5), min(max(11, round(min(height, width) / 32)), 26)
     corners = np.nan_to_num(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)) * np.tile(scale, 2)
-    corners = np.clip(np.round(corners), 0, np.tile(drawn.size, 2) - 1).astype(int)
+    corners = np.clip(np.round(corners), 0, np.tile((width, height), 2) - 1).astype(int)
     colours = [class_colour(int(label), num_classes) for label in classes]
-    labels = [(i, *_fitting(text, font, drawn.width)) for i, text in enumerate(texts) if text]
-    sizes = np.array([size for _, _, size in labels], int).reshape(-1, 2)
-    places = _place(corners[[i for i, _, _ in labels]], sizes, drawn.size).tolist()
+    labels = [(i, _label(text, size, width)) for i, text in enumerate(texts) if text]
+    sizes = np.array([label.shape[::-1] for _, label in labels], int).reshape(-1, 2)
+    places = _place(corners[[i for i, _ in labels]], sizes, (width, height)).tolist()
     for (x0, y0, x1, y1), colour in reversed(list(zip(corners.tolist(), colours, strict=True))):
-        canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width)
-    for (i, text, _), (x0, y0, x1, y1) in reversed(list(zip(labels, places, strict=True))):
-        colour = colours[i]
-        canvas.rectangle((x0, y0, x1 - 1, y1 - 1), fill=colour)
-        is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 110
-        canvas.text((x0 + 3, y0 + 1), text, fill="black" if is_light else "white", font=font)
-    return cv2.cvtColor(np.asarray(drawn), cv2.COLOR_RGB2BGR)
+        x1, y1 = max(x0, x1), max(y0, y1)
+        for i in range(min(line, (x1 - x0) // 2 + 1, (y1 - y0) // 2 + 1)):
+            cv2.rectangle(drawn, (x0 + i, y0 + i), (x1 - i, y1 - i), colour[::-1])
+    for (i, label), (x0, y0, _, _) in reversed(list(zip(labels, places, strict=True))):
+        is_light = np.dot(colours[i], (0.299, 0.587, 0.114)) > 110
+        _write(drawn[y0:, x0:], label, (0, 0, 0) if is_light else (255, 255, 255), colours[i])
+    return drawn
 
 
 def titled(image: np.ndarray, title: str) -> np.ndarray:
     """Put a white bar with a title above the image."""
-    bar = Image.new("RGB", (image.shape[1], _BAR), "white")
-    font = _font(14)
-    ImageDraw.Draw(bar).text((6, 3), _fitting(title, font, bar.width)[0], fill="black", font=font)
-    return np.concatenate([np.asarray(bar), image])
+    bar = np.full((_BAR, image.shape[1], 3), 255, np.uint8)
+    _write(bar[2:, 3:], _label(title, 14, image.shape[1] - 3), (0, 0, 0), (255, 255, 255))
+    return np.concatenate([bar, image])
 
 
 def beside(*images: np.ndarray) -> np.ndarray:
@@ -129,6 +128,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
         partial.write_bytes(coded.tobytes())
 
 
+@cache
 def class_colour(label: int, num_classes: int) -> Colour:
     """Return a class's RGB: hues evenly around the circle; with many classes every other one darker."""
     value = 1.0 if num_classes <= 12 or label % 2 == 0 else 0.7
@@ -178,20 +178,56 @@ def _place(boxes: np.ndarray, sizes: np.ndarray, bounds: tuple[int, int]) -> np.
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Count the pixels that both cover: (..., 4) XYXY, broadcast to (...)."""
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    counts: np.ndarray = np.maximum(0, sides).prod(axis=-1)
+    width = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
+    height = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
+    counts: np.ndarray = np.maximum(0, width) * np.maximum(0, height)
     return counts
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> tuple[str, tuple[int, int]]:
-    """Return the text, shortened to fit if necessary, and the size of its label, in pixels."""
-    text = " ".join(text.split())  # a line break in a class name would draw outside the label
-    height = sum(font.getmetrics()) + 2
-    shown, length = text, font.getlength(text)
-    while len(text) > 1 and length + 6 > room:
-        text = text[:-1]
-        shown, length = text + "…", font.getlength(text + "…")
-    return shown, (int(np.ceil(length)) + 6, height)
+def _label(text: str, size: int, room: int) -> np.ndarray:
+    """Return how much of each pixel of a label (H, W) the text covers, of 255; shortened to fit if necessary."""
+    # A line break in a class name would draw outside the label; of a very long one no more is rendered than could fit.
+    text = " ".join(text.split())[:room]
+    # The last word is often a score: apart, so that the name is rendered once. Others may depend on what is before.
+    name, _, last = text.rpartition(" ")
+    words = [_rendered(word, size) for word in ((name, last) if name and last.isascii() else (text,))]
+    space = _rendered(" ", size).shape[1] - 4 * _MARGIN  # less its own margins and those of the words beside it
+    width = sum(word.shape[1] for word in words) + space * (len(words) - 1)
+    if width > room:
+        font = _font(size)
+        while len(text) > 1 and font.getlength(text + "…") + 2 * _MARGIN > room:
+            text = text[:-1]
+        return _rendered(text + "…", size)
+    label, x = np.zeros((words[0].shape[0], width), np.uint8), 0
+    for word in words:
+        part = label[:, x : x + word.shape[1]]
+        np.maximum(part, word, out=part)
+        x += word.shape[1] + space
+    return label
+
+
+@lru_cache(maxsize=4096)
+def _rendered(text: str, size: int) -> np.ndarray:
+    """Return how much of each pixel a text with its margins covers, of 255: (H, W), not to be written to."""
+    font = _font(size)
+    shape = int(np.ceil(font.getlength(text))) + 2 * _MARGIN, sum(font.getmetrics()) + 2
+    image = Image.new("L", shape)
+    ImageDraw.Draw(image).text((_MARGIN, 1), text, fill=255, font=font)
+    return np.asarray(image)
+
+
+def _write(image: np.ndarray, label: np.ndarray, ink: Colour, ground: Colour) -> None:
+    """Write a label into the image's upper left, as far as it fits; colours are RGB."""
+    height, width = image.shape[:2]
+    covered = label[:height, :width]
+    image[: covered.shape[0], : covered.shape[1]] = _blends(ink, ground).take(covered, axis=0)
+
+
+@lru_cache(maxsize=256)
+def _blends(ink: Colour, ground: Colour) -> np.ndarray:
+    """Return the BGR of a pixel for how much of it, of 255, is covered by ink: (256, 3) uint8."""
+    low, high = (np.array(colour[::-1]) for colour in (ground, ink))
+    return np.round(low + np.arange(256)[:, None] / 255 * (high - low)).astype(np.uint8)
 
 
 @cache

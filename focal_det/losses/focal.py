@@ -16,10 +16,9 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .cross_entropy import SOFTPLUS_THRESHOLD, cross_entropy_formula
+from .cross_entropy import cross_entropy_formula
 from .elementwise import elementwise_loss
 from .formula import Formula, alpha_weights, check_number
 
@@ -68,13 +67,15 @@ def _terms(
     x: Tensor, sign: int, needs_grad: bool, *, weights: tuple[float, float], gamma: float
 ) -> tuple[Tensor, Tensor | None]:
     """FL and dFL/dx of binary problems with y = sign."""
+    # In place where it can be: what a block takes beyond the processor's caches counts.
     u = -x if sign > 0 else x  # -z
-    s = F.softplus(u, threshold=SOFTPLUS_THRESHOLD)
     q = torch.sigmoid(u)
+    p = 1 - q
+    # softplus(u) = max(u, 0) - log(1 - sigmoid(-|u|)): F.softplus would take a second exponential.
+    s = torch.minimum(p, q).neg_().log1p_()
+    torch.sub(u.clamp(min=0), s, out=s)
     modulating = (q**gamma).mul_(weights[0] if sign > 0 else weights[1])  # alpha_t * q^gamma
     if not needs_grad:
         return s.mul_(modulating), None
-    # In place where it can be: what a block takes beyond the processor's caches counts.
-    slope = 1 - q
-    torch.addcmul(q, slope, s, value=gamma, out=slope).mul_(modulating)  # -dFL/dz
+    slope = torch.addcmul(q, p, s, value=gamma, out=p).mul_(modulating)  # -dFL/dz
     return s.mul_(modulating), slope.neg_() if sign > 0 else slope

@@ -13,6 +13,7 @@ for any number of threads. On a GPU a level at a time, or with `triton_loss` all
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .formula import IGNORED, Formula, Terms, refuse_second_derivative, wants_grad
+from .memory import empty_in_huge_pages
 from .threads import map_in_threads
 from .triton_loss import triton_batch_loss
 
@@ -73,7 +75,8 @@ class _BatchLoss(torch.autograd.Function):
         on_cpu = labels.device.type == "cpu"
         # Rounded at once where no loss scale can follow that lifts what would round to zero.
         kept_as = ctx.dtype if on_cpu and ctx.dtype != torch.float16 else dtype
-        grads = [torch.empty(level.shape, dtype=kept_as, device=level.device) for level in levels] if needs_grad else []
+        empty = empty_in_huge_pages if on_cpu else functools.partial(torch.empty, device=labels.device)
+        grads = [empty(level.shape, dtype=kept_as) for level in levels] if needs_grad else []
 
         def summed_loss(block: _Block) -> Tensor:
             special = (block.labels != block.logits.shape[-1]).nonzero().squeeze(1) if on_cpu else None

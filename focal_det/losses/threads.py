@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import torch
 
+from .memory import keep_freed_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -29,7 +31,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
     """
     function = torch.no_grad()(function)
     num_threads = torch.get_num_threads()
-    _keep_freed_memory()
+    keep_freed_memory()
     return map(function, items) if num_threads == 1 else _pool(num_threads).map(function, items)
 
 
@@ -51,16 +53,6 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
         raise
     torch.set_num_threads(num_threads)  # what was set last is also what threads start with that are yet to come
     return pool
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Make glibc keep the memory of a block's temporaries for the next block.
-
-    It gives freed memory back to the system, and the next block has every page mapped anew, which takes four times as
-    long as the focal loss itself. Once a piece of up to 32 MiB was freed, it keeps twice as much (mallopt(3)).
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 # A forked process has none of its parent's threads.

@@ -91,3 +91,36 @@ def test_images_beside_one_another_and_titled():
     assert (both[50:, 48:] == 255).all()
     assert titled(wide, "ground truth").shape == (74, 100, 3)
     assert (titled(wide, "ground truth")[:24] < 128).any()  # something is written
+
+
+def test_a_label_has_words_a_space_apart_and_margins():
+    label = drawing._label("ill 111%", 12, 500)
+    inked = np.flatnonzero((label > 60).any(axis=0))
+    gaps = np.diff(inked)
+    assert (inked[0] >= 3, inked[-1] < label.shape[1] - 3) == (True, True)
+    assert (gaps > 3).sum() >= 1  # a space of 12 pixels' size is 4 wide, letters are less apart
+    whole = drawing._rendered("ill 111%", 12)
+    assert abs(label.shape[1] - whole.shape[1]) <= 2
+    assert abs(int(label.sum()) - int(whole.sum())) < 0.1 * whole.sum()
+
+
+@pytest.mark.parametrize(("label", "ink"), [(0, 255), (1, 0)])  # white on red, black on cyan
+def test_text_is_light_on_dark_and_dark_on_light(label, ink):
+    drawn = draw_boxes(GREY, np.array([[100, 200, 400, 390]]), [label], ["ill"], num_classes=2)
+    inside = drawn[186:199, 103:112]  # of the label, above the box
+    assert coloured(inside, label, 2).any()
+    assert (abs(inside.astype(int) - ink) < 60).all(axis=2).any()
+
+
+def test_names_are_rendered_once_whatever_their_scores(monkeypatch):
+    drawing._rendered.cache_clear()
+    texts = [f"white blood cell {score}%" for score in (10, 20, 10, 20)]
+    draw_boxes(GREY, np.array([[10, 100, 50, 150]] * 4), [0] * 4, texts, num_classes=1)
+    assert drawing._rendered.cache_info().misses == 4  # the name, two scores, a space
+
+
+def test_of_a_very_long_name_no_more_is_rendered_than_fits():
+    drawing._rendered.cache_clear()
+    assert drawing._label("w" * 3_000, 12, 200).shape[1] <= 200
+    assert drawing._rendered("w" * 200, 12).shape[1] > 200
+    assert drawing._rendered.cache_info().hits == 1  # it is what had been rendered
