@@ -8,9 +8,7 @@ Shapes
 The logits are read once: the forward pass writes their gradient, too, and the backward pass computes it anew only
 where a factor has been applied to the loss. For float16 it is left to the backward pass, since the loss scale is such a
 factor. Beside the logits and their gradient no tensor of their size is made. The kernel walks over a level in the order
-of its memory, be it channels last or first. Nothing waits for the device.
-
-The kernel, and Triton with it, is imported with the first launch.
+of its memory, be it channels last or first. Nothing waits for the device. Triton is imported with the first launch.
 """
 
 from __future__ import annotations
@@ -138,11 +136,13 @@ class _TritonBatchLoss(torch.autograd.Function):
         refuse_second_derivative()
         labels, divisors, *levels = ctx.saved_tensors
         # The device alone knows the incoming gradient. If it is 1, the launch finds its work done; if not, or if an
-        # earlier backward pass has been given the tensors, they are computed from the logits.
+        # earlier backward pass was given the tensors, they are computed from the logits; so too if a hook such as
+        # `save_on_cpu` has changed the strides of those, as there is one layout for both.
         grads, ctx.grads = ctx.grads, None
-        written_for, num_tiles = (math.nan, _TILES) if grads is None else (1.0, _TILES_IF_WRITTEN)
+        written_for, num_tiles = 1.0, _TILES_IF_WRITTEN
+        if grads is None or _shapes(grads) != _shapes(levels):
+            grads, written_for, num_tiles = _empty_like(levels), math.nan, _TILES
         layout = _layout(_shapes(levels), num_tiles)
-        grads = grads or _empty_like(levels)
         _launch(levels, grads, None, labels, divisors, grad_output, layout, ctx.constants, written_for)
         return None, None, None, None, *grads
 

@@ -443,6 +443,16 @@ def test_nothing_of_the_logits_size_is_kept_for_the_backward_but_the_gradient(de
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         triton_batch_loss(levels, labels, divisors, **FAMILY["fl 2"][0])
     given = {tensor.data_ptr() for tensor in (*levels, labels, divisors)}
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_logits_that_a_hook_saved_with_other_strides(device, factor):
+    levels, labels, divisors = random_case(device, arrange=channels_first)
+    losses = [triton_batch_loss(levels, labels, divisors, **FAMILY["fl 2"][0])]
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.contiguous(), lambda tensor: tensor):
+        losses.append(triton_batch_loss(levels, labels, divisors, **FAMILY["fl 2"][0]))
+    expected, found = (torch.autograd.grad(loss * factor, levels) for loss in losses)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
     assert {tensor.data_ptr() for tensor in kept} <= given
 
 
