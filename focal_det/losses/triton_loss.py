@@ -210,7 +210,7 @@ def _launch(
 
 def _constants(kind: str, weights: tuple[float, float], gamma: float, shift: float) -> _Constants:
     weights = (float(weights[0]), float(weights[1]))
-    if kind == "cross_entropy" or (kind == "focal" and gamma == 0):
+    if kind == "cross_entropy" or (kind == "focal" and _split(gamma)[0] == 0):  # without 0 * inf
         return _Constants("cross_entropy", weights)
     if kind == "focal":
         return _Constants("focal_squared" if gamma == 2 else "focal", weights, scale=_split(gamma))
@@ -222,7 +222,7 @@ def _constants(kind: str, weights: tuple[float, float], gamma: float, shift: flo
 
 def _split(value: float) -> tuple[float, float]:
     """A number as the sum of two in float32."""
-    high = torch.tensor(value, dtype=torch.float32).item()
+    high = torch.tensor(value, dtype=torch.float32, device="cpu").item()  # whatever the default: a GPU were waited for
     return high, value - high
 
 

@@ -379,6 +379,13 @@ def test_an_image_with_nothing_assigned(device, label):
     labels[1] = label
     assert_equals_reference(levels, labels, divisors, "fl 2")
 
+def test_a_gamma_that_float32_takes_for_0_is_cross_entropy(device):
+    levels, labels, divisors = random_case(device)
+    kinds = FAMILY["fl 2"][0] | {"gamma": 1e-50}, FAMILY["balanced"][0]
+    losses = [triton_batch_loss(levels, labels, divisors, **kind).item() for kind in kinds]
+    assert losses[0] == losses[1]
+
+
 
 def test_labels_out_of_range_count_as_background(device):
     levels, labels, divisors = random_case(device)
