@@ -19,7 +19,7 @@ _HUGE_PAGE = 2 << 20
 
 def empty_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return `torch.empty` on the CPU, its memory in pages of 2 MiB where the system has such to give (madvise(2))."""
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")  # whatever `torch.set_default_device` says
     advise = _madvise()
     if advise is not None and tensor.nbytes >= _HUGE_PAGE:
         first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # an address between pages is refused
@@ -44,4 +44,4 @@ def keep_freed_memory() -> None:
     It gives freed memory back to the system, and the next block has every page mapped anew, which takes four times as
     long as the focal loss itself. Once a piece of up to 32 MiB was freed, it keeps twice as much (mallopt(3)).
     """
-    torch.empty(31 << 20, dtype=torch.uint8)
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")

@@ -11,8 +11,9 @@ Terms
 
 A GPU computes in float64 at a fraction of its speed, so that everything is float32 here, and where a rounding would be
 magnified (the exponent of e, gamma * z + beta, p near the hinge's margin) its error is carried along. That works only
-if no multiplication and addition are fused but those that say so (`tl.fma`); `triton_loss` asks for that. Gradients in
-bfloat16 keep 8 bits, for which e and log2(1 + e) need no such care: `is_exact` is false for them.
+if no multiplication and addition are fused but those that say so (`tl.fma`); `triton_loss` asks for that. Logits and
+gradients in bfloat16 have 8 bits, for which e and log2(1 + e) need no such care: `is_exact` is false for them, and the
+loss right to 1e-5.
 
 The one special function is exp2, a single instruction on a GPU: 1 / (1 + e) is 2^-log2(1 + e), whose exponent is in
 [-1, 0] and so magnifies nothing, and log2(1 + e) is a polynomial. The instruction for log2 would not do: it is given

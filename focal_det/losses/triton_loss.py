@@ -8,9 +8,7 @@ Shapes
 The logits are read once: the forward pass writes their gradient, too, and the backward pass computes it anew only
 where a factor has been applied to the loss. For float16 it is left to the backward pass, since the loss scale is such a
 factor. Beside the logits and their gradient no tensor of their size is made. The kernel walks over a level in the order
-of its memory, be it channels last or first. Nothing waits for the device.
-
-The kernel, and Triton with it, is imported with the first launch.
+of its memory, be it channels last or first. Nothing waits for the device. Triton is imported with the first launch.
 """
 
 from __future__ import annotations
@@ -68,7 +66,8 @@ def triton_batch_loss(
     """The sum over images of their loss (section 3; appendix A for FL*; section 5.1 for the hinge) over their divisor.
 
     Args:
-        levels: (N, ..., K) each, float32, bfloat16 or float16, all the same; of any strides. Computed in float32.
+        levels: (N, ..., K) each, float32, bfloat16 or float16, all the same; of any strides. Computed in float32, for
+            bfloat16 to a relative 1e-5.
         labels: (N, R); as their values stay on the device, one outside -1..K counts as background.
         divisors: (N,); they get no gradient.
         kind: "cross_entropy", "focal", "focal_star" or "hinge".
@@ -138,11 +137,13 @@ class _TritonBatchLoss(torch.autograd.Function):
         refuse_second_derivative()
         labels, divisors, *levels = ctx.saved_tensors
         # The device alone knows the incoming gradient. If it is 1, the launch finds its work done; if not, or if an
-        # earlier backward pass has been given the tensors, they are computed from the logits.
+        # earlier backward pass was given the tensors, they are computed from the logits; so too if a hook such as
+        # `save_on_cpu` has changed the strides of those, as there is one layout for both.
         grads, ctx.grads = ctx.grads, None
-        written_for, num_tiles = (math.nan, _TILES) if grads is None else (1.0, _TILES_IF_WRITTEN)
+        written_for, num_tiles = 1.0, _TILES_IF_WRITTEN
+        if grads is None or _shapes(grads) != _shapes(levels):
+            grads, written_for, num_tiles = _empty_like(levels), math.nan, _TILES
         layout = _layout(_shapes(levels), num_tiles)
-        grads = grads or _empty_like(levels)
         _launch(levels, grads, None, labels, divisors, grad_output, layout, ctx.constants, written_for)
         return None, None, None, None, *grads
 
@@ -210,7 +211,7 @@ def _launch(
 
 def _constants(kind: str, weights: tuple[float, float], gamma: float, shift: float) -> _Constants:
     weights = (float(weights[0]), float(weights[1]))
-    if kind == "cross_entropy" or (kind == "focal" and gamma == 0):
+    if kind == "cross_entropy" or (kind == "focal" and _split(gamma)[0] == 0):  # without 0 * inf
         return _Constants("cross_entropy", weights)
     if kind == "focal":
         return _Constants("focal_squared" if gamma == 2 else "focal", weights, scale=_split(gamma))
@@ -222,11 +223,11 @@ def _constants(kind: str, weights: tuple[float, float], gamma: float, shift: flo
 
 def _split(value: float) -> tuple[float, float]:
     """A number as the sum of two in float32."""
-    high = torch.tensor(value, dtype=torch.float32).item()
+    high = torch.tensor(value, dtype=torch.float32, device="cpu").item()  # whatever the default: a GPU were waited for
     return high, value - high
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=512)  # two of each batch's shapes
 def _layout(levels: tuple[tuple[torch.Size, tuple[int, ...]], ...], num_tiles: int) -> _Layout:
     """The layout of levels given by their shapes and strides, for programs of so many tiles."""
     num_classes = levels[0][0][-1]

@@ -44,6 +44,14 @@ def test_a_large_tensor_is_advised_to_its_end(dtype):
         assert "hg" in flags_at(max(tensor.data_ptr() + place, tensor.data_ptr() + mmap.PAGESIZE))
 
 
+def test_the_memory_is_the_processors_whatever_the_default_device():
+    logits, labels = torch.zeros(1, 2, 3, requires_grad=True), torch.full((1, 2), 3)
+    with torch.device("meta"):
+        loss = batch_loss([logits], labels, torch.ones(1, device="cpu"), focal_formula(0.25, 2.0))
+        (grad,) = torch.autograd.grad(loss, logits)
+    assert grad.device.type == "cpu"
+
+
 @needs_flags
 def test_the_gradient_of_the_class_loss_lies_in_huge_pages():
     logits = torch.zeros(1, 80, 1 << 18, requires_grad=True) * 1  # 80 MiB, not a leaf: gets the gradient that was kept
