@@ -82,11 +82,8 @@ def _add_flags(parser: argparse.ArgumentParser, uses: Sequence[Use], count: int,
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from ..data.inspection import (  # these take a second to import, which --help need not wait for
-        describe,
-        inspect_set,
-        inspection_figure,
-    )
+    # These take a second to import, which --help need not wait for.
+    from ..data.inspection import describe, inspect_set, inspection_figure
 
     Findings(too_low(args, {"--pictures": 1})).raise_if_errors()
     sets, trained_on = _read(args)
@@ -119,8 +116,7 @@ def _augment(args: argparse.Namespace) -> int:
     sets, trained_on = _read(args)
     make_folder(args.out)
     drawings = []
-    for name in filter(trained_on.__contains__, sets):
-        own = sets[name]
+    for name, own in ((name, own) for name, own in sets.items() if name in trained_on):
         for place, (image, rows, drawing) in enumerate(_drawings(own, args.pictures, args.only_class)):
             try:
                 draws = training_images.draw(own, image, rows, args.draws)
@@ -142,7 +138,10 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
     """
     from ..data.shapes import CLASSES, parse_name  # OpenCV takes its time, which --help need not wait for
 
-    datasets, values = _of_config(args) if args.config_file or args.overrides else _of_flags(args)
+    datasets: Mapping[Use, Sequence[str]] = dict.fromkeys(USES, ())
+    values: tuple[Any, ...] = (args.classes or (), args.merge_classes, args.split_val or ())
+    if args.config_file or args.overrides:
+        datasets, values = _of_config(args)
     changes, of_changes = Changes.parse(*values)
     flags = {use: set_flags(args, use) for use in args.uses}
     of_uses, found = entries_of_uses(flags, datasets, changes)
@@ -183,10 +182,6 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
             differ = f"{first} and {name} differ in their classes or the order of their ids"
             print(f"warning: {differ}; one training needs the same", file=sys.stderr)
     return sets, set(names[: len(of_uses["train"])])
-
-
-def _of_flags(args: argparse.Namespace) -> tuple[dict[Use, Sequence[str]], tuple[Sequence[Any], ...]]:
-    return dict.fromkeys(USES, ()), (args.classes or (), args.merge_classes, args.split_val or ())
 
 
 def _of_config(args: argparse.Namespace) -> tuple[dict[Use, Sequence[str]], tuple[Sequence[Any], ...]]:
