@@ -79,6 +79,7 @@ class Prepared:
     def close(self):
         """End the prepared process; its runs continue."""
         if self._process is not None:
+            self._control.shutdown(socket.SHUT_RDWR)  # a loader worker that a test left has a copy, which stays open
             self._control.close()
             self._process.wait()
             self._process = None
