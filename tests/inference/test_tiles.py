@@ -195,6 +195,8 @@ def test_what_one_tile_covers_is_left_as_it_is_and_tiles_come_in_batches():
     assert boxes_of(found_large) == [(9, 9, 30, 30, 0)]
     assert finder.batches == [[(90, 140), (140, 400)], [(140, 140)] * 3, [(140, 140)] * 2]
     assert detect_in_tiles(finder, [], Tiles(140, 0.5), 3) == []
+    tied = found((0, 0, 9, 9, 0.5, 1), (20, 0, 29, 9, 0.5, 0))
+    assert detect_in_tiles(lambda images: [tied], [small], Tiles(140, 0.5), 3)[0] is tied
 
 
 @pytest.mark.parametrize(
