@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 import logging
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
+
+MIN_TILE = 32  # pixels
 
 
 def add_focal_det_config(cfg: CfgNode) -> None:
@@ -89,6 +92,14 @@ def add_focal_det_config(cfg: CfgNode) -> None:
 
     # The lowest score of detections that are drawn, in [0, 1].
     node.DRAW_SCORE_THRESH = 0.4
+
+    # Large images in tiles, in every evaluation and in `focal-det predict`: the side of square tiles in pixels of the
+    # image, at least 32, or 0 for none, and the share of it by which neighbours overlap, in [0, 1): what is smaller
+    # than their overlap is whole in one of them. A tile is resized as an image is; larger objects are found in the
+    # whole image, which is detected in as well. Training, its losses on the test set too, is on whole images.
+    tiles = node.TILES = type(cfg)()
+    tiles.SIZE = 0
+    tiles.OVERLAP = 0.2
 
     # At every evaluation, also measure the losses on the first test set, as "val/loss_cls", "val/loss_box_reg" and
     # "val/total_loss" beside those of training: on at most 200 images, evenly spread over the set, to keep it cheap.
@@ -198,3 +209,15 @@ def _say_once() -> None:
         "the configuration has no MODEL.FOCAL_DET, so its keys have their defaults; to set them, call "
         "focal_det.add_focal_det_config(cfg) after get_cfg()"
     )
+
+
+def check_tile(size: object) -> None:
+    """Raise ValueError for what is no side of a tile."""
+    if isinstance(size, bool) or not isinstance(size, Integral) or 0 != size < MIN_TILE:
+        raise ValueError(f"the side of tiles must be a whole number of pixels, at least {MIN_TILE}; 0: whole images")
+
+
+def check_overlap(overlap: object) -> None:
+    """Raise ValueError for what leaves gaps between tiles, or never comes to the next one."""
+    if isinstance(overlap, bool) or not isinstance(overlap, Real) or not 0 <= float(overlap) < 1:
+        raise ValueError("the overlap of tiles must be a share of their side, in [0, 1)")

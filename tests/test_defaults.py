@@ -93,6 +93,7 @@ OWN_TESTS = {
     ),  # in tests/engine/test_speed_options.py
     *("AUGMENT.SCALE_JITTER", "AUGMENT.ROTATION", "AUGMENT.BRIGHTNESS", "AUGMENT.CONTRAST", "AUGMENT.SATURATION"),
     *("AUGMENT.LIGHTING", "AUGMENT.NAMES"),  # in tests/data/test_augmentation.py
+    *("TILES.SIZE", "TILES.OVERLAP"),  # in tests/engine/test_model_detector.py
     *("SPEED.CUDA_GRAPHS", "SPEED.PAD_TO"),  # in tests/modeling/test_captured.py and test_levels.py
 }
 
@@ -114,7 +115,7 @@ def test_no_key_is_without_a_test():
     cfg = get_cfg()
     add_focal_det_config(cfg)
     tested = {row[0].removeprefix("MODEL.FOCAL_DET.") for row in CHANGING if "FOCAL_DET" in row[0]}
-    groups = ("LOSS", "SPEED", "AUGMENT")
+    groups = ("LOSS", "SPEED", "AUGMENT", "TILES")
     keys = {f"{group}.{key}" for group in groups for key in cfg.MODEL.FOCAL_DET[group]} | set(cfg.MODEL.FOCAL_DET)
     assert keys - set(groups) == tested | OWN_TESTS
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EXIT_DONE, Findings, InputError
 from ..files import write_text_whole
 from ..output_layout import DRAWINGS_SHEET
-from .common import add_number, add_out, add_outside_flag, add_trust_flag, make_folder, too_low
+from .common import add_number, add_out, add_outside_flag, add_tile_flags, add_trust_flag, make_folder, too_low
 
 if TYPE_CHECKING:
     from ..data.dataset_spec import OwnSet
@@ -26,7 +26,7 @@ _EPILOG = """examples:
   Pascal VOC           focal-det evaluate --model mine.onnx --voc VOCdevkit/mine:val
   the quickstart       focal-det evaluate --model models/quickstart_int8.onnx --shapes shapes_val_200_128px
 
-A checkpoint is evaluated by train_net.py --eval-only.
+A checkpoint is evaluated by train_net.py --eval-only, in tiles with MODEL.FOCAL_DET.TILES.SIZE.
 
 exit codes: 0 done; 1 a fault while running or writing; 2 bad input and nothing written
 """
@@ -49,7 +49,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     add_outside_flag(parser)
     add_number(parser, "--skip-bad-images", 0, "decode all images first and leave out up to N bad ones")
     parser.add_argument("--shapes", metavar="NAME", help="instead: generated shapes, drawn if they are not there yet")
-    add_number(parser, "--batch-size", 8, "images at a time")
+    add_number(parser, "--batch-size", 8, "images or tiles at a time")
+    add_tile_flags(parser)
     add_number(parser, "--draw", 16, "images to draw")
     add_number(parser, "--draw-score-thresh", 0.4, "least score that is drawn")
     add_out(parser, "output/evaluation")
@@ -66,7 +67,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ..inference.images import ImageError
 
     _check_options(args)
-    detector = ExportedDetector(args.model, trusted=args.trust_model)
+    detector = ExportedDetector(args.model, trusted=args.trust_model, tile=args.tile, overlap=args.overlap)
     annotations, images, coco_file = _data(args, detector.class_names)
     print("".join(f"{note}\n" for note in coco_file.notes), end="")
     make_folder(args.out)
@@ -88,7 +89,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
+    from ..inference.tiles import tile_problems
+
     problems = too_low(args, {"--batch-size": 1, "--skip-bad-images": 0, "--draw": 0})
+    problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))
     if (args.json is None) != (args.images is None):
         problems.append("--json and --images go together: both are needed")
     if sum(given is not None for given in (args.json, args.voc, args.shapes)) != 1:

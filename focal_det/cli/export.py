@@ -18,6 +18,7 @@ from .common import add_number, add_plugin_flag, check_architecture, config_file
 
 if TYPE_CHECKING:
     from ..engine.predictor import Predictor
+    from ..inference.tiles import Tiles
 
 _EPILOG = """examples:
   a training's best       focal-det export --run output/mine --out mine.onnx --check images/val
@@ -67,7 +68,7 @@ def _export(args: argparse.Namespace) -> int:
     from ..export.parity import compare
     from ..inference.exported import ExportedDetector
 
-    predictor, images = _predictor(args), _images(args)
+    (predictor, tiles), images = _predictor(args), _images(args)
     rounded = args.weights_format == "int8"
     if rounded:
         round_to_8_bits(predictor.model)
@@ -79,8 +80,8 @@ def _export(args: argparse.Namespace) -> int:
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) / out.name
     try:
         print(f"exporting to {out}: a minute for a large model", flush=True)
-        thresh = _write(predictor, partial, int8=rounded)
-        exported = ExportedDetector(partial, trusted=True)  # ours
+        thresh = _write(predictor, tiles, partial, int8=rounded)
+        exported = ExportedDetector(partial, trusted=True, tile=0)  # ours
         parity = compare(predictor, exported, images, cut=thresh, most=predictor.cfg.TEST.DETECTIONS_PER_IMAGE)
         if parity.problems:
             print_problems([*parity.problems, f"the exported model differs from the model: {out} was not written"])
@@ -94,7 +95,7 @@ def _export(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _write(predictor: Predictor, path: Path, *, int8: bool) -> float:
+def _write(predictor: Predictor, tiles: Tiles, path: Path, *, int8: bool) -> float:
     """Write the file and return the score threshold in it."""
     from ..export.program import export_onnx, export_torch
     from ..inference.exported import Metadata
@@ -107,6 +108,8 @@ def _write(predictor: Predictor, path: Path, *, int8: bool) -> float:
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         score_thresh=cfg.MODEL.RETINANET.SCORE_THRESH_TEST,
+        tile=tiles.size,
+        overlap=tiles.overlap,
     )
     if path.suffix == ".onnx":
         export_onnx(predictor.model, metadata, path, int8=int8)
@@ -115,9 +118,10 @@ def _write(predictor: Predictor, path: Path, *, int8: bool) -> float:
     return metadata.score_thresh
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
-    """Build the model in float32 on the processor, as a graph holds it."""
+def _predictor(args: argparse.Namespace) -> tuple[Predictor, Tiles]:
+    """Build the model in float32 on the processor, as a graph holds it, for whole images; also return its tiles."""
     from ..config.load import load_config
+    from ..engine.model_detector import tiles_of
     from ..engine.predictor import Predictor, files_of_run
 
     if (args.run_dir is None) == (args.weights is None):
@@ -129,7 +133,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     if args.score_thresh is not None:
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.score_thresh
     check_architecture(cfg, "exported")
-    return Predictor(cfg, weights, device="cpu")
+    return Predictor(cfg, weights, device="cpu", tile=0), tiles_of(cfg)
 
 
 def _checked_out(args: argparse.Namespace) -> Path:

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, counted
-from .common import add_number, add_out, add_plugin_flag, add_trust_flag, config_files, make_folder, too_low
+from .common import (
+    add_number,
+    add_out,
+    add_plugin_flag,
+    add_tile_flags,
+    add_trust_flag,
+    config_files,
+    make_folder,
+    too_low,
+)
 
 if TYPE_CHECKING:
     from ..inference.detections import Detector
@@ -25,6 +34,7 @@ _EPILOG = """examples:
   a training's best model      focal-det predict images --run output/mine
   a checkpoint                 focal-det predict a.jpg b.png --weights model.pth --config-file configs/bccd.yaml
   a pattern, quoted            focal-det predict 'images/**/*.jpg' --run output/mine --score-thresh 0.6
+  large images, small objects  focal-det predict images --run output/mine --tile 640 --overlap 0.2
   every tenth frame            focal-det predict clip.mp4 --run output/mine --every 10
   a list                       find images -newer last | focal-det predict - --run output/mine
   without Detectron2           focal-det predict images --model model.onnx
@@ -64,7 +74,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     parser.add_argument("--config-file", action="append", metavar="FILE", help="of --weights (default: beside them)")
     add_out(parser, "output/predictions")
     add_number(parser, "--score-thresh", 0.4, "keep detections with at least this score, in [0, 1]")
-    add_number(parser, "--batch-size", 4, "images at a time; those of one size go through the network together")
+    add_number(
+        parser, "--batch-size", 4, "images or tiles at a time; those of one size go through the network together"
+    )
+    add_tile_flags(parser)
     add_number(parser, "--every", 1, "take every Nth frame of a video")
     parser.add_argument("--no-draw", action="store_true", help="write detections.json alone")
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier prediction in --out")
@@ -134,7 +147,10 @@ def _split_overrides(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def _argument_problems(args: argparse.Namespace) -> list[str]:
+    from ..inference.tiles import tile_problems
+
     problems = too_low(args, {"--batch-size": 1, "--every": 1})
+    problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))
     named = {"run": args.run_dir, "weights": args.weights, "model": args.model}
     ways = [flag for flag, value in named.items() if value is not None]
     if len(ways) != 1:
@@ -158,7 +174,7 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
         from ..inference.exported import ExportedDetector
 
         # Its own threshold may be lower, so it also gives detections below the requested one.
-        exported = ExportedDetector(args.model, trusted=args.trust_model)
+        exported = ExportedDetector(args.model, trusted=args.trust_model, tile=args.tile, overlap=args.overlap)
         if args.score_thresh < exported.metadata.score_thresh:
             raise InputError(exported.low_threshold_message(args.score_thresh))
         return exported, []
@@ -174,7 +190,8 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
         raise InputError(f"--weights {args.weights}: no such file; give a checkpoint or an address")
     config = config_files(args.config_file, weights)
     low = min(args.score_thresh, _LEAST_SCORE)
-    predictor = Predictor(config, weights, overrides=args.overrides, score_thresh=low, batch_size=args.batch_size)
+    options = {"score_thresh": low, "batch_size": args.batch_size, "tile": args.tile, "overlap": args.overlap}
+    predictor = Predictor(config, weights, overrides=args.overrides, **options)
     return predictor, predictor.notes
 
 

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from ..data.catalog import known_classes
+from ..defaults import check_overlap, check_tile
 from ..losses.box import check_beta
 from ..modeling.anchors import cell_anchors
 from ..modeling.assignment import check_iou_thresholds
@@ -83,6 +84,8 @@ PARTS: tuple[tuple[str, Callable[[Any], object]], ...] = (
     ("MODEL.RETINANET.NMS_THRESH_TEST", lambda v: _decoding(nms_thresh=v)),
     ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", lambda v: _decoding(topk_per_level=v)),
     ("TEST.DETECTIONS_PER_IMAGE", lambda v: _decoding(max_detections=v)),
+    ("MODEL.FOCAL_DET.TILES.SIZE", check_tile),
+    ("MODEL.FOCAL_DET.TILES.OVERLAP", check_overlap),
 )
 
 

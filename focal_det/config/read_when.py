@@ -86,6 +86,12 @@ OF_ALL: tuple[Condition, ...] = (
     _one_of(("DATALOADER.RANDOM_SUBSET_RATIO",), _SAMPLER, "RandomSubsetTrainingSampler"),
     _one_of(("DATASETS.TRAIN_REPEAT_FACTOR",), _SAMPLER, "WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
     _one_of(("TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"), "TEST.AUG.ENABLED", True),
+    Condition(
+        (_OURS + "TILES.OVERLAP",),
+        (_OURS + "TILES.SIZE",),
+        lambda cfg: cfg.MODEL.FOCAL_DET.TILES.SIZE != 0,
+        f"{_OURS}TILES.SIZE above 0",
+    ),
     _one_of(("TEST.PRECISE_BN.NUM_ITER",), "TEST.PRECISE_BN.ENABLED", True),
     Condition(
         (_OURS + "DRAW_SCORE_THRESH",),

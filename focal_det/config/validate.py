@@ -82,6 +82,11 @@ def check_config(cfg: CfgNode, *, num_processes: int, training: bool) -> Finding
     problems = detector_problems(cfg)
     if not cfg.DATASETS.TEST:
         problems.append("DATASETS.TEST is (); it must be at least one data set; or use --val")
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.FOCAL_DET.TILES.SIZE:
+        problems.append(
+            f"MODEL.FOCAL_DET.TILES.SIZE is {cfg.MODEL.FOCAL_DET.TILES.SIZE} and TEST.AUG.ENABLED is True, but "
+            "test-time augmentation copies whole images: set one of them to 0 or False"
+        )
     problems += _path_problems(cfg, training)
     if training:
         problems += _schedule_problems(cfg, num_processes)

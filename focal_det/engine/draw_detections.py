@@ -16,6 +16,7 @@ from ..inference.drawing import ON_SHEET, draw_pair, sheet, write_image
 from ..inference.images import read_image
 from ..output_layout import DRAWINGS, DRAWINGS_SHEET
 from .hooks import PeriodicAndFinal
+from .model_detector import evaluated_in_tiles, reading_cfg
 
 
 class DrawDetections(PeriodicAndFinal):
@@ -41,7 +42,8 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> Path | None:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("[0-9][0-9]_*.png"):
         stale.unlink()
-    mapper, small_pairs = DatasetMapper(cfg, is_train=False), []
+    mapper, small_pairs = DatasetMapper(reading_cfg(cfg), is_train=False), []
+    model = evaluated_in_tiles(cfg, model)
     with inference_context(model), torch.no_grad():
         for number, record in enumerate(chosen):
             instances = model([mapper(record)])[0]["instances"].to("cpu")

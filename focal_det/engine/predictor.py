@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
 from PIL import Image
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
@@ -26,8 +24,10 @@ from ..environment import choose_device
 from ..errors import Findings, InputError
 from ..inference.classes import Classes, numbered_classes, read_classes
 from ..inference.detections import Detections
-from ..inference.images import alike_in_size, read_image, resize_shortest_edge, to_bgr
+from ..inference.images import read_image, to_bgr
+from ..inference.tiles import Tiles, tile_problems
 from ..output_layout import BEST_CHECKPOINT, CHECKPOINT_PATTERN, CLASSES_FILE, CONFIG, FINAL_CHECKPOINT
+from .model_detector import ModelDetector
 
 ImageInput = str | Path | np.ndarray | Image.Image
 
@@ -47,6 +47,8 @@ class Predictor:
         batch_size: most images that go through the network together; only those of equal size after resizing do, so
             that an image's detections do not depend on the others.
         device: "cuda", "cuda:1", "cpu"; None for MODEL.DEVICE, or the processor where there is no GPU.
+        tile, overlap: side in pixels of the tiles in which large images are detected in, 0 for none, and the share of
+            it by which they overlap; None for MODEL.FOCAL_DET.TILES. `batch_size` tiles are detected in at a time.
 
     Attributes:
         class_names, category_ids: of the labels 0..K-1, from `classes.json` beside the weights or the configuration,
@@ -54,7 +56,7 @@ class Predictor:
         notes: what was chosen by default, a line each.
 
     Raises:
-        InputError: every problem of the configuration, the weights, the threshold.
+        InputError: every problem of the configuration, the weights, the values above.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Predictor:
         score_thresh: float | None = None,
         batch_size: int = 1,
         device: str | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
     ) -> None:
         cfg = config.clone() if isinstance(config, CfgNode) else load_config(config, overrides)
         cfg = with_own_keys(cfg)
@@ -74,8 +78,11 @@ class Predictor:
             cfg.MODEL.DEVICE = device
         if weights is not None:
             cfg.MODEL.WEIGHTS = str(weights)
-        problems = [*_option_problems(cfg, score_thresh, batch_size, device), *detector_problems(cfg)]
+        problems = [*_option_problems(cfg, score_thresh, batch_size, device), *tile_problems(tile, overlap)]
+        problems += detector_problems(cfg)
         Findings(problems).raise_if_errors()
+        tiles = cfg.MODEL.FOCAL_DET.TILES
+        tiles.SIZE, tiles.OVERLAP = Tiles(tiles.SIZE, tiles.OVERLAP).replaced(tile, overlap)
         cfg, of_machine = choose_device(cfg, 1)
         if score_thresh is not None:
             cfg.MODEL.RETINANET.SCORE_THRESH_TEST = max(0.0, score_thresh - _BELOW)
@@ -90,7 +97,8 @@ class Predictor:
         self.model = build_model(cfg).eval()
         SafeCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         cfg.freeze()
-        self.cfg, self.score_thresh, self.batch_size = cfg, score_thresh, batch_size
+        self.cfg, self.score_thresh = cfg, score_thresh
+        self._detect = ModelDetector(cfg, self.model, batch_size)
 
     @classmethod
     def from_run(
@@ -100,10 +108,12 @@ class Predictor:
         score_thresh: float | None = None,
         batch_size: int = 1,
         device: str | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
     ) -> Predictor:
         """Load the best, else the last, model of a training; see `files_of_run`."""
         files = files_of_run(Path(output_dir))
-        return cls(*files, score_thresh=score_thresh, batch_size=batch_size, device=device)
+        return cls(*files, score_thresh=score_thresh, batch_size=batch_size, device=device, tile=tile, overlap=overlap)
 
     @overload
     def __call__(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a Sequence too
@@ -124,24 +134,8 @@ class Predictor:
         """
         if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray)):
             return self([images])[0]
-        arrays = [_as_array(image) for image in images]
-        resized = [self._resized(array) for array in arrays]
-        found: dict[int, Detections] = {}
-        for batch in alike_in_size(resized, self.batch_size):
-            with torch.inference_mode():
-                outputs = self.model([_model_input(resized[i], arrays[i].shape) for i in batch])
-            found.update(zip(batch, (self._kept(output["instances"]) for output in outputs), strict=True))
-        return [found[i] for i in range(len(arrays))]
-
-    def _resized(self, array: np.ndarray) -> np.ndarray:
-        ordered = array[:, :, ::-1] if self.cfg.INPUT.FORMAT == "RGB" else array
-        return resize_shortest_edge(ordered, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
-
-    def _kept(self, instances: Instances) -> Detections:
-        instances = instances.to("cpu")
-        boxes, scores = instances.pred_boxes.tensor.float().numpy(), instances.scores.float().numpy()
-        found = Detections(boxes, scores, instances.pred_classes.long().numpy())
-        return found if self.score_thresh is None else found.above(self.score_thresh)
+        found = self._detect([_as_array(image) for image in images])
+        return found if self.score_thresh is None else [one.above(self.score_thresh) for one in found]
 
 
 def files_of_run(output_dir: Path) -> tuple[Path, Path]:
@@ -216,8 +210,3 @@ def _as_array(image: ImageInput) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"an image is (H, W, 3) uint8 BGR, not {image.shape} {image.dtype}")
     return image
-
-
-def _model_input(pixels: np.ndarray, full_shape: Sequence[int]) -> dict[str, object]:
-    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return {"image": image, "height": full_shape[0], "width": full_shape[1]}

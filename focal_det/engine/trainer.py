@@ -39,6 +39,7 @@ from .draw_detections import DrawDetections, draw_detections
 from .hooks import LogAssignment, StopOnSignal
 from .initial_loss import InitialLossCheck
 from .metrics_file import MetricHistory, MetricsFile, TensorBoardFile
+from .model_detector import evaluated_in_tiles, reading_cfg
 from .set_evaluators import make_evaluator
 from .train_step import (
     WRITE_PERIOD,
@@ -193,7 +194,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         """Build Detectron2's loader of a test set, which a signal ends; see `stoppable`."""
         with busy():
-            return stoppable(build_test_loader(cfg, dataset_name))
+            return stoppable(build_test_loader(reading_cfg(cfg), dataset_name))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -224,7 +225,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Evaluate as Detectron2 does, and explain in the log every AP that is nan."""
-        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        results: dict[str, Any] = super().test(cfg, evaluated_in_tiles(cfg, model), evaluators)
         if comm.is_main_process():
             sets = cfg.DATASETS.TEST
             by_set = results if len(sets) > 1 else {sets[0]: results}

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..defaults import MIN_TILE
 from ..errors import InputError, first_line
 from .detections import Detections
 from .images import alike_in_size, resize_shortest_edge, to_batch
+from .tiles import Tiles, detect_in_tiles
 
 METADATA_KEY = "focal_det"
 INPUTS, OUTPUTS = ["images", "sizes"], ["boxes", "scores", "classes", "counts"]
@@ -37,6 +39,7 @@ class Metadata(NamedTuple):
     min_size, max_size: the image is resized until its shorter side is `min_size` and the longer at most `max_size`
         pixels; 0: not at all.
     score_thresh: the graph returns no detections below it.
+    tile, overlap: of the `Tiles` in which it detects; only in files of models that do so.
     """
 
     class_names: list[str]
@@ -45,10 +48,15 @@ class Metadata(NamedTuple):
     min_size: int
     max_size: int
     score_thresh: float
+    tile: int = Tiles().size
+    overlap: float = Tiles().overlap
 
     def to_json(self) -> str:
         """Return the text for the file."""
-        return json.dumps({"version": _VERSION, **self._asdict()})
+        values = {"version": _VERSION, **self._asdict()}
+        if not self.tile:  # so that versions without tiles read it
+            del values["tile"], values["overlap"]
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str | None, path: Path) -> Metadata:
@@ -61,6 +69,7 @@ class Metadata(NamedTuple):
             raise InputError(f"{path}: not written by `focal-det export`: it does not name its classes and sizes")
         if values.pop("version", None) != _VERSION:
             raise InputError(f"{path}: written by another version of focal_det; export the model again")
+        values = {"tile": Tiles().size, "overlap": Tiles().overlap, **values}
         wrong = _wrong_values(values, cls._fields)
         if wrong:
             raise InputError(f"{path}: damaged: {'; '.join(wrong)}; export the model again")
@@ -81,6 +90,8 @@ def _wrong_values(values: dict[str, Any], names: Sequence[str]) -> list[str]:
         "min_size": (type(values["min_size"]) is int and values["min_size"] >= 0, "an integer >= 0"),
         "max_size": (type(values["max_size"]) is int and values["max_size"] >= 1, "an integer >= 1"),
         "score_thresh": (type(values["score_thresh"]) in (int, float) and 0 <= values["score_thresh"] < 1, "in [0, 1)"),
+        "tile": (type(values["tile"]) is int and not 0 != values["tile"] < MIN_TILE, f"0 or an integer >= {MIN_TILE}"),
+        "overlap": (type(values["overlap"]) in (int, float) and 0 <= values["overlap"] < 1, "in [0, 1)"),
     }
     wrong = [f"{name} is {values[name]!r}, not {needed}" for name, (holds, needed) in rules.items() if not holds]
     if not wrong and len(classes) != len(ids):
@@ -110,13 +121,22 @@ class ExportedDetector:
         trusted: allow a .pt2, which can run any program of its author when it is opened.
         score_thresh: detections of at least this score, in [0, 1]; None for the file's own threshold.
         threads: of onnxruntime; 0 for its default. PyTorch has `torch.set_num_threads`.
+        tile, overlap: of `Tiles` for large images, as many at a time as images are given; None for the file's own.
 
     Raises:
-        InputError: no such file, not one of ours, a .pt2 that is not trusted, a threshold below that in the file.
+        InputError: no such file, not one of ours, a .pt2 that is not trusted, a threshold below that in the file,
+            a value that no tile can have.
     """
 
     def __init__(
-        self, path: str | Path, *, trusted: bool = False, score_thresh: float | None = None, threads: int = 0
+        self,
+        path: str | Path,
+        *,
+        trusted: bool = False,
+        score_thresh: float | None = None,
+        threads: int = 0,
+        tile: int | None = None,
+        overlap: float | None = None,
     ) -> None:
         path = Path(path)
         if not path.is_file():
@@ -138,11 +158,15 @@ class ExportedDetector:
         self.class_names, self.category_ids = self.metadata.class_names, self.metadata.category_ids
         self.score_thresh = self.metadata.score_thresh if score_thresh is None else score_thresh
         self.path = path
+        self.tiles = Tiles(self.metadata.tile, self.metadata.overlap).replaced(tile, overlap)
         if self.score_thresh < self.metadata.score_thresh:
             raise InputError(self.low_threshold_message(self.score_thresh))
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detect on images (H, W, 3) uint8 BGR; boxes are in their pixels. Images of equal size form a batch."""
+        return detect_in_tiles(self._in_whole, images, self.tiles, len(images))
+
+    def _in_whole(self, images: Sequence[np.ndarray]) -> list[Detections]:
         resized = []
         for image in images:
             ordered = image[:, :, ::-1] if self.metadata.channels == "RGB" else image

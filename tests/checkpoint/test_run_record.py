@@ -69,6 +69,7 @@ def test_a_record_of_what_cannot_be_compared_is_none(record, changed):
         ("MODEL.DEVICE", "cuda"),
         ("MODEL.FOCAL_DET.DRAW_IMAGES", 3),
         ("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", 0),
+        ("MODEL.FOCAL_DET.TILES.SIZE", 640),
         ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.5),
         ("SOLVER.CHECKPOINT_PERIOD", 3),
         ("SOLVER.MAX_ITER", 100000),

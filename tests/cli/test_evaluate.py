@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from focal_det.cli.main import main
-from focal_det.data.shapes import make_shapes, shapes_files
+from focal_det.data.shapes import CLASSES, draw_image, make_shapes, shapes_files
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "quickstart_int8.onnx"
@@ -44,6 +45,46 @@ def test_the_model_of_the_project_is_small_and_finds_shapes_without_detectron2(t
     detections = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert {"image_id", "category_id", "bbox", "score"} == set(detections[0])
     assert cv2.imread(str(tmp_path / "out" / "detections.png")) is not None
+
+
+def mosaic(folder):
+    """One image of 3x3 scenes, whose objects are a third as large in the network's input as in each scene."""
+    image, rows = np.zeros((384, 384, 3), np.uint8), []
+    for number in range(9):
+        x, y = 128 * (number % 3), 128 * (number // 3)
+        image[y : y + 128, x : x + 128], boxes, labels = draw_image("val", 500 + number, 128)
+        for (x0, y0, x1, y1), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            box = {"bbox": [x + x0, y + y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            rows.append({"id": len(rows) + 1, "image_id": 1, "category_id": label + 1, **box})
+    cv2.imwrite(str(folder / "mosaic.png"), image)
+    image = {"id": 1, "file_name": "mosaic.png", "width": 384, "height": 384}
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    (folder / "mosaic.json").write_text(json.dumps({"images": [image], "annotations": rows, "categories": categories}))
+    return ["--json", folder / "mosaic.json", "--images", folder]
+
+
+def test_tiles_find_the_small_objects_of_a_large_image(tmp_path):
+    data, scores = mosaic(tmp_path), {}
+    for tile in (0, 128, 384):
+        out = tmp_path / str(tile)
+        words = ["--model", MODEL, *data, "--out", out, "--tile", tile, "--draw", 0]
+        assert main(["evaluate", *map(str, words)]) == 0
+        scores[tile] = json.loads((out / "scores.json").read_text())
+    assert scores[0]["AP50"] < 30 < 75 < scores[128]["AP50"]
+    assert scores[0]["AR"] < 30 < 60 < scores[128]["AR"]
+    whole, one_tile = ((tmp_path / tile / "detections.json").read_bytes() for tile in ("0", "384"))
+    assert one_tile == whole
+
+
+def test_tiles_that_cannot_be_are_refused_before_anything_is_written(tmp_path, capsys):
+    words = ["--model", MODEL, "--shapes", SET, "--out", tmp_path / "out"]
+    assert main(["evaluate", *map(str, words), "--tile", "16", "--overlap", "1"]) == 2
+    errors = capsys.readouterr().err
+    assert "--tile is 16: the side of tiles must be" in errors
+    assert "--overlap is 1.0: the overlap of tiles must be" in errors
+    assert main(["evaluate", *map(str, words), "--overlap", "0.3"]) == 2
+    assert "overlap is 0.3, but there are no tiles" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_classes_are_found_by_name_whatever_their_ids(tmp_path, shapes):

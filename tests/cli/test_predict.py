@@ -14,6 +14,7 @@ import pytest
 
 from focal_det.cli import predict
 from focal_det.cli.main import main
+from focal_det.data.shapes import draw_image
 from focal_det.inference import predicting
 from focal_det.inference.detections import Detections
 
@@ -287,3 +288,20 @@ def test_an_exported_model_is_asked_for_without_detectron2(images, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "Detectron2" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_tiles_of_an_exported_model_are_found_in_and_bad_ones_refused(tmp_path, capsys):
+    scenes = [draw_image("val", 500 + number, 128)[0] for number in range(4)]
+    cv2.imwrite(str(tmp_path / "a.png"), np.vstack([np.hstack(scenes[:2]), np.hstack(scenes[2:])]))
+    words = ["predict", str(tmp_path / "a.png"), "--model", str(ROOT / "models" / "quickstart_int8.onnx"), "--no-draw"]
+    counts = {}
+    for tile in ("0", "128", "256"):
+        out = tmp_path / tile
+        assert main([*words, "--out", str(out), "--tile", tile]) == 0
+        counts[tile] = json.loads((out / "detections.json").read_text())["annotations"]
+    assert counts["0"] == counts["256"]  # a tile as large as the image
+    assert len(counts["128"]) > len(counts["0"]) + 5
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "bad"), "--tile", "640", "--overlap", "-0.2"]) == 2
+    assert "--overlap is -0.2: the overlap of tiles must be" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()

@@ -26,6 +26,7 @@ FIXED_GAMMA = ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR")
         ("MODEL.FOCAL_DET.NORMALIZER", "batch"),
         ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "0"),
         ("MODEL.FOCAL_DET.DRAW_IMAGES", "-1"),
+        ("MODEL.FOCAL_DET.TILES.SIZE", "31"),
         ("MODEL.FOCAL_DET.DRAW_SCORE_THRESH", "1.5"),
         ("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", "-1"),
         ("MODEL.RETINANET.NORM", "GNN"),
@@ -183,6 +184,7 @@ READ_WITH = {
     **{f"{LOSS}{key}": [LOSS + "NAME", "OHEMLoss"] for key in ("BATCH_SIZE", "NMS_THRESH")},
     LOSS + "ALPHA": [LOSS + "NAME", "BalancedCrossEntropyLoss"],
     LOSS + "MARGIN": [LOSS + "NAME", "HingeLoss"],
+    "MODEL.FOCAL_DET.TILES.OVERLAP": ["MODEL.FOCAL_DET.TILES.SIZE", "64"],
 }
 
 

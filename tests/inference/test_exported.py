@@ -37,6 +37,9 @@ SOUND = {
         ({"score_thresh": None}, "score_thresh is None, not in [0, 1)"),
         ({"score_thresh": 1.0}, "score_thresh is 1.0, not"),
         ({"score_thresh": float("nan")}, "score_thresh is nan, not"),
+        ({"tile": 16}, "tile is 16, not 0 or an integer >= 32"),
+        ({"tile": 64, "overlap": None}, "overlap is None, not in [0, 1)"),
+        ({"tile": 64, "overlap": 1.0}, "overlap is 1.0, not"),
     ],
 )
 def test_damaged_metadata_are_named(change, message):
@@ -47,6 +50,14 @@ def test_damaged_metadata_are_named(change, message):
     (problem,) = caught.value.problems
     assert problem.startswith(f"m.onnx: damaged: {message}")
     assert problem.endswith("; export the model again")
+
+
+def test_tiles_are_in_the_file_of_a_model_that_has_them_alone():
+    sound = Metadata.from_json(json.dumps(SOUND), Path("m.onnx"))
+    assert (sound.tile, sound.overlap) == (0, 0.2)
+    assert json.loads(sound.to_json()) == SOUND  # as versions without tiles read it
+    in_tiles = sound._replace(tile=640, overlap=0.3)
+    assert Metadata.from_json(in_tiles.to_json(), Path("m.onnx")) == in_tiles
 
 
 def test_another_onnx_graph_is_refused_when_opened(tmp_path):
