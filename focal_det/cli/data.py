@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.dataset_spec import OwnSet, SetSource, Use, name_sources, read_sources
 from ..data.split import read_sets
 from ..data.statistics import evenly_spread
-from ..errors import EXIT_DONE, Findings, InputError, cut, some
+from ..errors import EXIT_DONE, Findings, InputError, cut, some, visible
 from ..files import is_writable, write_text_whole, written_whole
 from ..formats.coco_index import CocoIndex, by_image, xyxy_boxes
 from ..preflight.own_datasets import USES, Changes, entries_of_uses
@@ -93,7 +93,7 @@ def _inspect(args: argparse.Namespace) -> int:
         f"{name}: {sets[name].place}\n{describe(entry, is_trained_on=name in trained_on)}"
         for name, entry in found.items()
     )
-    print(*(note for own in sets.values() for note in own.file.notes), text, sep="\n")
+    print(*(visible(note) for own in sets.values() for note in own.file.notes), text, sep="\n")
     files = [args.out / name for name in args.files]
     write_text_whole(files[0], text + "\n")
     write_text_whole(files[1], json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EXIT_DONE, Findings, InputError
+from ..errors import EXIT_DONE, Findings, InputError, visible
 from ..files import write_text_whole
 from ..output_layout import DRAWINGS_SHEET
 from .common import add_number, add_out, add_outside_flag, add_tile_flags, add_trust_flag, make_folder, too_low
@@ -69,7 +69,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     _check_options(args)
     detector = ExportedDetector(args.model, trusted=args.trust_model, tile=args.tile, overlap=args.overlap)
     annotations, images, coco_file = _data(args, detector.class_names)
-    print("".join(f"{note}\n" for note in coco_file.notes), end="")
+    print("".join(f"{visible(note)}\n" for note in coco_file.notes), end="")
     make_folder(args.out)
     try:
         detections = detect_all(detector, coco_file.coco, Path(images), batch_size=args.batch_size)

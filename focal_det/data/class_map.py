@@ -26,7 +26,8 @@ class ClassMap(NamedTuple):
         """Parse the values of both keys, of which the second has texts NEW=OLD,OLD,...
 
         Raises:
-            InputError: a text of another form; a class that is merged into two, or kept though it is merged.
+            InputError: a text of another form; a class that is merged into two, or merged away though another becomes
+                it or though it is kept.
         """
         merged: dict[str, str] = {}
         for text in merges:
@@ -40,6 +41,14 @@ class ClassMap(NamedTuple):
             if twice:
                 raise InputError(f"DATASETS.MERGE_CLASSES merges {some('class', twice)} twice; leave one out")
             merged |= dict.fromkeys(names, new)
+        chained = [
+            f"{name} (from {old}, into {merged[name]})"
+            for old, name in merged.items()
+            if merged.get(name, name) != name
+        ]
+        if chained:
+            fix = "merge all of them into one class at once"
+            raise InputError(f"DATASETS.MERGE_CLASSES merges into and from {some('', chained)}; {fix}")
         kept = [str(name).strip() for name in kept]
         gone = [name for name in kept if merged.get(name, name) != name]
         if gone:

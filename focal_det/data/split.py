@@ -11,7 +11,7 @@ after images were added.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -70,47 +70,66 @@ def read_sets(
     for name, source in sources.items():
         names.setdefault(source._replace(use="train"), name)
     whole, problems = read_sources({name: source for source, name in names.items()}, **how)
-    parts: dict[str, dict[Use, OwnSet]] = {}
-    for name, own in whole.items():
-        try:
-            parts[name] = split_set(own, *split)
-        except InputError as error:
-            problems += error.problems
+    parts, of_split = split_sets(whole, *split)
+    problems += of_split
     found = {name: (names[source._replace(use="train")], source.use) for name, source in sources.items()}
     return {name: parts[of][use] for name, (of, use) in found.items() if of in parts}, problems
 
 
-def split_set(own: OwnSet, share: float, seed: int) -> dict[Use, OwnSet]:
-    """Split a checked set by its images; the notes are those of the part to evaluate on.
+def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dict[str, dict[Use, OwnSet]], list[str]]:
+    """Split checked sets by their images; the notes are those of the part to evaluate on.
 
-    Raises:
-        InputError: so many images look alike that one part would be empty.
+    Of each set the share is taken, and images of several sets that look alike stay together too.
+
+    Returns:
+        The parts by the sets' names, and a problem for each set of which one part would be empty, since so many images
+        look alike.
     """
-    images = own.file.coco["images"]
-    names = [image["file_name"] for image in images]
-    groups = groups_alike(names, descriptions(Path(own.image_dir), names))
-    wanted, chosen = max(1, round(share * len(names))), set[str]()
-    for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed} {names[group[0]]}".encode()).digest()):
-        if len(chosen) + len(group) <= wanted:
-            chosen.update(names[place] for place in group)
-    largest = max(map(len, groups), default=0)
-    if not chosen or len(groups) < 2:
-        raise InputError(
-            f"{own.place}: {largest} of {counted(len(names), 'image')} look alike, as frames of one video do, and "
-            f"--split-val {share:g} keeps such images together: name a set to evaluate on by --val"
-        )
-    alike = [group for group in groups if len(group) > 1]
-    note = f"{own.place}: {len(chosen)} of {len(names)} images were set aside by --split-val {share:g}:{seed}"
-    if alike:
-        together = f"{sum(map(len, alike))} images that look alike are {counted(len(alike), 'group')}"
-        note += f"; {together}, none in both parts"
-    return {
-        "train": _part(own, names, chosen, False, []),
-        "val": _part(own, names, chosen, True, [*own.file.notes, note]),
-    }
+    of_set = [(name, image["file_name"]) for name, own in sets.items() for image in own.file.coco["images"]]
+    bits = [bit for name, own in sets.items() for bit in descriptions(Path(own.image_dir), _names(own))]
+    groups = groups_alike([file_name for _, file_name in of_set], bits)
+    left = {name: min(max(1, round(share * n)), n - 1) for name, own in sets.items() for n in [len(_names(own))]}
+    chosen: dict[str, set[str]] = {name: set() for name in sets}
+
+    def order(group: list[int]) -> tuple[int, bytes]:
+        # Groups of several sets first, since they have to fit into the share of each.
+        sets_of_group = {of_set[place][0] for place in group}
+        return -len(sets_of_group), hashlib.sha256(f"{seed} {of_set[group[0]][1]}".encode()).digest()
+
+    for group in sorted(groups, key=order):
+        needed = Counter(of_set[place][0] for place in group)
+        if all(number <= left[name] for name, number in needed.items()):
+            for name, number in needed.items():
+                left[name] -= number
+            for name, file_name in (of_set[place] for place in group):
+                chosen[name].add(file_name)
+    parts: dict[str, dict[Use, OwnSet]] = {}
+    problems = []
+    for name, own in sets.items():
+        own_groups = [size for group in groups if (size := sum(of_set[place][0] == name for place in group))]
+        of_images = counted(len(_names(own)), "image")
+        if not chosen[name]:
+            problems.append(
+                f"{own.place}: {max(own_groups)} of {of_images} look alike, as frames of one video do, and "
+                f"--split-val {share:g} keeps such images together: name a set to evaluate on by --val"
+            )
+            continue
+        note = f"{own.place}: {len(chosen[name])} of {of_images} were set aside by --split-val {share:g}:{seed}"
+        if alike := [size for size in own_groups if size > 1]:
+            together = f"{sum(alike)} images that look alike are {counted(len(alike), 'group')}"
+            note += f"; {together}, none in both parts"
+        parts[name] = {
+            "train": _part(own, chosen[name], False, []),
+            "val": _part(own, chosen[name], True, [*own.file.notes, note]),
+        }
+    return parts, problems
 
 
-def _part(own: OwnSet, names: Sequence[str], chosen: set[str], is_chosen: bool, notes: list[str]) -> OwnSet:
+def _names(own: OwnSet) -> list[str]:
+    return [image["file_name"] for image in own.file.coco["images"]]
+
+
+def _part(own: OwnSet, chosen: set[str], is_chosen: bool, notes: list[str]) -> OwnSet:
     coco = own.file.coco
     images = [image for image in coco["images"] if (image["file_name"] in chosen) is is_chosen]
     ids = {image["id"] for image in images}

@@ -86,6 +86,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def is_coordinate(value: Any) -> bool:
+    """Tell whether a value can be a coordinate in pixels, or a percentage or an angle: finite, and not beyond all."""
+    return is_number(value) and abs(value) < _MAX_COORDINATE
+
+
 def is_area(value: Any) -> bool:
     """Tell whether a value can be an object's area in pixels."""
     return is_number(value) and 0 < value <= _MAX_COORDINATE**2
@@ -147,8 +152,7 @@ def number_problems(raw: dict[str, Any]) -> list[str]:
     wrong = [
         f"bbox={cut(annotation['bbox'])} ({annotation_name(annotation, place)})"
         for place, annotation in enumerate(raw["annotations"])
-        if len(annotation["bbox"]) != 4
-        or not all(is_number(v) and abs(v) < _MAX_COORDINATE for v in annotation["bbox"])
+        if len(annotation["bbox"]) != 4 or not all(map(is_coordinate, annotation["bbox"]))
     ]
     return [f"{some('', wrong)}: a box is four numbers [x, y, width, height] in pixels"] if wrong else []
 

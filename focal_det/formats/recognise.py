@@ -68,6 +68,8 @@ def recognise(path: Path, parts: Sequence[Part]) -> Found:
         InputError: no such path; nothing was recognised; no such part; several that may be meant.
     """
     found = look(path)
+    if not found and path.suffix.lower() == ".csv":
+        return Found(CSV, path)  # whose reader says which columns it needs
     if not found:
         raise InputError(f"{cut(path, 250)}: no annotations were recognised there; it may hold {KNOWN}")
     for part in (*parts, None):

@@ -46,6 +46,11 @@ def test_a_class_may_take_in_others():
         ([], ["=cat"], "write NEW=OLD"),
         ([], ["pet=cat,"], "write NEW=OLD"),
         ([], ["pet=cat,dog", "x=cat"], "DATASETS.MERGE_CLASSES merges class cat twice; leave one out"),
+        (
+            [],
+            ["b=a", "c=b"],
+            "DATASETS.MERGE_CLASSES merges into and from b (from a, into c); merge all of them into one",
+        ),
         (["cat"], ["pet=cat"], "DATASETS.CLASSES has cat, which is merged into another; keep that one"),
     ],
 )

@@ -106,3 +106,25 @@ def test_values_that_are_none(value):
 def test_values():
     assert check_split([]) is None
     assert check_split([0.25, 7]) == (0.25, 7)
+
+
+def test_images_of_two_sets_that_look_alike_stay_together(folder, tmp_path):
+    other = ultralytics(tmp_path / "other", {f"m{i}": [("cat", 4, 6, 20, 12)] for i in range(10)})
+    for i in range(10):
+        Image.open(folder / f"images/train/n0{i}.png").save(other / f"images/train/m{9 - i}.png", optimize=True)
+    sources = {
+        f"{use}_{at.name}": data_source(use, f"{at}/data.yaml") for use in ("train", "val") for at in (folder, other)
+    }
+    for seed in range(5):
+        sets, problems = read_sets(sources, split=(0.3, seed))
+        assert problems == []
+        tested = {
+            at: {image["file_name"][-6:-4] for image in sets[f"val_{at.name}"].file.coco["images"]}
+            for at in (folder, other)
+        }
+        assert len(tested[other]) == 3
+        assert {f"0{9 - int(name[1])}" for name in tested[other]} == {n for n in tested[folder] if n < "10"}
+
+
+def test_an_image_is_left_to_train_on(folder):
+    assert [len(part) for part in parts(folder, share=0.99)] == [1, 29]

@@ -5,11 +5,12 @@ import unicodedata
 
 import numpy as np
 import pytest
+from exported_formats import write_images
 from PIL import Image
 
 from focal_det.errors import InputError
 from focal_det.formats.coco import check_coco, read_coco
-from focal_det.formats.file_names import resolve
+from focal_det.formats.file_names import ImageFinder, resolve
 
 FILES = ["a.JPG", "sub/b.png", "c d.png", "sub/\u00fc.png", "x.jpeg"]
 
@@ -97,3 +98,51 @@ def test_links_out_of_the_folder_are_not_searched(folder, tmp_path):
     Image.new("RGB", (64, 48)).save(tmp_path / "other" / "y.png")
     images = [{"file_name": "other\\y.png"}]
     assert resolve(images, [0], folder) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "beside", "found"),
+    [
+        ("a.png", "", "a.png"),
+        ("a.png", "one", "one/a.png"),  # beside its annotation first
+        ("../one/a.png", "labels", "one/a.png"),
+        ("..\\one\\a.png", "labels", "one/a.png"),
+        ("/home/me/two/b.png", "", "two/b.png"),
+        ("C:\\me\\two\\b.png", "", "two/b.png"),
+        ("x/b.png", "", "two/b.png"),  # the one of that name
+        ("b", "", "two/b.png"),
+        ("me/B.JPG", "", "two/b.png"),  # in another case, with another suffix
+        ("x/d%20%D1%8F.png", "", "two/d \u044f.png"),
+        ("c.png", "", "c.png"),  # in one/deep and two/deep: not guessed
+        ("gone/d.png", "", "d.png"),
+        ("../../etc/passwd", "", "passwd"),  # never outside
+        ("", "", ""),
+    ],
+)
+def test_an_image_is_found_by_the_end_of_its_name(tmp_path, given, beside, found):
+    for folder, name in (
+        (".", "a"),
+        ("one", "a"),
+        ("two", "b"),
+        ("two", "d \u044f"),
+        ("one/deep", "c"),
+        ("two/deep", "c"),
+    ):
+        write_images(tmp_path / folder, [name])
+    (tmp_path / "labels").mkdir()
+    finder = ImageFinder(tmp_path)
+    assert finder.find(given, tmp_path / beside) == found
+
+
+def test_names_that_are_not_the_files_own_are_said_and_two_for_one_file_are_ambiguous(tmp_path):
+    for name in ("one/a", "one/b"):
+        write_images(tmp_path / name.partition("/")[0], [name[-1]])
+    finder = ImageFinder(tmp_path)
+    for own in ("a.png", "one/a.png", "one\\a.png", "./one/a.png", "../one/a.png"):
+        assert finder.find(own, tmp_path / "labels") == "one/a.png"
+    assert (finder.notes(), finder.ambiguous()) == ([], [])
+    assert finder.find("cam1/b.png", tmp_path) == "one/b.png"
+    assert finder.notes()[0].endswith("were taken for them: 'cam1/b.png' is 'one/b.png'")
+    assert finder.ambiguous() == []
+    assert finder.find("/data/1f-b.png", tmp_path, "b.png") == "one/b.png"
+    assert finder.ambiguous() == ["'cam1/b.png', '/data/1f-b.png' ('one/b.png')"]

@@ -161,3 +161,9 @@ def test_sets_of_several_formats_get_one_order_of_classes(tmp_path):
     assert problems == [f"{yolo}: class wolf is not among dog; correct these objects, or leave them out by --classes"]
     sets, _ = read_sources({"two": sources["two"]}, class_names=["ant", "wolf", "dog"])
     assert [a["category_id"] for a in sets["two"].file.coco["annotations"]] == [3, 2]
+
+
+def test_a_table_that_is_named_and_not_known_says_which_columns_it_needs(tmp_path):
+    (tmp_path / "a.csv").write_text("filename,x,y,w,h,label\n")
+    said = "its first line is no header and no box: filename,x,y,w,h,label; write image,x1"
+    assert said in problem(tmp_path / "a.csv")

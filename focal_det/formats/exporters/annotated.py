@@ -7,9 +7,8 @@ the images' headers; an image that cannot be found or opened keeps its place, so
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,9 @@ from ...errors import InputError, some
 from ...files import open_regular
 from ..coco import CocoFile, check_coco
 from ..coco_checks import CLASS_NAME_RULE, is_class_name
-from ..image_files import SUFFIXES, TURNED, open_image, orientation
+from ..file_names import ImageFinder
+from ..image_files import TURNED, open_image, orientation
+from ..voc_xml import Problems
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -92,47 +93,6 @@ class Passed:
     def notes(self, place: str) -> list[str]:
         """Return a note on each kind."""
         return [f"{place}: {len(found)} {kind}: {some('', found)}" for kind, found in self._kinds.items()]
-
-
-class ImageFinder:
-    """Finds the images below a folder by the names that annotations give them, whatever folders these had elsewhere.
-
-    Only files below that folder are ever found.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        self.names: set[str] = set()
-        for directory, folders, names in os.walk(folder):
-            folders.sort()
-            base = os.path.relpath(directory, folder)
-            for name in names:
-                if os.path.splitext(name)[1].lower() in SUFFIXES:
-                    path = name if base == "." else f"{Path(base).as_posix()}/{name}"
-                    self.names.add(path)
-                    self._by_name[name].append(path)
-                    self._by_name[os.path.splitext(name)[0]].append(path)
-
-    def find(self, given: str, beside: Path) -> str:
-        """Return an image's name relative to the folder, or the given name's last part if there is no such image.
-
-        The longest end of the given name that is an image is taken: `x/images/a.jpg` before `images/a.jpg`, and last
-        the one image of the name `a.jpg`, or of the name `a` with whatever ending.
-
-        Args:
-            given: the name, with slashes or backslashes, relative to anything.
-            beside: the folder that it is probably relative to.
-        """
-        parts = [part for part in re.split(r"[/\\]+", given) if part not in ("", ".", "..")]
-        ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        near = os.path.relpath(beside, self._folder)
-        for name in (*(os.path.normpath(f"{near}/{end}") for end in (given.replace("\\", "/"), *ends)), *ends):
-            if name in self.names:
-                return name
-        last = ends[-1] if ends else given
-        same = self._by_name.get(last, [])
-        return same[0] if len(same) == 1 else last
 
 
 def size_of(width: Any, height: Any) -> tuple[int, int] | None:
@@ -231,3 +191,30 @@ def joined_images(images: Iterable[AnnotatedImage]) -> list[AnnotatedImage]:
         if first is not image:
             first.things.extend(image.things)
     return list(found.values())
+
+
+def set_of(
+    place: Path,
+    finder: ImageFinder,
+    images: Sequence[AnnotatedImage],
+    number: int,
+    problems: Problems,
+    passed: Passed,
+    declared: Sequence[str] = (),
+) -> AnnotatedSet:
+    """Return the set of what a reader found, each image once.
+
+    Args:
+        number: of its annotations, for the messages.
+
+    Raises:
+        InputError: all its problems, if there are any.
+    """
+    for pair in finder.ambiguous():
+        problems.add("several names fit one file alone; add the images that are missing, or correct the names", pair)
+    problems.raise_if_any(str(place), number)
+    for name, times in Counter(image.file_name for image in images).items():
+        if times > 1:
+            passed.add("images are annotated several times, and their objects were joined", name)
+    notes = [f"{place}: {note}" for note in finder.notes()] + passed.notes(str(place))
+    return AnnotatedSet(str(place), finder.folder, joined_images(images), notes, tuple(declared))

@@ -10,14 +10,15 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...errors import InputError, cut
 from ...files import open_regular
+from ..file_names import ImageFinder
 from ..voc_xml import Problems
-from .annotated import AnnotatedImage, AnnotatedSet, ImageFinder, Thing, joined_images, size_of
+from .annotated import AnnotatedImage, AnnotatedSet, Passed, Thing, joined_images, set_of, size_of
 
 _LARGEST = 2**32  # bytes; Open Images' boxes to train on have 1.4 GB
 # What the columns are called, without regard to case and to what is no letter or digit.
@@ -96,15 +97,15 @@ def read_csv(path: Path, image_dir: Path) -> AnnotatedSet:
             label = called.get(fields["class"], fields["class"])
             image.things.append(Thing(place, label, (x1, y1, x2 - x1, y2 - y1), fields.get("group") == "1"))
         images.append(image)
-    problems.raise_if_any(str(path), len(images))
-    return AnnotatedSet(str(path), image_dir, joined_images(images), [])
+    return set_of(path, finder, joined_images(images), len(images), problems, Passed())
 
 
-def _rows(rows: Iterable[list[str]], path: Path) -> Iterator[list[str]]:
+def _rows(rows: Any, path: Path) -> Iterator[list[str]]:
     try:
         yield from rows
     except csv.Error as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}); correct it") from error
+        fix = "correct that line or the quotes before it"
+        raise InputError(f"{path}: cannot be read as CSV from line {rows.line_num} on ({error}); {fix}") from error
 
 
 def _descriptions(folder: Path) -> dict[str, str]:

@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 from ...errors import InputError, cut
 from ...files import open_regular
+from ..file_names import ImageFinder
 from ..voc_xml import Problems, parse_xml
-from .annotated import AnnotatedImage, AnnotatedSet, ImageFinder, Passed, Thing, box_around, size_of, turned
+from .annotated import AnnotatedImage, AnnotatedSet, Passed, Thing, box_around, set_of, size_of, turned
 
 _LARGEST = 2**32  # bytes
 _NO_SHAPES = ("tag", "attribute")
@@ -46,11 +47,8 @@ def read_cvat(path: Path, image_dir: Path) -> AnnotatedSet:
         )
         things = list(_things(element, given, problems, passed))
         images.append(AnnotatedImage(finder.find(given, path.parent), things, size_of(width, height)))
-    problems.raise_if_any(str(path), len(images))
     declared = [(name.text or "").strip() for name in root.findall("meta//labels/label/name")]
-    return AnnotatedSet(
-        str(path), image_dir, images, passed.notes(str(path)), tuple(dict.fromkeys(filter(None, declared)))
-    )
+    return set_of(path, finder, images, len(images), problems, passed, tuple(dict.fromkeys(filter(None, declared))))
 
 
 def _things(image: ElementTree.Element, name: str, problems: Problems, passed: Passed) -> Iterator[Thing]:
@@ -65,7 +63,7 @@ def _things(image: ElementTree.Element, name: str, problems: Problems, passed: P
             continue
         try:
             if shape.tag == "box":
-                points, degrees = _corners(shape), float(shape.get("rotation", 0))
+                points, degrees = _corners(shape), float(shape.get("rotation", 0)) % 360  # of inf that is NaN
             else:
                 points, degrees = [_pair(text) for text in shape.attrib["points"].split(";")], 0.0
         except (KeyError, ValueError):

@@ -17,17 +17,17 @@ from ...errors import InputError, cut
 from ...files import open_regular
 from ...plain_data import parse_json
 from ..coco import LARGEST_JSON
-from ..coco_checks import is_number
+from ..coco_checks import is_coordinate
+from ..file_names import ImageFinder
 from ..image_files import SUFFIXES
 from ..voc_xml import Problems
 from .annotated import (
     AnnotatedImage,
     AnnotatedSet,
-    ImageFinder,
     Passed,
     Thing,
     box_around,
-    joined_images,
+    set_of,
     size_of,
     turned,
 )
@@ -62,15 +62,12 @@ def read_label_studio(path: Path, image_dir: Path) -> AnnotatedSet:
         if given is None:
             problems.add("a task names no image", place)
         elif regions is not None:
-            name = finder.find(given, path.parent)
-            if name not in finder.names:
-                name = finder.find(_UPLOAD.sub("", os.path.basename(given)), path.parent)
+            name = finder.find(given, path.parent, _UPLOAD.sub("", os.path.basename(given)))
             sized = (size_of(region.get("original_width"), region.get("original_height")) for region in regions)
             size = next(filter(None, sized), None)
             things = list(_things(regions, place, size or (1, 1), problems, passed))
             images.append(AnnotatedImage(name, things, size, are_shares=True))
-    problems.raise_if_any(str(path), len(tasks))
-    return AnnotatedSet(str(path), image_dir, joined_images(images), passed.notes(str(path)))
+    return set_of(path, finder, images, len(tasks), problems, passed)
 
 
 def _regions(task: Mapping[str, Any], place: str, passed: Passed) -> list[dict[str, Any]] | None:
@@ -114,13 +111,16 @@ def _things(
         if region.get("image_rotation") or value.get("image_rotation"):
             problems.add("the image was turned in Label Studio; turn the file itself, and label it upright", here)
             continue
-        points = _points(value)
-        if points is None:
-            problems.add("a rectangle needs x, y, width, height, a polygon points, in percent", here)
+        points, angle = _points(value), value.get("rotation", 0)
+        if points is None or not is_coordinate(angle):
+            problems.add(
+                "a rectangle needs x, y, width, height, a polygon points, in percent",
+                here,
+            )
             continue
         if kind == "polygonlabels":
             passed.add("polygons were replaced by their boxes", here)
-        if angle := value.get("rotation"):
+        if angle:
             passed.add("turned boxes were replaced by the upright boxes around them", here)
             width, height = size
             in_pixels = [(x * width, y * height) for x, y in points]
@@ -134,20 +134,15 @@ def _points(value: Mapping[str, Any]) -> list[tuple[float, float]] | None:
     pairs = value.get("points")
     if pairs is None:
         sides: list[Any] = [value.get(name) for name in ("x", "y", "width", "height")]
-        if not all(map(_is_sane, (*sides, value.get("rotation", 0)))):
+        if not all(map(is_coordinate, sides)):
             return None
         x, y, width, height = sides
         pairs = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
     if not isinstance(pairs, list) or not pairs:
         return None
-    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_sane, pair)) for pair in pairs):
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(is_coordinate, pair)) for pair in pairs):
         return None
     return [(x / 100, y / 100) for x, y in pairs]
-
-
-def _is_sane(value: Any) -> bool:
-    """Tell whether it is a number that can be a percentage or an angle, not one of hundreds of digits."""
-    return is_number(value) and abs(value) < _LARGEST_NUMBER
 
 
 def _image_name(data: Any) -> str | None:

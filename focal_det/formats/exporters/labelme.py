@@ -14,16 +14,16 @@ from ...errors import cut
 from ...files import open_regular
 from ...plain_data import parse_json
 from ..coco_checks import is_number
+from ..file_names import ImageFinder
 from ..voc_xml import Problems
 from .annotated import (
     AnnotatedImage,
     AnnotatedSet,
-    ImageFinder,
     Passed,
     Thing,
     box_around,
     folders_of,
-    joined_images,
+    set_of,
     size_of,
 )
 
@@ -52,18 +52,15 @@ def read_labelme(folder: Path, image_dir: Path) -> AnnotatedSet:
             passed.add('JSON files have no "shapes", so they are not LabelMe\'s and were left out', path.name)
             continue
         given = str(content.get("imagePath") or path.with_suffix("").name)
-        name = finder.find(given, path.parent)
-        if name not in finder.names:  # renamed together with its file
-            name = finder.find(path.with_suffix("").name, path.parent)
+        name = finder.find(given, path.parent, path.stem)  # the last where it was renamed together with its file
         things = list(_things(path.name, content["shapes"], problems, passed))
         images.append(AnnotatedImage(name, things, size_of(content.get("imageWidth"), content.get("imageHeight"))))
-    problems.raise_if_any(str(folder), len(files))
     taken = {image.file_name for image in images}
     near = {os.path.dirname(name) for name in taken}
     for name in sorted(finder.names - taken):
         if os.path.dirname(name) in near:
             passed.add("images have no JSON file, so they were left out", name)
-    return AnnotatedSet(str(folder), image_dir, joined_images(images), passed.notes(str(folder)))
+    return set_of(folder, finder, images, len(files), problems, passed)
 
 
 def _things(file: str, shapes: list[Any], problems: Problems, passed: Passed) -> Iterator[Thing]:

@@ -9,6 +9,7 @@ of a polygon, whose box is taken.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def read_yolo(path: Path, part: str | None, *, allow_outside: bool = False) -> A
     notes = []
     if part is None:
         root = path
-        names = _lines(next(path / name for name in NAMES_FILES if (path / name).is_file()))
+        names_file = next(path / name for name in NAMES_FILES if (path / name).is_file())
+        names = _each_once(names_file, "\n".join(_lines(names_file)).rstrip().split("\n"))  # but for blank last lines
         images = _images_below(path)
     else:
         root, content = path.parent, read_yaml(path) or {}
@@ -99,6 +101,8 @@ def _read_labels(place: str, root: Path, images: Iterable[Path], names: list[str
         if label is None:
             passed.add("images have no file of labels, so they count as images without objects", name)
         else:
+            if label in used:
+                passed.add("images share their file of labels with another image", name)
             used.add(label)
             things = list(_things(label, names, problems, passed))
         found.append(AnnotatedImage(name, things, are_shares=True))
@@ -162,10 +166,14 @@ def _class_names(path: Path, content: Mapping[str, Any]) -> list[str]:
         raise InputError(f"{path}: nc is {content['nc']}, but there are {len(names)} names; correct one of them")
     if "kpt_shape" in content:
         raise InputError(f"{path}: kpt_shape is for keypoints, whose lines have other columns; export boxes")
-    repeated = sorted({str(name) for name in names if names.count(name) > 1})
+    return _each_once(path, list(map(str, names)))
+
+
+def _each_once(path: Path, names: list[str]) -> list[str]:
+    repeated = [name for name, number in Counter(names).items() if number > 1]
     if repeated:
         raise InputError(f"{path}: names has {some('', repeated)} twice; give each class its own name")
-    return [str(name) for name in names]
+    return names
 
 
 def _texts(path: Path, content: Mapping[str, Any], part: str) -> list[str]:

@@ -9,7 +9,6 @@ from focal_det.errors import InputError
 from focal_det.formats.exporters.annotated import (
     AnnotatedImage,
     AnnotatedSet,
-    ImageFinder,
     Thing,
     check_annotated,
     image_size,
@@ -17,31 +16,6 @@ from focal_det.formats.exporters.annotated import (
     part_of,
     turned,
 )
-
-
-@pytest.mark.parametrize(
-    ("given", "beside", "found"),
-    [
-        ("a.png", "", "a.png"),
-        ("a.png", "one", "one/a.png"),  # beside its annotation first
-        ("../one/a.png", "labels", "one/a.png"),
-        ("..\\one\\a.png", "labels", "one/a.png"),
-        ("/home/me/two/b.png", "", "two/b.png"),
-        ("C:\\me\\two\\b.png", "", "two/b.png"),
-        ("x/b.png", "", "two/b.png"),  # the one of that name
-        ("b", "", "two/b.png"),
-        ("c.png", "", "c.png"),  # in one/deep and two/deep: not guessed
-        ("gone/d.png", "", "d.png"),
-        ("../../etc/passwd", "", "passwd"),  # never outside
-        ("", "", ""),
-    ],
-)
-def test_an_image_is_found_by_the_end_of_its_name(tmp_path, given, beside, found):
-    for folder, name in ((".", "a"), ("one", "a"), ("two", "b"), ("one/deep", "c"), ("two/deep", "c")):
-        write_images(tmp_path / folder, [name])
-    (tmp_path / "labels").mkdir()
-    finder = ImageFinder(tmp_path)
-    assert finder.find(given, tmp_path / beside) == found
 
 
 def test_an_image_that_is_not_there_is_named_by_the_check_of_the_images(tmp_path):

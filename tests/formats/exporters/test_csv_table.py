@@ -59,7 +59,7 @@ def test_quotes_and_other_delimiters(tmp_path):
         ("a.png,1,2", "a box needs four numbers and a class"),
         ("a.png,1,2,1e999,4,cat", "a box needs four numbers"),
         (",1,2,3,4,cat", "a line needs the name of an image: line 6"),
-        ("x" * 140_000, "boxes.csv: cannot be read as CSV (field larger than field limit (131072)); correct it"),
+        ("x" * 140_000, "boxes.csv: cannot be read as CSV from line 5 on (field larger than field limit"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path, row, said):
@@ -77,3 +77,20 @@ def test_what_is_no_table_is_named(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xff")
     with pytest.raises(InputError, match="not a text file in UTF-8"):
         read_csv(tmp_path / "a.csv", tmp_path)
+
+
+def test_quotes_that_do_not_end_are_named(tmp_path):
+    (tmp_path / "a.csv").write_text('a.png,1,2,3,4,cat\n"a.png,1,2,3,4,cat\n' + "a.png,1,2,3,4,cat\n" * 8000)
+    with pytest.raises(
+        InputError, match=r"a\.csv: cannot be read as CSV from line \d+ on .*; correct that line or the"
+    ):
+        read_csv(tmp_path / "a.csv", tmp_path)
+
+
+def test_names_of_two_images_of_which_one_is_there_are_not_joined(tmp_path):
+    write_images(tmp_path, ["a"])
+    (tmp_path / "x.csv").write_text("one/a.png,1,2,5,7,cat\ntwo/a.png,1,2,5,7,dog\n")
+    with pytest.raises(
+        InputError, match=r"several names fit one file alone; .*: 'one/a\.png', 'two/a\.png' \('a\.png'\)"
+    ):
+        read_csv(tmp_path / "x.csv", tmp_path)

@@ -85,3 +85,13 @@ def test_what_is_no_export_of_images(tmp_path, text, said):
     with pytest.raises(InputError) as caught:
         read_cvat(tmp_path / "a.xml", tmp_path)
     assert said in str(caught.value)
+
+
+def test_a_rotation_that_is_no_angle_gives_a_box_that_the_checks_refuse(read):
+    assert not np.isfinite(read(box(rotation="inf")).images[0].things[0].box).any()
+
+
+def test_an_image_that_is_annotated_twice_is_one_and_said(read):
+    found = read(box() + '</image><image id="1" name="./a.png" width="64" height="48">' + box(label="dog"))
+    assert [[thing.name for thing in image.things] for image in found.images] == [["cat", "dog"]]
+    assert found.notes[0].endswith("1 images are annotated several times, and their objects were joined: a.png")

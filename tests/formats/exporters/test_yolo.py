@@ -190,3 +190,24 @@ def test_a_file_of_labels_that_cannot_be_read_is_named(tmp_path):
     (folder / "labels/a.txt").write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"cannot be read: .*labels/a\.txt: not a text file in UTF-8"):
         read_yolo(folder, None)
+
+
+def test_names_of_a_folder_are_each_there_once_but_for_blank_last_lines(tmp_path):
+    folder = label_studio_yolo(tmp_path)
+    (folder / "classes.txt").write_text("cat\ndog\n\n \n")
+    assert read_yolo(folder, None).declared == ("cat", "dog")
+    (folder / "classes.txt").write_text("cat\ncat\n")
+    with pytest.raises(InputError, match=r"classes\.txt: names has cat twice"):
+        read_yolo(folder, None)
+
+
+def test_numbers_that_read_as_one_name_are_named(tmp_path):
+    folder = ultralytics(tmp_path)
+    (folder / "data.yaml").write_text("train: images/train\nnames: [1, '1']\n")
+    assert "names has 1 twice" in problem(folder)
+
+
+def test_images_of_one_file_of_labels_are_said(tmp_path):
+    folder = ultralytics(tmp_path, {"a": []})
+    (folder / "images/train/a.jpg").write_bytes((folder / "images/train/a.png").read_bytes())
+    assert "1 images share their file of labels with another image: images/train/a.png" in read(folder).notes[-1]
