@@ -50,8 +50,8 @@ OTHER_WORDS = re.compile(
 )
 # Flags, a file and a key of checkpoints that keep their names.
 OLD_NAMES = re.compile(r"--(check-)?pictures\b|args\.(check_)?pictures\b|\bpictures\.png|\"pictures\"")
-# Private by their spelling alone: Python documents them.
-DOCUMENTED = {"_exit", "_asdict", "_replace", "_fields", "_SubParsersAction", "_ActionsContainer"}
+# Private by their spelling alone: Python and PyTorch (`torch._check`) document them.
+DOCUMENTED = {"_exit", "_asdict", "_replace", "_fields", "_SubParsersAction", "_ActionsContainer", "_check"}
 PRIVATE = re.compile(r"_[^_]")
 ONE_PLACE = {"argparse": "focal_det/cli/", "signal.signal": "focal_det/distributed/signals.py"}
 

@@ -32,14 +32,15 @@ class DetectorGraph(nn.Module):
     Args:
         model: in evaluation mode, on the CPU; it is copied.
         suppress: non-maximum suppression.
+        free: make a number of the image's blocks one that a tracer derives from nothing; see `free_size`.
     """
 
-    def __init__(self, model: Any, suppress: Suppress) -> None:
+    def __init__(self, model: Any, suppress: Suppress, free: Callable[[int], int] = lambda size: size) -> None:
         super().__init__()
         model = copy.deepcopy(model).eval()
         bake_frozen_norms(model)
         self.model = model
-        self.suppress = suppress
+        self.suppress, self.free = suppress, free
         self.divisor = max(1, model.backbone.size_divisibility)
         self.num_classes: int = model.num_classes
         self.strides: Sequence[int] = model.anchor_generator.strides
@@ -66,8 +67,11 @@ class DetectorGraph(nn.Module):
         """
         logits, deltas = self.model.network(self._prepared(images, sizes))
         cells = self.model.anchor_generator.cell_anchors
+        # found and anchors (N, M, 4), values and classes (N, M)
         levels = [self._candidates(*level) for level in zip(logits, deltas, cells, self.strides, strict=True)]
-        boxes, scores, classes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))  # (N, M, ...)
+        found, anchors, values, classes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        boxes = decode_boxes(found, anchors, weights=self.box_weights)
+        scores = torch.where(values > self.logit_thresh, values.sigmoid(), 0.0)
         kept = self.suppress(bound_boxes(boxes), scores, classes)
         scores, best = torch.where(kept, scores, 0.0).topk(self.max_detections, dim=1)  # (N, D)
         boxes = boxes.gather(1, best.unsqueeze(2).expand(-1, -1, 4))
@@ -80,14 +84,17 @@ class DetectorGraph(nn.Module):
         inside_y = torch.arange(height) < sizes[:, :1]  # (N, H)
         inside_x = torch.arange(width) < sizes[:, 1:]  # (N, W)
         images = torch.where(inside_y[:, None, :, None] & inside_x[:, None, None, :], images, 0.0)
-        return F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
+        rows, columns = (self.free((side - 1) // self.divisor + 1) for side in (height, width))
+        return F.pad(images, (0, columns * self.divisor - width, 0, rows * self.divisor - height))
 
-    def _candidates(self, logits: Tensor, deltas: Tensor, cells: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn one level's logits (N, A*K, H, W) and deltas into boxes (N, topk, 4), scores and classes (N, topk)."""
-        height, width = logits.shape[-2:]
+    def _candidates(
+        self, logits: Tensor, deltas: Tensor, cells: Tensor, stride: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the best of one level's logits (N, A*K, H, W): deltas and anchors (N, topk, 4), logits and classes."""
+        batch, _, height, width = logits.shape
         anchors = grid_anchors(cells, height, width, stride, self.offset)  # (R_l, 4)
-        logits = logits.permute(0, 2, 3, 1).reshape(logits.shape[0], -1, self.num_classes)  # (N, R_l, K)
-        deltas = deltas.permute(0, 2, 3, 1).reshape(deltas.shape[0], -1, 4)  # (N, R_l, 4)
+        logits = logits.permute(0, 2, 3, 1).reshape(batch, anchors.shape[0], self.num_classes)  # (N, R_l, K)
+        deltas = deltas.permute(0, 2, 3, 1).reshape(batch, anchors.shape[0], 4)  # (N, R_l, 4)
         # The best pairs of anchor and class are among the anchors whose best class is best; there are R_l of these,
         # not R_l * K. Small levels are filled up.
         best_class = F.pad(logits.amax(dim=2), (0, self.topk), value=-math.inf)
@@ -98,9 +105,19 @@ class DetectorGraph(nn.Module):
         values, pair = pairs.flatten(1).topk(self.topk, dim=1)
         anchor = anchor.gather(1, pair // self.num_classes)
         found = deltas.gather(1, anchor.unsqueeze(2).expand(-1, -1, 4))
-        boxes = decode_boxes(found, anchors[anchor], weights=self.box_weights)
-        scores = torch.where(values > self.logit_thresh, values.sigmoid(), 0.0)
-        return boxes, scores, pair % self.num_classes
+        return found, anchors[anchor], values, pair % self.num_classes
+
+
+def free_size(size: int) -> int:
+    """Return a size, >= 1, as a symbol of its own where it is a tracer's formula.
+
+    All sizes of the network are then multiples of two symbols. PyTorch takes most of an export to reason about formulas
+    of the image's sides, and makes it a condition of the program that each level has several locations, as it has in
+    the example.
+    """
+    symbol: Any = torch.scalar_tensor(size, dtype=torch.int64).item()
+    torch._check(symbol >= 1)
+    return symbol
 
 
 def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:

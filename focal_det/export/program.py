@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from ..inference.exported import DIGEST_KEY, INPUTS, METADATA_KEY, NO_DIGEST, OUTPUTS, Metadata, digest_of
-from .graph import DetectorGraph
+from .graph import DetectorGraph, free_size
 from .int8 import store_in_8_bits
 from .suppress import onnx_suppression, onnx_translations, torch_suppression
 
@@ -28,7 +28,7 @@ _TRACED = (2, 3, 130, 165)
 
 def export_torch(model: Any, metadata: Metadata, path: Path) -> None:
     """Write a `FocalRetinaNet` on the CPU as `torch.export` program, whose suppression needs torchvision."""
-    program = _trace(DetectorGraph(model, torch_suppression(model.decoding["nms_thresh"])))
+    program = _trace(DetectorGraph(model, torch_suppression(model.decoding["nms_thresh"]), free_size))
     torch.export.save(program, path, extra_files={METADATA_KEY: metadata.to_json()})
 
 

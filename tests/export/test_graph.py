@@ -126,6 +126,13 @@ def test_a_file_finds_what_the_run_finds(run_dir, files, name):
         assert theirs.classes.tolist() == ours.classes.tolist()
 
 
+def test_pytorch_alone_runs_one_small_image(files):
+    """PyTorch makes conditions of what it sees in the example: a batch of two, levels of several locations."""
+    boxes, *_, counts = torch.export.load(files["pt2"]).module()(*as_batch(images([(20, 31)])))
+    assert boxes.shape == (1, 100, 4)
+    assert counts.shape == (1,)
+
+
 def test_8_bits_make_a_quarter_of_the_file_and_are_255_levels(run_dir, files):
     assert files["int8"].stat().st_size < 0.3 * files["onnx"].stat().st_size
     model = Predictor.from_run(run_dir).model
