@@ -32,7 +32,6 @@ from .annotated import (
     turned,
 )
 
-_LARGEST_NUMBER = 1e6
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 
 

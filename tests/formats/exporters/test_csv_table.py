@@ -59,7 +59,7 @@ def test_quotes_and_other_delimiters(tmp_path):
         ("a.png,1,2", "a box needs four numbers and a class"),
         ("a.png,1,2,1e999,4,cat", "a box needs four numbers"),
         (",1,2,3,4,cat", "a line needs the name of an image: line 6"),
-        ("x" * 140_000, "boxes.csv: cannot be read as CSV from line 5 on (field larger than field limit"),
+        ("x" * 140_000, "boxes.csv: cannot be read as CSV from line 6 on (field larger than field limit"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path, row, said):

@@ -82,7 +82,6 @@ def test_images_are_found_by_the_end_of_their_address(read, image):
         (task(changed(points=[[1]])), "a polygon points"),
         (task(changed(points=[[1, 1], [9, 9]], rotation="x")), "a rectangle needs x, y"),
         (task(changed(rotation=float("inf"))), "a rectangle needs x, y"),
-        (task(changed(x=10**400)), "a rectangle needs x, y"),
         (task(changed(rectanglelabels=[])), "a region needs a label"),
         (task(changed(image_rotation=90)), "the image was turned in Label Studio; turn the file itself"),
     ],
