@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image
@@ -134,7 +135,8 @@ class Predictor:
         """
         if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray)):
             return self([images])[0]
-        found = self._detect([_as_array(image) for image in images])
+        with torch.inference_mode():  # an evaluation cannot: a training would go on with what the model has cached
+            found = self._detect([_as_array(image) for image in images])
         return found if self.score_thresh is None else [one.above(self.score_thresh) for one in found]
 
 

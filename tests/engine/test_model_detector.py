@@ -75,6 +75,13 @@ def test_an_evaluation_finds_in_tiles_what_the_predictor_does(tiny_cfg, tmp_path
         assert max(row[0] + row[2] for row in there) > 60  # of the image's 64, not of a tile's 40
 
 
+def test_what_an_evaluation_in_tiles_leaves_cached_can_be_trained_on(tiny_cfg, tmp_path, val_shapes):
+    _, _, model = evaluated(tiny_cfg, tmp_path, val_shapes, TILES + "SIZE", "40")
+    cached = list(model.anchor_generator._cache.values())
+    assert cached
+    assert not any(level.is_inference() for levels in cached for level in levels)
+
+
 def test_tiles_are_resized_as_images_and_detected_in_by_batches(tiny_cfg):
     cfg = tiny_cfg(*FINDING_MUCH, TILES + "SIZE", "32", TILES + "OVERLAP", "0")
     shapes = []
@@ -85,7 +92,8 @@ def test_tiles_are_resized_as_images_and_detected_in_by_batches(tiny_cfg):
             return model(batched_inputs)
 
     model = finding_much(cfg)
-    ModelDetector(cfg, Seen(), 4)([np.zeros((64, 96, 3), np.uint8)])
+    with torch.no_grad():
+        ModelDetector(cfg, Seen(), 4)([np.zeros((64, 96, 3), np.uint8)])
     assert shapes == [[(48, 72)], [(48, 48)] * 4, [(48, 48)] * 2]
 
 
