@@ -119,8 +119,19 @@ def test_a_model_without_tiles_is_left_as_it_is(tiny_cfg):
     assert tiles_of(tiny_cfg(TILES + "SIZE", "64", TILES + "OVERLAP", "0.5")) == Tiles(64, 0.5)
 
 
-def test_tiles_and_test_time_augmentation_exclude_each_other(tiny_cfg):
-    cfg = tiny_cfg("TEST.AUG.ENABLED", "True", TILES + "SIZE", "640", "MODEL.WEIGHTS", "detectron2://x.pkl")
-    cfg.DATASETS.TEST = ("a",)
-    (problem,) = check_config(cfg, num_processes=1, training=False).errors
-    assert problem.startswith("MODEL.FOCAL_DET.TILES.SIZE is 640 and TEST.AUG.ENABLED is True, but ")
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("FocalRetinaNet", "TEST.AUG.ENABLED"),
+        ("GeneralizedRCNN", "MODEL.MASK_ON"),
+        ("GeneralizedRCNN", "MODEL.KEYPOINT_ON"),
+        ("GeneralizedRCNN", "MODEL.LOAD_PROPOSALS"),
+    ],
+)
+def test_tiles_and_what_takes_or_gives_more_than_boxes_exclude_each_other(tiny_cfg, architecture, key):
+    words = ("MODEL.META_ARCHITECTURE", architecture, key, "True", "MODEL.WEIGHTS", "detectron2://x.pkl")
+    for size, expected in (("0", []), ("640", [f"MODEL.FOCAL_DET.TILES.SIZE is 640 and {key} is True, which is of"])):
+        cfg = tiny_cfg(*words, TILES + "SIZE", size)
+        cfg.DATASETS.TEST = ("a",)
+        problems = check_config(cfg, num_processes=1, training=False).errors
+        assert [problem[: len(line)] for problem, line in zip(problems, expected, strict=True)] == expected
