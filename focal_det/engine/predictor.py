@@ -91,7 +91,7 @@ class Predictor:
         folders = [Path(path).parent for path in (cfg.MODEL.WEIGHTS, *files)]
         (self.class_names, self.category_ids), notes = _find_classes(cfg, folders)
         self.notes = of_machine.warnings + notes
-        model, found = build_parts(cfg)
+        model, found = build_parts(cfg, training=False)
         if model is not None and not found.errors:
             found = check_weights(model, cfg.MODEL.WEIGHTS, needs_all=True)
         found.raise_if_errors()
