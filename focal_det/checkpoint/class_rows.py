@@ -63,8 +63,8 @@ class ClassRows(NamedTuple):
             anchors = len(ours) // len(self.model)
             if record is None and len(theirs) != anchors * len(files):
                 raise ValueError(
-                    f"{name} has {len(theirs)} rows, not those of {anchors} anchors and {len(files)} classes: {KEY} has "
-                    "to name the data set that the weights were trained on, or '' to initialise the layer anew"
+                    f"{name} has {len(theirs)} rows, not those of {anchors} anchors and {len(files)} classes: {KEY} "
+                    "has to name the data set that the weights were trained on, or '' to initialise the layer anew"
                 )
             if theirs.shape != (anchors * len(files), *ours.shape[1:]):
                 return ""

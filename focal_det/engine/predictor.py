@@ -135,7 +135,7 @@ class Predictor:
         """
         if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray)):
             return self([images])[0]
-        with torch.inference_mode():  # an evaluation cannot: a training would go on with what the model has cached
+        with torch.inference_mode():  # not in `ModelDetector`: a training then uses what its evaluation has cached
             found = self._detect([_as_array(image) for image in images])
         return found if self.score_thresh is None else [one.above(self.score_thresh) for one in found]
 
