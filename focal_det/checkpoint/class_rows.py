@@ -1,4 +1,4 @@
-"""Which rows of a file's class layer a training keeps that starts from a detector of other classes: those of its own.
+"""Keep the rows of shared classes in the class layer, where a training starts from a detector of other classes.
 
 The last layer of the class subnet has a row for each anchor of a place and each class. Detectors of other classes share
 all other weights; of this layer the rows of classes that have the same name are as good.
@@ -41,11 +41,11 @@ class ClassRows(NamedTuple):
             model: weights by name, (A*K, C, 3, 3) and (A*K,), as they are initialised.
 
         Returns:
-            A message; "" where all stays: without names or such a layer, and where classes or anchors are the same or
-            not to be compared.
+            A message; "" where all stays: without names or such a layer, where the classes are the same, and for a
+            layer of other channels or, in a checkpoint of focal_det, other anchors.
 
         Raises:
-            ValueError: the layer is not for as many classes as WEIGHTS_CLASSES has.
+            ValueError: the layer is not for this model's anchors and as many classes as WEIGHTS_CLASSES has.
         """
         record = RunRecord.read(checkpoint.get("run"))
         files = record.class_names if record else self.files
@@ -54,16 +54,17 @@ class ClassRows(NamedTuple):
             return ""
         if not all(name in weights and name in model for name in _LAYER):
             return ""
-        labels = {_plain(name): label for label, name in enumerate(files)}
-        sources = [labels.get(_plain(name)) for name in self.model]
+        labels = {name: label for label, name in enumerate(files)}
+        alike = {_plain(name): label for name, label in labels.items()}
+        sources = [labels.get(name, alike.get(_plain(name))) for name in self.model]
         kept = [label for label, source in enumerate(sources) if source is not None]
         for name in _LAYER:
             theirs, ours = torch.as_tensor(weights[name]), model[name].cpu()
             anchors = len(ours) // len(self.model)
-            if len(theirs) % len(files):
+            if record is None and len(theirs) != anchors * len(files):
                 raise ValueError(
-                    f"{name} has {len(theirs)} rows, which are not those of {len(files)} classes: {KEY} has to name "
-                    "the data set that the weights were trained on, or ''"
+                    f"{name} has {len(theirs)} rows, not those of {anchors} anchors and {len(files)} classes: {KEY} "
+                    "has to name the data set that the weights were trained on, or '' to initialise the layer anew"
                 )
             if theirs.shape != (anchors * len(files), *ours.shape[1:]):
                 return ""

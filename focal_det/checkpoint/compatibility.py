@@ -33,10 +33,11 @@ def build_cpu_model(cfg: CfgNode) -> torch.nn.Module:
         return build_model(cfg)
 
 
-def build_parts(cfg: CfgNode) -> tuple[torch.nn.Module | None, Findings]:
+def build_parts(cfg: CfgNode, *, training: bool = True) -> tuple[torch.nn.Module | None, Findings]:
     """Build the parts of a run, for combinations of keys that no single key shows to be wrong.
 
-    Returns the model of `build_cpu_model`, or None if it cannot be built; and the part that failed.
+    Without `training`, augmentation of the user's need not be there. Returns the model of `build_cpu_model`, or None if
+    it cannot be built; and the part that failed.
     """
     model, part = None, "a model"
     try:
@@ -47,10 +48,11 @@ def build_parts(cfg: CfgNode) -> tuple[torch.nn.Module | None, Findings]:
         if nameless := _without_keypoint_names(cfg):
             return model, Findings(nameless)
         part = "a loader"
-        training_mapper(cfg)
         DatasetMapper(cfg, is_train=False)
-        part = "an augmentation"
-        check_own_augmentation(cfg)
+        if training:
+            training_mapper(cfg)
+            part = "an augmentation"
+            check_own_augmentation(cfg)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return model, Findings([f"the configuration does not make {part}: {_described(error)}"])
     return model, Findings()

@@ -82,12 +82,7 @@ def check_config(cfg: CfgNode, *, num_processes: int, training: bool) -> Finding
     problems = detector_problems(cfg)
     if not cfg.DATASETS.TEST:
         problems.append("DATASETS.TEST is (); it must be at least one data set; or use --val")
-    if cfg.TEST.AUG.ENABLED and cfg.MODEL.FOCAL_DET.TILES.SIZE:
-        problems.append(
-            f"MODEL.FOCAL_DET.TILES.SIZE is {cfg.MODEL.FOCAL_DET.TILES.SIZE} and TEST.AUG.ENABLED is True, but "
-            "test-time augmentation copies whole images: set one of them to 0 or False"
-        )
-    problems += _path_problems(cfg, training)
+    problems += _tiles_problems(cfg) + _path_problems(cfg, training)
     if training:
         problems += _schedule_problems(cfg, num_processes)
     return Findings(problems)
@@ -113,6 +108,17 @@ def check_num_classes(num_classes: int, classes: Mapping[str, list[str] | None],
         if names != expected
     ]
     return Findings(problems)
+
+
+def _tiles_problems(cfg: CfgNode) -> list[str]:
+    """Return which keys ask an evaluation for more than the boxes that tiles have."""
+    size, of_whole = cfg.MODEL.FOCAL_DET.TILES.SIZE, "is of whole images, while tiles give boxes alone"
+    keys = ("TEST.AUG.ENABLED", "MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS")
+    return [
+        f"MODEL.FOCAL_DET.TILES.SIZE is {size} and {key} is True, which {of_whole}: set one of them to 0 or False"
+        for key in keys
+        if size and get_value(cfg, key) and never_read(cfg, key) is None
+    ]
 
 
 def _schedule_problems(cfg: CfgNode, num_processes: int) -> list[str]:

@@ -26,7 +26,7 @@ def tiles_of(cfg: CfgNode) -> Tiles:
 
 
 class ModelDetector:
-    """Detect in images of any size, in batches of those that have one size after resizing.
+    """Detect in images of any size, in batches of those that have one size after resizing; called without gradients.
 
     Args:
         cfg: INPUT says how images are resized and ordered, MODEL.FOCAL_DET.TILES which tiles large ones have.
@@ -48,8 +48,7 @@ class ModelDetector:
         resized = [resize_shortest_edge(image, *self.sizes) for image in ordered]
         found: dict[int, Detections] = {}
         for batch in alike_in_size(resized, self.batch_size):
-            with torch.inference_mode():
-                outputs = self.model([_model_input(resized[i], images[i].shape) for i in batch])
+            outputs = self.model([_model_input(resized[i], images[i].shape) for i in batch])
             found.update(zip(batch, (_as_arrays(output["instances"]) for output in outputs), strict=True))
         return [found[i] for i in range(len(images))]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image
@@ -90,7 +91,7 @@ class Predictor:
         folders = [Path(path).parent for path in (cfg.MODEL.WEIGHTS, *files)]
         (self.class_names, self.category_ids), notes = _find_classes(cfg, folders)
         self.notes = of_machine.warnings + notes
-        model, found = build_parts(cfg)
+        model, found = build_parts(cfg, training=False)
         if model is not None and not found.errors:
             found = check_weights(model, cfg.MODEL.WEIGHTS, needs_all=True)
         found.raise_if_errors()
@@ -134,7 +135,8 @@ class Predictor:
         """
         if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray)):
             return self([images])[0]
-        found = self._detect([_as_array(image) for image in images])
+        with torch.inference_mode():  # not in `ModelDetector`: a training then uses what its evaluation has cached
+            found = self._detect([_as_array(image) for image in images])
         return found if self.score_thresh is None else [one.above(self.score_thresh) for one in found]
 
 

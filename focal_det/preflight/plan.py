@@ -79,7 +79,7 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     num_classes, of_classes = check_classes(cfg, data, _trained_in(options, cfg, resumption))
     cfg = _with(cfg, "MODEL.RETINANET.NUM_CLASSES", num_classes)
     # where values are wrong, the parts would trip over the same
-    model, of_parts = (None, Findings()) if found.errors else build_parts(cfg)
+    model, of_parts = (None, Findings()) if found.errors else build_parts(cfg, training=options.training)
     of_folder = resumption.findings if resumption else Findings()
     of_flags = check_options(options)
     for of_stage in (of_machine, of_flags, of_schedule, of_data, of_folder, of_choice, of_classes, of_parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class TrainingImages:
             BrokenImageError: the image cannot be read.
         """
         index, drawings = CocoIndex(own.file.coco), []
+        of_image = zlib.crc32(repr(image["id"]).encode())  # an id may be negative, which no seed is
         boxes = [
             {"bbox": a["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": label, "iscrowd": a["iscrowd"]}
             for a, label in zip(annotations, index.labels_of(annotations).tolist(), strict=True)
@@ -57,7 +59,7 @@ class TrainingImages:
         path = str(Path(own.image_dir) / image["file_name"])
         record = {"file_name": path, "height": image["height"], "width": image["width"], "annotations": boxes}
         for position in range(count):
-            set_random_numbers(IMAGE, self._seed, position, image["id"])
+            set_random_numbers(IMAGE, self._seed, position, of_image)
             found = self._map(record)
             pixels = found["image"].numpy().transpose(1, 2, 0)[:, :, :: -1 if self._is_rgb else 1]
             kept, labels = found["instances"].gt_boxes.tensor.numpy(), found["instances"].gt_classes.numpy()

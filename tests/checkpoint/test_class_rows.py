@@ -91,18 +91,26 @@ def test_without_names_or_with_the_same_ones_all_rows_are_as_in_the_file(tiny_cf
         assert all(torch.equal(after[name], torch.as_tensor(three[name])) for name in LAYER)
 
 
+def test_of_names_that_are_spelt_alike_the_same_one_is_taken(old, load):
+    _, after = load(old, ClassRows(("Cat", "dog", "CAT"), ("Cat", "dog", "Dog", "cat")))
+    for name in LAYER:
+        assert torch.equal(rows(after, name, 3)[:, :2], rows(old, name, 4)[:, :2])
+
+
 def test_a_layer_of_other_anchors_is_initialised_anew(old, load, caplog):
     fewer = {**old, **{name: old[name][:24] for name in LAYER}}  # six anchors of four classes
-    before, after = load(fewer, ClassRows(NEW, OLD))
+    used = UsedSet("a", 1, None)
+    run = RunRecord({"SOLVER.MAX_ITER": 1}, (used,), used, OLD, 1, "", "").plain()
+    before, after = load(fewer, ClassRows(NEW, None), ".pth", run=run)
     assert all(torch.equal(after[name], before[name]) for name in LAYER)
     assert "initialised anew, since the file has another shape: head.cls_score.weight" in caplog.text
 
 
-def test_names_that_are_not_those_of_the_file_are_refused(old, load):
-    with pytest.raises(
-        ValueError, match=r"cls_score.weight has 36 rows, which are not those of 5 classes: MODEL.FOCAL"
-    ):
-        load(old, ClassRows(NEW, (*OLD, "cow")))
+@pytest.mark.parametrize("names", [(*OLD, "cow"), OLD[:2]])  # of two classes, 36 rows might be of 18 anchors
+def test_names_that_are_not_those_of_the_file_are_refused(old, load, names):
+    message = f"cls_score.weight has 36 rows, not those of 9 anchors and {len(names)} classes: MODEL.FOCAL"
+    with pytest.raises(ValueError, match=message):
+        load(old, ClassRows(NEW, names))
 
 
 def test_the_configuration_that_starts_from_coco_is_sound():

@@ -226,6 +226,12 @@ def test_one_s_own_that_fails_is_found_before_the_start(tiny_cfg):
     assert "fails on an image (120, 240, 3) of uint8 (IndexError: index 3 is out of bounds" in problem
 
 
+def test_a_detector_that_trains_no_more_needs_none_of_them(tiny_cfg):
+    cfg = tiny_cfg(*SIZE, AUGMENT + "NAMES", "of_another_process")
+    assert "of_another_process" in build_parts(cfg)[1].errors[0]
+    assert build_parts(cfg, training=False)[1].errors == []
+
+
 def test_trying_them_leaves_the_random_numbers_as_they_are(tiny_cfg):
     @AUGMENTATION_REGISTRY.register()
     def drawing(cfg):

@@ -75,6 +75,13 @@ def test_an_evaluation_finds_in_tiles_what_the_predictor_does(tiny_cfg, tmp_path
         assert max(row[0] + row[2] for row in there) > 60  # of the image's 64, not of a tile's 40
 
 
+def test_what_an_evaluation_in_tiles_leaves_cached_can_be_trained_on(tiny_cfg, tmp_path, val_shapes):
+    _, _, model = evaluated(tiny_cfg, tmp_path, val_shapes, TILES + "SIZE", "40")
+    cached = list(model.anchor_generator._cache.values())
+    assert cached
+    assert not any(level.is_inference() for levels in cached for level in levels)
+
+
 def test_tiles_are_resized_as_images_and_detected_in_by_batches(tiny_cfg):
     cfg = tiny_cfg(*FINDING_MUCH, TILES + "SIZE", "32", TILES + "OVERLAP", "0")
     shapes = []
@@ -85,7 +92,8 @@ def test_tiles_are_resized_as_images_and_detected_in_by_batches(tiny_cfg):
             return model(batched_inputs)
 
     model = finding_much(cfg)
-    ModelDetector(cfg, Seen(), 4)([np.zeros((64, 96, 3), np.uint8)])
+    with torch.no_grad():
+        ModelDetector(cfg, Seen(), 4)([np.zeros((64, 96, 3), np.uint8)])
     assert shapes == [[(48, 72)], [(48, 48)] * 4, [(48, 48)] * 2]
 
 
@@ -111,8 +119,19 @@ def test_a_model_without_tiles_is_left_as_it_is(tiny_cfg):
     assert tiles_of(tiny_cfg(TILES + "SIZE", "64", TILES + "OVERLAP", "0.5")) == Tiles(64, 0.5)
 
 
-def test_tiles_and_test_time_augmentation_exclude_each_other(tiny_cfg):
-    cfg = tiny_cfg("TEST.AUG.ENABLED", "True", TILES + "SIZE", "640", "MODEL.WEIGHTS", "detectron2://x.pkl")
-    cfg.DATASETS.TEST = ("a",)
-    (problem,) = check_config(cfg, num_processes=1, training=False).errors
-    assert problem.startswith("MODEL.FOCAL_DET.TILES.SIZE is 640 and TEST.AUG.ENABLED is True, but ")
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("FocalRetinaNet", "TEST.AUG.ENABLED"),
+        ("GeneralizedRCNN", "MODEL.MASK_ON"),
+        ("GeneralizedRCNN", "MODEL.KEYPOINT_ON"),
+        ("GeneralizedRCNN", "MODEL.LOAD_PROPOSALS"),
+    ],
+)
+def test_tiles_and_what_takes_or_gives_more_than_boxes_exclude_each_other(tiny_cfg, architecture, key):
+    words = ("MODEL.META_ARCHITECTURE", architecture, key, "True", "MODEL.WEIGHTS", "detectron2://x.pkl")
+    for size, expected in (("0", []), ("640", [f"MODEL.FOCAL_DET.TILES.SIZE is 640 and {key} is True, which is of"])):
+        cfg = tiny_cfg(*words, TILES + "SIZE", size)
+        cfg.DATASETS.TEST = ("a",)
+        problems = check_config(cfg, num_processes=1, training=False).errors
+        assert [problem[: len(line)] for problem, line in zip(problems, expected, strict=True)] == expected

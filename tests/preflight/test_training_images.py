@@ -1,5 +1,7 @@
 """`focal-det data augment`: what it draws is what the loader's mapper gives, and wrong keys are refused before."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -53,6 +55,15 @@ def test_draws_are_those_of_the_keys_the_same_each_time(voc, tmp_path, order):
     assert (first[0] != first[1]).any()
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert (first[0] != other[0]).any()
+
+
+def test_an_image_may_have_any_id(voc, tmp_path):
+    image = {"id": -1, "file_name": "p00.jpg", "width": 100, "height": 80}
+    box = {"id": 1, "image_id": -1, "category_id": 1, "bbox": [10, 10, 30, 30]}
+    coco = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    words = ("--train-json", str(tmp_path / "a.json"), "--train-images", str(voc / "JPEGImages"))
+    assert main(["data", "augment", *words, "--out", str(tmp_path / "out"), *SMALL]) == 0
 
 
 def test_one_class_is_drawn_alone_and_files_are_kept(voc, tmp_path, capsys):
