@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_TILE = 32  # pixels
+MOST_OVERLAP = 0.9  # beyond it each pixel would be in more than 100 tiles
 
 
 def add_focal_det_config(cfg: CfgNode) -> None:
@@ -94,7 +95,7 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     node.DRAW_SCORE_THRESH = 0.4
 
     # Large images in tiles, in every evaluation and in `focal-det predict`: the side of square tiles in pixels of the
-    # image, at least 32, or 0 for none, and the share of it by which neighbours overlap, in [0, 1): what is smaller
+    # image, at least 32, or 0 for none, and the share of it by which neighbours overlap, in [0, 0.9]: what is smaller
     # than their overlap is whole in one of them. A tile is resized as an image is; larger objects are found in the
     # whole image, which is detected in as well. Training, its losses on the test set too, is on whole images.
     tiles = node.TILES = type(cfg)()
@@ -218,6 +219,6 @@ def check_tile(size: object) -> None:
 
 
 def check_overlap(overlap: object) -> None:
-    """Raise ValueError for what leaves gaps between tiles, or never comes to the next one."""
-    if isinstance(overlap, bool) or not isinstance(overlap, Real) or not 0 <= float(overlap) < 1:
-        raise ValueError("the overlap of tiles must be a share of their side, in [0, 1)")
+    """Raise ValueError for what leaves gaps between tiles, or hardly comes to the next one."""
+    if isinstance(overlap, bool) or not isinstance(overlap, Real) or not 0 <= float(overlap) <= MOST_OVERLAP:
+        raise ValueError(f"the overlap of tiles must be a share of their side, in [0, {MOST_OVERLAP}]")

@@ -1,7 +1,6 @@
 """Fixtures of the tests that need Detectron2: a tiny configuration, random batches, runs of the command line."""
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -30,16 +29,16 @@ TINY = [
 
 
 @pytest.fixture(autouse=True)
-def _plugins_forgotten(monkeypatch):
+def _plugins_forgotten(monkeypatch, tmp_path_factory):
     """What a test imports as a plug-in would be part of every later run of this process."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(plugins, "_named", set())
     for registry in (AUGMENTATION_REGISTRY, CONFIG_REGISTRY, DENSE_LOSS_REGISTRY):
         monkeypatch.setattr(registry, "_obj_map", {**registry._obj_map})
-    before = set(sys.modules)
+    before, temporary = set(sys.modules), str(tmp_path_factory.getbasetemp())
     yield
     for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(tempfile.gettempdir()):
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(temporary):
             del sys.modules[name]
 
 

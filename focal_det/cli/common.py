@@ -114,7 +114,7 @@ def add_tile_flags(parser: argparse._ActionsContainer) -> None:
     """Add --tile and --overlap."""
     text = "detect large images in square tiles of this many pixels too; 0: as a whole alone (default: the model's)"
     parser.add_argument("--tile", type=int, metavar="N", help=text)
-    text = "share of a tile by which neighbours overlap, in [0, 1) (default: the model's, else 0.2)"
+    text = "share of a tile by which neighbours overlap, in [0, 0.9] (default: the model's, else 0.2)"
     parser.add_argument("--overlap", type=float, metavar="T", help=text)
 
 

@@ -81,7 +81,7 @@ def test_the_list_of_rows_needs_no_table(capsys):
         (["table3", "--rows", "f"], "--rows f: table3 has no such row; it has ce, fl,"),
         (["table3", "--num-gpus", "0"], "--num-gpus 0 must be at least 1"),
         (["table3", "--val-json", "x"], "--val-json is given without --val-images; both are needed"),
-        (["table3", "--val-voc", "x"], "--val-json or --val-voc without --train-json or --train-voc: sets to train on"),
+        (["table3", "--val-voc", "x"], "--val or the like without --train: sets to train on"),
     ],
 )
 def test_what_cannot_be_reproduced_is_named(tmp_path, monkeypatch, capsys, words, message):

@@ -38,7 +38,7 @@ SOUND = {
         ({"score_thresh": 1.0}, "score_thresh is 1.0, not"),
         ({"score_thresh": float("nan")}, "score_thresh is nan, not"),
         ({"tile": 16}, "tile is 16, not 0 or an integer >= 32"),
-        ({"tile": 64, "overlap": None}, "overlap is None, not in [0, 1)"),
+        ({"tile": 64, "overlap": None}, "overlap is None, not in [0, 0.9]"),
         ({"tile": 64, "overlap": 1.0}, "overlap is 1.0, not"),
     ],
 )

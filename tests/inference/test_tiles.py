@@ -203,7 +203,10 @@ def test_what_one_tile_covers_is_left_as_it_is_and_tiles_come_in_batches():
     ("size", "overlap", "wrong"),
     [
         *((size, None, [f"tile is {size!r}: the side of tiles"]) for size in (31, -64, 1, 640.0, True, "640")),
-        *((64, overlap, [f"overlap is {overlap!r}: the overlap of tiles"]) for overlap in (1, 1.5, -0.1, True, "0.2")),
+        *(
+            (64, overlap, [f"overlap is {overlap!r}: the overlap of tiles"])
+            for overlap in (0.91, 1, 1.5, -0.1, True, "0.2")
+        ),
         (64, float("nan"), ["overlap is nan: the overlap of tiles"]),
         (16, 2, ["tile is 16: the side of tiles", "overlap is 2: the overlap of tiles"]),
         (0, 0.3, ["overlap is 0.3, but there are no tiles"]),

@@ -36,8 +36,9 @@ def test_what_is_left_out_has_the_defaults_of_the_keys(tiny_cfg, small):
     lazy, keys = instantiate(small.model), build_model(cfg)
     assert str(lazy) == str(keys)
     assert lazy.decoding == keys.decoding
-    kept = ("in_features", "num_classes", "memory_format", "bfloat16_inference", "compiled")
+    kept = ("in_features", "num_classes", "memory_format", "bfloat16_inference")
     assert [getattr(lazy, name) for name in kept] == [getattr(keys, name) for name in kept]
+    assert type(lazy.runner) is type(keys.runner)
     kept = ("background_iou", "object_iou", "match_best_anchor", "smooth_l1_beta", "box_weights", "num_classes")
     assert [getattr(lazy.criterion, name) for name in kept] == [getattr(keys.criterion, name) for name in kept]
     assert lazy.criterion.normalizer.mode == keys.criterion.normalizer.mode
