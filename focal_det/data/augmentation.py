@@ -1,4 +1,4 @@
-"""What an image of the training goes through: INPUT's resizing, crop and flip, MODEL.FOCAL_DET.AUGMENT, one's own.
+"""Augmentation of training images: INPUT's resizing, crop and flip, MODEL.FOCAL_DET.AUGMENT, and the user's own.
 
 All of it is Detectron2's and draws from NumPy's generator alone, which `train_loader` seeds for each position in the
 stream of images. So nothing random is kept, and a resumed run augments as an uninterrupted one.

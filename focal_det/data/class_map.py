@@ -108,15 +108,9 @@ def renumbered(file: CocoFile, place: str, names: Sequence[str]) -> CocoFile:
     """
     if file.class_names == list(names):
         return file
-    index, ids = CocoIndex(file.coco), {name: label + 1 for label, name in enumerate(names)}
-    rows = file.coco["annotations"]
-    unknown = sorted({index.name_of(annotation) for annotation in rows}.difference(names))
+    index = CocoIndex(file.coco)
+    unknown = sorted({index.name_of(annotation) for annotation in file.coco["annotations"]}.difference(names))
     if unknown:
         fix = "correct these objects, or leave them out by --classes"
         raise InputError(f"{place}: {some('class', unknown)} is not among {', '.join(names)}; {fix}")
-    coco = {
-        **file.coco,
-        "annotations": [{**a, "category_id": ids[index.name_of(a)]} for a in rows],
-        "categories": [{"id": category_id, "name": name} for name, category_id in ids.items()],
-    }
-    return file._replace(coco=coco)
+    return file.renumbered({name: label for label, name in enumerate(names, start=1)})

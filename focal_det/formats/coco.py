@@ -63,15 +63,18 @@ class CocoFile(NamedTuple):
             names, ids: of the other's labels.
             place: the other's, for the note.
         """
-        number, index = dict(zip(names, ids, strict=True)), CocoIndex(self.coco)
-        rows = [{**a, "category_id": number[index.name_of(a)]} for a in self.coco["annotations"]]
-        categories = [{"id": i, "name": name} for name, i in number.items()]
+        index = CocoIndex(self.coco)
         without = [name for name in names if name not in set(map(index.name_of, index.objects))]
         note = f"its {len(index.names)} classes are among the {len(names)} of {place}, and were numbered as there"
         note += f"; without an object here: {some('', without)}" if without else ""
-        return self._replace(
-            coco={**self.coco, "annotations": rows, "categories": categories}, notes=[*self.notes, note]
-        )
+        return self.renumbered(dict(zip(names, ids, strict=True)))._replace(notes=[*self.notes, note])
+
+    def renumbered(self, ids: Mapping[str, int]) -> CocoFile:
+        """Return the file with these classes, matched by name, which every object's class must be among."""
+        index = CocoIndex(self.coco)
+        rows = [{**a, "category_id": ids[index.name_of(a)]} for a in self.coco["annotations"]]
+        categories = [{"id": category_id, "name": name} for name, category_id in ids.items()]
+        return self._replace(coco={**self.coco, "annotations": rows, "categories": categories})
 
 
 def read_coco(

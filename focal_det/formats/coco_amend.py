@@ -1,4 +1,4 @@
-"""What exporters write in another way than COCO and means one thing alone: taken, changed, and said.
+"""Rewrite what exporters write in another way than COCO, where it can mean one thing alone; each change is noted.
 
 Numbers that are texts, an object's outline without its box, and a category above all others that no object has.
 """

@@ -91,7 +91,10 @@ def _wrong_values(values: dict[str, Any], names: Sequence[str]) -> list[str]:
         "max_size": (type(values["max_size"]) is int and values["max_size"] >= 1, "an integer >= 1"),
         "score_thresh": (type(values["score_thresh"]) in (int, float) and 0 <= values["score_thresh"] < 1, "in [0, 1)"),
         "tile": (type(values["tile"]) is int and not 0 != values["tile"] < MIN_TILE, f"0 or an integer >= {MIN_TILE}"),
-        "overlap": (type(values["overlap"]) in (int, float) and 0 <= values["overlap"] <= MOST_OVERLAP, "in [0, 0.9]"),
+        "overlap": (
+            type(values["overlap"]) in (int, float) and 0 <= values["overlap"] <= MOST_OVERLAP,
+            f"in [0, {MOST_OVERLAP}]",
+        ),
     }
     wrong = [f"{name} is {values[name]!r}, not {needed}" for name, (holds, needed) in rules.items() if not holds]
     if not wrong and len(classes) != len(ids):

@@ -181,7 +181,7 @@ class FocalRetinaNet(nn.Module):
 
     @property
     def runner(self) -> NetworkRunner:
-        """What runs `network`: as it is, compiled, captured, or both."""
+        """The runner of `network`: as it is, compiled, captured, or both."""
         return self._runner or NetworkRunner(self.network)  # which a plain model, to be freed at once, does not hold
 
     @property
