@@ -20,7 +20,7 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from focal_det.config.load import load_config
-from focal_det.data.catalog import register_datasets
+from focal_det.data.catalog import prepare_shapes, register_datasets
 
 
 def mosaic(paths: list[str], size: tuple[int, int]) -> Tensor:
@@ -55,6 +55,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     cfg = load_config(args.run / "config.yaml", ["MODEL.DEVICE", "cpu"])
+    prepare_shapes(cfg.DATASETS.TEST)
     register_datasets(cfg.DATASETS.TEST, ())
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(str(checkpoint))
