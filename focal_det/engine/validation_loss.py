@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetFromList, build_detection_test_loader
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..data.augmentation import ImageMapper
 from ..data.shared_records import read_evaluated_records
 from ..data.statistics import evenly_spread
 from ..distributed.cluster import unwrapped
@@ -106,7 +107,7 @@ class ValidationLoss(PeriodicAndFinal):
             reason = f"data set {', '.join(self.cfg.DATASETS.TEST)} has no annotated objects"
         else:
             if self._loader is None:
-                mapper = DatasetMapper(self.cfg, is_train=False)
+                mapper = ImageMapper(self.cfg, is_train=False)
                 mapper.is_train = True  # else it leaves the annotations out; the image is resized as for testing
                 dataset, workers = DatasetFromList(self._records, serialize=False), self.cfg.DATALOADER.NUM_WORKERS
                 self._loader = stoppable(build_detection_test_loader(dataset, mapper=mapper, num_workers=workers))

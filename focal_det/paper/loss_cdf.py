@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint.safe_load import SafeCheckpointer
+from ..data.augmentation import ImageMapper
 from ..errors import InputError
 from ..losses import focal_loss
 from .figures import as_csv, new_axes
@@ -172,7 +173,7 @@ def stream_logits_and_labels(cfg: CfgNode, images: int | None = None) -> Iterato
     model = build_model(cfg).eval()
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     size = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = DatasetMapper(is_train=True, augmentations=[size], image_format=cfg.INPUT.FORMAT)  # with the objects
+    mapper = ImageMapper(is_train=True, augmentations=[size], image_format=cfg.INPUT.FORMAT)  # with the objects
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)[:images]
     loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
     for batch in tqdm(loader, unit="image", disable=None):
