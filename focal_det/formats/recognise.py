@@ -182,8 +182,8 @@ def _what_is_there(path: Path) -> str:
         if file.suffix.lower() == ".txt" and _YOLO_LINE.match(_ends(file)):
             return f"{file.name} looks like YOLO's: write the name of each class into a classes.txt, a line each"
     suffixes = Counter(file.suffix.lower() or "without suffix" for file in files)
-    there = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(5)) or "no files"
-    return f"it holds {there}, and may hold {KNOWN}"
+    there = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(5))
+    return f"it holds {there}, but none of {KNOWN}" if there else "it is empty"
 
 
 def _in_file(path: Path) -> Iterator[Found]:

@@ -168,9 +168,9 @@ def test_a_json_file_in_utf_16_is_recognised_and_its_encoding_named(tmp_path):
             "JSON of detections, not annotations",
         ),
         ("a.txt", "0 0.5 0.5 0.2 0.2\n", "a.txt looks like YOLO's: write the name of each class into a classes.txt"),
-        ("export.ZIP", "PK", "it holds 1 .zip, and may hold COCO's"),
-        ("a.png", "", "it holds 1 .png, and may hold COCO's or Label Studio's JSON"),
-        (".DS_Store", "", "it holds no files, and may hold COCO's"),
+        ("export.ZIP", "PK", "it holds 1 .zip, but none of COCO's"),
+        ("a.png", "", "it holds 1 .png, but none of COCO's or Label Studio's JSON"),
+        (".DS_Store", "", "it is empty"),
     ],
 )
 def test_what_is_there_instead_of_annotations_is_said(tmp_path, name, text, said):
@@ -198,7 +198,7 @@ def test_folders_without_annotations(tmp_path):
     write_images(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "some.yaml").write_text("a: 1")
-    assert "no annotations were recognised there; it holds 4 .png, 1 .json, 1 .yaml, and may" in problem(tmp_path)
+    assert "no annotations were recognised there; it holds 4 .png, 1 .json, 1 .yaml, but none of" in problem(tmp_path)
     assert "File name too long" in problem("x" * 5000)
     assert "no annotations were recognised" in problem(tmp_path / "a.png")
 
