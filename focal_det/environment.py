@@ -153,6 +153,8 @@ def choose_device(cfg: CfgNode, num_gpus: int, *, own_gpu: bool = False) -> tupl
         cfg.MODEL.DEVICE = "cpu"
         shared = f", in {num_gpus} processes" if num_gpus > 1 else ""
         slow = f"NO GPU HERE: running on the processor ({with_cores}{shared}), which is many times slower"
+        if not cfg.SOLVER.AMP.ENABLED and has_bfloat16("cpu"):
+            slow += "; SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE bfloat16 trains up to twice as fast here"
         found.warnings.append(slow)
     found.warnings += _fit_precision(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda"):

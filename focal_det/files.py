@@ -27,6 +27,11 @@ _SECONDS_TO_WAIT = 180.0  # twice the lease of NFS 4, within which a client must
 _POLL_SECONDS = 0.5
 
 
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is a system's or an editor's own: .DS_Store, ._a.jpg, .ipynb_checkpoints."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 @contextmanager
 def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Give a path beside `path` to write to; it replaces `path` when the block ends, and is removed if that fails.

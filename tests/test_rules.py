@@ -28,6 +28,7 @@ TOPICS = {
         "forked",
         "house",
         "installed",
+        "own_data_page",
         "rules",
         "scaling_page",
         "tutorial",

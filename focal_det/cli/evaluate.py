@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _DETECTIONS, _SCORES, _SHEET = "detections.json", "scores.json", DRAWINGS_SHEET
 
 _EPILOG = """examples:
+  a run's test set     focal-det evaluate --model output/mine.onnx --run output/mine
   your own images      focal-det evaluate --model mine.onnx --json val.json --images images/val
   Pascal VOC           focal-det evaluate --model mine.onnx --voc VOCdevkit/mine:val
   the quickstart       focal-det evaluate --model models/quickstart_int8.onnx --shapes shapes_val_200_128px
@@ -43,7 +44,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     )
     parser.add_argument("--model", required=True, metavar="FILE", help="that focal-det export wrote: .onnx or .pt2")
     add_trust_flag(parser)
-    parser.add_argument("--json", metavar="FILE", help="COCO annotations")
+    parser.add_argument(
+        "--run",
+        dest="run_dir",
+        metavar="DIR",
+        help="the set that this OUTPUT_DIR of a training was evaluated on, in any format and split as there",
+    )
+    parser.add_argument("--json", metavar="FILE", help="instead: COCO annotations")
     parser.add_argument("--images", metavar="DIR", help="folder of their images")
     parser.add_argument("--voc", metavar="DIR[:SPLIT]", help="instead: Pascal VOC's folder (split: val, else test)")
     add_outside_flag(parser)
@@ -95,8 +102,8 @@ def _check_options(args: argparse.Namespace) -> None:
     problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))
     if (args.json is None) != (args.images is None):
         problems.append("--json and --images go together: both are needed")
-    if sum(given is not None for given in (args.json, args.voc, args.shapes)) != 1:
-        problems.append("give one of --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME")
+    if sum(given is not None for given in (args.run_dir, args.json, args.voc, args.shapes)) != 1:
+        problems.append("give one of --run DIR, --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME")
     written = [os.path.realpath(args.out / name) for name in (_DETECTIONS, _SCORES)]
     if args.json is not None and os.path.realpath(args.json) in written:
         problems.append(f"--out {args.out}: its {Path(args.json).name} is --json itself; name another folder")
@@ -121,6 +128,8 @@ def _data(args: argparse.Namespace, class_names: Sequence[str]) -> OwnSet:
         Findings(problems).raise_if_errors()
         return sets["voc"]
     annotations, images = args.json, args.images
+    if args.run_dir is not None:
+        annotations, images = _set_of_run(args.run_dir)
     if args.shapes is not None:
         try:
             make_shapes(args.shapes, datasets_root())
@@ -133,6 +142,19 @@ def _data(args: argparse.Namespace, class_names: Sequence[str]) -> OwnSet:
     skip, outside = args.skip_bad_images, args.allow_outside
     file = read_coco(annotations, images, allow_outside=outside, skip_bad_images=skip, decode=skip > 0)
     return OwnSet(annotations, images, file)
+
+
+def _set_of_run(run_dir: str) -> tuple[str, str]:
+    """Return the file of annotations and the folder of images that a run was evaluated on."""
+    from ..report.run_files import read_run
+
+    sets = [one for one in read_run(Path(run_dir)).sets if one.annotations is not None and one.image_dir is not None]
+    if not sets:
+        raise InputError(f"--run {run_dir}: has no evaluation with annotations and images; name them by --json")
+    if len(sets) > 1:
+        each = "; ".join(f"--json {one.file} --images {one.image_dir}" for one in sets)
+        raise InputError(f"--run {run_dir}: was evaluated on {len(sets)} sets; name one of them: {each}")
+    return str(sets[0].file), os.path.normpath(str(sets[0].image_dir))
 
 
 def _table(scores: Evaluation) -> str:

@@ -1,6 +1,6 @@
 """A part of the images to evaluate on, where there is no set for it: DATASETS.SPLIT_VAL.
 
-Images that look alike stay together, or the test would reward what was learnt by heart. Each image is reduced to 9 x 8
+Images that look alike stay together, or the test would reward memorising them. Each image is reduced to 9 x 8
 grey values, and described by 64 bits, whether each value is brighter than its right neighbour; images of which at most
 `_ALIKE` bits differ are alike, and so is whatever is like one of them. So frames of a video, and resized or compressed
 anew, images stay together; not mirrored or turned ones, but for those that Roboflow made of one image (x.rf.*.jpg). The
@@ -42,7 +42,7 @@ def check_split(value: Sequence[Any]) -> tuple[float, int] | None:
         return None
     share, seed = value if len(value) == 2 else (None, None)
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1 or type(seed) is not int:
-        fix = "it must be [SHARE, SEED] with a share of the images in (0, 1), as in [0.2, 0]"
+        fix = "it must be [SHARE, SEED] with a share of the images in (0, 1), as in [0.2, 0] for a fifth"
         raise InputError(f"DATASETS.SPLIT_VAL is {value!r}; {fix}")
     return float(share), seed
 

@@ -258,10 +258,11 @@ def _complete(
     if outside.any():
         first = [checks.annotation_name(raw["annotations"][place], place) for place in np.flatnonzero(outside).tolist()]
         suspected = (checks.like_corners(boxes, sizes) & outside).sum() / len(annotations)
+        look = checks.percent(suspected)
         notes.append(
             f"{path}: {len(first)} of {len(annotations)} boxes extend beyond their image and are clipped "
-            f"({some('', first)}); COCO's boxes are [x, y, width, height], not two corners"
-            + (f", as {checks.percent(suspected)} of them look to be" if suspected else "")
+            f"({some('', first)})"
+            + (f"; boxes are [x, y, width, height], not two corners, as {look} of them look to be" if suspected else "")
         )
     coco = {"info": {}, **raw, "annotations": annotations}
     coco = {section: coco[section] for section in ("info", "images", "annotations", "categories")}

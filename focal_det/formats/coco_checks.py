@@ -268,7 +268,7 @@ def format_problem(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
     fractions = (boxes <= 1).all(axis=1) & (boxes >= 0).all(axis=1) & (boxes % 1 > 0).any(axis=1)
     if len(boxes) >= _ENOUGH and fractions.all():
         return (
-            f"all {len(boxes)} boxes lie in 0..1, as fractions of the image; COCO's are in pixels: "
+            f"all {len(boxes)} boxes lie in 0..1, as fractions of the image, where pixels are needed: "
             "multiply by width and height, and mind that YOLO's first two are the centre"
         )
     return None

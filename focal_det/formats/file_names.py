@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..errors import cut, some
+from ..files import is_hidden
 from .image_files import SUFFIXES
 
 _MOST_FILES = 2_000_000  # in the folder; of more, such as a whole disk, none is searched for
@@ -175,8 +176,9 @@ def _files(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    for path, _, names in os.walk(folder):
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name)]
         prefix = os.path.relpath(path, folder)
         for name in names:
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name):
                 yield name if prefix == "." else f"{prefix}/{name}"

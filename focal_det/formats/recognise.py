@@ -8,16 +8,18 @@ annotations may be meant, none is taken, and all are named.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError, cut
-from ..files import open_regular
-from .exporters.annotated import PARTS, AnnotatedSet, Part, folders_of, part_of
+from ..files import is_hidden, open_regular
+from .exporters.annotated import PARTS, AnnotatedSet, Part, files_of, folders_of, part_of
 from .exporters.csv_table import columns_of, read_csv
 from .exporters.cvat import read_cvat
 from .exporters.label_studio import read_label_studio
@@ -38,6 +40,14 @@ READERS: Mapping[str, Reader] = {
 }
 KNOWN = "COCO's or Label Studio's JSON, Pascal VOC's or CVAT's XML, YOLO's data.yaml, LabelMe's JSON files, CSV"
 
+# What JSON of tools that are not read has in it, and what to do.
+_OTHER_JSON = {
+    '"region_attributes"': "VIA's, which is not read; export it as COCO",
+    '"coordinates"': "CreateML's, which is not read; export it as COCO or YOLO",
+    '"score"': "of detections, not annotations",
+}
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_YOLO_LINE = re.compile(r"\s*\d+(\s+[\d.]+){4}\s")
 _LOOKED_AT = 2**16  # bytes at the beginning and at the end of a file
 _DEPTH = 3  # folders below the one that is given in which the images of a COCO file are looked for
 
@@ -71,13 +81,13 @@ def recognise(path: Path, parts: Sequence[Part]) -> Found:
     if not found and path.suffix.lower() == ".csv":
         return Found(CSV, path)  # whose reader says which columns it needs
     if not found:
-        raise InputError(f"{cut(path, 250)}: no annotations were recognised there; it may hold {KNOWN}")
+        raise InputError(f"{cut(path, 250)}: no annotations were recognised there; {_what_is_there(path)}")
     for part in (*parts, None):
         taken = [one for one in found if one.part == part]
         if len(taken) > 1:
             raise InputError(
-                f"{path}: several annotations may be meant: {', '.join(map(str, taken))}; name the file of one, or "
-                "Pascal VOC's folder by --train-voc or --val-voc"
+                f"{path}: several annotations may be meant: {', '.join(map(str, taken))}; name the file of one "
+                "(classes.txt for YOLO, any for LabelMe), or Pascal VOC's folder by --train-voc or --val-voc"
             )
         if taken:
             return taken[0]
@@ -99,11 +109,11 @@ def look(path: Path) -> list[Found]:
     """Return all annotations of a folder or file; raise InputError if there is none of that name."""
     try:
         if path.is_file():
-            return list(_in_file(path))
+            return [Found(YOLO, path.parent)] if path.name in NAMES_FILES else list(_of_folders(_in_file(path)))
         found = list(_in_folder(path))
         for folder in sorted(path.iterdir()):
             part = part_of(folder.name)
-            if part and folder.is_dir():
+            if part and folder.is_dir() and not is_hidden(folder.name):
                 found += [one._replace(part=part) for one in _in_folder(folder)]
     except OSError as error:
         raise InputError(f"{cut(path, 250)}: no folder or file of annotations ({error.strerror})") from error
@@ -135,7 +145,7 @@ def image_folder(json_file: Path, top: Path, part: Part | None) -> Path:
 
 def _in_folder(folder: Path) -> Iterator[Found]:
     """Yield the annotations in a folder and in those that it holds, if these are no parts of their own."""
-    files = [file for one in folders_of(folder) for file in sorted(one.iterdir()) if file.is_file()]
+    files = [file for one in folders_of(folder) for file in files_of(one)]
     instances = [file for file in files if file.name.startswith("instances_")]  # beside COCO's captions and keypoints
     seen: dict[Found, None] = {}
     for file in files:
@@ -152,6 +162,28 @@ def _in_folder(folder: Path) -> Iterator[Found]:
     if not any(one.format == YOLO for one in seen) and any((folder / name).is_file() for name in NAMES_FILES):
         seen[Found(YOLO, folder)] = None
     yield from seen
+
+
+def _of_folders(found: Iterable[Found]) -> Iterator[Found]:
+    """Yield LabelMe's folder for a file of it, as each image has one."""
+    for one in found:
+        yield Found(LABELME, one.path.parent) if one.format == LABELME else one
+
+
+def _what_is_there(path: Path) -> str:
+    """Return what a path without annotations may be or hold, and what to do, for a message."""
+    if path.suffix.lower() in _ARCHIVES:
+        return "it is an archive: unpack it, and name the folder"
+    files = [path] if path.is_file() else [file for one in folders_of(path) for file in files_of(one)]
+    for file in files:
+        signs = [sign for sign in _OTHER_JSON if file.suffix.lower() == ".json" and sign in _ends(file)]
+        if signs:
+            return f"{file.name} looks like JSON {_OTHER_JSON[signs[0]]}"
+        if file.suffix.lower() == ".txt" and _YOLO_LINE.match(_ends(file)):
+            return f"{file.name} looks like YOLO's: write the name of each class into a classes.txt, a line each"
+    suffixes = Counter(file.suffix.lower() or "without suffix" for file in files)
+    there = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(5))
+    return f"it holds {there}, but none of {KNOWN}" if there else "it is empty"
 
 
 def _in_file(path: Path) -> Iterator[Found]:
@@ -173,7 +205,8 @@ def _json_kind(text: str) -> str | None:
     if re.search(r'"shapes"\s*:\s*\[', text):
         return LABELME
     if text.lstrip().startswith("["):
-        return LABEL_STUDIO if re.search(r'"(annotations|rectanglelabels)"\s*:', text) else None
+        is_of_tasks = '"rectanglelabels"' in text or ('"annotations"' in text and '"data"' in text)
+        return LABEL_STUDIO if is_of_tasks else None
     return COCO if re.search(r'"images"\s*:\s*\[', text) else None
 
 
@@ -189,7 +222,8 @@ def _ends(path: Path) -> str:
         with open_regular(path) as file:
             beginning = file.read(_LOOKED_AT)
             file.seek(max(_LOOKED_AT, path.stat().st_size - _LOOKED_AT))
-            return (beginning + file.read()).decode("utf-8-sig", "replace")
+            is_utf_16 = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # PowerShell's ">"
+            return (beginning + file.read()).decode("utf-16" if is_utf_16 else "utf-8-sig", "replace")
     except OSError:
         return ""
 

@@ -90,9 +90,10 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     found.add(check_scoring(own.test, files, cfg.TEST.DETECTIONS_PER_IMAGE))
     found.errors += dict.fromkeys(errors)  # two sets may share a file
     if errors and options.own_sets("train").are_given and not options.own_sets("val").are_given:
-        found.errors.append(
+        found.errors.insert(
+            0,  # the others ask for files that are not meant
             "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
-            "--val PATH"
+            "--val PATH, or --split-val 0.2 to set a part of these aside",
         )
     left_out = sum(file.images_left_out for file in own.files.values())
     if left_out > max(0, options.skip_bad_images):

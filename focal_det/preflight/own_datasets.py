@@ -78,6 +78,9 @@ def entries_of_uses(
         if use == "val" and not given.are_given:
             of_training = [data_source("train", text) for text in flags["train"].data] if "train" in flags else []
             sources = [part for source in of_training if (part := source_to_evaluate_on(source))]
+            if sources and changes.split is not None:
+                own = ", ".join(map(str, sources))
+                found.warnings.append(f"--split-val: the part of {own} to evaluate on is not used, but one split off")
         of_uses[use] = [*sources]
         for text in datasets[use] if not sources else ():
             try:

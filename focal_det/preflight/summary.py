@@ -36,8 +36,8 @@ def describe(options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.n
     needed = f"{number} checkpoints of {gigabytes(size)} to come, {gigabytes(number * size)}"
     found.notes += [_schedule_line(cfg, sets), f"disk: {needed} of the {free} free at {cfg.OUTPUT_DIR}"]
     if images and images < _FEW and not cfg.MODEL.WEIGHTS and not options.resume:
-        start = "--config-file focal_det://retinanet_coco_finetune.yaml"
-        found.notes.append(f"from scratch on {images} images: mostly better is to start from COCO's detector, {start}")
+        start = "start from COCO's detector on a GPU, --config-file focal_det://retinanet_coco_finetune.yaml"
+        found.notes.append(f"from scratch on {images} images: if you can, {start}")
     anchors = report_anchors(cfg, model, *objects_of(sets))
     if anchors:
         found.notes += _anchor_lines(anchors, full=full)

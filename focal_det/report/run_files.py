@@ -26,6 +26,7 @@ class EvaluatedSet:
     """A set that the run was evaluated on.
 
     annotations: the annotation file's content; None if it is not there, which `problem` then explains.
+    file: the annotation file; None if it was not recorded.
     evaluated_at: when the detections were written, in seconds since the epoch.
     given_as: the user's own annotation file, of which `annotations` is the checked copy; relative to OUTPUT_DIR if it
         is in there; "" for other sets.
@@ -47,6 +48,7 @@ class EvaluatedSet:
     metric_prefix: str = "bbox/"
     rule: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def _read_set(path: Path, missing: list[str]) -> EvaluatedSet | None:
         found = replace(
             found,
             name=str(record["name"]),
+            file=source,
             image_dir=path.parent / record["images"] if record.get("images") else None,
             given_as=_from_run(path.parent, record.get("given_as")),
             iterations=None if record.get("iterations") is None else int(record["iterations"]),

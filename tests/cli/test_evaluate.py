@@ -133,6 +133,34 @@ def test_pascal_voc_gives_the_same_scores(tmp_path, shapes):
     assert by_name[0] == pytest.approx(by_name[1])
 
 
+def write_evaluated(run, name, shapes):
+    """Write what a run leaves of an evaluation that is read here."""
+    folder = run / "inference" / name
+    folder.mkdir(parents=True)
+    (folder / "coco_instances_results.json").write_text("[]")
+    (folder / "dataset.json").write_text(
+        json.dumps({"name": name, "annotations": str(shapes[0]), "images": str(shapes[1])})
+    )
+
+
+def test_the_set_of_a_run_is_evaluated_on(tmp_path, shapes, capsys):
+    run, scores = tmp_path / "run", []
+    write_evaluated(run, "val_data", shapes)
+    for name, data in (("a", ["--run", run]), ("b", ["--json", shapes[0], "--images", shapes[1]])):
+        words = ["evaluate", "--model", MODEL, *data, "--out", tmp_path / name, "--draw", 0]
+        assert main([str(word) for word in words]) == 0
+        scores.append(json.loads((tmp_path / name / "scores.json").read_text()))
+    assert scores[0] == scores[1]
+    write_evaluated(run, "more", shapes)
+    assert main(["evaluate", "--model", str(MODEL), "--run", str(run), "--out", str(tmp_path / "c")]) == 2
+    said = f"was evaluated on 2 sets; name one of them: --json {shapes[0]} --images {shapes[1]}; --json"
+    assert said in capsys.readouterr().err
+    for folder in (run / "inference").iterdir():
+        (folder / "dataset.json").unlink()
+    assert main(["evaluate", "--model", str(MODEL), "--run", str(run), "--out", str(tmp_path / "c")]) == 2
+    assert "has no evaluation with annotations and images; name them by --json" in capsys.readouterr().err
+
+
 def test_an_earlier_evaluation_is_not_written_over(tmp_path, shapes, capsys):
     (tmp_path / "scores.json").write_text("mine")
     words = ["evaluate", "--model", MODEL, "--json", shapes[0], "--images", shapes[1], "--out", tmp_path, "--draw", 0]
@@ -158,7 +186,7 @@ def test_bad_input_is_named(tmp_path, shapes, capsys):
     other.write_text(json.dumps(coco))
     data = ["--json", shapes[0], "--images", shapes[1]]
     for words, message in [
-        (["--model", MODEL], "give one of --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME"),
+        (["--model", MODEL], "give one of --run DIR, --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME"),
         (["--model", MODEL, "--json", shapes[0]], "--json and --images go together"),
         (["--model", MODEL, "--shapes", "coco"], "--shapes"),
         (["--model", MODEL, *data, "--batch-size", 0], "--batch-size 0 must be at least 1"),

@@ -10,6 +10,7 @@ from exported_formats import (
     WRITERS,
     coco,
     coco_release,
+    labelme,
     roboflow_coco,
     ultralytics,
     write_images,
@@ -113,6 +114,73 @@ def test_several_that_may_be_meant_are_named_and_none_is_taken(tmp_path):
     assert len(boxes(read(folder / "data.yaml").file)) == 4
 
 
+def test_of_two_formats_in_one_folder_either_can_be_named(tmp_path):
+    folder = labelme(tmp_path)
+    write_labels(folder, {"a": [("dog", 1, 1, 9, 9)]})
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    assert "name the file of one (classes.txt for YOLO, any for LabelMe)" in problem(folder)
+    assert boxes(read(folder / "a.json").file)["d"] == [("cat", 50.5, 40.25, 10, 6.5)]
+    assert boxes(read(folder / "classes.txt").file)["d"] == []
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path):
+    folder = ultralytics(tmp_path)
+    for path in (
+        ".ipynb_checkpoints/data-checkpoint.yaml",
+        "__MACOSX/data.yaml",
+        "images/train/.ipynb_checkpoints/a.png",
+    ):
+        (folder / path).parent.mkdir()
+        shutil.copy(folder / "data.yaml", folder / path)
+    for path in ("images/train/._a.png", "labels/train/._a.txt", "._data.yaml"):
+        (folder / path).write_bytes(b"\0\5\x16\7")
+    own = read(folder)
+    assert set(boxes(own.file)) == set(OBJECTS)
+    assert len(own.file.notes) == 2  # what was taken from where
+    folder = labelme(tmp_path / "labels")
+    (folder / "._a.json").write_bytes(b"\0\5\x16\7")
+    assert len(read(folder).file.notes) == 1
+
+
+def test_a_json_file_in_utf_16_is_recognised_and_its_encoding_named(tmp_path):
+    folder = coco_release(tmp_path)
+    (path,) = folder.glob("annotations/instances_train*.json")
+    path.write_text(path.read_text(), encoding="utf-16")
+    assert f"{path}: not a text file in UTF-8" in problem(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "via.json",
+            '{"a.png1": {"regions": [{"region_attributes": {}}]}}',
+            "via.json looks like JSON VIA's, which is not",
+        ),
+        (
+            "x.json",
+            '[{"image": "a.png", "annotations": [{"coordinates": {}}]}]',
+            "JSON CreateML's, which is not read; export",
+        ),
+        (
+            "results.json",
+            '[{"image_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}]',
+            "JSON of detections, not annotations",
+        ),
+        ("a.txt", "0 0.5 0.5 0.2 0.2\n", "a.txt looks like YOLO's: write the name of each class into a classes.txt"),
+        ("export.ZIP", "PK", "it holds 1 .zip, but none of COCO's"),
+        ("a.png", "", "it holds 1 .png, but none of COCO's or Label Studio's JSON"),
+        (".DS_Store", "", "it is empty"),
+    ],
+)
+def test_what_is_there_instead_of_annotations_is_said(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    assert f"{tmp_path}: no annotations were recognised there; " in problem(tmp_path)
+    assert said in problem(tmp_path)
+    if name == "export.ZIP":
+        assert "it is an archive: unpack it, and name the folder" in problem(tmp_path / name)
+
+
 def test_images_of_a_coco_file_in_several_folders_are_not_guessed(tmp_path):
     (tmp_path / "my.json").write_text(coco())
     assert "no folder has 'a.png'; name the folder of its images, by --train-json" in problem(tmp_path)
@@ -130,7 +198,7 @@ def test_folders_without_annotations(tmp_path):
     write_images(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "some.yaml").write_text("a: 1")
-    assert "no annotations were recognised there; it may hold COCO's" in problem(tmp_path)
+    assert "no annotations were recognised there; it holds 4 .png, 1 .json, 1 .yaml, but none of" in problem(tmp_path)
     assert "File name too long" in problem("x" * 5000)
     assert "no annotations were recognised" in problem(tmp_path / "a.png")
 
@@ -164,6 +232,6 @@ def test_sets_of_several_formats_get_one_order_of_classes(tmp_path):
 
 
 def test_a_table_that_is_named_and_not_known_says_which_columns_it_needs(tmp_path):
-    (tmp_path / "a.csv").write_text("filename,x,y,w,h,label\n")
-    said = "its first line is no header and no box: filename,x,y,w,h,label; write image,x1"
+    (tmp_path / "a.csv").write_text("filename,cx,cy,w,h,label\n")
+    said = "its first line is no header and no box: filename,cx,cy,w,h,label; write image,x1"
     assert said in problem(tmp_path / "a.csv")

@@ -403,6 +403,26 @@ def yolo(tmp_path):
     return ultralytics(tmp_path / "mine", {f"n{i}": [("cat", 4, 6, 20, 12), ("dog", 9, 9, 9, 9)] for i in range(10)})
 
 
+def test_a_folder_s_own_part_to_evaluate_on_is_said_where_it_is_not_used(yolo, tmp_path):
+    write_images(yolo / "images" / "val", ["x"])
+    write_labels(yolo / "labels" / "val", {"x": [("cat", 4, 6, 20, 12)]})
+    (yolo / "data.yaml").write_text((yolo / "data.yaml").read_text() + "val: images/val\n")
+    said = f"warning: --split-val: the part of {yolo} to evaluate on is not used, but one split off"
+    words = ("--train", yolo, "OUTPUT_DIR", tmp_path / "run")
+    assert said in checked(*words, "--split-val", "0.2").job.notes
+    plan = checked(*words)
+    assert said not in plan.job.notes
+    assert [len(file.coco["images"]) for file in plan.json_files.values()] == [10, 1]
+
+
+def test_without_a_set_to_evaluate_on_what_to_add_comes_first(yolo):
+    with pytest.raises(InputError) as caught:
+        checked("--train", yolo, "DATASETS.TEST", "coco_2017_val")
+    first, *others = caught.value.problems
+    assert first.endswith("add --val PATH, or --split-val 0.2 to set a part of these aside")
+    assert any("instances_val2017.json is missing" in line for line in others)
+
+
 def test_a_folder_alone_is_trained_on_and_split(yolo, tmp_path):
     words = ("--train", yolo, "--split-val", "0.2", "--merge-classes", "pet=cat,dog", "OUTPUT_DIR", tmp_path / "run")
     plan = checked(*words)

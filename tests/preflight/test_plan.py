@@ -114,7 +114,7 @@ def test_a_clean_set_raises_no_alarm(capsys, clean, tmp_path):
 def test_few_images_from_scratch_are_told_of_a_detector_to_start_from(capsys, clean, tmp_path, monkeypatch, few, said):
     monkeypatch.setattr(summary, "_FEW", few)
     assert main([*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]) == 0
-    line = "from scratch on 30 images: mostly better is to start from COCO's detector, --config-file focal_det://"
+    line = "from scratch on 30 images: if you can, start from COCO's detector on a GPU, --config-file focal_det://"
     assert (line in capsys.readouterr().out) is said
 
 

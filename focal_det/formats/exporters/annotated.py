@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ...errors import InputError, some
-from ...files import open_regular
+from ...files import is_hidden, open_regular
 from ..coco import CocoFile, check_coco
 from ..coco_checks import CLASS_NAME_RULE, is_class_name
 from ..file_names import ImageFinder
@@ -125,8 +125,15 @@ def part_of(name: str) -> Part | None:
 
 
 def folders_of(folder: Path) -> list[Path]:
-    """Return a folder and those in it that are no part of their own, sorted."""
-    return [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not part_of(one.name))]
+    """Return a folder and those in it that are neither hidden nor a part of their own, sorted."""
+    inner = (one for one in folder.iterdir() if one.is_dir() and not is_hidden(one.name))
+    return [folder, *sorted(one for one in inner if not part_of(one.name))]
+
+
+def files_of(folder: Path, suffix: str = "") -> list[Path]:
+    """Return the files of a folder that are not hidden, of one suffix in any case or of all, sorted."""
+    files = (one for one in folder.iterdir() if one.is_file() and not is_hidden(one.name))
+    return sorted(one for one in files if suffix in ("", one.suffix.lower()))
 
 
 def image_size(path: Path) -> tuple[int, int]:

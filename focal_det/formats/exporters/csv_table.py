@@ -1,6 +1,7 @@
 """CSV with a box on each line: Open Images' columns, those of other tools by their names, or none.
 
-Without a header the columns are path, x1, y1, x2, y2, class. Open Images' coordinates (ImageID, LabelName) are shares
+Without a header the columns are path, x1, y1, x2, y2, class; by a header, width and height may take the place of x2 and
+y2. Open Images' coordinates (ImageID, LabelName) are shares
 of the image's size, all others pixels. A line with an image alone, whose other fields are empty, has no object.
 """
 
@@ -25,30 +26,39 @@ _LARGEST = 2**32  # bytes; Open Images' boxes to train on have 1.4 GB
 _COLUMNS: Mapping[str, str] = {
     "image": "imageid image imagename imagepath filename file path img",
     "class": "labelname label class classname category",
-    **{"x1": "xmin x1 left", "y1": "ymin y1 top", "x2": "xmax x2 right", "y2": "ymax y2 bottom"},
+    **{"x1": "xmin x1 left x", "y1": "ymin y1 top y", "x2": "xmax x2 right", "y2": "ymax y2 bottom"},
     **{"width": "width imagewidth", "height": "height imageheight", "group": "isgroupof"},
+    **{"w": "w boxwidth bboxwidth", "h": "h boxheight bboxheight"},
 }
 _NEEDED = ("image", "x1", "y1", "x2", "y2", "class")
 
 
 class CsvColumns(NamedTuple):
-    """Where each column is, whether the first line only names them, and whether coordinates are shares."""
+    """Where each column is, whether the first line only names them, and whether coordinates are shares.
+
+    With `are_sizes` the columns of x2 and y2 have a box's width and height.
+    """
 
     places: Mapping[str, int]
     are_named: bool
     are_shares: bool
+    are_sizes: bool = False
 
 
 def columns_of(line: str) -> CsvColumns | None:
     """Return the columns, by the first line of a file; None if it is not a table of boxes."""
     try:
-        fields = next(csv.reader([line], delimiter=_delimiter(line)), [])
+        fields = next(csv.reader([line], delimiter=_delimiter(line), skipinitialspace=True), [])
     except csv.Error:  # a field of more than 131,072 characters
         return None
     names = [re.sub(r"[\W_]", "", field.lower()) for field in fields]
     places = {c: names.index(n) for c, called in _COLUMNS.items() for n in called.split()[::-1] if n in names}
+    are_sizes = "x2" not in places and "y2" not in places
+    if are_sizes:  # where the box has no columns of its own for its size, width and height are not the image's
+        sizes = ("w", "h") if "w" in places else ("width", "height")
+        places |= {c: places.pop(size) for c, size in zip(("x2", "y2"), sizes, strict=True) if size in places}
     if all(column in places for column in _NEEDED):
-        return CsvColumns(places, True, {"imageid", "labelname"} <= set(names))
+        return CsvColumns(places, True, {"imageid", "labelname"} <= set(names), are_sizes)
     if len(fields) == len(_NEEDED) and all(not field.strip() or _number(field) is not None for field in fields[1:5]):
         return CsvColumns({column: place for place, column in enumerate(_NEEDED)}, False, False)
     return None
@@ -75,7 +85,7 @@ def read_csv(path: Path, image_dir: Path) -> AnnotatedSet:
     called = _descriptions(path.parent) if columns.are_shares else {}
     finder, problems, images = ImageFinder(image_dir), Problems(), []
     known: dict[str, str] = {}
-    rows = csv.reader(io.StringIO(text), delimiter=_delimiter(first))
+    rows = csv.reader(io.StringIO(text), delimiter=_delimiter(first), skipinitialspace=True)
     for row in _rows(rows, path):
         if not any(row) or (columns.are_named and rows.line_num == 1):
             continue
@@ -94,8 +104,9 @@ def read_csv(path: Path, image_dir: Path) -> AnnotatedSet:
                 problems.add("a box needs four numbers and a class", f"{place} ({cut(row)})")
                 continue
             x1, y1, x2, y2 = (corner or 0.0 for corner in corners)
+            size_of_box = (x2, y2) if columns.are_sizes else (x2 - x1, y2 - y1)
             label = called.get(fields["class"], fields["class"])
-            image.things.append(Thing(place, label, (x1, y1, x2 - x1, y2 - y1), fields.get("group") == "1"))
+            image.things.append(Thing(place, label, (x1, y1, *size_of_box), fields.get("group") == "1"))
         images.append(image)
     return set_of(path, finder, joined_images(images), len(images), problems, Passed())
 

@@ -104,7 +104,11 @@ def _things(
             passed.add(f"regions are no boxes but of kind {cut(region.get('type', '?'))}, and were left out", here)
             continue
         labels = value[kind]
-        if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
+        if (
+            not isinstance(labels, list)
+            or not labels
+            or not all(isinstance(label, str) and label.strip() for label in labels)
+        ):
             problems.add("a region needs a label", here)
             continue
         if region.get("image_rotation") or value.get("image_rotation"):
@@ -125,7 +129,7 @@ def _things(
             in_pixels = [(x * width, y * height) for x, y in points]
             points = [(x / width, y / height) for x, y in turned(in_pixels, angle, in_pixels[0])]
         for label in labels:
-            yield Thing(here, label, box_around(points))
+            yield Thing(here, label.strip(), box_around(points))
 
 
 def _points(value: Mapping[str, Any]) -> list[tuple[float, float]] | None:

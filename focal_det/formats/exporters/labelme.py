@@ -1,10 +1,11 @@
-"""LabelMe's JSON files, one for each image: rectangles, and polygons as their boxes.
+"""LabelMe's JSON files, one for each image: rectangles, and the boxes of polygons, circles and masks.
 
 `imagePath` is relative to the file; images are also found by the file's own name. `imageData` is not read.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,20 @@ from .annotated import (
     Passed,
     Thing,
     box_around,
+    files_of,
     folders_of,
     set_of,
     size_of,
 )
 
+# Shapes with a box, by what a note calls several of them; a mask's points are its box's corners already.
+_KINDS = {
+    "rectangle": "",
+    "mask": "masks",
+    "polygon": "polygons",
+    "circle": "circles",
+    "rotation": "turned rectangles",  # X-AnyLabeling's, with four corners
+}
 _LARGEST = 2**28  # bytes of a file; imageData has a third more than the image
 
 
@@ -40,11 +50,11 @@ def read_labelme(folder: Path, image_dir: Path) -> AnnotatedSet:
         InputError: every problem, the files named: what is not JSON, shapes without label or points.
     """
     finder, problems, passed = ImageFinder(image_dir), Problems(), Passed()
-    images, files = [], [path for one in folders_of(folder) for path in sorted(one.glob("*.json"))]
+    images, files = [], [path for one in folders_of(folder) for path in files_of(one, ".json")]
     for path in files:
         try:
             with open_regular(path, most=_LARGEST) as file:
-                content = parse_json(file.read(), change=lambda read: read.pop("imageData", None))
+                content = parse_json(file.read(), change=_without_pixels)
         except (OSError, ValueError) as error:
             problems.add("cannot be read as JSON; correct the file or remove it", f"{path.name} ({cut(error)})")
             continue
@@ -53,6 +63,8 @@ def read_labelme(folder: Path, image_dir: Path) -> AnnotatedSet:
             continue
         given = str(content.get("imagePath") or path.with_suffix("").name)
         name = finder.find(given, path.parent, path.stem)  # the last where it was renamed together with its file
+        if content.get("imageData") and name not in finder.names:
+            problems.add("its image is in the file alone, as imageData; write it to a file of its imagePath", path.name)
         things = list(_things(path.name, content["shapes"], problems, passed))
         images.append(AnnotatedImage(name, things, size_of(content.get("imageWidth"), content.get("imageHeight"))))
     taken = {image.file_name for image in images}
@@ -66,9 +78,9 @@ def read_labelme(folder: Path, image_dir: Path) -> AnnotatedSet:
 def _things(file: str, shapes: list[Any], problems: Problems, passed: Passed) -> Iterator[Thing]:
     for number, shape in enumerate(shapes, start=1):
         place = f"{file} shape {number}"
-        kind = (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else None
-        if kind not in ("rectangle", "polygon", None):
-            passed.add(f"shapes are neither rectangles nor polygons but {cut(kind)}s, and were left out", place)
+        kind = (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else ""
+        if kind and kind not in _KINDS:
+            passed.add(f"shapes are {cut(kind)}s, which have no box, and were left out", place)
             continue
         label, points = (shape.get("label"), shape.get("points")) if kind else (None, None)
         if not isinstance(label, (str, int)) or not str(label).strip():
@@ -76,9 +88,17 @@ def _things(file: str, shapes: list[Any], problems: Problems, passed: Passed) ->
         elif not (isinstance(points, list) and len(points) >= 2 and all(map(_is_point, points))):
             problems.add('a shape needs "points", two or more [x, y]; draw it anew', f"{place} ({cut(points)})")
         else:
-            if kind == "polygon":
-                passed.add("polygons were replaced by their boxes", place)
-            yield Thing(place, str(label), box_around(points))
+            if _KINDS[kind]:
+                passed.add(f"{_KINDS[kind]} were replaced by their boxes", place)
+            if kind == "circle":  # its centre, and a point on it
+                (x, y), radius = points[0], math.dist(*points[:2])
+                points = [(x - radius, y - radius), (x + radius, y + radius)]
+            yield Thing(place, str(label).strip(), box_around(points))
+
+
+def _without_pixels(read: dict[str, Any]) -> None:
+    if "imageData" in read:
+        read["imageData"] = bool(read["imageData"])
 
 
 def _is_point(value: Any) -> bool:

@@ -3,7 +3,7 @@
 A data.yaml names the classes and, by `train`, `val` and `test`, folders of images or lists of them. The labels of
 `.../images/.../a.jpg` are `.../labels/.../a.txt`, or `a.txt` beside the image. Without a data.yaml, a folder with
 `classes.txt` (Label Studio) or `obj.names` (CVAT, darknet) is taken as one set. Lines of more numbers are the corners
-of a polygon, whose box is taken.
+of a polygon, whose box is taken, or with `kpt_shape` a box and keypoints, which are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ...errors import InputError, cut, some
-from ...files import open_regular
+from ...files import is_hidden, open_regular
 from ...plain_data import parse_yaml
 from ..image_files import FLAG, SUFFIXES
 from ..voc_xml import Problems
@@ -55,7 +55,7 @@ def read_yolo(path: Path, part: str | None, *, allow_outside: bool = False) -> A
             outside, and, with file and line, numbers that are no class, no share, or not as many as needed.
     """
     place, path = str(path) if part is None else f"{path}:{part}", _absolute(path)
-    notes = []
+    notes, keypoints = [], 0
     if part is None:
         root = path
         names_file = next(path / name for name in NAMES_FILES if (path / name).is_file())
@@ -63,7 +63,7 @@ def read_yolo(path: Path, part: str | None, *, allow_outside: bool = False) -> A
         images = _images_below(path)
     else:
         root, content = path.parent, read_yaml(path) or {}
-        names = _class_names(path, content)
+        names, keypoints = _class_names(path, content), _keypoint_numbers(path, content)
         places = [_resolve(path, content, text) for text in _texts(path, content, part)]
         if not allow_outside:
             _refuse_outside(path, places)
@@ -78,7 +78,7 @@ def read_yolo(path: Path, part: str | None, *, allow_outside: bool = False) -> A
             root = Path(os.path.commonpath([root, *(image.parent for image in images)]))
     if not names:
         raise InputError(f"{path}: names no class; write one for each number from 0 on")
-    return _read_labels(place, root, dict.fromkeys(images), names, notes)
+    return _read_labels(place, root, dict.fromkeys(images), names, notes, keypoints)
 
 
 def is_there(path: Path, part: str) -> bool:
@@ -91,7 +91,9 @@ def is_there(path: Path, part: str) -> bool:
         return False
 
 
-def _read_labels(place: str, root: Path, images: Iterable[Path], names: list[str], notes: list[str]) -> AnnotatedSet:
+def _read_labels(
+    place: str, root: Path, images: Iterable[Path], names: list[str], notes: list[str], keypoints: int
+) -> AnnotatedSet:
     found, problems, passed = [], Problems(), Passed()
     used: set[Path] = set()
     for image in images:
@@ -104,7 +106,7 @@ def _read_labels(place: str, root: Path, images: Iterable[Path], names: list[str
             if label in used:
                 passed.add("images share their file of labels with another image", name)
             used.add(label)
-            things = list(_things(label, names, problems, passed))
+            things = list(_things(label, names, keypoints, problems, passed))
         found.append(AnnotatedImage(name, things, are_shares=True))
     if found and not used:
         where = some("", [str(file) for file in _label_files(root / found[0].file_name)])
@@ -112,12 +114,14 @@ def _read_labels(place: str, root: Path, images: Iterable[Path], names: list[str
     problems.raise_if_any(place, len(used))
     for folder in sorted({file.parent for file in used}):
         for file in sorted({*folder.glob("*.txt")} - used):
-            if file.name not in NAMES_FILES and file.with_suffix("").name not in PARTS:
+            if not (is_hidden(file.name) or file.name in NAMES_FILES or file.with_suffix("").name in PARTS):
                 passed.add("files of labels have no image among those taken, so they were left out", file.name)
     return AnnotatedSet(place, root, found, [*notes, *passed.notes(place)], tuple(names))
 
 
-def _things(label: Path, names: list[str], problems: Problems, passed: Passed) -> Iterator[Thing]:
+def _things(
+    label: Path, names: list[str], keypoints: int, problems: Problems, passed: Passed
+) -> Iterator[Thing]:  # keypoints: numbers behind a box
     try:
         lines = _lines(label)
     except InputError as error:
@@ -133,6 +137,9 @@ def _things(label: Path, names: list[str], problems: Problems, passed: Passed) -
         except ValueError:
             problems.add("a line has numbers alone, `class x y width height`", f"{place} ({cut(line)})")
             continue
+        if keypoints and len(shares) == 4 + keypoints:
+            passed.add("lines have keypoints, which were left out", place)
+            del shares[4:]
         if first not in classes:
             kinds = f"a class is a number from 0 to {len(names) - 1}, which the {len(names)} names give"
             problems.add(f"{kinds}; correct it or add its name", f"{place} ({cut(fields[0])})")
@@ -160,13 +167,22 @@ def _class_names(path: Path, content: Mapping[str, Any]) -> list[str]:
     names = content["names"]
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
+    if isinstance(names, list) and any(isinstance(name, bool) for name in names):
+        what = "yes, no, on, off, true and false are no texts in YAML"
+        raise InputError(f"{path}: names is {cut(repr(names))}, as {what}; put such names in quotes")
     if not isinstance(names, list) or not all(isinstance(name, (str, int, float)) for name in names):
         raise InputError(f"{path}: names is {cut(repr(names))}; write a list, or 0: NAME, 1: NAME, ... without gaps")
     if content.get("nc") not in (None, len(names)):
         raise InputError(f"{path}: nc is {content['nc']}, but there are {len(names)} names; correct one of them")
-    if "kpt_shape" in content:
-        raise InputError(f"{path}: kpt_shape is for keypoints, whose lines have other columns; export boxes")
     return _each_once(path, list(map(str, names)))
+
+
+def _keypoint_numbers(path: Path, content: Mapping[str, Any]) -> int:
+    """Return how many numbers of keypoints follow the box in a line of labels: 0 but for YOLO's pose data."""
+    shape = content.get("kpt_shape", [0, 0])
+    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(one, int) for one in shape)):
+        raise InputError(f"{path}: kpt_shape is {cut(repr(shape))}; write [number of keypoints, 2 or 3]")
+    return int(shape[0] * shape[1])
 
 
 def _each_once(path: Path, names: list[str]) -> list[str]:
@@ -218,7 +234,10 @@ def _images_below(folder: Path) -> list[Path]:
     """Return the images of a folder and those below it, by name; those of an `images` folder alone where one is."""
     images = folder / "images"
     top = images if images.is_dir() else folder
-    found = (Path(directory, name) for directory, _, names in os.walk(top) for name in names)
+    found = []
+    for directory, folders, names in os.walk(top):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        found += [Path(directory, name) for name in names if not is_hidden(name)]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 

@@ -40,6 +40,28 @@ def test_groups_of_open_images_are_ignored_and_classes_have_their_names(tmp_path
     assert read_csv(path, tmp_path).class_names == {"/m/cat", "/m/dog"}
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("Image,Label,Left,Top,Width,Height\na.png,cat,1,2,30,40", None),
+        ("file,x,y,w,h,width,height,class\na.png,1,2,30,40,64,48,cat", (64, 48)),
+        ("file,x1,y1,x2,y2,width,height,class\na.png,1,2,31,42,64,48,cat", (64, 48)),
+    ],
+)
+def test_width_and_height_are_the_box_s_where_it_has_no_second_corner(tmp_path, text, size):
+    write_images(tmp_path, ["a"])
+    (tmp_path / "x.csv").write_text(text)
+    (image,) = read_csv(tmp_path / "x.csv", tmp_path).images
+    assert (image.things[0].box, image.size) == ((1, 2, 30, 40), size)
+
+
+def test_quotes_after_a_space_are_none_of_the_class(tmp_path):
+    write_images(tmp_path, ["a"])
+    (tmp_path / "x.csv").write_text('a.png, 1, 2, 5, 7, "cat, black"\n')
+    (image,) = read_csv(tmp_path / "x.csv", tmp_path).images
+    assert [thing.name for thing in image.things] == ["cat, black"]
+
+
 def test_quotes_and_other_delimiters(tmp_path):
     write_images(tmp_path, ["a"])
     (tmp_path / "x.csv").write_text('image;x1;y1;x2;y2;label\n"a.png";1;2;5;7;"cat; black"\n\n')

@@ -22,17 +22,22 @@ def test_shapes_become_boxes_or_are_counted(tmp_path):
     folder = labelme(tmp_path)
     shapes = [
         shape("polygon", [3, 4], [10, 2], [5, 20]),
-        shape("circle", [3, 4], [10, 2]),
+        shape("circle", [30, 20], [33, 24]),  # the centre, and a point at a distance of 5
         shape("rectangle", [30, 40], [10, 20]),  # drawn from the lower right corner
         shape("point", [3, 4]),
+        shape("mask", [3, 4], [10, 20]),
+        shape("rotation", [3, 10], [10, 3], [17, 10], [10, 17]),
     ]
     change(folder, shapes=shapes)
     found = read_labelme(folder, folder)
-    assert [thing.box for thing in found.images[0].things] == [(3, 2, 7, 18), (10, 20, 20, 20)]
+    boxes = [(3, 2, 7, 18), (25, 15, 10, 10), (10, 20, 20, 20), (3, 4, 7, 16), (3, 3, 14, 14)]
+    assert [thing.box for thing in found.images[0].things] == boxes
     assert found.notes == [
         f"{folder}: 1 polygons were replaced by their boxes: a.json shape 1",
-        f"{folder}: 1 shapes are neither rectangles nor polygons but circles, and were left out: a.json shape 2",
-        f"{folder}: 1 shapes are neither rectangles nor polygons but points, and were left out: a.json shape 4",
+        f"{folder}: 1 circles were replaced by their boxes: a.json shape 2",
+        f"{folder}: 1 shapes are points, which have no box, and were left out: a.json shape 4",
+        f"{folder}: 1 masks were replaced by their boxes: a.json shape 5",
+        f"{folder}: 1 turned rectangles were replaced by their boxes: a.json shape 6",
     ]
 
 
@@ -45,6 +50,23 @@ def test_an_image_is_found_by_its_path_or_by_the_name_of_its_file(tmp_path):
     change(folder, "b", imagePath="C:\\work\\before\\it\\was\\renamed.png")
     found = read_labelme(folder, tmp_path)
     assert [image.file_name for image in found.images] == [f"images/{name}.png" for name in OBJECTS]
+
+
+def test_an_image_that_is_in_its_file_alone_is_named(tmp_path):
+    folder = labelme(tmp_path)
+    change(folder, imageData="iVBORw0KGgo=")
+    assert len(read_labelme(folder, folder).images) == 4
+    (folder / "a.png").unlink()
+    with pytest.raises(
+        InputError, match=r"1 in 4 annotations: its image is in the file alone, as imageData; .*a\.json"
+    ):
+        read_labelme(folder, folder)
+
+
+def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
+    folder = labelme(tmp_path)
+    change(folder, shapes=[shape("rectangle", [1, 2], [3, 4], label=" cat\n")])
+    assert read_labelme(folder, folder).class_names == {"cat", "dog"}
 
 
 def test_images_without_a_file_and_other_files_are_named(tmp_path):

@@ -56,6 +56,16 @@ def test_polygons_become_their_boxes_and_it_is_said(tmp_path):
     assert "1 polygons were replaced by their boxes: a.txt line 1" in found.notes[-1]
 
 
+def test_keypoints_are_left_out_and_it_is_said(tmp_path):
+    folder = ultralytics(tmp_path, {"a": []})
+    (folder / "labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.25 0.4 0.4 2 0.6 0.6 1\n0 0.5 0.5 0.5 0.25\n")
+    assert "lie in 0..1" in problem(folder)  # taken for a polygon
+    (folder / "data.yaml").write_text("train: images/train\nkpt_shape: [2, 3]\nnames: [cat]\n")
+    found = read(folder)
+    assert [thing.box for thing in found.images[0].things] == [(0.25, 0.375, 0.5, 0.25)] * 2
+    assert "1 lines have keypoints, which were left out: a.txt line 1" in found.notes[-1]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -162,7 +172,8 @@ def test_a_link_in_the_folder_is_followed(tmp_path):
         ("names: []", "names no class; write one for each number from 0 on"),
         ("nc: 3\nnames: [cat, dog]", "nc is 3, but there are 2 names; correct one of them"),
         ("names: [cat, cat]", "names has cat twice"),
-        ("names: [cat]\nkpt_shape: [17, 3]", "kpt_shape is for keypoints"),
+        ("names: [yes, no]", "names is [True, False], as yes, no, on, off, true and false are no texts in YAML; put"),
+        ("names: [cat]\nkpt_shape: 17", "kpt_shape is 17; write [number of keypoints, 2 or 3]"),
     ],
 )
 def test_names_that_are_none(tmp_path, content, said):
