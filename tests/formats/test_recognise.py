@@ -141,6 +141,19 @@ def test_a_damaged_yaml_is_named(tmp_path):
         look(tmp_path)
 
 
+@pytest.mark.parametrize("write", [ultralytics, roboflow_coco])
+def test_a_yaml_file_of_another_tool_is_passed_over(tmp_path, write):
+    folder = write(tmp_path)
+    expected = look(folder)
+    for place in (folder, folder / "train"):
+        place.mkdir(exist_ok=True)
+        (place / "mkdocs.yml").write_text("theme: !!python/name:material.emoji\nnav: [")
+    assert look(folder) == expected != []
+    (folder / "other.yaml").write_text("names: [cat\n")  # this one may be meant
+    with pytest.raises(InputError, match=r"other\.yaml: cannot be read as YAML"):
+        look(folder)
+
+
 def test_formats_that_say_where_their_images_are_take_no_folder(tmp_path):
     folder = ultralytics(tmp_path)
     assert "YOLO's annotations say where their images are" in problem(f"{folder}/data.yaml:{folder}/images")
