@@ -94,6 +94,12 @@ OF_ALL: tuple[Condition, ...] = (
     ),
     _one_of(("TEST.PRECISE_BN.NUM_ITER",), "TEST.PRECISE_BN.ENABLED", True),
     Condition(
+        (_OURS + "WEIGHTS_CLASSES",),
+        ("MODEL.WEIGHTS",),
+        lambda cfg: cfg.MODEL.WEIGHTS != "",
+        "MODEL.WEIGHTS of a detector to start from",
+    ),
+    Condition(
         (_OURS + "DRAW_SCORE_THRESH",),
         (_OURS + "DRAW_IMAGES",),
         lambda cfg: cfg.MODEL.FOCAL_DET.DRAW_IMAGES != 0,
