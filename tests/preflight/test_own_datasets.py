@@ -472,3 +472,20 @@ def test_inspects_what_is_split_and_merged(yolo, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert (found["train_data"]["boxes"], found["val_data"]["boxes"]) == (7, 3)
     assert "left out 10 boxes of classes that are not kept: dog" in capsys.readouterr().out
+
+
+def test_the_rows_of_a_table_are_trained_on_what_is_split_and_merged(yolo, tmp_path, capsys):
+    words = ["reproduce", "table3", "--scale", "mini", "--rows", "fl", "--out", str(tmp_path / "rows"), "--dry-run"]
+    changes = ["--split-val", "0.2", "--merge-classes", "pet=cat,dog"]
+    assert focal_det([*words, "--train", str(yolo), *changes]) == 0
+    captured = capsys.readouterr()
+    assert "DATASETS.MERGE_CLASSES '['\"'\"'pet=cat,dog'\"'\"']' DATASETS.SPLIT_VAL '[0.2, 0]'" in captured.out
+    assert captured.err == ""
+    flags, overrides = ("--train", str(yolo)), ("DATASETS.SPLIT_VAL", "[0.2, 0]")
+    options = SweepOptions(scale="mini", seeds=(1,), out=tmp_path, data_flags=flags, overrides=overrides)
+    (run,) = plan_table(find_table("table3"), find_rows(find_table("table3"), ["fl"]), options).runs
+    assert run.test_set == "val_data"
+    assert focal_det([*words, "--train", str(yolo)]) == 2
+    assert "--train or the like without --val" in capsys.readouterr().err
+    assert focal_det([*words, *changes[2:]]) == 2
+    assert "no set of your own is given" in capsys.readouterr().err
