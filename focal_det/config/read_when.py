@@ -94,12 +94,6 @@ OF_ALL: tuple[Condition, ...] = (
     ),
     _one_of(("TEST.PRECISE_BN.NUM_ITER",), "TEST.PRECISE_BN.ENABLED", True),
     Condition(
-        (_OURS + "WEIGHTS_CLASSES",),
-        ("MODEL.WEIGHTS",),
-        lambda cfg: cfg.MODEL.WEIGHTS != "",
-        "MODEL.WEIGHTS of a detector to start from",
-    ),
-    Condition(
         (_OURS + "DRAW_SCORE_THRESH",),
         (_OURS + "DRAW_IMAGES",),
         lambda cfg: cfg.MODEL.FOCAL_DET.DRAW_IMAGES != 0,
@@ -124,6 +118,12 @@ OF_DENSE: tuple[Condition, ...] = (
         (_OURS + "LOSS.NAME",),
         lambda cfg: not cfg.MODEL.FOCAL_DET.LOSS.NAME.startswith("OHEM"),
         f"a loss that has a kernel, which OHEM in {_OURS}LOSS.NAME has not",
+    ),
+    Condition(
+        (_OURS + "WEIGHTS_CLASSES",),
+        ("MODEL.WEIGHTS",),
+        lambda cfg: cfg.MODEL.WEIGHTS != "",
+        "MODEL.WEIGHTS of a detector to start from",
     ),
     Condition(
         ("MODEL.FPN.",),

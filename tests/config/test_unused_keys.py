@@ -160,7 +160,7 @@ def test_a_loss_of_ones_own_may_set_any_key(monkeypatch):
 
 
 def test_classes_of_weights_need_weights():
-    words = ["MODEL.FOCAL_DET.WEIGHTS_CLASSES", "coco_2017_train"]
-    (problem,) = problems_of((), words)
+    words = [*OURS, "MODEL.FOCAL_DET.WEIGHTS_CLASSES", "coco_2017_train"]
+    (problem,) = problems_of("", words)
     assert problem.endswith("but is read only with MODEL.WEIGHTS of a detector to start from: set that, or remove it")
-    load_config((), [*words, "MODEL.WEIGHTS", "a.pth"])
+    load_config("", [*words, "MODEL.WEIGHTS", "a.pth"])
