@@ -110,6 +110,10 @@ def _check_options(args: argparse.Namespace) -> NamedSources:
         problems.append("--json and --images go together: both are needed")
     elif found.errors:
         problems += found.errors
+    elif args.split_val and not named.names["train"]:
+        problems.append("--split-val sets images of a set to train on aside; name it by --train")
+    elif named.names["train"] and (set_flags(args, "val").are_given or args.shapes is not None):
+        problems.append("the part of --train for it is evaluated on, and another set is named; leave one of them out")
     elif number != 1:
         of_train = ", since that of --train has no part for it" if args.train_data and not number else ""
         forms = "--val PATH, --train PATH --split-val SHARE, --json FILE --images DIR, --voc DIR[:SPLIT], --shapes NAME"

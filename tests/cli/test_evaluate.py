@@ -194,6 +194,8 @@ def test_bad_input_is_named(tmp_path, shapes, capsys):
         (["--model", MODEL, "--train", shapes[0]], "no sets to evaluate on are named, since that of --train has no"),
         (["--model", MODEL, *data, "--split-val", "0.2"], "--split-val, is set, and sets to evaluate on are given"),
         (["--model", MODEL, "--shapes", SET, "--classes", "disk"], "and no set of your own is given"),
+        (["--model", MODEL, "--shapes", SET, "--split-val", "0.2"], "--split-val sets images of a set to train on asi"),
+        (["--model", MODEL, *data, "--train", shapes[0]], "and another set is named; leave one of them out"),
         (["--model", MODEL, "--json", shapes[0]], "--json and --images go together"),
         (["--model", MODEL, "--shapes", "coco"], "--shapes"),
         (["--model", MODEL, *data, "--batch-size", 0], "--batch-size 0 must be at least 1"),
