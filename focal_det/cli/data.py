@@ -94,7 +94,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
     Findings(too_low(args, {"--pictures": 1})).raise_if_errors()
     read, cfg = _read(args)
-    compare, whose = _anchors(cfg)
+    compare, whose = _anchors(cfg, args.config_file)
     make_folder(args.out)
     found, suspects, fits, parts = {}, {}, {}, []
     for name, own in read.sets.items():
@@ -201,7 +201,9 @@ def _read(args: argparse.Namespace) -> tuple[InspectedSets, CfgNode | None]:
     return read, cfg
 
 
-def _anchors(cfg: CfgNode | None) -> tuple[Callable[[Objects, list[str]], tuple[AnchorFit, FitRows] | None], str]:
+def _anchors(
+    cfg: CfgNode | None, files: Sequence[str]
+) -> tuple[Callable[[Objects, list[str]], tuple[AnchorFit, FitRows] | None], str]:
     """Return what compares objects with anchors, or returns None where these are not known, and whose they are."""
     from ..preflight.anchor_fit import AnchorSetup, fit_objects, group_fit
 
@@ -226,4 +228,4 @@ def _anchors(cfg: CfgNode | None) -> tuple[Callable[[Objects, list[str]], tuple[
         report = report_anchors(cfg, model, objects, class_names) if model else None
         return report and (report.fit, report.rows)
 
-    return compare_configured, "the configuration's anchors"
+    return compare_configured, f"the anchors of {', '.join(files) or 'the keys given'}"
