@@ -135,8 +135,9 @@ def test_folders_without_annotations(tmp_path):
     assert "no annotations were recognised" in problem(tmp_path / "a.png")
 
 
-def test_a_damaged_yaml_is_named(tmp_path):
-    (tmp_path / "data.yaml").write_text("names: [")
+@pytest.mark.parametrize("text", ["names: [", "nav: ["])
+def test_a_damaged_yaml_is_named_where_nothing_else_is_there(tmp_path, text):
+    (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(InputError, match=r"data\.yaml: cannot be read as YAML"):
         look(tmp_path)
 
