@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.dataset_spec import OwnSet, SetSource, Use, name_sources, read_sources
-from ..data.split import read_sets
-from ..data.statistics import evenly_spread
-from ..errors import EXIT_DONE, Findings, InputError, cut, some, visible
-from ..files import is_writable, write_text_whole, written_whole
-from ..formats.coco_index import CocoIndex, by_image, xyxy_boxes
-from ..preflight.own_datasets import USES, Changes, entries_of_uses
+from ..data.dataset_spec import Use
+from ..errors import EXIT_DONE, Findings, visible_lines
+from ..files import write_text_whole, written_whole
+from ..preflight.inspected_sets import Destination, InspectedSets, read_inspected_sets
+from ..preflight.own_datasets import USES, change_values, name_sets
 from .common import add_number, add_out, add_plugin_flag, make_folder, too_low
 from .data_flags import add_change_flags, add_data_flags, overrides_of, set_flags
 
 if TYPE_CHECKING:
-    import numpy as np
+    from detectron2.config import CfgNode
+
+    from ..data.duplicates import Copies
+    from ..data.statistics import AnchorFit, Objects
+    from ..data.suspects import Suspect
+    from ..preflight.anchor_fit import FitRows
 
 _EPILOG = """examples:
   any format     focal-det data inspect --train my_export
@@ -38,8 +39,8 @@ exit codes: 0 done; 1 a file could not be written; 2 bad input and nothing writt
 """
 
 STATISTICS, SHEET = ("statistics.txt", "statistics.json", "statistics.png"), "pictures.png"
+COPIES, WORST = "duplicates.png", "worst.png"
 AUGMENTED = "augmented.png"
-_COLUMNS = 4
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
@@ -48,13 +49,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     actions = data.add_subparsers(required=True, metavar="ACTION")
     inspect = actions.add_parser(
         "inspect",
-        help="check data sets, draw images with their boxes, count classes and sizes",
+        help="check data sets, draw images with their boxes, find what is probably wrong",
         description="Check data sets as before a training. Then draw images with their boxes into <out>/<set>/ and, "
-        f"all on one sheet, <out>/{SHEET}, and write the statistics to <out>/statistics.txt, .json and .png.",
+        f"all on one sheet, <out>/{SHEET}; images that are there twice into {COPIES}; boxes that are probably wrong "
+        f"into {WORST}; and write the statistics to <out>/statistics.txt, .json and .png. Box sizes are compared with "
+        "the anchors of --config-file, else with the paper's.",
         epilog=_EPILOG,
     )
     _add_flags(inspect, USES, 16, "output/inspect")
-    inspect.set_defaults(run=_inspect, uses=USES, files=(*STATISTICS, SHEET))
+    inspect.set_defaults(run=_inspect, uses=USES, files=(*STATISTICS, SHEET, COPIES, WORST))
     augment = actions.add_parser(
         "augment",
         help="draw images as a training will see them: resized, cut, turned, in other colours",
@@ -83,25 +86,63 @@ def _add_flags(parser: argparse.ArgumentParser, uses: Sequence[Use], count: int,
 
 def _inspect(args: argparse.Namespace) -> int:
     # These take a second to import, which --help need not wait for.
-    from ..data.inspection import describe, inspect_set, inspection_figure
+    from ..data.duplicates import duplicate_images, duplicate_warnings
+    from ..data.inspection import describe, describe_balance, inspect_set, inspection_figure
+    from ..data.statistics import statistics
+    from ..data.suspects import describe_suspects, find_suspects
+    from ..preflight.anchor_fit import fit_lines
 
     Findings(too_low(args, {"--pictures": 1})).raise_if_errors()
-    sets, trained_on = _read(args)
+    read, cfg = _read(args)
+    compare, whose = _anchors(cfg, args.config_file)
     make_folder(args.out)
-    found = {name: {"source": own.place, **inspect_set(own.file.coco)} for name, own in sets.items()}
-    text = "\n\n".join(
-        f"{name}: {sets[name].place}\n{describe(entry, is_trained_on=name in trained_on)}"
-        for name, entry in found.items()
-    )
-    print(*(visible(note) for own in sets.values() for note in own.file.notes), text, sep="\n")
-    files = [args.out / name for name in args.files]
-    write_text_whole(files[0], text + "\n")
-    write_text_whole(files[1], json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    with written_whole(files[2]) as partial:
-        inspection_figure({name: own.file.coco for name, own in sets.items()}).savefig(partial, dpi=110)
-    _draw_sets(sets, files[3], args)
-    print("", *files, sep="\n")
+    found, suspects, fits, parts = {}, {}, {}, []
+    for name, own in read.sets.items():
+        found[name] = {"source": own.place, **inspect_set(own.file.coco)}
+        lines = [f"{name}: {own.place}", describe(found[name], is_trained_on=name in read.trained_on)]
+        objects = statistics(own.file.coco).objects
+        if len(objects.boxes) and (of_anchors := compare(objects, own.file.class_names)):
+            fits[name], rows = of_anchors
+            about = {"of": whose, "size": fits[name].size, "thresholds": list(fits[name].thresholds)}
+            found[name]["anchors"] = {**about, "rows": rows.as_json()}
+            lines += [f"with {whose}:", *fit_lines(rows, fits[name], full=True)]
+        suspects[name] = find_suspects(own.file.coco)
+        found[name]["suspects"] = {kind: [s.as_json() for s in of_kind] for kind, of_kind in suspects[name].items()}
+        parts.append("\n".join([*lines, *describe_suspects(suspects[name])]))
+    copies = duplicate_images(read.checked)
+    for name in read.sets:
+        found[name]["duplicates"] = [one.as_json() for one in copies if one.sets[1] == name]
+    of_all = [*describe_balance(found), *duplicate_warnings(read.checked, copies)]
+    text = "\n\n".join([*parts, *(["\n".join(of_all)] if of_all else [])])
+    notes = [note for own in read.sets.values() for note in own.file.notes]
+    print(visible_lines("\n".join([*notes, text])))
+    destination = _destination(args)
+    as_text, as_json, as_figure, *_ = destination.paths
+    write_text_whole(as_text, text + "\n")
+    write_text_whole(as_json, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    with written_whole(as_figure) as partial:
+        inspection_figure({name: own.file.coco for name, own in read.sets.items()}, fits).savefig(partial, dpi=110)
+    _draw(read, copies, suspects, args)
+    print("", *destination.paths, sep="\n")
     return EXIT_DONE
+
+
+def _draw(
+    read: InspectedSets, copies: list[Copies], suspects: dict[str, dict[str, list[Suspect]]], args: argparse.Namespace
+) -> None:
+    """Draw some images of each set, and the sheets."""
+    from ..inference.drawing import sheet, titled, write_image
+    from ..inference.set_drawings import COLUMNS, SetDrawings, sheet_of_copies, sheet_of_suspects
+
+    drawings, sets = [], {name: SetDrawings(name, own, _warn) for name, own in read.sets.items()}
+    for name, of_set in sets.items():
+        for place, drawn in enumerate(of_set.spread(args.pictures, args.only_class)):
+            file_name = drawn.image["file_name"]
+            write_image(args.out / name / f"{place:03d}_{Path(file_name).stem}.png", drawn.drawing)
+            drawings.append(titled(drawn.drawing, f"{name}: {file_name}"))
+    write_image(args.out / SHEET, sheet(drawings, COLUMNS))
+    write_image(args.out / COPIES, sheet_of_copies(sets, copies))
+    write_image(args.out / WORST, sheet_of_suspects(sets, suspects, args.only_class))
 
 
 def _augment(args: argparse.Namespace) -> int:
@@ -109,19 +150,21 @@ def _augment(args: argparse.Namespace) -> int:
     from ..config.load import load_config
     from ..data.train_loader import BrokenImageError
     from ..inference.drawing import sheet, titled, write_image
+    from ..inference.set_drawings import SetDrawings
     from ..preflight.training_images import TrainingImages
 
     Findings(too_low(args, {"--pictures": 1, "--draws": 1})).raise_if_errors()
     training_images = TrainingImages(load_config(args.config_file, args.overrides))
-    sets, trained_on = _read(args)
+    read, _ = _read(args)
     make_folder(args.out)
     drawings = []
-    for name, own in ((name, own) for name, own in sets.items() if name in trained_on):
-        for place, (image, rows, drawing) in enumerate(_drawings(own, args.pictures, args.only_class)):
+    for name, own in ((name, own) for name, own in read.sets.items() if name in read.trained_on):
+        spread = SetDrawings(name, own, _warn).spread(args.pictures, args.only_class)
+        for place, (image, rows, drawing) in enumerate(spread):
             try:
                 draws = training_images.draw(own, image, rows, args.draws)
             except BrokenImageError as error:
-                print(f"warning: {error}; skipped", file=sys.stderr)
+                _warn(f"{error}; skipped")
                 continue
             drawings += [titled(drawing, f"{name}: {image['file_name']}"), *draws]
             for number, drawn in enumerate(draws, 1):
@@ -131,168 +174,58 @@ def _augment(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _read(args: argparse.Namespace) -> tuple[dict[str, OwnSet], set[str]]:
-    """Read and check the sets; also return which are trained on, and warn of classes that a training would refuse.
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
-    Generated shapes are drawn if they are not there yet, once nothing else is wrong.
-    """
-    from ..data.shapes import CLASSES, parse_name  # OpenCV takes its time, which --help need not wait for
 
-    datasets: Mapping[Use, Sequence[str]] = dict.fromkeys(USES, ())
-    values: tuple[Any, ...] = (args.classes or (), args.merge_classes, args.split_val or ())
+def _destination(args: argparse.Namespace) -> Destination:
+    return Destination(args.out, args.files, args.overwrite)
+
+
+def _read(args: argparse.Namespace) -> tuple[InspectedSets, CfgNode | None]:
+    """Read and check the sets, and warn of what a training would refuse; return the configuration too, if any."""
+    datasets: dict[Use, Sequence[str]] = dict.fromkeys(USES, ())
+    changes: tuple[Sequence[Any], ...] = (args.classes or (), args.merge_classes, args.split_val or ())
+    cfg = None
     if args.config_file or args.overrides:
-        datasets, values = _of_config(args)
-    changes, of_changes = Changes.parse(*values)
-    flags = {use: set_flags(args, use) for use in args.uses}
-    of_uses, found = entries_of_uses(flags, datasets, changes)
-    found.add(of_changes)
-    entries = [entry for of_use in of_uses.values() for entry in of_use]
-    if not entries and not found.errors:
-        found.errors.append("no data set is named: use --train, or --config-file")
-    names, sources = name_sources(entries)
-    registered = [name for name in names if name not in sources]
-    of_files, of_functions = _registered(registered, found)
-    sources |= of_files
-    to_draw = [name for name in registered if name in sources and parse_name(name) is not None]
-    to_read = {name: source for name, source in sources.items() if name not in to_draw}
-    how = {"class_map": changes.class_map, "allow_outside": args.allow_outside}
-    sets, unreadable = read_sets(to_read, split=changes.split, **how)
-    sets |= of_functions
-    found.errors += unreadable
-    found.raise_if_errors()
-    own_classes = (c for own in sets.values() for c in own.file.class_names)
-    classes = list(dict.fromkeys([*own_classes, *(CLASSES if to_draw else ())]))
-    if args.only_class is not None and args.only_class not in classes:
-        close = difflib.get_close_matches(args.only_class, classes, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(classes)}"
-        found.errors.append(f"--only-class {args.only_class!r} is not a class of these sets; {hint}")
-    found.errors += output_problems(args.out, args.files, names, sources, sets, overwrite=args.overwrite)
-    found.raise_if_errors()
-    if to_draw:
-        from ..data.catalog import prepare_shapes
+        from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+        from ..config.load import load_config
 
-        prepare_shapes(to_draw)
-        sets, problems = read_sources({name: source for name, source in sources.items() if name in names})
-        Findings(problems).raise_if_errors()
-        sets |= of_functions
-    sets = {name: sets[name] for name in names}
-    first, *others = sets
-    for name in others:
-        if sets[name].file.class_names != sets[first].file.class_names:
-            differ = f"{first} and {name} differ in their classes or the order of their ids"
-            print(f"warning: {differ}; one training needs the same", file=sys.stderr)
-    return sets, set(names[: len(of_uses["train"])])
+        cfg = load_config(args.config_file, [*args.overrides, *overrides_of(args)])
+        datasets, changes = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}, change_values(cfg)
+    named, found = name_sets({use: set_flags(args, use) for use in args.uses}, datasets, changes)
+    how = {"only_class": args.only_class, "allow_outside": args.allow_outside}
+    read = read_inspected_sets(named, found, _destination(args), **how)
+    for warning in read.warnings:
+        _warn(warning)
+    return read, cfg
 
 
-def _of_config(args: argparse.Namespace) -> tuple[dict[Use, Sequence[str]], tuple[Sequence[Any], ...]]:
-    """Return the sets of both uses, and the changes to them, of a configuration with the flags for both."""
-    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
-    from ..config.load import load_config
+def _anchors(
+    cfg: CfgNode | None, files: Sequence[str]
+) -> tuple[Callable[[Objects, list[str]], tuple[AnchorFit, FitRows] | None], str]:
+    """Return what compares objects with anchors, or returns None where these are not known, and whose they are."""
+    from ..preflight.anchor_fit import AnchorSetup, fit_objects, group_fit
 
-    datasets = load_config(args.config_file, [*args.overrides, *overrides_of(args)]).DATASETS
-    changes = datasets.CLASSES, datasets.MERGE_CLASSES, datasets.SPLIT_VAL
-    return {"train": datasets.TRAIN, "val": datasets.TEST}, changes
+    if cfg is None:
+        setup = AnchorSetup.of_paper()
 
+        def compare(objects: Objects, class_names: list[str]) -> tuple[AnchorFit, FitRows]:
+            fit = fit_objects(objects, setup)
+            return fit, group_fit(objects, fit, class_names)
 
-def _registered(names: list[str], problems: Findings) -> tuple[dict[str, SetSource], dict[str, OwnSet]]:
-    """Locate registered sets, and generated shapes where they will be drawn; read those that a function returns."""
-    sources: dict[str, SetSource] = {}
-    sets: dict[str, OwnSet] = {}
-    if not names:
-        return sources, sets
-    from ..data.catalog import dataset_problems, registered_files
-    from ..preflight.named_sets import read_named_set
+        return compare, "the paper's anchors, of 32 to 813 px (--config-file: those of a configuration)"
+    from ..checkpoint.compatibility import build_parts
+    from ..preflight.anchor_report import report_anchors
 
-    problems.errors += dataset_problems(names)
-    if problems.errors:
-        return sources, sets
-    for name in names:
-        if files := registered_files(name):
-            sources[name] = SetSource("train", "json", str(files[0]), str(files[1]))
-            continue
-        try:
-            named = read_named_set(name, "train", images=False)
-        except InputError as error:
-            problems.errors += error.problems
-            continue
-        if named.file is None:
-            problems.errors.append(f'data set "{name}" cannot be inspected: {named.remark}')
-        else:
-            sets[name] = OwnSet("a registered function", named.image_dir, named.file)
-    return sources, sets
+    cfg = cfg.clone()
+    cfg.MODEL.RETINANET.NUM_CLASSES = 1  # on which no anchor depends
+    model, found = build_parts(cfg, training=False)
+    for problem in found.errors:
+        _warn(f"{problem}; so anchors are not compared")
 
+    def compare_configured(objects: Objects, class_names: list[str]) -> tuple[AnchorFit, FitRows] | None:
+        report = report_anchors(cfg, model, objects, class_names) if model else None
+        return report and (report.fit, report.rows)
 
-def _draw_sets(sets: Mapping[str, OwnSet], path: Path, args: argparse.Namespace) -> None:
-    """Draw some images of each set, and a sheet of all."""
-    from ..inference.drawing import sheet, titled, write_image
-
-    drawings = []
-    for name, own in sets.items():
-        for place, (image, _, drawing) in enumerate(_drawings(own, args.pictures, args.only_class)):
-            write_image(args.out / name / f"{place:03d}_{Path(image['file_name']).stem}.png", drawing)
-            drawings.append(titled(drawing, f"{name}: {image['file_name']}"))
-    write_image(path, sheet(drawings, _COLUMNS))
-
-
-def _drawings(
-    own: OwnSet, count: int, only_class: str | None
-) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], np.ndarray]]:
-    """Yield images spread evenly over those that hold a class, with annotations and drawing; warn of unreadable."""
-    from ..inference.drawing import draw_boxes
-    from ..inference.images import ImageError, read_image
-
-    coco, index = own.file.coco, CocoIndex(own.file.coco)
-    annotations_by_image = by_image(a for a in coco["annotations"] if only_class in (None, index.name_of(a)))
-    images = [image for image in coco["images"] if only_class is None or image["id"] in annotations_by_image]
-    for image in evenly_spread(images, count):
-        try:
-            pixels = read_image(Path(own.image_dir) / image["file_name"])
-        except ImageError as error:
-            print(f"warning: {error}; skipped", file=sys.stderr)
-            continue
-        annotations = annotations_by_image[image["id"]]
-        boxes, labels = xyxy_boxes(annotations), index.labels_of(annotations)
-        texts = [index.name_of(a) + (" (ignored)" if a["iscrowd"] else "") for a in annotations]
-        yield image, annotations, draw_boxes(pixels, boxes, labels, texts, num_classes=len(index.names))
-
-
-def output_problems(
-    out: Path,
-    files_to_write: Iterable[str],
-    names: Iterable[str],
-    sources: Mapping[str, SetSource],
-    sets: Mapping[str, OwnSet],
-    *,
-    overwrite: bool,
-) -> list[str]:
-    """Return why these files cannot be written: the sets' own images or annotations, or files of others, are there.
-
-    Each of the names gets a folder of drawings; a source without a set is of generated shapes, still to be drawn.
-    """
-    if not is_writable(out):
-        return [f"--out {cut(out, 250)}: not a folder that can be made and written; name another"]
-    files, folders = [out / name for name in files_to_write], [out / name for name in names]
-    image_dirs = [own.image_dir for own in sets.values()]
-    image_dirs += [str(source.detail) for name, source in sources.items() if name not in sets]
-    own = [path for path in folders if any(_is_in(image_dir, path) for image_dir in image_dirs)]
-    there = [path for path in (*files, *folders) if os.path.lexists(path)]
-    if there and not own:  # nothing can be lost where nothing is
-        inputs = [source.path for source in sources.values() if source.kind == "json"]
-        for a_set in sets.values():
-            inputs += [os.path.join(a_set.image_dir, image["file_name"]) for image in a_set.file.coco["images"]]
-        real = {os.path.realpath(path) for path in inputs}
-        holders = {os.path.dirname(path) for path in real}
-        own = [path for path in files if os.path.realpath(path) in real]
-        own += [path for path in folders if any(_is_in(holder, path) for holder in holders)]
-    if own:
-        return [f"--out {out}: {some('', own)} is or contains a file of the data sets; name another folder"]
-    if there and not overwrite:
-        return [f"--out {out} already has {some('', there)}; name another, or add --overwrite"]
-    wrong = [f"{path} is a folder" for path in files if os.path.isdir(path)]
-    wrong += [f"{path} is not a folder" for path in folders if os.path.lexists(path) and not os.path.isdir(path)]
-    return [f"--out {out}: {some('', wrong)}; name another"] if wrong else []
-
-
-def _is_in(folder: str, other: Path) -> bool:
-    """Tell whether a folder is the other or inside it."""
-    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(other))
+    return compare_configured, f"the anchors of {', '.join(files) or 'the keys given'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ..data.class_map import split_names
 from ..data.dataset_spec import USES, Use
 from ..formats.image_files import FLAG as OUTSIDE_FLAG
 from ..preflight.options import SetFlags
@@ -33,7 +34,9 @@ def add_data_flags(parser: argparse.ArgumentParser, uses: Sequence[Use] = USES) 
 def add_change_flags(parser: argparse.ArgumentParser) -> None:
     """Add --classes, --merge-classes and --split-val, each short for a key, see `overrides_of`."""
     group = parser.add_argument_group("changes to your own data sets")
-    group.add_argument("--classes", type=_names, metavar="A,B,...", help="keep these classes alone (DATASETS.CLASSES)")
+    group.add_argument(
+        "--classes", type=split_names, metavar="A,B,...", help="keep these classes alone (DATASETS.CLASSES)"
+    )
     group.add_argument(
         "--merge-classes",
         action="append",
@@ -50,16 +53,12 @@ def add_change_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
-
-
 def _share_and_seed(text: str) -> list[float | int]:
     share, _, seed = text.partition(":")
     return [float(share), int(seed or 0)]
 
 
-_names.__name__, _share_and_seed.__name__ = "list of classes, with commas between", "SHARE[:SEED]"  # in an error
+_share_and_seed.__name__ = "SHARE[:SEED]"  # argparse's name for it in an error
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:

@@ -6,17 +6,19 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.dataset_spec import USES, OwnSet, SetSource
 from ..errors import EXIT_DONE, Findings, InputError, visible
 from ..files import write_text_whole
 from ..output_layout import DRAWINGS_SHEET
-from .common import add_number, add_out, add_outside_flag, add_tile_flags, add_trust_flag, make_folder, too_low
+from ..preflight.own_datasets import NamedSources, name_sets
+from .common import add_number, add_out, add_tile_flags, add_trust_flag, make_folder, too_low
+from .data_flags import add_change_flags, add_data_flags, set_flags
 
 if TYPE_CHECKING:
-    from ..data.dataset_spec import OwnSet
     from ..evaluation.coco_scores import Evaluation
 
 _DETECTIONS, _SCORES, _SHEET = "detections.json", "scores.json", DRAWINGS_SHEET
@@ -24,8 +26,14 @@ _DETECTIONS, _SCORES, _SHEET = "detections.json", "scores.json", DRAWINGS_SHEET
 _EPILOG = """examples:
   a run's test set     focal-det evaluate --model output/mine.onnx --run output/mine
   your own images      focal-det evaluate --model mine.onnx --json val.json --images images/val
+  any format           focal-det evaluate --model mine.onnx --val my_export
+  a part set aside     focal-det evaluate --model mine.onnx --train my_export --split-val 0.2
   Pascal VOC           focal-det evaluate --model mine.onnx --voc VOCdevkit/mine:val
   the quickstart       focal-det evaluate --model models/quickstart_int8.onnx --shapes shapes_val_200_128px
+
+--train, --val and what changes the sets mean what they mean in a training, of which one set is evaluated on: with
+--split-val the images that were set aside. Several sets to train on are split together, so then evaluate on the file
+that the run has written: --json OUTPUT_DIR/annotations/val_data.json. Classes are found by name, whatever their ids.
 
 A checkpoint is evaluated by train_net.py --eval-only, in tiles with MODEL.FOCAL_DET.TILES.SIZE.
 
@@ -50,10 +58,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
         metavar="DIR",
         help="the set that this OUTPUT_DIR of a training was evaluated on, in any format and split as there",
     )
-    parser.add_argument("--json", metavar="FILE", help="instead: COCO annotations")
-    parser.add_argument("--images", metavar="DIR", help="folder of their images")
-    parser.add_argument("--voc", metavar="DIR[:SPLIT]", help="instead: Pascal VOC's folder (split: val, else test)")
-    add_outside_flag(parser)
+    for flag, metavar in (("json", "FILE"), ("images", "DIR"), ("voc", "DIR[:SPLIT]")):
+        text = f"the same as --val-{flag}"
+        parser.add_argument(f"--{flag}", dest=f"val_{flag}", action="append", default=[], metavar=metavar, help=text)
+    add_data_flags(parser)
+    add_change_flags(parser)
     add_number(parser, "--skip-bad-images", 0, "decode all images first and leave out up to N bad ones")
     parser.add_argument("--shapes", metavar="NAME", help="instead: generated shapes, drawn if they are not there yet")
     add_number(parser, "--batch-size", 8, "images or tiles at a time")
@@ -73,9 +82,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ..inference.exported import ExportedDetector
     from ..inference.images import ImageError
 
-    _check_options(args)
+    named = _check_options(args)
     detector = ExportedDetector(args.model, trusted=args.trust_model, tile=args.tile, overlap=args.overlap)
-    annotations, images, coco_file = _data(args, detector.class_names)
+    annotations, images, coco_file = _read(args, named, detector.class_names)
     print("".join(f"{visible(note)}\n" for note in coco_file.notes), end="")
     make_folder(args.out)
     try:
@@ -95,53 +104,81 @@ def _evaluate(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _check_options(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> NamedSources:
+    """Return the sets that flags name; raise an InputError for what is wrong with the flags."""
     from ..inference.tiles import tile_problems
 
     problems = too_low(args, {"--batch-size": 1, "--skip-bad-images": 0, "--draw": 0})
     problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))
-    if (args.json is None) != (args.images is None):
+    changes = args.classes or (), args.merge_classes, args.split_val or ()
+    named, found = name_sets({use: set_flags(args, use) for use in USES}, dict.fromkeys(USES, ()), changes)
+    others = (args.run_dir, args.shapes)
+    number = len(named.names["val"]) + sum(other is not None for other in others)
+    if len(args.val_json) != len(args.val_images):
         problems.append("--json and --images go together: both are needed")
-    if sum(given is not None for given in (args.run_dir, args.json, args.voc, args.shapes)) != 1:
-        problems.append("give one of --run DIR, --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME")
+    elif found.errors:
+        problems += found.errors
+    elif args.split_val and not named.names["train"]:
+        problems.append("--split-val sets images of a set to train on aside; name it by --train")
+    elif named.names["train"] and (set_flags(args, "val").are_given or others != (None, None)):
+        problems.append("the part of --train for it is evaluated on, and another set is named; leave one of them out")
+    elif number != 1:
+        of_train = ", since that of --train has no part for it" if args.train_data and not number else ""
+        forms = (
+            "--run DIR, --val PATH, --train PATH --split-val SHARE, --json FILE --images DIR, --voc DIR[:SPLIT], "
+            "--shapes NAME"
+        )
+        problems.append(f"{number or 'no'} sets to evaluate on are named{of_train}; give one, by one of {forms}")
     written = [os.path.realpath(args.out / name) for name in (_DETECTIONS, _SCORES)]
-    if args.json is not None and os.path.realpath(args.json) in written:
-        problems.append(f"--out {args.out}: its {Path(args.json).name} is --json itself; name another folder")
+    if any(os.path.realpath(path) in written for path in args.val_json):
+        problems.append(f"--out {args.out}: its {Path(args.val_json[0]).name} is --json itself; name another folder")
     there = [name for name in (_DETECTIONS, _SCORES, _SHEET) if (args.out / name).exists()]
     if there and not args.overwrite:
         problems.append(f"--out {args.out}: holds {', '.join(there)} already; name another, or add --overwrite")
     if not 0 <= args.draw_score_thresh <= 1:
         problems.append(f"--draw-score-thresh {args.draw_score_thresh} must be in [0, 1]")
     Findings(problems).raise_if_errors()
+    return named
 
 
-def _data(args: argparse.Namespace, class_names: Sequence[str]) -> OwnSet:
-    """Read and check the annotations; VOC's classes get the model's order."""
-    from ..data.dataset_spec import OwnSet, read_sources, voc_source
+def _read(args: argparse.Namespace, named: NamedSources, class_names: Sequence[str]) -> OwnSet:
+    """Read and check the set, with the changes to it; classes that its format does not number get the model's order."""
+    from ..data.split import read_sets
+
+    sources: Mapping[str, SetSource] = {name: named.sources[name] for name in named.names["val"]}
+    if args.shapes is not None:
+        sources = {"shapes": _shapes(args.shapes)}
+    if args.run_dir is not None:
+        sources = {"run": SetSource("val", "json", *_set_of_run(args.run_dir))}
+    skip = args.skip_bad_images
+    sets, problems = read_sets(
+        sources,
+        split=named.changes.split,
+        class_map=named.changes.class_map,
+        class_names=class_names,
+        allow_outside=args.allow_outside,
+        skip_bad_images=skip,
+        decode=skip > 0,
+    )
+    Findings(problems).raise_if_errors()
+    (own,) = sets.values()
+    return own
+
+
+def _shapes(name: str) -> SetSource:
+    """Draw generated shapes if they are not there yet."""
     from ..data.shapes import make_shapes, shapes_files
     from ..files import datasets_root
-    from ..formats.coco import read_coco
 
-    if args.voc is not None:
-        sources = {"voc": voc_source("val", args.voc)}
-        sets, problems = read_sources(sources, class_names=class_names, allow_outside=args.allow_outside)
-        Findings(problems).raise_if_errors()
-        return sets["voc"]
-    annotations, images = args.json, args.images
-    if args.run_dir is not None:
-        annotations, images = _set_of_run(args.run_dir)
-    if args.shapes is not None:
-        try:
-            make_shapes(args.shapes, datasets_root())
-        except ValueError as error:
-            raise InputError(f"--shapes: {error}") from error
-        except OSError as error:
-            place = f"--shapes {args.shapes} cannot be drawn under {datasets_root()} ({error})"
-            raise InputError(f"{place}; set DETECTRON2_DATASETS to a folder that can be written") from error
-        annotations, images = (str(path) for path in shapes_files(args.shapes, datasets_root()))
-    skip, outside = args.skip_bad_images, args.allow_outside
-    file = read_coco(annotations, images, allow_outside=outside, skip_bad_images=skip, decode=skip > 0)
-    return OwnSet(annotations, images, file)
+    try:
+        make_shapes(name, datasets_root())
+    except ValueError as error:
+        raise InputError(f"--shapes: {error}") from error
+    except OSError as error:
+        place = f"--shapes {name} cannot be drawn under {datasets_root()} ({error})"
+        raise InputError(f"{place}; set DETECTRON2_DATASETS to a folder that can be written") from error
+    annotations, images = map(str, shapes_files(name, datasets_root()))
+    return SetSource("val", "json", annotations, images)
 
 
 def _set_of_run(run_dir: str) -> tuple[str, str]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, Findings, InputError
 from ..paper.tables import SCALES, default_out, find_rows, find_table, list_tables, load_tables
-from ..preflight.own_datasets import USES, entries_of_uses
+from ..preflight.own_datasets import USES, name_sets
 from .common import add_number, add_plugin_flag, folder_name, list_of, too_low
-from .data_flags import add_data_flags, data_words, set_flags
+from .data_flags import add_change_flags, add_data_flags, data_words, overrides_of, set_flags
 
 if TYPE_CHECKING:
     from ..paper.runs import SweepPlan
@@ -53,6 +53,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     parser.add_argument("--out", type=folder_name, metavar="DIR", help="default: output/reproduce/<scale>")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and an estimate, and stop")
     add_data_flags(parser)
+    add_change_flags(parser)
     add_plugin_flag(parser)
     parser.set_defaults(run=_reproduce)
 
@@ -83,7 +84,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         out=args.out or default_out(args.scale),
         num_gpus=args.num_gpus,
         data_flags=tuple(data_words(args)),
-        overrides=tuple(args.overrides),
+        overrides=(*args.overrides, *overrides_of(args)),
         plugins=tuple(args.plugin),
     )
     plan = plan_table(table, rows, options)
@@ -108,10 +109,11 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _check_data_flags(args: argparse.Namespace) -> None:
     """Raise an InputError for flags without their partner: COCO files without folders, training without evaluation."""
-    entries, found = entries_of_uses({use: set_flags(args, use) for use in USES}, dict.fromkeys(USES, ()))
+    changes = args.classes or (), args.merge_classes, args.split_val or ()
+    named, found = name_sets({use: set_flags(args, use) for use in USES}, dict.fromkeys(USES, ()), changes)
     found.raise_if_errors()
     for given, lacking in (USES, USES[::-1]):
-        if entries[given] and not entries[lacking]:
+        if named.names[given] and not named.names[lacking]:
             raise InputError(
                 f"--{given} or the like without --{lacking}: sets to train on and to evaluate on are both needed"
             )

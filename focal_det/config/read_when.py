@@ -120,6 +120,12 @@ OF_DENSE: tuple[Condition, ...] = (
         f"a loss that has a kernel, which OHEM in {_OURS}LOSS.NAME has not",
     ),
     Condition(
+        (_OURS + "WEIGHTS_CLASSES",),
+        ("MODEL.WEIGHTS",),
+        lambda cfg: cfg.MODEL.WEIGHTS != "",
+        "MODEL.WEIGHTS of a detector to start from",
+    ),
+    Condition(
         ("MODEL.FPN.",),
         ("MODEL.BACKBONE.NAME",),
         lambda cfg: cfg.MODEL.BACKBONE.NAME != "build_resnet_backbone",

@@ -5,6 +5,7 @@ It is done to the checked annotations, so that it is the same for all formats an
 
 from __future__ import annotations
 
+import csv
 import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +14,11 @@ from typing import NamedTuple
 from ..errors import InputError, cut, some
 from ..formats.coco import CocoFile
 from ..formats.coco_index import CocoIndex
+
+
+def split_names(text: str) -> list[str]:
+    """Split names with commas between; a name that has a comma itself is in double quotes, a quote in it twice."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) or [""]]
 
 
 class ClassMap(NamedTuple):
@@ -32,7 +38,7 @@ class ClassMap(NamedTuple):
         merged: dict[str, str] = {}
         for text in merges:
             new, equals, olds = (part.strip() for part in str(text).partition("="))
-            names = [name.strip() for name in olds.split(",")]
+            names = split_names(olds)
             if not new or not equals or not all(names):
                 raise InputError(
                     f"DATASETS.MERGE_CLASSES has {cut(repr(text))}; write NEW=OLD,OLD,... as in pet=cat,dog"
@@ -64,6 +70,10 @@ class ClassMap(NamedTuple):
                 if name not in there:
                     close = difflib.get_close_matches(name, there, n=1)
                     hint = f"did you mean {close[0]!r}?" if close else f"there are {some('', sorted(there))}"
+                    parted = next((one for one in there if "," in one and name in split_names(one)), None)
+                    if parted is not None:
+                        quoted = parted.replace('"', '""')
+                        hint = f"a name with a comma is written in quotes, as in '\"{quoted}\"'"
                     found.append(f"DATASETS.{key} has {name!r}, which is not a class of these sets; {hint}")
         return found
 

@@ -47,6 +47,21 @@ class Objects(NamedTuple):
         return width / height
 
 
+class AnchorFit(NamedTuple):
+    """The objects in the network's input, and how anchors fit them.
+
+    sides: (N,) the square root of each one's area, in px.
+    ious: (N,) the highest IoU of each one with any anchor.
+    thresholds: MODEL.RETINANET.IOU_THRESHOLDS, of background and objects.
+    size: of the images there, as text.
+    """
+
+    sides: np.ndarray
+    ious: np.ndarray
+    thresholds: tuple[float, float]
+    size: str
+
+
 class SetStatistics(NamedTuple):
     """Counts of a set: its images, those with an object, the annotations that are crowds, and the others."""
 
@@ -90,6 +105,11 @@ def sample(objects: Objects, number: int) -> Objects:
     """Return at most so many of them, evenly through the set."""
     step = max(1, -(-len(objects.boxes) // number))
     return Objects(*(part[::step] for part in objects))
+
+
+def iou_text(iou: float) -> str:
+    """Return an IoU as text, such as ".5"."""
+    return f"{iou:g}".removeprefix("0")
 
 
 def fingerprint(coco: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ Record = dict[str, Any]
 # What random numbers are for: the first part of a key, so that no two uses share numbers.
 IMAGE, STEP, SAMPLER = 0, 1, 2
 _TRIES = 10  # of an augmentation that may act on some images alone
+_BOXES = np.array([[0.1, 0.2, 0.4, 0.7], [0.5, 0.3, 0.9, 0.8]])  # as shares of the image that it is tried on
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None = None) -> Iterable[list[Record]]:
@@ -231,12 +232,12 @@ def _check_repeats(name: str, steps: T.AugmentationList, image: np.ndarray) -> N
             set_random_numbers(IMAGE, 0, position)
             tried = T.AugInput(image.copy())
             try:
-                steps(tried)
+                boxes = steps(tried).apply_box(_BOXES * np.tile(image.shape[1::-1], 2))
             except Exception as error:  # whatever code of the user's may raise
                 reason = f"{type(error).__name__}: {first_line(error)}"
                 raise ValueError(f"{name} of {NAMES} fails on an image {image.shape} of uint8 ({reason})") from error
-            found.append(tried.image)
-        if not np.array_equal(*found):
+            found.append((tried.image, boxes))
+        if not all(map(np.array_equal, *found)):
             raise ValueError(
                 f"{name} of {NAMES} has random numbers of its own, which would differ when the run is resumed; draw "
                 "them from numpy.random, or seed them from there for each image"

@@ -110,13 +110,16 @@ def look(path: Path) -> list[Found]:
     try:
         if path.is_file():
             return [Found(YOLO, path.parent)] if path.name in NAMES_FILES else list(_of_folders(_in_file(path)))
-        found = list(_in_folder(path))
+        broken: list[str] = []
+        found = list(_in_folder(path, broken))
         for folder in sorted(path.iterdir()):
             part = part_of(folder.name)
             if part and folder.is_dir() and not is_hidden(folder.name):
-                found += [one._replace(part=part) for one in _in_folder(folder)]
+                found += [one._replace(part=part) for one in _in_folder(folder, broken)]
     except OSError as error:
         raise InputError(f"{cut(path, 250)}: no folder or file of annotations ({error.strerror})") from error
+    if broken and not found:
+        raise InputError(broken)
     return found
 
 
@@ -143,15 +146,25 @@ def image_folder(json_file: Path, top: Path, part: Part | None) -> Path:
     raise InputError(f"{json_file}: {which}; name the folder of its images, by --train-json and --train-images")
 
 
-def _in_folder(folder: Path) -> Iterator[Found]:
-    """Yield the annotations in a folder and in those that it holds, if these are no parts of their own."""
+def _in_folder(folder: Path, broken: list[str]) -> Iterator[Found]:
+    """Yield the annotations in a folder and in those that it holds, if these are no parts of their own.
+
+    What is wrong with YAML files that may be of other tools, in dialects of their own, is added to `broken`.
+    """
     files = [file for one in folders_of(folder) for file in files_of(one)]
     instances = [file for file in files if file.name.startswith("instances_")]  # beside COCO's captions and keypoints
     seen: dict[Found, None] = {}
     for file in files:
         if instances and file not in instances and file.suffix.lower() == ".json":
             continue
-        for one in _in_file(file):
+        try:
+            found = list(_in_file(file))
+        except InputError as error:
+            if re.search(r"^names\s*:", _ends(file), re.MULTILINE):
+                raise
+            broken += error.problems
+            continue
+        for one in found:
             # formats with a file for each image are of the folder
             seen[Found(one.format, folder) if one.format in (VOC, LABELME) else one] = None
     if Found(VOC, folder) in seen:

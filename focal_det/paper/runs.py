@@ -196,7 +196,7 @@ def _run(owner: TableRow, seed: int, cfg: CfgNode, options: SweepOptions) -> Swe
     arguments += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
     files = configs_of(load_tables()[owner.table], options.scale)
     line = _command_line(files, [*arguments, "SEED", str(seed)], folder, options)
-    flags = zip(options.data_flags[::2], options.data_flags[1::2], strict=True)
+    flags = zip(options.data_flags[::2], options.data_flags[1::2], strict=False)  # the last may have no value
     config = {_DATA: " ".join(f"{flag} {Path(path).absolute()}" for flag, path in flags), **plain_values(cfg)}
     test_set = _first_test_set(cfg, options.data_flags)
     return SweepRun(f"{owner.path} seed {seed}", folder, line, cfg.SOLVER.MAX_ITER, test_set, config)
@@ -225,10 +225,14 @@ def _command_line(configs: Sequence[str], arguments: list[str], folder: Path, op
 
 
 def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:
-    """Return the first set's name in a run's metrics, where it is evaluated on several."""
-    for kind in ("json", "voc"):
-        if f"--val-{kind}" in data_flags:
-            return f"val_{kind}"
+    """Return the first set's name in a run's metrics, where it is evaluated on several.
+
+    Where flags name none to evaluate on, it is a part of the first set to train on.
+    """
+    for use in ("val", "train"):
+        for flag, kind in ((f"--{use}", "data"), (f"--{use}-json", "json"), (f"--{use}-voc", "voc")):
+            if flag in data_flags:
+                return f"val_{kind}"
     names, _ = name_sources(parse_source("val", text) or text for text in cfg.DATASETS.TEST)
     return names[0] if names else ""
 

@@ -1,9 +1,4 @@
-"""Which objects the anchors reach (section 4, "Anchors"), by the best IoU of each object with any anchor.
-
-Shapes
-    boxes: (N, 4)  XYXY float64 in pixels of the network's input, with x2 > x1 and y2 > y1
-    sizes: (N, 2)  width and height of each box's image, in the same pixels
-"""
+"""Which objects the anchors reach (section 4, "Anchors"), by the best IoU of each object with any anchor."""
 
 from __future__ import annotations
 
@@ -11,82 +6,24 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from ..data.statistics import SIZE_LIMITS, Objects, sample
+from ..data.statistics import AnchorFit, Objects, iou_text, sample
 from ..modeling.anchors import cell_anchors
+from .anchor_fit import FEW, AnchorGrid, AnchorSetup, FitRows, at_size, best_ious, fit_objects, group_fit
 
 _MOST = 100_000  # objects that are looked at, spread evenly over the set
 _FOR_CANDIDATES = 10_000  # likewise, for each of the other anchors that are tried
 _WORTH = 0.03  # share of all objects that other anchors must reach in addition to be suggested
-_FEW = 10  # objects; a class of fewer is not listed, and a set of fewer not warned about
 _UNREACHED = 0.25  # share of objects without an anchor from which on it is a warning
-
-
-class AnchorGrid(NamedTuple):
-    """The positions of a model's anchors."""
-
-    cells: Sequence[np.ndarray]  # for each level (A, 4) XYXY around (0, 0)
-    strides: Sequence[int]  # for each level, in pixels
-    offset: float  # of the first location from the image's corner, in strides, in [0, 1)
-    divisor: int  # the image is padded to a multiple of it, in pixels, before the levels are made
-
-
-def resized(sizes: np.ndarray, shorter: float, longest: float) -> np.ndarray:
-    """Return the sizes (N, 2) of images after Detectron2's ResizeShortestEdge.
-
-    The shorter side becomes `shorter` pixels, unless the longer one would be beyond `longest`; then that becomes it.
-    """
-    scale = np.minimum(shorter / sizes.min(axis=1), longest / sizes.max(axis=1))
-    rounded: np.ndarray = np.maximum(np.floor(sizes * scale[:, None] + 0.5), 1)
-    return rounded
-
-
-def best_ious(boxes: np.ndarray, sizes: np.ndarray, grid: AnchorGrid) -> np.ndarray:
-    """Return the highest IoU of each box with any anchor of its image, (N,).
-
-    It is exact without trying every location: the overlap of two boxes is a product of one factor for x and one for y,
-    and each decreases with the distance of the centres in its direction. So the best of all anchors of one shape is the
-    one with the nearest centre in x and in y, and one IoU for each shape is enough.
-    """
-    boxes, sizes = np.asarray(boxes, np.float64), np.asarray(sizes, np.float64)
-    centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    areas, best = sides.prod(axis=1), np.zeros(len(boxes))
-    padded = np.ceil(sizes / grid.divisor) * grid.divisor
-    for cells, stride in zip(grid.cells, grid.strides, strict=True):
-        last = np.ceil(padded / stride) - 1  # of the locations 0, 1, ... in x and y
-        nearest = np.clip(np.rint(centres / stride - grid.offset), 0, last)
-        x1, y1, x2, y2 = (boxes - np.tile((nearest + grid.offset) * stride, 2)).T  # relative to the location
-        for left, top, right, bottom in np.asarray(cells, np.float64):
-            width = np.minimum(x2, right) - np.maximum(x1, left)
-            height = np.minimum(y2, bottom) - np.maximum(y1, top)
-            shared = np.maximum(width, 0) * np.maximum(height, 0)
-            np.maximum(best, shared / (areas + (right - left) * (bottom - top) - shared), out=best)
-    return best
-
-
-class Row(NamedTuple):
-    """A group of the objects."""
-
-    name: str
-    number: int  # of objects
-    reached: float  # share whose best IoU is at least the upper of MODEL.RETINANET.IOU_THRESHOLDS
-    near: float  # share between the two
-    missed: float  # share below the lower
-    side: float  # median square root of the area, in px
 
 
 class AnchorReport(NamedTuple):
     """The result of `report_anchors`."""
 
-    shorter: int  # side in px of the training images that it holds for
-    thresholds: tuple[float, float]  # MODEL.RETINANET.IOU_THRESHOLDS, of background and objects
-    whole: Row  # all objects
-    by_size: list[Row]
-    by_shape: list[Row]
-    worst_classes: list[Row]
+    fit: AnchorFit  # of each object
+    rows: FitRows  # of groups of them
     better: list[tuple[str, float]]  # overrides, and the share of objects that they reach
 
 
@@ -115,49 +52,22 @@ def report_anchors(
     shorts, longest = sorted(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
     is_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
     shorter = sum(shorts) / len(shorts) if is_range else shorts[len(shorts) // 2]  # the median
-    background, reach = cfg.MODEL.RETINANET.IOU_THRESHOLDS
-    boxes, sizes = _at(objects, shorter, longest)
-    ious, sides = best_ious(boxes, sizes, grid), np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
-    width, height = (objects.boxes[:, 2:] - objects.boxes[:, :2]).T
-
-    def row(name: str, chosen: np.ndarray) -> Row:
-        found = ious[chosen]
-        reached, missed = float((found >= reach).mean()), float((found < background).mean())
-        return Row(name, len(found), reached, 1 - reached - missed, missed, float(np.median(sides[chosen])))
-
-    def rows(parts: list[tuple[str, np.ndarray]], least: int = 1) -> list[Row]:
-        return [row(name, chosen) for name, chosen in parts if chosen.sum() >= least]
-
-    areas, (low, high) = objects.areas, SIZE_LIMITS
-    tall, wide = height > 2 * width, width > 2 * height
-    whole = row("all", np.ones(len(ious), bool))
-    classes = rows([(name, objects.classes == label) for label, name in enumerate(class_names)], _FEW)
-    return AnchorReport(
-        shorter=round(shorter),
-        thresholds=(background, reach),
-        whole=whole,
-        by_size=rows([("small", areas < low), ("medium", (areas >= low) & (areas < high)), ("large", areas >= high)]),
-        by_shape=rows([("tall", tall), ("middle", ~tall & ~wide), ("wide", wide)]),
-        worst_classes=sorted((r for r in classes if r.reached < whole.reached), key=lambda r: r.reached)[:3],
-        better=_better(cfg, grid, sample(objects, _FOR_CANDIDATES), shorter),
-    )
+    fit = fit_objects(objects, AnchorSetup(grid, tuple(cfg.MODEL.RETINANET.IOU_THRESHOLDS), shorter, longest))
+    better = _better(cfg, grid, sample(objects, _FOR_CANDIDATES), shorter)
+    return AnchorReport(fit, group_fit(objects, fit, class_names), better)
 
 
 def anchor_warnings(report: AnchorReport) -> list[str]:
     """Warn if many objects have no anchor, and name what would give them one."""
-    unreached = 1 - report.whole.reached
-    if unreached < _UNREACHED or report.whole.number < _FEW:
+    whole = report.rows.whole
+    unreached = 1 - whole.reached
+    if unreached < _UNREACHED or whole.number < FEW:
         return []
     better = "".join(f"; {overrides} would leave {1 - share:.0%}" for overrides, share in report.better)
     return [
-        f"{unreached:.0%} of boxes have no anchor with IoU >= {iou_text(report.thresholds[1])} at this size, "
-        f"{report.shorter} px; median side {report.whole.side:.0f} px{better}"
+        f"{unreached:.0%} of boxes have no anchor with IoU >= {iou_text(report.fit.thresholds[1])} at this size, "
+        f"{report.fit.size}; median side {whole.side:.0f} px{better}"
     ]
-
-
-def iou_text(iou: float) -> str:
-    """Return an IoU as text, such as ".5"."""
-    return f"{iou:g}".removeprefix("0")
 
 
 def _grid(cfg: CfgNode, model: torch.nn.Module) -> AnchorGrid | None:
@@ -170,12 +80,6 @@ def _grid(cfg: CfgNode, model: torch.nn.Module) -> AnchorGrid | None:
     return AnchorGrid(cells, generator.strides, generator.offset, max(1, backbone.size_divisibility))
 
 
-def _at(objects: Objects, shorter: float, longest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes (N, 4) and sizes (N, 2) after resizing."""
-    sizes = resized(objects.sizes, shorter, longest)
-    return objects.boxes * np.tile(sizes / objects.sizes, 2), sizes
-
-
 def _better(cfg: CfgNode, grid: AnchorGrid, objects: Objects, shorter: float) -> list[tuple[str, float]]:
     """Return the best other anchors, and the best larger image, if they reach clearly more objects."""
     if cfg.MODEL.ANCHOR_GENERATOR.NAME != "OctaveAnchorGenerator":
@@ -184,7 +88,7 @@ def _better(cfg: CfgNode, grid: AnchorGrid, objects: Objects, shorter: float) ->
 
     def share(candidate: _Candidate) -> float:
         cells = [cell_anchors(s, candidate.scales, candidate.ratios).double().numpy() for s in candidate.base_sizes]
-        boxes, sizes = _at(objects, candidate.shorter, candidate.longest)
+        boxes, sizes = at_size(objects, candidate.shorter, candidate.longest)
         return float((best_ious(boxes, sizes, grid._replace(cells=cells)) >= reach).mean())
 
     now, *others = _candidates(cfg, shorter, (objects.sizes.max(axis=1) / objects.sizes.min(axis=1)).max())

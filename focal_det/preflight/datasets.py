@@ -14,7 +14,7 @@ from ..config.load import UNSET_NUM_CLASSES
 from ..config.validate import check_num_classes
 from ..data.catalog import JsonDataset, class_names, dataset_problems, evaluator_type, known_classes
 from ..data.dataset_spec import Use
-from ..data.duplicates import CheckedSet, duplicate_images
+from ..data.duplicates import CheckedSet, duplicate_images, duplicate_warnings
 from ..data.statistics import Objects, SetStatistics, fingerprint, joined, statistics
 from ..errors import Findings, InputError
 from ..formats.coco import CocoFile
@@ -99,9 +99,8 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     if left_out > max(0, options.skip_bad_images):
         most = options.skip_bad_images
         found.errors.append(f"{left_out} images of all sets are bad, more than --skip-bad-images {most}")
-    found.warnings += duplicate_images(
-        [CheckedSet(one.name, *looked[one.name], one.is_trained_on) for one in sets if one.name in looked]
-    )
+    checked = [CheckedSet(one.name, *looked[one.name], one.is_trained_on) for one in sets if one.name in looked]
+    found.warnings += duplicate_warnings(checked, duplicate_images(checked))
     found.notes += [note for each in described.values() for note in each.notes]
     return DataSets(own.train, own.test, sets, files), found
 

@@ -101,54 +101,56 @@ def entries_of_uses(
     return of_uses, found
 
 
-def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
-    """Read the sets that the flags name, or else DATASETS by place; for --eval-only those to evaluate on alone."""
-    from ..data.catalog import JsonDataset  # needs Detectron2, which the flags themselves do not
+class NamedSources(NamedTuple):
+    """The sets that flags name for each use, or DATASETS without any."""
 
+    names: dict[Use, tuple[str, ...]]  # all in order; of registered sets their own
+    sources: dict[str, SetSource]  # of the user's own sets by name
+    changes: Changes
+
+
+def name_sets(
+    flags: Mapping[Use, SetFlags], datasets: Mapping[Use, Iterable[str]], changes: Sequence[Sequence[Any]]
+) -> tuple[NamedSources, Findings]:
+    """Name the sets of `entries_of_uses`, with the changes that `Changes.parse` makes of the three values."""
+    parsed, of_values = Changes.parse(*changes)
+    of_uses, found = entries_of_uses(flags, datasets, parsed)
+    found.add(of_values)
     names: dict[Use, tuple[str, ...]] = {}
     sources: dict[str, SetSource] = {}
-    listed: dict[Use, Sequence[str]] = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}
-    of_datasets = cfg.DATASETS
-    changes, of_keys = Changes.parse(of_datasets.CLASSES, of_datasets.MERGE_CLASSES, of_datasets.SPLIT_VAL)
-    of_uses, found = entries_of_uses({use: options.own_sets(use) for use in USES}, listed, changes)
-    found.add(of_keys)
     for use, entries in of_uses.items():
         names[use], by_name = name_sources(entries)
         sources |= by_name
-    also: list[SetSource] = []
-    classes = of_model = None
-    if options.eval_only:
-        of_model = read_classes(weights_folder(cfg))
-        classes = None if of_model is None else of_model.names
-        also = [s for s in sources.values() if s.use == "train" and s.kind != "json" and classes is None]
-        sources = {name: source for name, source in sources.items() if source.use == "val"}
-    sets, problems = read_sets(
-        sources,
-        split=changes.split,
-        also=also,
-        class_map=changes.class_map,
-        class_names=classes,
-        decode=options.preflight_only,
-        skip_bad_images=max(0, options.skip_bad_images),
-        allow_outside=options.allow_outside,
-        may_lack_annotations=True,
-    )
-    found.errors += problems
-    trained = {name: own for name, own in sets.items() if sources[name].use == "train"}
+    return NamedSources(names, sources, parsed), found
+
+
+def change_values(cfg: Any) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Return the values of the keys that `Changes.parse` takes."""
+    return cfg.DATASETS.CLASSES, cfg.DATASETS.MERGE_CLASSES, cfg.DATASETS.SPLIT_VAL
+
+
+def read_changed_sets(
+    named: NamedSources, sources: Mapping[str, SetSource], of_model: Classes | None = None, **how: Any
+) -> tuple[dict[str, OwnSet], list[str]]:
+    """Read some of the named sets, with the changes to them.
+
+    Those to evaluate on are numbered as the classes of the model, or else of the first set to train on.
+
+    Args:
+        how: further arguments of `read_sets`.
+
+    Returns:
+        The sound sets by name, and every problem of the others.
+    """
+    changes, names = named.changes, of_model and of_model.names
+    sets, problems = read_sets(sources, split=changes.split, class_map=changes.class_map, class_names=names, **how)
+    trained_on = named.names.get("train", ())
     if of_model is not None:
         _match_classes(sets, sources, of_model, CLASSES_FILE)
-    elif first := trained.get(names["train"][0]) if names["train"] else None:
+    elif first := sets.get(trained_on[0]) if trained_on else None:
         index = CocoIndex(first.file.coco)
         _match_classes(sets, sources, Classes(index.names, index.category_ids), first.place)
-    if trained.keys() == set(names["train"]):
-        found.add(_check_objects(trained.values()))
-    files = {}
-    for name, own in sets.items():
-        evaluator = "lvis" if own.file.is_federated else "coco"
-        dataset = JsonDataset(name, own.place, own.image_dir, checked_copy(options, cfg, name), evaluator)
-        files[dataset] = own.file
-    found.errors = list(dict.fromkeys(found.errors))  # one file may be given for both uses
-    return OwnSets(names["train"], names["val"], set(sources), files), found
+    return sets, problems
 
 
 def _match_classes(sets: dict[str, OwnSet], sources: Mapping[str, SetSource], classes: Classes, place: str) -> None:
@@ -159,6 +161,42 @@ def _match_classes(sets: dict[str, OwnSet], sources: Mapping[str, SetSource], cl
             file = own.file.with_classes(classes.names, classes.ids, place)
             file.notes[-1] = f"{own.place}: {file.notes[-1]}"
             sets[name] = own._replace(file=file)
+
+
+def read_own_sets(options: TrainOptions, cfg: Any) -> tuple[OwnSets, Findings]:
+    """Read the sets that the flags name, or else DATASETS by place; for --eval-only those to evaluate on alone."""
+    from ..data.catalog import JsonDataset  # needs Detectron2, which the flags themselves do not
+
+    listed: dict[Use, Sequence[str]] = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}
+    named, found = name_sets({use: options.own_sets(use) for use in USES}, listed, change_values(cfg))
+    names, sources = named.names, named.sources
+    also: list[SetSource] = []
+    of_model = None
+    if options.eval_only:
+        of_model = read_classes(weights_folder(cfg))
+        also = [s for s in sources.values() if s.use == "train" and s.kind != "json" and of_model is None]
+        sources = {name: source for name, source in sources.items() if source.use == "val"}
+    sets, problems = read_changed_sets(
+        named,
+        sources,
+        of_model,
+        also=also,
+        decode=options.preflight_only,
+        skip_bad_images=max(0, options.skip_bad_images),
+        allow_outside=options.allow_outside,
+        may_lack_annotations=True,
+    )
+    found.errors += problems
+    trained = {name: own for name, own in sets.items() if sources[name].use == "train"}
+    if trained.keys() == set(names["train"]):
+        found.add(_check_objects(trained.values()))
+    files = {}
+    for name, own in sets.items():
+        evaluator = "lvis" if own.file.is_federated else "coco"
+        dataset = JsonDataset(name, own.place, own.image_dir, checked_copy(options, cfg, name), evaluator)
+        files[dataset] = own.file
+    found.errors = list(dict.fromkeys(found.errors))  # one file may be given for both uses
+    return OwnSets(names["train"], names["val"], set(sources), files), found
 
 
 def checked_copy(options: TrainOptions, cfg: Any, name: str) -> str:

@@ -10,8 +10,10 @@ from detectron2.config import CfgNode
 from ..checkpoint.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come, free_bytes, gigabytes
 from ..config.sampling import check_subset, images_of_epoch
 from ..config.schedule import epoch_warnings
+from ..data.statistics import iou_text
 from ..errors import Findings
-from .anchor_report import AnchorReport, anchor_warnings, iou_text, report_anchors
+from .anchor_fit import fit_lines
+from .anchor_report import AnchorReport, anchor_warnings, report_anchors
 from .datasets import DataSets, DescribedSet, objects_of
 from .options import TrainOptions
 from .scored_sets import ap_set
@@ -104,18 +106,6 @@ def _trained_images(cfg: CfgNode, sets: Sequence[DescribedSet]) -> int | None:
 
 
 def _anchor_lines(report: AnchorReport, *, full: bool) -> Iterator[str]:
-    whole = report.whole
-    low, high = map(iou_text, report.thresholds)
-    yield (
-        f"anchors: {whole.reached:.1%} of {whole.number} objects have one with IoU >= {high} at {report.shorter} px, "
-        f"{whole.near:.1%} one of {low} to {high}, {whole.missed:.1%} none of {low}; median side {whole.side:.0f} px"
-    )
-    if not full:
-        return
-    yield f"  {'':14}{'objects':>9}{'>= ' + high:>9}{f'{low} to {high}':>10}{'< ' + low:>8}{'median side':>15}"
-    classes = [row._replace(name=f"class {row.name}") for row in report.worst_classes]
-    for row in (*report.by_size, *report.by_shape, *classes):
-        numbers = f"{row.number:9}{row.reached:9.1%}{row.near:10.1%}{row.missed:8.1%}{row.side:12.0f} px"
-        yield f"  {row.name:14}{numbers}"
-    for overrides, share in report.better:
-        yield f"  {share:.1%} would have one of {high} with: {overrides}"
+    yield from fit_lines(report.rows, report.fit, full=full)
+    for overrides, share in report.better if full else ():
+        yield f"  {share:.1%} would have one of {iou_text(report.fit.thresholds[1])} with: {overrides}"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from focal_det.cli.main import main
-from focal_det.inference import images as images
+from focal_det.data.dataset_spec import USES
+from focal_det.inference import images, set_drawings
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,8 @@ def test_draws_and_counts_every_set(voc, tmp_path, capsys):
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
     # 3 of 6, evenly spread, and the 2 that there are
     drawn = [*(f"train_voc/00{i}_p0{2 * i}.png" for i in range(3)), "val_voc/000_p03.png", "val_voc/001_p06.png"]
-    assert names == ["pictures.png", "statistics.json", "statistics.png", "statistics.txt", *drawn]
+    written = ["duplicates.png", "pictures.png", "statistics.json", "statistics.png", "statistics.txt"]
+    assert names == [*written, *drawn, "worst.png"]
     found = json.loads((out / "statistics.json").read_text())
     assert found["train_voc"]["source"] == f"{voc}:train"
     assert (found["train_voc"]["boxes"], found["val_voc"]["boxes"], found["val_voc"]["ignored"]) == (6, 1, 1)
@@ -72,7 +74,9 @@ def files_in(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["statistics.txt", "statistics.json", "statistics.png", "pictures.png", "train_voc/a"])
+@pytest.mark.parametrize(
+    "name", ["statistics.txt", "statistics.json", "statistics.png", "pictures.png", "worst.png", "train_voc/a"]
+)
 def test_nothing_is_written_over_without_asking(voc, tmp_path, capsys, name):
     mine = tmp_path / "out" / name
     mine.parent.mkdir(parents=True)
@@ -147,7 +151,7 @@ def test_an_image_that_is_damaged_behind_its_header_is_passed_over_and_named(voc
         return read_image(asked)
 
     read_image = images.read_image
-    monkeypatch.setattr(images, "read_image", damaged)
+    monkeypatch.setattr(set_drawings, "read_image", damaged)
     assert inspect("--train-voc", voc, "--out", tmp_path / "out") == 0
     assert f"warning: {path}: broken data stream; skipped" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "train_voc").iterdir())) == 5
@@ -185,6 +189,66 @@ def test_bad_input_is_named_and_nothing_is_written(voc, tmp_path, monkeypatch, c
     assert message in captured.err
     assert captured.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """Flags of two sets: the second's image is the first of the first's, with another box; and boxes of all kinds."""
+
+    def write(name, files, boxes):
+        folder = tmp_path / name
+        folder.mkdir()
+        images, rows = [], []
+        for number, (file, seed) in enumerate(files.items(), start=1):
+            pixels = np.random.default_rng(seed).integers(0, 90, (80, 100, 3), np.uint8)
+            cv2.imwrite(str(folder / file), pixels)
+            images.append({"id": number, "file_name": file, "width": 100, "height": 80})
+        for image, category, *box in boxes:
+            rows.append({"id": len(rows) + 1, "image_id": image, "category_id": category, "bbox": box})
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        content = {"images": images, "annotations": rows, "categories": categories}
+        (folder / "coco.json").write_text(json.dumps(content))
+
+    boxes = [(1, 1, 10, 10, 30, 30), (1, 2, 11, 10, 30, 30), (2, 1, 50, 20, 1, 9), (3, 2, 0, 0, 100, 79)]
+    write("train", {"a.png": 1, "b.png": 2, "c.png": 3}, boxes)
+    write("val", {"x.png": 1}, [(1, 1, 40, 40, 30, 30)])
+    of_uses = [(f"--{use}-json", tmp_path / use / "coco.json", f"--{use}-images", tmp_path / use) for use in USES]
+    return [word for flags in of_uses for word in flags]
+
+
+def test_what_is_probably_wrong_is_said_counted_and_drawn(faulty, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert inspect(*faulty, "--out", out) == 0
+    text = capsys.readouterr().out
+    for line in (
+        "boxes of at most 1 px in width or height: 1 (b.png cat [50, 20, 1, 9])",
+        "boxes that cover at least 95% of their image: 1 (c.png dog [0, 0, 100, 79])",
+        "pairs of boxes with IoU >= 0.9, probably of one object: 1, 1 of them of two classes (a.png cat [10, 10, 30, 3",
+        "1 of the 1 images of val_json are in train_json too, by content, 1 of them with different boxes ('a.png' = 'x",
+        "in train_json alone: class dog",
+        "with the paper's anchors, of 32 to 813 px (--config-file: those of a configuration):",
+    ):
+        assert line in text, line
+    found = json.loads((out / "statistics.json").read_text())
+    assert [len(of_kind) for of_kind in found["train_json"]["suspects"].values()] == [1, 1, 1]
+    assert found["train_json"]["suspects"]["tiny"][0]["file_name"] == "b.png"
+    copies = {"sets": ["train_json", "val_json"], "file_names": ["a.png", "x.png"], "agree": False}
+    assert (found["train_json"]["duplicates"], found["val_json"]["duplicates"]) == ([], [copies])
+    anchors = found["val_json"]["anchors"]
+    # 30 of 80 px become 300 of 800: an anchor of 256 * 2^(1/3) = 322 px is near enough
+    assert (anchors["size"], anchors["rows"][0]["reached"], anchors["rows"][0]["side"]) == ("800 px", 1.0, 300.0)
+    # a pair of drawings beside each other; three suspects on one row
+    both, worst = (cv2.imread(str(out / name)) for name in ("duplicates.png", "worst.png"))
+    assert both.shape[1] > 2 * 380
+    assert worst.shape[1] > 3 * 300
+
+
+def test_without_copies_and_suspects_the_sheets_say_so(write_voc, tmp_path):
+    voc = write_voc({"a": [("cat", 11, 11, 40, 40)]}, train=["a"])
+    assert inspect("--train-voc", voc, "--out", tmp_path / "out") == 0
+    sheets = [cv2.imread(str(tmp_path / "out" / name)) for name in ("duplicates.png", "worst.png")]
+    assert [len(sheet) for sheet in sheets] == [48, 48]  # a title, and nothing below
+    assert all((sheet[:24] < 128).any() for sheet in sheets)
 
 
 def test_sets_of_flags_need_no_detectron2(voc, tmp_path):

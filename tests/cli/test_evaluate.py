@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from focal_det.cli.main import main
+from focal_det.data.dataset_spec import data_source, read_sources
 from focal_det.data.shapes import CLASSES, draw_image, make_shapes, shapes_files
+from focal_det.data.split import split_sets
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "quickstart_int8.onnx"
@@ -106,6 +108,35 @@ def test_classes_are_found_by_name_whatever_their_ids(tmp_path, shapes):
     assert found[0] == pytest.approx(found[1])
 
 
+def test_a_part_set_aside_is_that_of_the_training(tmp_path, shapes):
+    place = f"{shapes[0]}:{shapes[1]}"
+    whole, _ = read_sources({"train_data": data_source("train", place)})
+    parts, _ = split_sets(whole, 0.25, 1)
+    words = ["--model", MODEL, "--train", place, "--split-val", "0.25:1", "--draw", 0, "--out", tmp_path / "out"]
+    assert main(["evaluate", *map(str, words)]) == 0
+    found = {row["image_id"] for row in json.loads((tmp_path / "out" / "detections.json").read_text())}
+    assert found == {image["id"] for image in parts["train_data"]["val"].file.coco["images"]}
+    assert len(found) == 3  # of 12
+
+
+def test_classes_are_merged_as_in_a_training(tmp_path, shapes, capsys):
+    coco = json.loads(shapes[0].read_text())
+    coco["categories"] = [{"id": i, "name": name} for i, name in enumerate(("ball", "box", "triangle", "circle"), 1)]
+    for row in coco["annotations"][::2]:
+        row["category_id"] = 4 if row["category_id"] == 1 else row["category_id"]
+    (tmp_path / "other.json").write_text(json.dumps(coco))
+    found = []
+    for name, words in {
+        "a": ["--json", shapes[0], "--images", shapes[1]],
+        "b": ["--val", f"{tmp_path}/other.json:{shapes[1]}", "--merge-classes", "disk=ball,circle"],
+    }.items():
+        words = ["--model", MODEL, *words, "--draw", 0, "--out", tmp_path / name]
+        assert main(["evaluate", *map(str, words)]) == 0
+        found.append(json.loads((tmp_path / name / "scores.json").read_text())["AP"])
+    assert found[0] == found[1]
+    assert "ball became disk" in capsys.readouterr().out
+
+
 def test_pascal_voc_gives_the_same_scores(tmp_path, shapes):
     """Corners of VOC's are whole pixels, as those of shapes are."""
     coco = json.loads(shapes[0].read_text())
@@ -186,7 +217,13 @@ def test_bad_input_is_named(tmp_path, shapes, capsys):
     other.write_text(json.dumps(coco))
     data = ["--json", shapes[0], "--images", shapes[1]]
     for words, message in [
-        (["--model", MODEL], "give one of --run DIR, --json FILE --images DIR, --voc DIR[:SPLIT] and --shapes NAME"),
+        (["--model", MODEL], "no sets to evaluate on are named; give one, by one of --run DIR, --val PATH, --train"),
+        (["--model", MODEL, *data, "--voc", tmp_path], "2 sets to evaluate on are named; give one"),
+        (["--model", MODEL, "--train", shapes[0]], "no sets to evaluate on are named, since that of --train has no"),
+        (["--model", MODEL, *data, "--split-val", "0.2"], "--split-val, is set, and sets to evaluate on are given"),
+        (["--model", MODEL, "--shapes", SET, "--classes", "disk"], "and no set of your own is given"),
+        (["--model", MODEL, "--shapes", SET, "--split-val", "0.2"], "--split-val sets images of a set to train on asi"),
+        (["--model", MODEL, *data, "--train", shapes[0]], "and another set is named; leave one of them out"),
         (["--model", MODEL, "--json", shapes[0]], "--json and --images go together"),
         (["--model", MODEL, "--shapes", "coco"], "--shapes"),
         (["--model", MODEL, *data, "--batch-size", 0], "--batch-size 0 must be at least 1"),

@@ -185,13 +185,14 @@ def test_what_a_run_does_not_read_is_refused(runs, every_key, name):
     assert ignored == []
 
 
-# What is read and refused all the same: switches of what a dense detector has no part for, and what Detectron2 reads
-# and makes no use of with the keys that are set.
+# What is read and refused all the same: switches of what a dense detector has no part for, and what Detectron2 or the
+# checkpointer reads and makes no use of with the keys that are set.
 READ_IN_VAIN = {
     *("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "INPUT.MASK_FORMAT"),
     *("MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.RESNETS.WIDTH_PER_GROUP"),
     *("MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS"),
     *("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", "VIS_PERIOD", "MODEL.FOCAL_DET.SPEED.TRITON"),
+    "MODEL.FOCAL_DET.WEIGHTS_CLASSES",
 }
 
 

@@ -157,3 +157,10 @@ def test_a_loss_of_ones_own_may_set_any_key(monkeypatch):
     assert (cfg.MODEL.FOCAL_DET.LOSS.BETA, cfg.MODEL.FOCAL_DET.LOSS.MARGIN) == (3.0, 7.0)
     assert check_config(cfg, num_processes=1, training=False).errors[-1].startswith("--eval-only")
     assert without_unread_keys(cfg).MODEL.FOCAL_DET.LOSS == cfg.MODEL.FOCAL_DET.LOSS
+
+
+def test_classes_of_weights_need_weights():
+    words = [*OURS, "MODEL.FOCAL_DET.WEIGHTS_CLASSES", "coco_2017_train"]
+    (problem,) = problems_of("", words)
+    assert problem.endswith("but is read only with MODEL.WEIGHTS of a detector to start from: set that, or remove it")
+    load_config("", [*words, "MODEL.WEIGHTS", "a.pth"])

@@ -60,7 +60,6 @@ FIXED_GAMMA = ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR")
         ("MODEL.ANCHOR_GENERATOR.SIZES", f"[[{10**400}]]"),
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0, 0.0]]"),
         ("MODEL.RETINANET.NUM_CONVS", "101"),
-        ("MODEL.FOCAL_DET.WEIGHTS_CLASSES", "coco"),
         ("MODEL.FOCAL_DET.AUGMENT.SCALE_JITTER", "[2.0, 0.5]"),
         ("MODEL.FOCAL_DET.AUGMENT.SCALE_JITTER", "[0.5]"),
         ("MODEL.FOCAL_DET.AUGMENT.SCALE_JITTER", "['x', 2.0]"),
@@ -123,6 +122,7 @@ def test_a_value_that_cannot_work_is_named(tiny_cfg, key, value):
         ("SOLVER.MOMENTUM", "0", "SOLVER.NESTEROV", "True", "False, since SOLVER.MOMENTUM is 0"),
         ("SOLVER.GAMMA", "0.5", "SOLVER.WEIGHT_DECAY_BIAS", "'x'", "a number in [0, 1], or None"),
         ("INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "two ends of a range"),
+        ("MODEL.WEIGHTS", __file__, "MODEL.FOCAL_DET.WEIGHTS_CLASSES", "coco", "'' or a registered data set"),
     ],
 )
 def test_a_value_that_another_key_makes_count_is_named(tiny_cfg, switch, chosen, key, value, allowed):

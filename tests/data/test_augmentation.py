@@ -241,6 +241,22 @@ def test_random_numbers_that_would_not_come_again_are_refused(tiny_cfg):
         check_own_augmentation(tiny_cfg(*SIZE, AUGMENT + "NAMES", "blurred"))
 
 
+def test_boxes_alone_that_would_not_come_again_are_refused(tiny_cfg):
+    class Moved(T.NoOpTransform):
+        def apply_coords(self, coords):
+            return coords + numbers.normal()
+
+    @AUGMENTATION_REGISTRY.register()
+    def moved(cfg):
+        return Moved()
+
+    numbers = np.random
+    check_own_augmentation(tiny_cfg(*SIZE, AUGMENT + "NAMES", "moved"))
+    numbers = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"^moved of MODEL.FOCAL_DET.AUGMENT.NAMES has random numbers of its own"):
+        check_own_augmentation(tiny_cfg(*SIZE, AUGMENT + "NAMES", "moved"))
+
+
 def test_one_s_own_that_fails_is_found_before_the_start(tiny_cfg):
     @AUGMENTATION_REGISTRY.register()
     def failing(cfg):

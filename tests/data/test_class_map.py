@@ -2,7 +2,7 @@
 
 import pytest
 
-from focal_det.data.class_map import ClassMap, renumbered
+from focal_det.data.class_map import ClassMap, renumbered, split_names
 from focal_det.errors import InputError
 from focal_det.formats.coco import CocoFile
 
@@ -67,6 +67,30 @@ def test_names_that_no_set_has():
         "DATASETS.CLASSES has 'crane', which is not a class of these sets; there are dog, pet",
     ]
     assert ClassMap.parse(["pet"], ["pet=cat,dog"]).problems({"cat", "dog"}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat, dog", ["cat", "dog"]),
+        ('"cat, black",dog', ["cat, black", "dog"]),
+        ('dog, "a ""cat"", black"', ["dog", 'a "cat", black']),
+        ('6" pipe,dog', ['6" pipe', "dog"]),
+        ("", [""]),
+        ("cat,", ["cat", ""]),
+    ],
+)
+def test_names_with_commas_are_in_quotes(text, names):
+    assert split_names(text) == names
+
+
+def test_a_name_that_was_split_at_its_comma_is_told_how_to_be_written():
+    there = {"cat, black", "dog"}
+    (problem, _) = ClassMap.parse(["cat", "black"], []).problems(there)
+    said = "a name with a comma is written in quotes, as in '\"cat, black\"'"
+    assert problem == f"DATASETS.CLASSES has 'cat', which is not a class of these sets; {said}"
+    assert ClassMap.parse(["cat, black"], []).problems(there) == []
+    assert ClassMap.parse([], ['pet="cat, black",dog']).merged == {"cat, black": "pet", "dog": "pet"}
 
 
 def test_numbering_anew_needs_the_classes_of_the_objects_alone():

@@ -2,8 +2,10 @@
 
 import json
 
-from focal_det.data.inspection import describe, inspect_set, inspection_figure
-from focal_det.data.statistics import statistics
+import numpy as np
+
+from focal_det.data.inspection import describe, describe_balance, inspect_set, inspection_figure
+from focal_det.data.statistics import AnchorFit, statistics
 
 COCO = {
     "images": [{"id": i, "file_name": f"{i}.png", "width": w, "height": 80} for i, w in ((1, 100), (2, 100), (3, 200))],
@@ -55,10 +57,27 @@ def test_the_text_says_what_is_not_trained_on():
     assert "1 small (33%), 1 medium (33%), 1 large (33%)" in text
 
 
+def test_the_balance_names_the_rarest_and_what_is_not_everywhere():
+    dogs = {**COCO, "annotations": [{**row, "category_id": 4} for row in COCO["annotations"][:2]]}
+    assert describe_balance({"train": inspect_set(COCO), "val": inspect_set(dogs)}) == [
+        "no object of class none in any set: it can be neither learnt nor tested",
+        "in train alone: class cat",
+        r"train: the rarest class is a $\dog$, 1 of 3 boxes (33.3%); cat has 2 times as many",
+    ]
+    assert describe_balance({"val": inspect_set(EMPTY)}) == [
+        r"no object of class a $\dog$, none, cat in any set: it can be neither learnt nor tested"
+    ]
+
+
 def test_the_figure_has_a_row_for_each_set_and_survives_formulas_and_no_objects(tmp_path):
-    figure = inspection_figure({r"train $\x$": COCO, "val": EMPTY})
-    assert len(figure.axes) == 6
+    fit = AnchorFit(np.array([8.0, 16.0, 90.0]), np.array([0.3, 0.4, 0.5]), (0.4, 0.5), "240 px")
+    figure = inspection_figure({r"train $\x$": COCO, "val": EMPTY}, {r"train $\x$": fit})
+    assert len(figure.axes) == 8
     bars = [bar.get_width() for bar in figure.axes[0].patches]
     assert bars == [2, 1, 0]  # the most frequent first
     assert sum(bar.get_height() for bar in figure.axes[1].patches) == 3
+    # a third each: below .4, from .4 on, from .5 on
+    texts = [text.get_text() for text in figure.axes[3].get_legend().get_texts()]
+    assert texts == ["< .4 (33.3%)", ".4 to .5 (33.3%)", ">= .5 (33.3%)"]
+    assert figure.axes[3].get_title() == "images of 240 px"
     figure.savefig(tmp_path / "x.png")

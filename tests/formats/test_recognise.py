@@ -203,10 +203,24 @@ def test_folders_without_annotations(tmp_path):
     assert "no annotations were recognised" in problem(tmp_path / "a.png")
 
 
-def test_a_damaged_yaml_is_named(tmp_path):
-    (tmp_path / "data.yaml").write_text("names: [")
+@pytest.mark.parametrize("text", ["names: [", "nav: ["])
+def test_a_damaged_yaml_is_named_where_nothing_else_is_there(tmp_path, text):
+    (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(InputError, match=r"data\.yaml: cannot be read as YAML"):
         look(tmp_path)
+
+
+@pytest.mark.parametrize("write", [ultralytics, roboflow_coco])
+def test_a_yaml_file_of_another_tool_is_passed_over(tmp_path, write):
+    folder = write(tmp_path)
+    expected = look(folder)
+    for place in (folder, folder / "train"):
+        place.mkdir(exist_ok=True)
+        (place / "mkdocs.yml").write_text("theme: !!python/name:material.emoji\nnav: [")
+    assert look(folder) == expected != []
+    (folder / "other.yaml").write_text("names: [cat\n")  # this one may be meant
+    with pytest.raises(InputError, match=r"other\.yaml: cannot be read as YAML"):
+        look(folder)
 
 
 def test_formats_that_say_where_their_images_are_take_no_folder(tmp_path):

@@ -4,42 +4,13 @@ import shlex
 
 import numpy as np
 import pytest
-import torch
-from detectron2.data.transforms import ResizeShortestEdge
 
 from focal_det.checkpoint.compatibility import build_cpu_model
 from focal_det.data.statistics import Objects, sample, statistics
-from focal_det.modeling.anchors import cell_anchors, grid_anchors
-from focal_det.modeling.assignment import pairwise_iou
-from focal_det.preflight.anchor_report import AnchorGrid, anchor_warnings, best_ious, report_anchors, resized
+from focal_det.preflight.anchor_report import anchor_warnings, report_anchors
 from focal_det.preflight.summary import _anchor_lines
 
 pytestmark = pytest.mark.detectron2
-
-STRIDES = (8, 16, 32, 64, 128)
-
-
-@pytest.mark.parametrize("offset", [0.0, 0.5])
-@pytest.mark.parametrize("seed", range(8))
-def test_equals_trying_every_anchor(seed, offset):
-    rng = np.random.default_rng(seed)
-    width, height = rng.integers(20, 300, 2)
-    cells = [cell_anchors(base, 3, [0.5, 1.0, 2.0]) for base in (16, 32, 64, 128, 256)]
-    corners = rng.uniform(0, 0.95, (40, 2)) * (width, height)
-    sides = np.minimum(rng.uniform(0.01, 1, (40, 2)) * (width, height), (width, height) - corners)
-    boxes = np.hstack([corners, corners + sides])
-
-    padded = [-(-side // 32) * 32 for side in (width, height)]  # as Detectron2 fills up for an FPN to P5
-    levels = []
-    for level, stride in zip(cells, STRIDES, strict=True):
-        across, down = (-(-side // stride) for side in padded)  # P6 and P7 by convolutions that round up
-        levels.append(grid_anchors(level.double(), down, across, stride, offset))
-    expected = pairwise_iou(torch.tensor(boxes), torch.cat(levels)).amax(dim=1)
-
-    grid = AnchorGrid([level.double().numpy() for level in cells], STRIDES, offset, 32)
-    found = best_ious(boxes, np.tile([width, height], (40, 1)), grid)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-12)
-
 
 COCO = {
     "images": [{"id": 5, "width": 100, "height": 80}, {"id": 6, "width": 50, "height": 50}],
@@ -93,11 +64,11 @@ def test_objects_that_no_anchor_reaches_are_told_with_the_anchors_that_would(tin
     report = report_anchors(cfg, build_cpu_model(cfg), objects_of(side, ratio=ratio), ["thing"])
     warnings = anchor_warnings(report)
     if better is None:
-        assert report.whole.reached == 1
+        assert report.rows.whole.reached == 1
         assert warnings == []
         return
-    assert report.whole.reached < 0.75
-    assert report.whole.side == pytest.approx(side, rel=0.01)
+    assert report.rows.whole.reached < 0.75
+    assert report.rows.whole.side == pytest.approx(side, rel=0.01)
     (warning,) = warnings
     assert f"of boxes have no anchor with IoU >= .5 at this size, 640 px; median side {side} px; " in warning
     assert better in warning
@@ -105,8 +76,8 @@ def test_objects_that_no_anchor_reaches_are_told_with_the_anchors_that_would(tin
     overrides, promised = next(pair for pair in report.better if better in pair[0])
     other = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)", *shlex.split(overrides))
     again = report_anchors(other, build_cpu_model(other), objects_of(side, ratio=ratio), ["thing"])
-    assert again.whole.reached == pytest.approx(promised)
-    assert promised > report.whole.reached + 0.03
+    assert again.rows.whole.reached == pytest.approx(promised)
+    assert promised > report.rows.whole.reached + 0.03
 
 
 def test_a_larger_image_is_proposed_too(tiny_cfg):
@@ -123,10 +94,10 @@ def test_thresholds_are_the_configurations(tiny_cfg):
     for thresholds in ("[0.4, 0.5]", "[0.6, 0.7]", "[0.75, 0.75]"):
         cfg = tiny_cfg(*words, thresholds)
         reports.append(report_anchors(cfg, build_cpu_model(cfg), objects_of(32), ["thing"]))
-    assert [report.whole.reached == 1 for report in reports] == [True, False, False]
-    assert [report.whole.missed == 0 for report in reports] == [True, True, False]
-    assert reports[1].whole.near == pytest.approx(1 - reports[1].whole.reached)
-    assert reports[1].better == [] or reports[1].better[0][1] > reports[1].whole.reached
+    assert [report.rows.whole.reached == 1 for report in reports] == [True, False, False]
+    assert [report.rows.whole.missed == 0 for report in reports] == [True, True, False]
+    assert reports[1].rows.whole.near == pytest.approx(1 - reports[1].rows.whole.reached)
+    assert reports[1].better == [] or reports[1].better[0][1] > reports[1].rows.whole.reached
     assert "have no anchor with IoU >= .75 at this size" in anchor_warnings(reports[2])[0]
     lines = list(_anchor_lines(reports[1], full=True))
     assert "have one with IoU >= .7 at 640 px" in lines[0]
@@ -140,16 +111,7 @@ def test_rows_are_by_cocos_areas_and_by_shape(tiny_cfg):
     parts = zip(objects_of(20), objects_of(50, ratio=3.0, number=100), objects_of(200, ratio=0.3), strict=True)
     objects = Objects(*(np.concatenate(part) for part in parts))
     report = report_anchors(cfg, build_cpu_model(cfg), objects, ["thing"])
-    assert [(row.name, row.number) for row in report.by_size] == [("small", 200), ("medium", 100), ("large", 200)]
-    assert [(row.name, row.number) for row in report.by_shape] == [("tall", 100), ("middle", 200), ("wide", 200)]
-    for row in (report.whole, *report.by_size, *report.by_shape):
+    assert [(row.name, row.number) for row in report.rows.by_size] == [("small", 200), ("medium", 100), ("large", 200)]
+    assert [(row.name, row.number) for row in report.rows.by_shape] == [("tall", 100), ("middle", 200), ("wide", 200)]
+    for row in (report.rows.whole, *report.rows.by_size, *report.rows.by_shape):
         assert row.reached + row.near + row.missed == pytest.approx(1)
-
-
-@pytest.mark.parametrize(("shorter", "longest"), [(800, 1333), (240, 1333), (600, 601)])
-def test_sizes_are_those_of_detectron2s_resizing(shorter, longest):
-    sizes = np.random.default_rng(0).integers(30, 3000, (200, 2))
-    theirs = [ResizeShortestEdge.get_output_shape(h, w, shorter, longest)[::-1] for w, h in sizes.tolist()]
-    found = resized(sizes.astype(float), shorter, longest)
-    assert np.abs(found - theirs).max() <= 1  # where a side falls on a half, rounding may differ
-    assert (found == theirs).mean() > 0.98

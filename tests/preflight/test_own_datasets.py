@@ -492,3 +492,43 @@ def test_inspects_what_is_split_and_merged(yolo, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert (found["train_data"]["boxes"], found["val_data"]["boxes"]) == (7, 3)
     assert "left out 10 boxes of classes that are not kept: dog" in capsys.readouterr().out
+
+
+def test_inspects_with_the_anchors_of_a_configuration(yolo, tmp_path, capsys):
+    words = [*QUICK[:2], "--train", str(yolo), "--split-val", "0.3", "INPUT.MIN_SIZE_TRAIN", "(96,)"]
+    assert focal_det(["data", "inspect", *words, "--out", str(tmp_path / "a")]) == 0
+    found = json.loads((tmp_path / "a" / "statistics.json").read_text())["train_data"]["anchors"]
+    # the larger of two classes' boxes, 20 x 12 and 9 x 9 px of images of 48 px: the median side in images of 96 px is
+    # between 2 * 240^.5 = 31.0 and 2 * 9
+    assert (found["of"], found["size"]) == (f"the anchors of {QUICK[1]}", "96 px")
+    assert found["rows"][0]["side"] == pytest.approx((2 * 240**0.5 + 18) / 2, abs=0.1)
+    assert focal_det(["data", "inspect", *words, "MODEL.FPN.NORM", "XX", "--out", str(tmp_path / "b")]) == 0
+    assert "does not make a model" in capsys.readouterr().err
+    assert "anchors" not in json.loads((tmp_path / "b" / "statistics.json").read_text())["train_data"]
+
+
+def test_inspects_a_test_set_with_some_of_the_classes_as_a_training_does(json_sets, tmp_path, capsys):
+    words = [*json_sets("a", "train", classes=("dog", "cat")), *json_sets("b", "val", classes=("cat",))]
+    assert focal_det(["data", "inspect", *words, "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert "its 1 classes are among the 2 of" in captured.out
+    assert captured.err == ""
+    found = json.loads((tmp_path / "out" / "statistics.json").read_text())["val_json"]["classes"]
+    assert [(c["name"], c["boxes"]) for c in found] == [("dog", 0), ("cat", 1)]
+
+
+def test_the_rows_of_a_table_are_trained_on_what_is_split_and_merged(yolo, tmp_path, capsys):
+    words = ["reproduce", "table3", "--scale", "mini", "--rows", "fl", "--out", str(tmp_path / "rows"), "--dry-run"]
+    changes = ["--split-val", "0.2", "--merge-classes", "pet=cat,dog"]
+    assert focal_det([*words, "--train", str(yolo), *changes]) == 0
+    captured = capsys.readouterr()
+    assert "DATASETS.MERGE_CLASSES '['\"'\"'pet=cat,dog'\"'\"']' DATASETS.SPLIT_VAL '[0.2, 0]'" in captured.out
+    assert captured.err == ""
+    flags, overrides = ("--train", str(yolo)), ("DATASETS.SPLIT_VAL", "[0.2, 0]")
+    options = SweepOptions(scale="mini", seeds=(1,), out=tmp_path, data_flags=flags, overrides=overrides)
+    (run,) = plan_table(find_table("table3"), find_rows(find_table("table3"), ["fl"]), options).runs
+    assert run.test_set == "val_data"
+    assert focal_det([*words, "--train", str(yolo)]) == 2
+    assert "--train or the like without --val" in capsys.readouterr().err
+    assert focal_det([*words, *changes[2:]]) == 2
+    assert "no set of your own is given" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def read_csv(path: Path, image_dir: Path) -> AnnotatedSet:
     if columns is None:
         raise InputError(f"{path}: its first line is no header and no box: {cut(first)}; write {','.join(_NEEDED)}")
     called = _descriptions(path.parent) if columns.are_shares else {}
-    finder, problems, images = ImageFinder(image_dir), Problems(), []
+    finder, problems, passed, images = ImageFinder(image_dir), Problems(), Passed(), []
     known: dict[str, str] = {}
     rows = csv.reader(io.StringIO(text), delimiter=_delimiter(first), skipinitialspace=True)
     for row in _rows(rows, path):
@@ -108,7 +108,14 @@ def read_csv(path: Path, image_dir: Path) -> AnnotatedSet:
             label = called.get(fields["class"], fields["class"])
             image.things.append(Thing(place, label, (x1, y1, *size_of_box), fields.get("group") == "1"))
         images.append(image)
-    return set_of(path, finder, joined_images(images), len(images), problems, Passed())
+    joined = joined_images(images)
+    for image in joined:
+        once: dict[Any, Thing] = {}
+        for thing in image.things:
+            if once.setdefault((thing.name, thing.box), thing) is not thing:
+                passed.add("lines repeat a box of the same class and image, and were left out", thing.place)
+        image.things[:] = once.values()
+    return set_of(path, finder, joined, len(images), problems, passed)
 
 
 def _rows(rows: Any, path: Path) -> Iterator[list[str]]:

@@ -19,11 +19,12 @@ import yaml
 from ...errors import InputError, cut, some
 from ...files import is_hidden, open_regular
 from ...plain_data import parse_yaml
-from ..image_files import FLAG, SUFFIXES
+from ..image_files import FLAG, SUFFIXES, passed_over
 from ..voc_xml import Problems
 from .annotated import PARTS, AnnotatedImage, AnnotatedSet, Passed, Thing
 
 NAMES_FILES = ("classes.txt", "obj.names")
+_ENDINGS = (".txt", ".TXT")  # of files of labels; Windows tells no difference
 _LARGEST = 2**26  # bytes of a file of labels or of a list of images
 _BEYOND = 1e-3  # that a share may exceed 1 by, from rounding
 
@@ -60,7 +61,7 @@ def read_yolo(path: Path, part: str | None, *, allow_outside: bool = False) -> A
         root = path
         names_file = next(path / name for name in NAMES_FILES if (path / name).is_file())
         names = _each_once(names_file, "\n".join(_lines(names_file)).rstrip().split("\n"))  # but for blank last lines
-        images = _images_below(path)
+        files = _files_below(path)
     else:
         root, content = path.parent, read_yaml(path) or {}
         names, keypoints = _class_names(path, content), _keypoint_numbers(path, content)
@@ -71,11 +72,16 @@ def read_yolo(path: Path, part: str | None, *, allow_outside: bool = False) -> A
         for other in PARTS:
             if content.get(other) and not is_there(path, other):
                 notes.append(f"{path}: {other} is {cut(repr(content[other]))}, which is not there")
-        images = [image for one in places for image in (_images_below(one) if one.is_dir() else _listed(one, root))]
+        files = [file for one in places for file in (_files_below(one) if one.is_dir() else _listed(one, root))]
         if not allow_outside:
-            _refuse_outside(path, images)
-        elif images:
-            root = Path(os.path.commonpath([root, *(image.parent for image in images)]))
+            _refuse_outside(path, files)
+        elif files:
+            root = Path(os.path.commonpath([root, *(file.parent for file in files)]))
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    unread = [f"{place}: {note}" for note in passed_over(file.relative_to(root) for file in files)]
+    if unread and not images:
+        raise InputError(unread)
+    notes += unread
     if not names:
         raise InputError(f"{path}: names no class; write one for each number from 0 on")
     return _read_labels(place, root, dict.fromkeys(images), names, notes, keypoints)
@@ -113,7 +119,7 @@ def _read_labels(
         raise InputError(f"{place}: none of {len(found)} images has a file of labels, such as {where}; add them")
     problems.raise_if_any(place, len(used))
     for folder in sorted({file.parent for file in used}):
-        for file in sorted({*folder.glob("*.txt")} - used):
+        for file in sorted({file for ending in _ENDINGS for file in folder.glob(f"*{ending}")} - used):
             if not (is_hidden(file.name) or file.name in NAMES_FILES or file.with_suffix("").name in PARTS):
                 passed.add("files of labels have no image among those taken, so they were left out", file.name)
     return AnnotatedSet(place, root, found, [*notes, *passed.notes(place)], tuple(names))
@@ -230,26 +236,25 @@ def _listed(path: Path, root: Path) -> list[Path]:
     return found
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """Return the images of a folder and those below it, by name; those of an `images` folder alone where one is."""
+def _files_below(folder: Path) -> list[Path]:
+    """Return the files of a folder and those below it, by name; those of an `images` folder alone where one is."""
     images = folder / "images"
     top = images if images.is_dir() else folder
     found = []
     for directory, folders, names in os.walk(top):
         folders[:] = [name for name in folders if not is_hidden(name)]
         found += [Path(directory, name) for name in names if not is_hidden(name)]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    return sorted(found)
 
 
 def _label_files(image: Path) -> list[Path]:
     """Return where an image's labels may be, first in `labels` in the place of the last `images`, then beside it."""
-    beside = image.with_suffix(".txt")
-    parts = list(beside.parts)
-    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
-    if not places:
-        return [beside]
-    parts[places[-1]] = "labels"
-    return [Path(*parts), beside]
+    found = [image]
+    parts = list(image.parts)
+    if places := [place for place, part in enumerate(parts[:-1]) if part == "images"]:
+        parts[places[-1]] = "labels"
+        found.insert(0, Path(*parts))
+    return [path.with_suffix(ending) for ending in _ENDINGS for path in found]
 
 
 def _absolute(path: Path) -> Path:

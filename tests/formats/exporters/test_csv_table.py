@@ -62,6 +62,16 @@ def test_quotes_after_a_space_are_none_of_the_class(tmp_path):
     assert [thing.name for thing in image.things] == ["cat, black"]
 
 
+def test_lines_that_repeat_a_box_are_left_out_and_named(tmp_path):
+    write_images(tmp_path, ["a"])
+    lines = ["a.png,1,2,5,7,cat", "a.png,1,2,5,7,dog", "a.png,1.0,2,5,7,cat", "a.png,1,2,5,7.5,cat"]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    found = read_csv(tmp_path / "x.csv", tmp_path)
+    assert [thing.place for thing in found.images[0].things] == ["line 1", "line 2", "line 4"]
+    said = "1 lines repeat a box of the same class and image, and were left out: line 3"
+    assert found.notes == [f"{tmp_path}/x.csv: {said}"]
+
+
 def test_quotes_and_other_delimiters(tmp_path):
     write_images(tmp_path, ["a"])
     (tmp_path / "x.csv").write_text('image;x1;y1;x2;y2;label\n"a.png";1;2;5;7;"cat; black"\n\n')

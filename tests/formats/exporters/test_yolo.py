@@ -48,6 +48,26 @@ def test_images_without_a_file_of_labels_or_with_an_empty_one_have_no_objects(tm
     assert f"none of 4 images has a file of labels, such as {folder}/labels/train/a.txt" in problem(folder)
 
 
+def test_labels_that_end_in_txt_in_capitals_are_taken(tmp_path):
+    folder = ultralytics(tmp_path)
+    for path in folder.glob("labels/train/*.txt"):
+        path.rename(path.with_suffix(".TXT"))
+    found = read(folder)
+    assert [len(image.things) for image in found.images] == [2, 1, 0, 1]
+    (folder / "labels/train/z.TXT").write_text("")
+    assert "1 files of labels have no image among those taken, so they were left out: z.TXT" in read(folder).notes[-1]
+
+
+def test_images_that_are_not_read_are_named(tmp_path):
+    folder = ultralytics(tmp_path)
+    (folder / "images/train/a.png").rename(folder / "images/train/a.HEIC")
+    said = f"{folder}/data.yaml:train: 1 files are HEIC and were passed over; convert them to JPEG: images/train/a.HEIC"
+    assert said in read(folder).notes
+    for name in "bcd":
+        (folder / f"images/train/{name}.png").unlink()
+    assert said in problem(folder)
+
+
 def test_polygons_become_their_boxes_and_it_is_said(tmp_path):
     folder = ultralytics(tmp_path, {"a": []})
     (folder / "labels/train/a.txt").write_text("0 0.5 0.1 0.75 0.5 0.25 0.3\n")
