@@ -15,8 +15,8 @@ def keep_top_in_float32(model: torch.nn.Module) -> None:
     P6 and P7 are few operations, so float32 costs nothing.
     """
     for name, module in model.named_modules():
-        if name.endswith("top_block") and next(module.parameters()).device.type == "cpu":
-            _compute_in_float32(module)
+        if name.endswith("top_block") and any(p.device.type == "cpu" for p in module.parameters()):
+            _compute_in_float32(module)  # a top block that only pools has no parameters
 
 
 def _compute_in_float32(module: torch.nn.Module) -> None:

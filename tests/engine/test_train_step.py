@@ -74,6 +74,17 @@ def test_gradients_of_p6_and_p7_are_right_in_bfloat16_on_a_map_of_one_pixel(tiny
         assert (ours - exact).norm() < 0.1 * exact.norm()
 
 
+def test_a_pyramid_whose_last_level_is_pooled_trains_in_bfloat16(tiny_cfg, batch_of):
+    # Detectron2's other pyramid: its top block has no parameters to tell the device by
+    levels = ("MODEL.RETINANET.IN_FEATURES", "['p3', 'p4', 'p5']", "MODEL.ANCHOR_GENERATOR.SIZES", "[[12], [24], [48]]")
+    model = build_model(tiny_cfg("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", *levels))
+    trainer = BFloat16Trainer(model, [batch_of((2,))], torch.optim.SGD(model.parameters(), lr=0.01))
+    trainer.iter = 0
+    with EventStorage(0):
+        trainer.run_step()
+    assert model.backbone.fpn_lateral3.weight.grad.any()
+
+
 def test_loaded_momentum_is_laid_out_as_its_parameter():
     # PyTorch's fused kernel takes both in the order of memory
     updated = []
