@@ -45,4 +45,4 @@ def test_drawings_of_such_classes_differ_and_matplotlib_does_not_warn(tmp_path):
     coco = {"images": [{"id": 1, "width": 64, "height": 48}], "annotations": [], "categories": categories}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        inspection_figure({"set": coco}).savefig(tmp_path / "a.png")
+        inspection_figure({"set": coco}, {}).savefig(tmp_path / "a.png")
