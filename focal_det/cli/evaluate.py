@@ -89,7 +89,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from ..inference.tiles import tile_problems
+    from ..data.tiling import tile_problems
 
     problems = too_low(args, {"--batch-size": 1, "--skip-bad-images": 0, "--draw": 0})
     problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))

@@ -6,6 +6,7 @@ stream of images. So nothing random is kept, and a resumed run augments as an un
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,20 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 from ..registries import AUGMENTATION_REGISTRY
+from .tile_records import tile_mapper
 
 NAMES = "MODEL.FOCAL_DET.AUGMENT.NAMES"
 Step = Any  # one of Detectron2's Augmentation or Transform, which have no types
 
 
-def training_mapper(cfg: CfgNode) -> DatasetMapper:
-    """Build Detectron2's mapper for training, with the augmentation of a configuration.
+def training_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Build Detectron2's mapper for training, with the augmentation of a configuration, for images and tiles of them.
 
     Raises:
         TypeError: a function of AUGMENTATION_REGISTRY returns something else than augmentations.
     """
     options = DatasetMapper.from_config(cfg, True)
-    return DatasetMapper(**{**options, "augmentations": _steps(cfg, options["augmentations"])})
+    return tile_mapper(DatasetMapper(**{**options, "augmentations": _steps(cfg, options["augmentations"])}))
 
 
 def _steps(cfg: CfgNode, of_input: list[Step]) -> list[Step]:

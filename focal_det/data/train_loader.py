@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data import transforms as T
 from detectron2.data.common import ToIterableDataset
 from detectron2.utils import comm
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import TrainingError, first_line
 from .augmentation import NAMES, own_steps, training_mapper
 from .shared_records import SharedRecords, mapped_part, read_train_records
+from .tile_records import tile_mapper
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -40,7 +41,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None =
 
     Args:
         cfg: its data sets are registered; SEED is the run's, or negative for one that all processes draw together.
-        mapper: from a data set's record to what the model takes; that of `training_mapper` if None.
+        mapper: from a data set's record to what the model takes; that of `training_mapper` if None. With
+            MODEL.FOCAL_DET.TILES one that is not Detectron2's own has to cut the tiles of `cut_records` itself.
 
     Returns:
         A `TrainLoader`. For a registered data set that is a stream, Detectron2's own loader, with a warning, since a
@@ -51,6 +53,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None =
     cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     # a mapper of the user's may read all of a record
     reduce = _unchanged if mapper else mapped_part(cfg)
+    if type(mapper) is DatasetMapper:
+        mapper = tile_mapper(mapper)
     mapper = named_faults(mapper or training_mapper(cfg))
     # Detectron2's loader reads the records itself where it has to add proposals to them.
     records = None if cfg.MODEL.LOAD_PROPOSALS else read_train_records(cfg, reduce)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data.shared_records import read_evaluated_records
 from ..data.statistics import evenly_spread
+from ..data.tile_records import tile_mapper
 from ..distributed.cluster import unwrapped
 from ..distributed.graceful_stop import stoppable
 from ..distributed.heartbeat import busy
@@ -80,7 +81,8 @@ class _KeptDivisors(LossNormalizer):
 class ValidationLoss(PeriodicAndFinal):
     """Put `validation_losses` over the first test set with objects into the metrics at every evaluation, and log them.
 
-    At most `IMAGES` images, evenly spread, resized as for testing; on every process. The training is not changed by it.
+    At most `IMAGES` images, or tiles as in training, evenly spread, resized as for testing; on every process. The
+    training is not changed by it.
     """
 
     def __init__(self, cfg: CfgNode, period: int) -> None:
@@ -109,7 +111,9 @@ class ValidationLoss(PeriodicAndFinal):
                 mapper = DatasetMapper(self.cfg, is_train=False)
                 mapper.is_train = True  # else it leaves the annotations out; the image is resized as for testing
                 dataset, workers = DatasetFromList(self._records, serialize=False), self.cfg.DATALOADER.NUM_WORKERS
-                self._loader = stoppable(build_detection_test_loader(dataset, mapper=mapper, num_workers=workers))
+                self._loader = stoppable(
+                    build_detection_test_loader(dataset, mapper=tile_mapper(mapper), num_workers=workers)
+                )
             losses = validation_losses(model, self._loader)
             text = ", ".join(f"{key} {loss:.4g}" for key, loss in losses.items())
             logger.info(f"{text} over {len(self._records)} images of {self._set}")
