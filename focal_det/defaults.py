@@ -94,10 +94,11 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # The lowest score of detections that are drawn, in [0, 1].
     node.DRAW_SCORE_THRESH = 0.4
 
-    # Large images in tiles, in every evaluation and in `focal-det predict`: the side of square tiles in pixels of the
-    # image, at least 32, or 0 for none, and the share of it by which neighbours overlap, in [0, 0.9]: what is smaller
-    # than their overlap is whole in one of them. A tile is resized as an image is; larger objects are found in the
-    # whole image, which is detected in as well. Training, its losses on the test set too, is on whole images.
+    # Large images in tiles, in training, in every evaluation and in `focal-det predict`: the side of square tiles in
+    # pixels of the image, at least 32, or 0 for none, and the share of it by which neighbours overlap, in [0, 0.9]:
+    # what is smaller than their overlap is whole in one of them. A tile is resized as an image is; larger objects are
+    # in the whole image, which is trained on and detected in as well. In training, an object of which a tile shows less
+    # than half is neither an object there nor background. The flags are --tile and --overlap.
     tiles = node.TILES = type(cfg)()
     tiles.SIZE = 0
     tiles.OVERLAP = 0.2

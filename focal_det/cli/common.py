@@ -110,11 +110,11 @@ def add_outside_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_tile_flags(parser: argparse._ActionsContainer) -> None:
-    """Add --tile and --overlap."""
-    text = "detect large images in square tiles of this many pixels too; 0: as a whole alone (default: the model's)"
+def add_tile_flags(parser: argparse._ActionsContainer, does: str = "detect", whose: str = "model") -> None:
+    """Add --tile and --overlap, of what a command does in tiles, and where they come from if they are not given."""
+    text = f"{does} in square tiles of large images too, of so many pixels; 0: in whole images (default: the {whose}'s)"
     parser.add_argument("--tile", type=int, metavar="N", help=text)
-    text = "share of a tile by which neighbours overlap, in [0, 0.9] (default: the model's, else 0.2)"
+    text = f"share of a tile by which neighbours overlap, in [0, 0.9] (default: the {whose}'s, else 0.2)"
     parser.add_argument("--overlap", type=float, metavar="T", help=text)
 
 

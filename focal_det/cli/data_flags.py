@@ -62,9 +62,16 @@ _share_and_seed.__name__ = "SHARE[:SEED]"  # argparse's name for it in an error
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
-    """Return the flags of `add_change_flags` that are given as KEY VALUE ..., the keys that they are short for."""
+    """Return the flags that are short for keys, and given, as KEY VALUE ...
+
+    They are those of `add_change_flags` and, in a command that has them, of `add_tile_flags`.
+    """
     given = {"CLASSES": args.classes, "MERGE_CLASSES": args.merge_classes, "SPLIT_VAL": args.split_val}
-    return [word for key, value in given.items() if value for word in (f"DATASETS.{key}", repr(value))]
+    words = [word for key, value in given.items() if value for word in (f"DATASETS.{key}", repr(value))]
+    for key, name in (("SIZE", "tile"), ("OVERLAP", "overlap")):
+        if (number := getattr(args, name, None)) is not None:
+            words += [f"MODEL.FOCAL_DET.TILES.{key}", repr(number)]
+    return words
 
 
 def set_flags(args: argparse.Namespace, use: Use) -> SetFlags:

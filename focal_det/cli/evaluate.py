@@ -106,7 +106,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _check_options(args: argparse.Namespace) -> NamedSources:
     """Return the sets that flags name; raise an InputError for what is wrong with the flags."""
-    from ..inference.tiles import tile_problems
+    from ..data.tiling import tile_problems
 
     problems = too_low(args, {"--batch-size": 1, "--skip-bad-images": 0, "--draw": 0})
     problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))

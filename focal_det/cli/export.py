@@ -17,8 +17,8 @@ from ..output_layout import INFERENCE
 from .common import add_number, add_plugin_flag, check_architecture, config_files, too_low
 
 if TYPE_CHECKING:
+    from ..data.tiling import Tiles
     from ..engine.predictor import Predictor
-    from ..inference.tiles import Tiles
 
 _EPILOG = """examples:
   a training's best       focal-det export --run output/mine --out mine.onnx --check images/val
@@ -121,7 +121,7 @@ def _write(predictor: Predictor, tiles: Tiles, path: Path, *, int8: bool) -> flo
 def _predictor(args: argparse.Namespace) -> tuple[Predictor, Tiles]:
     """Build the model in float32 on the processor, as a graph holds it, for whole images; also return its tiles."""
     from ..config.load import load_config
-    from ..engine.model_detector import tiles_of
+    from ..data.tile_records import tiles_of
     from ..engine.predictor import Predictor, files_of_run
 
     if (args.run_dir is None) == (args.weights is None):

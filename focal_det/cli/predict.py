@@ -147,7 +147,7 @@ def _split_overrides(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def _argument_problems(args: argparse.Namespace) -> list[str]:
-    from ..inference.tiles import tile_problems
+    from ..data.tiling import tile_problems
 
     problems = too_low(args, {"--batch-size": 1, "--every": 1})
     problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))

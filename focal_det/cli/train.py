@@ -14,7 +14,15 @@ from ..config.packaged import SCHEME
 from ..distributed.signals import nothing_to_save, stopping_before_training
 from ..errors import EXIT_INTERRUPTED
 from ..preflight.options import TrainOptions
-from .common import ENDING_ERRORS, CommandParser, add_plugin_flag, add_version, prepare_output, report_error
+from .common import (
+    ENDING_ERRORS,
+    CommandParser,
+    add_plugin_flag,
+    add_tile_flags,
+    add_version,
+    prepare_output,
+    report_error,
+)
 from .data_flags import add_change_flags, add_data_flags, overrides_of
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ _EPILOG = """examples:
   COCO             {run} --config-file {configs}bccd.yaml --train-json train.json --train-images images \\
                        --val-json val.json --val-images images OUTPUT_DIR output/mine
   Pascal VOC       {run} --config-file {configs}bccd.yaml --train-voc voc:train --val-voc voc:val \\
+                       OUTPUT_DIR output/mine
+  large images     {run} --config-file {configs}bccd.yaml --train my_export --split-val 0.2 --tile 640 \\
                        OUTPUT_DIR output/mine
   change a key     {run} --config-file {configs}quickstart.yaml SOLVER.BASE_LR 0.02
   your own parts   {run} --config-file {configs}quickstart.yaml --plugin my_loss.py \\
@@ -162,6 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, action="store_true", help=text)
     add_data_flags(parser)
     add_change_flags(parser)
+    add_tile_flags(parser, "train and evaluate", "configuration")
     default = "(default %(default)s)"
     parser.add_argument("--skip-bad-images", type=int, metavar="N", help=f"leave out up to N bad images {default}")
     scale = parser.add_argument_group("processes")

@@ -82,7 +82,7 @@ def check_config(cfg: CfgNode, *, num_processes: int, training: bool) -> Finding
     problems = detector_problems(cfg)
     if not cfg.DATASETS.TEST:
         problems.append("DATASETS.TEST is (); it must be at least one data set; or use --val")
-    problems += _tiles_problems(cfg) + _path_problems(cfg, training)
+    problems += _tiles_problems(cfg, training) + _path_problems(cfg, training)
     if training:
         problems += _schedule_problems(cfg, num_processes)
     return Findings(problems)
@@ -110,15 +110,30 @@ def check_num_classes(num_classes: int, classes: Mapping[str, list[str] | None],
     return Findings(problems)
 
 
-def _tiles_problems(cfg: CfgNode) -> list[str]:
-    """Return which keys ask an evaluation for more than the boxes that tiles have."""
+def _tiles_problems(cfg: CfgNode, training: bool) -> list[str]:
+    """Return which keys ask for more than the boxes that tiles have, or a training for what it may not know."""
     size, of_whole = cfg.MODEL.FOCAL_DET.TILES.SIZE, "is of whole images, while tiles give boxes alone"
     keys = ("TEST.AUG.ENABLED", "MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS")
-    return [
+    problems = [
         f"MODEL.FOCAL_DET.TILES.SIZE is {size} and {key} is True, which {of_whole}: set one of them to 0 or False"
         for key in keys
         if size and get_value(cfg, key) and never_read(cfg, key) is None
     ]
+    if not (size and training):
+        return problems
+    architecture, sampler = cfg.MODEL.META_ARCHITECTURE, cfg.DATALOADER.SAMPLER_TRAIN
+    if architecture not in ARCHITECTURES:
+        problems.append(
+            f"MODEL.META_ARCHITECTURE {architecture} is not known to ignore boxes of class -1, which are what tiles "
+            f"cut off, as {' and '.join(ARCHITECTURES)} do, and MODEL.FOCAL_DET.TILES.SIZE is {size}: set it to 0, "
+            "and evaluate in tiles with --eval-only"
+        )
+    if sampler.startswith("Weighted"):
+        problems.append(
+            f"DATALOADER.SAMPLER_TRAIN {sampler} weighs images as a whole, and MODEL.FOCAL_DET.TILES.SIZE is {size}: "
+            "set that to 0, or another sampler"
+        )
+    return problems
 
 
 def _schedule_problems(cfg: CfgNode, num_processes: int) -> list[str]:

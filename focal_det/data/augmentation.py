@@ -10,30 +10,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 from ..registries import AUGMENTATION_REGISTRY
+from .image_mapper import ImageMapper
 
 NAMES = "MODEL.FOCAL_DET.AUGMENT.NAMES"
 Step = Any  # one of Detectron2's Augmentation or Transform, which have no types
-
-
-class ImageMapper(DatasetMapper):
-    """Read an image and transform it with its objects, as Detectron2 does, but never round a box.
-
-    Its transforms compute in the type of a box's numbers. Where an annotation file has whole numbers, as most tools
-    write them, a resized box would lose all behind the decimal point, always to the upper left: half a pixel of the
-    network's input on average, which is much of a small object.
-    """
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map a record; see Detectron2."""
-        if annotations := dataset_dict.get("annotations"):
-            annotations = [{**a, "bbox": [float(number) for number in a["bbox"]]} for a in annotations]
-            dataset_dict = {**dataset_dict, "annotations": annotations}
-        mapped: dict[str, Any] = super().__call__(dataset_dict)
-        return mapped
 
 
 def training_mapper(cfg: CfgNode) -> ImageMapper:

@@ -29,6 +29,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from .catalog import IDS, registered_files
+from .tile_records import cut_records, tiles_of
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -58,16 +59,24 @@ class SharedRecords(Dataset[Record]):
 
 
 def read_train_records(cfg: CfgNode, reduce: Reduce) -> Any:
-    """Read DATASETS.TRAIN; see `read_once`."""
+    """Read DATASETS.TRAIN, cut into tiles if MODEL.FOCAL_DET.TILES says so; see `read_once`."""
     filter_empty, keypoints = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.MODEL.ROI_KEYPOINT_HEAD
     fewest = keypoints.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     sets = list(cfg.DATASETS.TRAIN)
-    return read_once(sets, partial(get_detection_dataset_dicts, sets, filter_empty, fewest), reduce)
+
+    def read() -> Any:
+        records = get_detection_dataset_dicts(sets, filter_empty, fewest)
+        return cut_records(records, tiles_of(cfg), filter_empty=filter_empty)
+
+    return read_once(sets, read, reduce)
 
 
 def read_evaluated_records(cfg: CfgNode, name: str) -> Any:
-    """Read a test set with the annotations that Detectron2's mapper reads; see `read_once`."""
-    return read_once([name], partial(DatasetCatalog.get, name), mapped_part(cfg))
+    """Read a test set with the annotations that Detectron2's mapper reads, in the tiles of the training.
+
+    See `read_once`.
+    """
+    return read_once([name], lambda: cut_records(DatasetCatalog.get(name), tiles_of(cfg)), mapped_part(cfg))
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Iterable[list[Record]]:

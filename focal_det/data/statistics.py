@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..formats.coco_index import CocoIndex, image_sizes, xywh_boxes, xyxy_boxes
+from ..formats.coco_index import CocoIndex, by_image, image_sizes, xywh_boxes, xyxy_boxes
+from .tiling import Tiles, shown_in, tile_corners
 
 # COCO's bounds of the area, in square pixels of the image as it is, where medium and large objects begin.
 SIZE_LIMITS = (32**2, 96**2)
@@ -63,7 +64,10 @@ class AnchorFit(NamedTuple):
 
 
 class SetStatistics(NamedTuple):
-    """Counts of a set: its images, those with an object, the annotations that are crowds, and the others."""
+    """Counts of a set: its images, those with an object, the annotations that are crowds, and the others.
+
+    tiles, tiles_with_objects: of its images that need more than one.
+    """
 
     images: int
     with_objects: int
@@ -71,6 +75,8 @@ class SetStatistics(NamedTuple):
     class_names: list[str]
     category_ids: list[int]
     objects: Objects
+    tiles: int = 0
+    tiles_with_objects: int = 0
 
     @property
     def instances(self) -> np.ndarray:
@@ -78,14 +84,15 @@ class SetStatistics(NamedTuple):
         return np.bincount(self.objects.classes, minlength=len(self.class_names))
 
 
-def statistics(coco: Mapping[str, Any]) -> SetStatistics:
-    """Count what a COCO file holds that has been checked."""
+def statistics(coco: Mapping[str, Any], tiles: Tiles | None = None) -> SetStatistics:
+    """Count what a COCO file holds that has been checked, and if it is cut into tiles, those."""
     index = CocoIndex(coco)
     sizes = image_sizes(coco, index.objects)
     boxes = np.clip(xyxy_boxes(index.objects), 0, np.tile(sizes, 2))
     kept: np.ndarray = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     classes = index.labels_of(index.objects)
     areas = np.array([a.get("area", 0) for a in index.objects], np.float64)
+    in_tiles = _tile_counts(coco, index.objects, tiles) if tiles and tiles.size else (0, 0)
     return SetStatistics(
         images=len(coco["images"]),
         with_objects=len({a["image_id"] for a in itertools.compress(index.objects, kept)}),
@@ -93,7 +100,22 @@ def statistics(coco: Mapping[str, Any]) -> SetStatistics:
         class_names=index.names,
         category_ids=index.category_ids,
         objects=Objects(boxes[kept], sizes[kept], classes[kept], areas[kept]),
+        tiles=in_tiles[0],
+        tiles_with_objects=in_tiles[1],
     )
+
+
+def _tile_counts(coco: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], tiles: Tiles) -> tuple[int, int]:
+    """Count the tiles of the images that need more than one, and those of them that show an object."""
+    number, with_objects, of_image = 0, 0, by_image(objects)
+    for image in coco["images"]:
+        width, height = image["width"], image["height"]
+        corners = tile_corners(height, width, tiles)
+        if len(corners) > 1:
+            boxes = np.clip(xyxy_boxes(of_image[image["id"]]), 0, [width, height, width, height])
+            number += len(corners)
+            with_objects += sum(len(shown.objects) > 0 for shown in shown_in(boxes, corners))
+    return number, with_objects
 
 
 def joined(sets: Sequence[Objects]) -> Objects:

@@ -41,7 +41,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record] | None =
 
     Args:
         cfg: its data sets are registered; SEED is the run's, or negative for one that all processes draw together.
-        mapper: from a data set's record to what the model takes; that of `training_mapper` if None.
+        mapper: from a data set's record to what the model takes; that of `training_mapper` if None. With
+            MODEL.FOCAL_DET.TILES another one has to cut the tiles of `cut_records` itself, as `ImageMapper` does.
 
     Returns:
         A `TrainLoader`. For a registered data set that is a stream, Detectron2's own loader, with a warning, since a

@@ -11,18 +11,13 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from ..data.tile_records import tiles_of
 from ..distributed.cluster import unwrapped
 from ..inference.detections import Detections
 from ..inference.images import alike_in_size, resize_shortest_edge
-from ..inference.tiles import Tiles, detect_in_tiles
+from ..inference.tiles import detect_in_tiles
 
 _TILES_TOGETHER = 4  # in an evaluation; without the activations that training keeps they need less memory than it
-
-
-def tiles_of(cfg: CfgNode) -> Tiles:
-    """Return MODEL.FOCAL_DET.TILES."""
-    tiles = cfg.MODEL.FOCAL_DET.TILES
-    return Tiles(tiles.SIZE, tiles.OVERLAP) if tiles.SIZE else Tiles()
 
 
 class ModelDetector:

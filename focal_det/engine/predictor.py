@@ -20,13 +20,13 @@ from ..config.load import UNSET_NUM_CLASSES, load_config
 from ..config.ranges import is_device
 from ..config.validate import detector_problems
 from ..data.catalog import known_classes
+from ..data.tiling import Tiles, tile_problems
 from ..defaults import with_own_keys
 from ..environment import choose_device
 from ..errors import Findings, InputError
 from ..inference.classes import Classes, numbered_classes, read_classes
 from ..inference.detections import Detections
 from ..inference.images import read_image, to_bgr
-from ..inference.tiles import Tiles, tile_problems
 from ..output_layout import BEST_CHECKPOINT, CHECKPOINT_PATTERN, CLASSES_FILE, CONFIG, FINAL_CHECKPOINT
 from .model_detector import ModelDetector
 

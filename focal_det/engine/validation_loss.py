@@ -14,7 +14,7 @@ from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..data.augmentation import ImageMapper
+from ..data.image_mapper import ImageMapper
 from ..data.shared_records import read_evaluated_records
 from ..data.statistics import evenly_spread
 from ..distributed.cluster import unwrapped
@@ -81,7 +81,8 @@ class _KeptDivisors(LossNormalizer):
 class ValidationLoss(PeriodicAndFinal):
     """Put `validation_losses` over the first test set with objects into the metrics at every evaluation, and log them.
 
-    At most `IMAGES` images, evenly spread, resized as for testing; on every process. The training is not changed by it.
+    At most `IMAGES` images, or tiles as in training, evenly spread, resized as for testing; on every process. The
+    training is not changed by it.
     """
 
     def __init__(self, cfg: CfgNode, period: int) -> None:

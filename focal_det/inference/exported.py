@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..data.tiling import Tiles
 from ..defaults import MIN_TILE, MOST_OVERLAP
 from ..errors import InputError, first_line
 from .detections import Detections
 from .images import alike_in_size, resize_shortest_edge, to_batch
-from .tiles import Tiles, detect_in_tiles
+from .tiles import detect_in_tiles
 
 METADATA_KEY = "focal_det"
 INPUTS, OUTPUTS = ["images", "sizes"], ["boxes", "scores", "classes", "counts"]

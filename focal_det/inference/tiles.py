@@ -1,4 +1,4 @@
-"""Large images in tiles: where tiles lie, and how what was found in each becomes what is in the image.
+"""Large images in tiles: how what was found in each of them becomes what is in the image.
 
 Resized to the network's input as a whole, a large image loses its small objects. A tile keeps them: it is resized and
 detected in as an image of its own is. Boxes and tiles are XYXY in pixels of the image.
@@ -7,12 +7,10 @@ detected in as an image of its own is. Boxes and tiles are XYXY in pixels of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from ..defaults import check_overlap, check_tile
-from ..errors import Findings
+from ..data.tiling import Tiles, tile_corners
 from .detections import Detections
 
 # Where boxes of one class overlap more in different tiles, they are one object.
@@ -24,57 +22,6 @@ _PART_OF_OBJECT, _BORDER = 0.5, 0.2
 _CUT_SCORE = 0.5
 
 Detect = Callable[[Sequence[np.ndarray]], list[Detections]]  # of images (H, W, 3) uint8
-
-
-class Tiles(NamedTuple):
-    """The side of square tiles in pixels, 0 for whole images, and the share of it by which neighbours overlap."""
-
-    size: int = 0
-    overlap: float = 0.2
-
-    def replaced(self, size: int | None, overlap: float | None) -> Tiles:
-        """Return tiles with the values that are given, where None is for these ones.
-
-        Raises:
-            InputError: of every value that no tile can have, and for an overlap of no tiles.
-        """
-        Findings(tile_problems(size, overlap)).raise_if_errors()
-        tiles = Tiles(self.size if size is None else int(size), self.overlap if overlap is None else float(overlap))
-        if overlap is not None and not tiles.size:
-            Findings([f"overlap is {overlap}, but there are no tiles: give their size too"]).raise_if_errors()
-        return tiles
-
-
-def tile_problems(size: object, overlap: object, names: tuple[str, str] = ("tile", "overlap")) -> list[str]:
-    """Return what is wrong with values that a caller may leave out, as None, by their names there."""
-    problems = []
-    for name, value, check in zip(names, (size, overlap), (check_tile, check_overlap), strict=True):
-        try:
-            if value is not None:
-                check(value)
-        except ValueError as error:
-            problems.append(f"{name} is {value!r}: {error}")
-    return problems
-
-
-def tile_corners(height: int, width: int, tiles: Tiles) -> np.ndarray:
-    """Return the tiles that cover an image, (T, 4) int64, row by row.
-
-    The last of a row or column is shifted inward, so that all have one size. A side of the image that is no longer than
-    a tile is taken whole, and so is every image for a size of 0.
-    """
-    (tops, bottoms), (lefts, rights) = (_spans(side, tiles) for side in (height, width))
-    rows, columns = np.indices((len(tops), len(lefts))).reshape(2, -1)
-    return np.stack([lefts[columns], tops[rows], rights[columns], bottoms[rows]], axis=1)
-
-
-def _spans(side: int, tiles: Tiles) -> tuple[np.ndarray, np.ndarray]:
-    """Return where tiles begin and end along a side of the image."""
-    size = min(tiles.size or side, side)
-    step = max(1, round(size * (1 - tiles.overlap)))
-    number = 1 + -(-(side - size) // step)
-    starts = np.minimum(np.arange(number) * step, side - size)
-    return starts, starts + size
 
 
 def detect_in_tiles(detect: Detect, images: Sequence[np.ndarray], tiles: Tiles, together: int) -> list[Detections]:

@@ -3,7 +3,7 @@
 Shapes
     anchors:    (R, 4)     XYXY float32, R anchors over all levels, the same for every image
     gt_boxes:   (N, G, 4)  XYXY float32, the objects of N images, each image's filled up to G >= 1 by empty boxes
-    gt_classes: (N, G)     int64 in 0..K-1
+    gt_classes: (N, G)     int64 in 0..K-1, or -1: anchors that take such a box are ignored
 """
 
 from __future__ import annotations

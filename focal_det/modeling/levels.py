@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,9 @@ def head_sizes(levels: Sequence[ShapeSpec], anchor_generator: Any) -> dict[str, 
 
 # Shares of the ratios of sides that photographs have: half 4:3, three in ten 3:2, the others spread from 1:1 to 2:1.
 _RATIOS = {4 / 3: 0.5, 3 / 2: 0.3, **{1 + tenth / 10: 0.02 for tenth in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)}}
+# Tiles are squares, and most of what is trained on and detected in where images are cut into them.
+_OF_TILES = {1.0: 1.0}
+_TILES_SHARE = 0.9
 _MOST_SHAPES = 16  # derived ones; each stands for two, and for each it is captured or compiled
 Batches = dict[tuple[int, int], float]  # height and width of batches in pixels, and the share of each
 
@@ -111,32 +114,44 @@ def shapes_to_pad_to(cfg: CfgNode, divisor: int) -> Sequence[Any]:
 def usual_batches(cfg: CfgNode, divisor: int) -> list[Batches]:
     """Return `batches_of_photographs` of training and, unless it is one of its sizes, of evaluation.
 
-    Those of training are empty if no image is resized. Sides are multiples of 32 at least: else there would be as many
-    as pixels.
+    With MODEL.FOCAL_DET.TILES they are mostly of tiles. Those of training are empty if no image is resized. Sides are
+    multiples of 32 at least: else there would be as many as pixels.
     """
+
+    def batches(shorter: list[int], longest: int) -> Batches:
+        of_images = batches_of_photographs(shorter, longest, divisor)
+        if not cfg.MODEL.FOCAL_DET.TILES.SIZE:
+            return of_images
+        of_tiles = batches_of_photographs(shorter, longest, divisor, _OF_TILES)
+        parts = (of_tiles, _TILES_SHARE), (of_images, 1 - _TILES_SHARE)
+        return {sides: sum(part.get(sides, 0.0) * share for part, share in parts) for sides in of_tiles | of_images}
+
     sizes, test = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
         sizes = range(min(sizes), max(sizes) + 1)
     divisor = math.lcm(32, max(1, divisor))
     resized = [size for size in sizes if size > 0]  # 0: images of whatever size they have
-    found = [batches_of_photographs(resized, cfg.INPUT.MAX_SIZE_TRAIN, divisor)]
+    found = [batches(resized, cfg.INPUT.MAX_SIZE_TRAIN)]
     is_covered = test in sizes and cfg.INPUT.MAX_SIZE_TEST <= cfg.INPUT.MAX_SIZE_TRAIN
     if test > 0 and not is_covered:
-        found.append(batches_of_photographs([test], cfg.INPUT.MAX_SIZE_TEST, divisor))
+        found.append(batches([test], cfg.INPUT.MAX_SIZE_TEST))
     return found
 
 
-def batches_of_photographs(shorter: Iterable[int], longest: int, divisor: int) -> Batches:
+def batches_of_photographs(
+    shorter: Iterable[int], longest: int, divisor: int, ratios: Mapping[float, float] = _RATIOS
+) -> Batches:
     """Return what sides batches of two landscape photographs have, once resized as Detectron2 does.
 
     Args:
         shorter: the shorter sides to resize to, each as often as the others; pixels.
         longest: what the longer side may be; pixels.
         divisor: which the sides of a batch are multiples of, 1 or more.
+        ratios: of the longer to the shorter side, and the share of images that have it.
     """
     images: Counter[tuple[int, int]] = Counter()
     for side in shorter:
-        for ratio, share in _RATIOS.items():
+        for ratio, share in ratios.items():
             scale = min(1.0, longest / (side * ratio))
             height, width = (-(-int(x * scale + 0.5) // divisor) * divisor for x in (side, side * ratio))
             images[height, width] += share  # type: ignore[assignment]

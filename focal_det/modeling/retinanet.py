@@ -194,8 +194,9 @@ class FocalRetinaNet(nn.Module):
 
         Args:
             batched_inputs: of each image a dict with "image", (3, H, W) in 0..255 in the order of
-                INPUT.FORMAT; in training "instances" with `gt_boxes` and `gt_classes`; at inference
-                optionally "height" and "width", the size to give boxes in.
+                INPUT.FORMAT; in training "instances" with `gt_boxes` and `gt_classes`, -1 for what is
+                neither an object nor background; at inference optionally "height" and "width", the size
+                to give boxes in.
 
         Returns:
             In training the losses by name. At inference of each image a dict with "instances", holding
@@ -203,7 +204,7 @@ class FocalRetinaNet(nn.Module):
 
         Raises:
             ValueError: in training an image without "instances", or with a box that is not finite or a class outside
-                0..K-1.
+                -1..K-1.
         """
         images = self._preprocess(batched_inputs)
         if self.training:
@@ -275,7 +276,7 @@ class FocalRetinaNet(nn.Module):
             boxes, classes = x["instances"].gt_boxes.tensor, x["instances"].gt_classes
             if not boxes.isfinite().all():
                 raise ValueError(f"image {name}: gt_boxes are not finite: {boxes}")
-            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+            if len(classes) and not -1 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
                 raise ValueError(
                     f"image {name}: gt_classes go from {int(classes.min())} to "
                     f"{int(classes.max())}, but MODEL.RETINANET.NUM_CLASSES is {self.num_classes}"

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint.safe_load import SafeCheckpointer
-from ..data.augmentation import ImageMapper
+from ..data.image_mapper import ImageMapper
 from ..errors import InputError
 from ..losses import focal_loss
 from .figures import as_csv, new_axes

@@ -6,17 +6,34 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 
 from ..data.statistics import AnchorFit, Objects, iou_text, sample
+from ..data.tile_records import tiles_of
+from ..data.tiling import Tiles, best_views, tile_corners
 from ..modeling.anchors import cell_anchors
-from .anchor_fit import FEW, AnchorGrid, AnchorSetup, FitRows, at_size, best_ious, fit_objects, group_fit
+from .anchor_fit import FEW, AnchorGrid, AnchorSetup, FitRows, at_size, best_ious, fit_objects, group_fit, resized
 
 _MOST = 100_000  # objects that are looked at, spread evenly over the set
 _FOR_CANDIDATES = 10_000  # likewise, for each of the other anchors that are tried
 _WORTH = 0.03  # share of all objects that other anchors must reach in addition to be suggested
 _UNREACHED = 0.25  # share of objects without an anchor from which on it is a warning
+# An object is small below this many cells of the finest level; tiles are proposed if so large a share is, and if they
+# leave so little of it. They enlarge an image this much at most, and are at most so many.
+_SMALL, _MOSTLY, _LEFT = 1.5, 0.5, 0.1
+_ENLARGED, _MOST_TILES = 2, 100
+_TILES = (2048, 1536, 1280, 1024, 800, 640, 512, 400, 320, 256, 192, 128, 96, 64)  # sides in pixels that are tried
+
+
+class Proposal(NamedTuple):
+    """Tiles in which fewer objects are small."""
+
+    tile: int  # side in px
+    limit: float  # side in px of the network's input below which an object is small
+    now: float  # share of the objects that are
+    then: float  # likewise, in tiles
 
 
 class AnchorReport(NamedTuple):
@@ -25,6 +42,7 @@ class AnchorReport(NamedTuple):
     fit: AnchorFit  # of each object
     rows: FitRows  # of groups of them
     better: list[tuple[str, float]]  # overrides, and the share of objects that they reach
+    tiles: Proposal | None
 
 
 class _Candidate(NamedTuple):
@@ -41,33 +59,46 @@ class _Candidate(NamedTuple):
 def report_anchors(
     cfg: CfgNode, model: torch.nn.Module, objects: Objects, class_names: Sequence[str]
 ) -> AnchorReport | None:
-    """Compare the anchors with the objects of the training sets.
+    """Compare the anchors with the objects of the training sets, in tiles each where most of it is visible.
 
     The model is the configuration's, on any device. Returns None without objects, or where its anchors are not known.
     """
     grid = _grid(cfg, model)
     if grid is None or not len(objects.boxes):
         return None
-    objects = sample(objects, _MOST)
+    tiles = tiles_of(cfg)
+    objects = _in_tiles(sample(objects, _MOST), tiles)
     shorts, longest = sorted(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
     is_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
     shorter = sum(shorts) / len(shorts) if is_range else shorts[len(shorts) // 2]  # the median
-    fit = fit_objects(objects, AnchorSetup(grid, tuple(cfg.MODEL.RETINANET.IOU_THRESHOLDS), shorter, longest))
+    setup = AnchorSetup(grid, tuple(cfg.MODEL.RETINANET.IOU_THRESHOLDS), shorter, longest)
+    fit = fit_objects(objects, setup)
+    if tiles.size:
+        fit = fit._replace(size=f"{fit.size} in tiles of {tiles.size} px")
     better = _better(cfg, grid, sample(objects, _FOR_CANDIDATES), shorter)
-    return AnchorReport(fit, group_fit(objects, fit, class_names), better)
+    proposal = None if tiles.size else _proposal(cfg, objects, shorter, _SMALL * grid.strides[0])
+    return AnchorReport(fit, group_fit(objects, fit, class_names), better, proposal)
 
 
 def anchor_warnings(report: AnchorReport) -> list[str]:
-    """Warn if many objects have no anchor, and name what would give them one."""
+    """Warn if many objects have no anchor, or most are small, and name what would change it."""
     whole = report.rows.whole
-    unreached = 1 - whole.reached
-    if unreached < _UNREACHED or whole.number < FEW:
+    unreached, warnings = 1 - whole.reached, []
+    if whole.number < FEW:
         return []
-    better = "".join(f"; {overrides} would leave {1 - share:.0%}" for overrides, share in report.better)
-    return [
-        f"{unreached:.0%} of boxes have no anchor with IoU >= {iou_text(report.fit.thresholds[1])} at this size, "
-        f"{report.fit.size}; median side {whole.side:.0f} px{better}"
-    ]
+    if unreached >= _UNREACHED:
+        better = "".join(f"; {overrides} would leave {1 - share:.0%}" for overrides, share in report.better)
+        warnings.append(
+            f"{unreached:.0%} of boxes have no anchor with IoU >= {iou_text(report.fit.thresholds[1])} at this size, "
+            f"{report.fit.size}; median side {whole.side:.0f} px{better}"
+        )
+    if report.tiles:
+        tile, limit, now, then = report.tiles
+        warnings.append(
+            f"{now:.0%} of {whole.number:,} objects are below {limit:g} px in the network's input, {report.fit.size}; "
+            f"--tile {tile} makes it {then:.0%}, in training, evaluations and predictions"
+        )
+    return warnings
 
 
 def _grid(cfg: CfgNode, model: torch.nn.Module) -> AnchorGrid | None:
@@ -78,6 +109,35 @@ def _grid(cfg: CfgNode, model: torch.nn.Module) -> AnchorGrid | None:
     backbone: Any = model.backbone
     cells = [level.detach().cpu().double().numpy() for level in generator.cell_anchors]
     return AnchorGrid(cells, generator.strides, generator.offset, max(1, backbone.size_divisibility))
+
+
+def _in_tiles(objects: Objects, tiles: Tiles) -> Objects:
+    """Return the objects as they are in the tile that shows most of each, or in the whole image."""
+    if not tiles.size:
+        return objects
+    views = best_views(objects.boxes, objects.sizes, tiles)
+    boxes = np.clip(objects.boxes, np.tile(views[:, :2], 2), np.tile(views[:, 2:], 2)) - np.tile(views[:, :2], 2)
+    return objects._replace(boxes=boxes, sizes=views[:, 2:] - views[:, :2])
+
+
+def _proposal(cfg: CfgNode, objects: Objects, shorter: float, limit: float) -> Proposal | None:
+    """Return the largest tiles with which few objects are small, where most are since their images are reduced."""
+
+    def share(tiles: Tiles) -> float:
+        boxes, _ = at_size(_in_tiles(objects, tiles), shorter, cfg.INPUT.MAX_SIZE_TRAIN)
+        return float((np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)) < limit).mean())
+
+    now, (width, height) = share(Tiles()), np.median(objects.sizes, axis=0).astype(int).tolist()
+    is_reduced = resized(np.array([[width, height]]), shorter, cfg.INPUT.MAX_SIZE_TRAIN).max() < max(width, height)
+    if now < _MOSTLY or not is_reduced or cfg.TEST.AUG.ENABLED:  # which is of whole images
+        return None
+    for size in _TILES:
+        tiles = Tiles(size, cfg.MODEL.FOCAL_DET.TILES.OVERLAP)
+        if size * _ENLARGED < shorter or len(tile_corners(height, width, tiles)) > _MOST_TILES:
+            break
+        if (then := share(tiles)) <= _LEFT:
+            return Proposal(size, limit, now, then)
+    return None
 
 
 def _better(cfg: CfgNode, grid: AnchorGrid, objects: Objects, shorter: float) -> list[tuple[str, float]]:

@@ -16,6 +16,8 @@ from ..data.catalog import JsonDataset, class_names, dataset_problems, evaluator
 from ..data.dataset_spec import Use
 from ..data.duplicates import CheckedSet, duplicate_images, duplicate_warnings
 from ..data.statistics import Objects, SetStatistics, fingerprint, joined, statistics
+from ..data.tile_records import tiles_of
+from ..data.tiling import Tiles
 from ..errors import Findings, InputError
 from ..formats.coco import CocoFile
 from ..inference.classes import Classes, numbered_classes, read_classes
@@ -129,7 +131,7 @@ def _describe(
     """
     if name in own.names:
         file = next((file for dataset, file in own.files.items() if dataset.name == name), None)
-        return _described(name, file, file.class_names) if file else DescribedSet(name, False)
+        return _described(name, file, file.class_names, tiles_of(cfg)) if file else DescribedSet(name, False)
     use: Use = "val" if name in own.test else "train"
     if use == "val" and (problem := refusal(name)):
         raise InputError(problem)
@@ -144,14 +146,14 @@ def _describe(
         dataset = JsonDataset(name, "", read.image_dir, copy, evaluator_type(name), is_registered=True)
         files[dataset] = read.contents()
     registered = MetadataCatalog.get(name).get("thing_classes")  # else Detectron2 takes the file's too
-    return _described(name, read.file, list(registered or read.file.class_names))
+    return _described(name, read.file, list(registered or read.file.class_names), tiles_of(cfg))
 
 
-def _described(name: str, file: CocoFile, names: list[str]) -> DescribedSet:
+def _described(name: str, file: CocoFile, names: list[str], tiles: Tiles) -> DescribedSet:
     if not file.is_annotated:
         remark = f"{len(file.coco['images'])} images without annotations"
         return DescribedSet(name, True, names, remark=remark, notes=file.notes, is_scored=False)
-    described = DescribedSet(name, True, names, statistics(file.coco), fingerprint=fingerprint(file.coco))
+    described = DescribedSet(name, True, names, statistics(file.coco, tiles), fingerprint=fingerprint(file.coco))
     is_scored = described.content is not None and len(described.content.objects.boxes) > 0
     return described._replace(notes=file.notes, boxes_left_out=file.boxes_left_out, is_scored=is_scored)
 

@@ -1,4 +1,4 @@
-"""Images of a shape that a run would fail on, perhaps after its training: of no pixel, or of one, where resized."""
+"""Images that a run would fail on, perhaps after its training: of no pixel, or of one, where resized; not to be cut."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from detectron2.config import CfgNode
 
 from ..errors import Findings, cut, some
 from .datasets import DataSets
+from .named_sets import STREAM
 
 
 def check_image_shapes(cfg: CfgNode, data: DataSets, model: torch.nn.Module) -> Findings:
     """Check the images of all sets whose files were read, with a configuration that is sound."""
     trained_on = {described.name for described in data.trained_on}
-    found = Findings()
+    tile = cfg.MODEL.FOCAL_DET.TILES.SIZE
+    found = Findings(
+        [
+            f'data set "{described.name}" is a stream, which is not cut into tiles: let its function return a list, or '
+            f"set MODEL.FOCAL_DET.TILES.SIZE, which is {tile}, to 0 (--tile 0)"
+            for described in data.trained_on
+            if tile and described.remark == STREAM
+        ]
+    )
     for dataset, file in data.files.items():
         images = file.coco["images"]
         if dataset.name in trained_on:
@@ -29,9 +38,13 @@ def check_image_shapes(cfg: CfgNode, data: DataSets, model: torch.nn.Module) -> 
     return found
 
 
-def _resized(images: Sequence[Mapping[str, Any]], shorter: float, longest: float) -> np.ndarray:
-    """Return width and height (N, 2) after Detectron2's ResizeShortestEdge, which may leave a side of 0."""
+def _resized(images: Sequence[Mapping[str, Any]], shorter: float, longest: float, tile: int = 0) -> np.ndarray:
+    """Return width and height (N, 2) after Detectron2's ResizeShortestEdge, which may leave a side of 0.
+
+    They are those of the images' tiles, if the side of these is given.
+    """
     sizes = np.array([(image["width"], image["height"]) for image in images], np.float64)
+    sizes = np.minimum(sizes, tile or np.inf)
     if shorter == 0:  # as they are
         return sizes
     scale = np.minimum(shorter / sizes.min(axis=1), longest / sizes.max(axis=1))
@@ -61,7 +74,8 @@ def _single_pixels(
     head: Any = getattr(model, "head", model)
     lone = [m for m in head.modules() if isinstance(m, torch.nn.GroupNorm) and m.num_groups == m.num_channels]
     coarsest = max(getattr(model, "strides", None) or [0])
-    small = _resized(images, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST).max(axis=1) <= coarsest
+    sizes, tile = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST), cfg.MODEL.FOCAL_DET.TILES.SIZE
+    small = np.minimum(*(_resized(images, *sizes, side).max(axis=1) for side in (0, tile))) <= coarsest
     if lone and small.any():
         what = f"{small.sum()} of {len(images)} images have one pixel at stride {coarsest}"
         where = (

@@ -20,6 +20,8 @@ from ..formats.coco import LARGEST_JSON, CocoFile, check_coco
 from ..formats.coco_checks import name_by_url, shape_problems, unread_lvis_problems
 from ..plain_data import parse_json
 
+STREAM = "a stream, so not described"
+
 
 class NamedSet(NamedTuple):
     """A registered set, read and checked.
@@ -90,7 +92,7 @@ def _read_function(name: str, use: Use, *, decode: bool) -> NamedSet:
     records, metadata = records_of(name, use), look_up(name)
     class_names = metadata.get("thing_classes")
     if records is None:
-        return NamedSet(remark="a stream, so not described")
+        return NamedSet(remark=STREAM)
     if not class_names:
         if use == "val":
             raise InputError(

@@ -92,7 +92,7 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     found.add(_check_weights(options, cfg, model, checkpoint, classes))
     found.add(check_image_shapes(cfg, data, model))
     found.add(describe(options, cfg, data, model))
-    found.add(check_workers(options, cfg))
+    found.add(check_workers(options, cfg, data))
     record = None
     if options.training:
         seed, of_seed = choose_seed(cfg, checkpoint)

@@ -61,6 +61,11 @@ def _data_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]:
         text += f"; {len(content.objects.boxes)} objects"
         text += f", {content.crowds} crowds" if content.crowds else ""
         text += f"; {described.boxes_left_out} boxes left out" if described.boxes_left_out else ""
+        if content.tiles:
+            size = cfg.MODEL.FOCAL_DET.TILES.SIZE
+            text += f"; and {content.tiles} tiles of {size} px, {content.tiles_with_objects} of them with objects"
+            if described.is_trained_on and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+                text += ", the others are filtered"
         yield f"{role} {described.name}: {text}"
 
 
@@ -98,11 +103,13 @@ def _schedule_line(cfg: CfgNode, sets: Sequence[DescribedSet]) -> str:
 
 
 def _trained_images(cfg: CfgNode, sets: Sequence[DescribedSet]) -> int | None:
-    """Return the number of images that may be trained on; None if a set does not say."""
+    """Return the number of images, and tiles of them, that may be trained on; None if a set does not say."""
     contents = [described.content for described in sets if described.content is not None]
     if len(contents) < len(sets):
         return None
-    return max(1, sum(c.with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else c.images for c in contents))
+    only_with_objects = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    counts = [(c.with_objects, c.tiles_with_objects) if only_with_objects else (c.images, c.tiles) for c in contents]
+    return max(1, sum(map(sum, counts)))
 
 
 def _anchor_lines(report: AnchorReport, *, full: bool) -> Iterator[str]:

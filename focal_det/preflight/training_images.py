@@ -14,12 +14,14 @@ from detectron2.structures import BoxMode
 from ..config.validate import check_config
 from ..data.augmentation import training_mapper
 from ..data.dataset_spec import OwnSet
+from ..data.statistics import evenly_spread
+from ..data.tile_records import IGNORED, cut_records, tiles_of
 from ..data.train_loader import IMAGE, check_own_augmentation, named_faults, set_random_numbers
 from ..errors import Findings, InputError
 from ..formats.coco_index import CocoIndex
 from ..inference.drawing import draw_boxes, titled
 
-_KEYS = ("INPUT.", "MODEL.FOCAL_DET.AUGMENT.")  # what such an image depends on
+_KEYS = ("INPUT.", "MODEL.FOCAL_DET.AUGMENT.", "MODEL.FOCAL_DET.TILES.")  # what such an image depends on
 
 
 class TrainingImages:
@@ -36,13 +38,15 @@ class TrainingImages:
             self._map = named_faults(training_mapper(cfg))
         except (TypeError, ValueError) as error:
             raise InputError(str(error)) from error
-        self._seed = max(0, cfg.SEED)
+        self._seed, self._tiles = max(0, cfg.SEED), tiles_of(cfg)
         self._is_rgb = cfg.INPUT.FORMAT == "RGB"
 
     def draw(
         self, own: OwnSet, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], count: int
     ) -> list[np.ndarray]:
         """Draw an image with its boxes, each time as another step would get it, under its size.
+
+        Of one that is cut into tiles these are drawn, and it as a whole first.
 
         Args:
             image, annotations: of the set, as a COCO file has them.
@@ -58,12 +62,15 @@ class TrainingImages:
         ]
         path = str(Path(own.image_dir) / image["file_name"])
         record = {"file_name": path, "height": image["height"], "width": image["width"], "annotations": boxes}
+        records = evenly_spread(cut_records([record], self._tiles, filter_empty=True), count)
         for position in range(count):
             set_random_numbers(IMAGE, self._seed, position, of_image)
-            found = self._map(record)
+            found = self._map(records[position % len(records)])
             pixels = found["image"].numpy().transpose(1, 2, 0)[:, :, :: -1 if self._is_rgb else 1]
             kept, labels = found["instances"].gt_boxes.tensor.numpy(), found["instances"].gt_classes.numpy()
-            texts = [index.names[label] for label in labels]
+            texts = ["ignored" if label == IGNORED else index.names[label] for label in labels]
             drawn = draw_boxes(np.ascontiguousarray(pixels), kept, labels, texts, num_classes=len(index.names))
-            drawings.append(titled(drawn, f"{pixels.shape[1]} x {pixels.shape[0]} px, {len(kept)} boxes"))
+            drawings.append(
+                titled(drawn, f"{pixels.shape[1]} x {pixels.shape[0]} px, {(labels != IGNORED).sum()} boxes")
+            )
         return drawings

@@ -69,7 +69,6 @@ def test_a_record_of_what_cannot_be_compared_is_none(record, changed):
         ("MODEL.DEVICE", "cuda"),
         ("MODEL.FOCAL_DET.DRAW_IMAGES", 3),
         ("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", 0),
-        ("MODEL.FOCAL_DET.TILES.SIZE", 640),
         ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.5),
         ("SOLVER.CHECKPOINT_PERIOD", 3),
         ("SOLVER.MAX_ITER", 100000),
@@ -97,6 +96,7 @@ def test_what_changes_nothing_of_what_is_trained_is_told(record, key, value):
         ("INPUT.MIN_SIZE_TRAIN", [600]),
         ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False),
         ("TEST.PRECISE_BN.ENABLED", True),
+        ("MODEL.FOCAL_DET.TILES.SIZE", 640),
     ],
 )
 def test_what_makes_another_training_is_refused(record, key, value):

@@ -10,11 +10,12 @@ from detectron2.modeling import build_model
 
 from focal_det import Predictor
 from focal_det.config.validate import check_config
+from focal_det.data.tile_records import tiles_of
+from focal_det.data.tiling import Tiles
 from focal_det.engine.draw_detections import draw_detections
-from focal_det.engine.model_detector import ModelDetector, TiledModel, evaluated_in_tiles, tiles_of
+from focal_det.engine.model_detector import ModelDetector, TiledModel, evaluated_in_tiles
 from focal_det.engine.trainer import Trainer
 from focal_det.inference.images import read_image
-from focal_det.inference.tiles import Tiles
 from focal_det.output_layout import COCO_RESULTS
 
 pytestmark = pytest.mark.detectron2
@@ -135,3 +136,23 @@ def test_tiles_and_what_takes_or_gives_more_than_boxes_exclude_each_other(tiny_c
         cfg.DATASETS.TEST = ("a",)
         problems = check_config(cfg, num_processes=1, training=False).errors
         assert [problem[: len(line)] for problem, line in zip(problems, expected, strict=True)] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), "GeneralizedRCNN is not known to ignore boxes of class -1"),
+        (
+            ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"),
+            "WeightedTrainingSampler weighs images as a whole, and",
+        ),
+        (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), None),
+    ],
+)
+def test_a_training_in_tiles_needs_what_knows_them(tiny_cfg, words, problem):
+    cfg = tiny_cfg(*words, TILES + "SIZE", "640")
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("a",)
+    problems = check_config(cfg, num_processes=1, training=True).errors
+    assert [problem in line for line in problems] == [True] * (problem is not None)
+    cfg.MODEL.WEIGHTS = "detectron2://x.pkl"
+    assert check_config(cfg, num_processes=1, training=False).errors == []

@@ -15,6 +15,7 @@ from recorded_graphs import RecordedGraphs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+from focal_det import Predictor
 from focal_det.cli.train import parse_arguments
 from focal_det.distributed.watchdog import RankWatchdog
 from focal_det.engine import run, trainer
@@ -209,8 +210,26 @@ def test_one_that_a_fault_has_ended_before_its_first_checkpoint_is_not_started_a
             check(parse_arguments(words))
 
 
+def test_so_it_is_on_tiles_which_predictions_then_have_too(tmp_path):
+    settings = {"SOLVER.MAX_ITER": 6, "SOLVER.STEPS": "(4,)", "TEST.EVAL_PERIOD": 0}
+    settings["DATASETS.TEST"] = "shapes_val_2_64px"
+    words = {name: arguments(tmp_path / name, "--tile", "40", **settings) for name in ("whole", "parts")}
+    seen = {"whole": [], "parts": []}
+    with surroundings(tmp_path / "datasets"):
+        assert not train(words["whole"], seen=seen["whole"])
+        assert train(words["parts"], stop_after=3, seen=seen["parts"])
+        assert not train([*words["parts"], "--resume"], seen=seen["parts"])
+    assert seen["parts"] == seen["whole"]
+    assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
+    tiles = Predictor.from_run(tmp_path / "whole").cfg.MODEL.FOCAL_DET.TILES
+    assert (tiles.SIZE, tiles.OVERLAP) == (40, 0.2)
+    with pytest.raises(InputError, match=r"TILES.SIZE: 40 before, 48 now"):
+        check(parse_arguments([*words["whole"], "--tile", "48", "--resume"]))
+
+
 def test_so_it_is_with_two_ranks_of_which_one_is_told_to_stop(start_ranks, tmp_path):
     settings = {"SOLVER.IMS_PER_BATCH": 4, "SOLVER.MAX_ITER": 12, "DATALOADER.NUM_WORKERS": 1, "TEST.EVAL_PERIOD": 5}
+    settings["MODEL.FOCAL_DET.TILES.SIZE"] = 48  # which the first rank cuts for both
 
     def train(folder, *words, stop_after=None):
         """One start of a run by two ranks: their exit codes."""

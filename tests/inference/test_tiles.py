@@ -1,4 +1,4 @@
-"""Tiles cover an image, and what was found in them is what is in the image: each object once."""
+"""What was found in tiles is what is in the image: each object once."""
 
 import cv2
 import numpy as np
@@ -6,40 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focal_det.errors import InputError
+from focal_det.data.tiling import Tiles
 from focal_det.inference.detections import Detections
-from focal_det.inference.tiles import Tiles, detect_in_tiles, merge, tile_corners
-
-
-def test_tiles_lie_row_by_row_and_the_last_are_shifted_inward():
-    # Along 250: 0, 80, then 150 instead of 160. Along 90, which is less than a tile: the whole side.
-    assert tile_corners(90, 250, Tiles(100, 0.2)).tolist() == [[0, 0, 100, 90], [80, 0, 180, 90], [150, 0, 250, 90]]
-    assert tile_corners(64, 96, Tiles(64, 0)).tolist() == [[0, 0, 64, 64], [32, 0, 96, 64]]
-    assert tile_corners(128, 64, Tiles(64, 0)).tolist() == [[0, 0, 64, 64], [0, 64, 64, 128]]  # none twice
-
-
-@pytest.mark.parametrize("tiles", [Tiles(), Tiles(200), Tiles(100_000, 0.99)])
-def test_an_image_that_one_tile_covers_is_one_tile(tiles):
-    assert tile_corners(120, 200, tiles).tolist() == [[0, 0, 200, 120]]
-
-
-@given(
-    height=st.integers(1, 400),
-    width=st.integers(1, 400),
-    size=st.integers(32, 200),
-    overlap=st.floats(0, 1, exclude_max=True),
-)
-def test_tiles_cover_the_image_and_overlap_as_asked(height, width, size, overlap):
-    corners = tile_corners(height, width, Tiles(size, overlap))
-    assert len(np.unique(corners, axis=0)) == len(corners)
-    sides = corners[:, 2:] - corners[:, :2]
-    assert (sides == [min(size, width), min(size, height)]).all()
-    for axis, side in ((0, width), (1, height)):
-        starts = np.unique(corners[:, axis])
-        assert starts[0] == 0
-        assert corners[:, axis + 2].max() == side
-        assert (np.diff(starts) <= max(1, size * (1 - overlap) + 0.5)).all()
-    assert len(corners) == len(np.unique(corners[:, 0])) * len(np.unique(corners[:, 1]))
+from focal_det.inference.tiles import detect_in_tiles, merge
 
 
 def found(*rows):
@@ -197,30 +166,3 @@ def test_what_one_tile_covers_is_left_as_it_is_and_tiles_come_in_batches():
     assert detect_in_tiles(finder, [], Tiles(140, 0.5), 3) == []
     tied = found((0, 0, 9, 9, 0.5, 1), (20, 0, 29, 9, 0.5, 0))
     assert detect_in_tiles(lambda images: [tied], [small], Tiles(140, 0.5), 3)[0] is tied
-
-
-@pytest.mark.parametrize(
-    ("size", "overlap", "wrong"),
-    [
-        *((size, None, [f"tile is {size!r}: the side of tiles"]) for size in (31, -64, 1, 640.0, True, "640")),
-        *(
-            (64, overlap, [f"overlap is {overlap!r}: the overlap of tiles"])
-            for overlap in (0.91, 1, 1.5, -0.1, True, "0.2")
-        ),
-        (64, float("nan"), ["overlap is nan: the overlap of tiles"]),
-        (16, 2, ["tile is 16: the side of tiles", "overlap is 2: the overlap of tiles"]),
-        (0, 0.3, ["overlap is 0.3, but there are no tiles"]),
-        (None, 0.3, ["overlap is 0.3, but there are no tiles"]),
-    ],
-)
-def test_what_no_tile_can_have_is_named(size, overlap, wrong):
-    with pytest.raises(InputError) as caught:
-        Tiles().replaced(size, overlap)
-    assert [p[: len(w)] for p, w in zip(caught.value.problems, wrong, strict=True)] == wrong
-
-
-def test_what_is_not_given_stays():
-    assert Tiles(640, 0.3).replaced(None, None) == Tiles(640, 0.3)
-    assert Tiles(640, 0.3).replaced(0, None) == Tiles(0, 0.3)
-    assert Tiles(640, 0.3).replaced(None, 0) == Tiles(640, 0.0)
-    assert Tiles().replaced(np.int64(32), None) == Tiles(32, 0.2)

@@ -295,6 +295,13 @@ RESIZED = ("INPUT.MIN_SIZE_TRAIN", "(800,)", "INPUT.MIN_SIZE_TEST", "800")
         (("INPUT.MIN_SIZE_TRAIN", "(0,)", *RESIZED[2:]), 1, {(800, 1344)}),  # images are trained on as they are
         (("INPUT.MIN_SIZE_TRAIN", "(640, 800)", *RESIZED[2:]), 1, {(800, 1344)}),
         ((*RESIZED, "INPUT.MAX_SIZE_TEST", "1600"), 1, {(800, 1344), (800, 1600)}),
+        # tiles are squares, most of them; the others are images as a whole
+        ((*RESIZED, "MODEL.FOCAL_DET.TILES.SIZE", "640"), 3, {(800, 800), (800, 1216), (800, 1344)}),
+        (
+            (*RESIZED[:3], "400", "MODEL.FOCAL_DET.TILES.SIZE", "64"),
+            2,
+            {(800, 800), (800, 1344), (416, 416), (416, 800)},
+        ),
         (
             ("INPUT.MIN_SIZE_TRAIN", "(60, 70)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", RESIZED[2], "65"),
             1,

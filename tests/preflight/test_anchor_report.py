@@ -86,6 +86,50 @@ def test_a_larger_image_is_proposed_too(tiny_cfg):
     assert any(overrides.startswith('INPUT.MIN_SIZE_TRAIN "(1280,)"') for overrides, _ in report.better)
 
 
+@pytest.mark.parametrize(
+    ("side", "image", "words", "warning"),
+    [
+        # 20 px of 4000 are 4 px at 800. A tile of 1280 px makes them 12.5, which is not below 12; one of 1536 does not.
+        (
+            20,
+            4000,
+            (),
+            "100% of 200 objects are below 12 px in the network's input, 800 px; --tile 1280 makes it 0%, in",
+        ),
+        (70, 4000, (), None),  # 14 px
+        (7, 800, (), None),  # small, but nothing is lost: the image is not reduced
+        (4, 4000, (), None),  # 8 px in the smallest tile that is tried, of 400 px
+        (20, 4000, ("TEST.AUG.ENABLED", "True"), None),
+        (20, 4000, ("MODEL.FOCAL_DET.TILES.SIZE", "1280"), None),
+    ],
+)
+def test_tiles_are_proposed_where_objects_are_lost_and_only_if_they_help(tiny_cfg, side, image, words, warning):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(800,)", *words)
+    report = report_anchors(cfg, build_cpu_model(cfg), objects_of(side, image=image), ["thing"])
+    found = [line for line in anchor_warnings(report) if "--tile" in line]
+    assert [line[: len(warning or "")] for line in found] == ([warning] if warning else [])
+
+
+def test_tiles_are_proposed_for_most_objects_and_not_for_some(tiny_cfg):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(800,)")
+    large = objects_of(300, number=90, image=4000)
+    for number, share in ((100, "53%"), (80, None)):
+        parts = zip(objects_of(20, number=number, image=4000), large, strict=True)
+        objects = Objects(*(np.concatenate(part) for part in parts))
+        found = report_anchors(cfg, build_cpu_model(cfg), objects, ["thing"]).tiles
+        assert (found and f"{found.now:.0%}") == share
+    few = objects_of(20, number=9, image=4000)
+    assert anchor_warnings(report_anchors(cfg, build_cpu_model(cfg), few, ["thing"])) == []
+
+
+def test_with_tiles_objects_are_as_in_their_tiles_and_large_ones_as_in_the_image(tiny_cfg):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(800,)", "MODEL.FOCAL_DET.TILES.SIZE", "1000")
+    for side, expected in ((20, 16), (3000, 600)):  # of 1000 px, and of 4000 px, made 800
+        report = report_anchors(cfg, build_cpu_model(cfg), objects_of(side, image=4000), ["thing"])
+        assert report.whole.side == pytest.approx(expected)
+    assert report.size == "800 px in tiles of 1000 px"
+
+
 def test_thresholds_are_the_configurations(tiny_cfg):
     # Squares of 32 px, as large as the smallest anchor of a grid of 8 px: at worst 4 px off in both directions, an IoU
     # of 28^2 / (2 * 32^2 - 28^2) = .62. All are reached from .5, not from .7; with .62 none is background.

@@ -1,4 +1,4 @@
-"""Images that Detectron2 would resize to nothing, or a level to one pixel that nothing normalises, are named before."""
+"""Images that Detectron2 would resize to nothing, or a level to a pixel that nothing normalises, are named before."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
 
@@ -68,5 +69,25 @@ def test_a_level_of_one_pixel_with_one_channel_a_group_is_refused_as_pytorch_wou
     assert problem.startswith("val_json: 1 of 1 images have one pixel at stride 128, where MODEL.RETINANET.NORM GN has")
     for more in (["INPUT.MIN_SIZE_TEST", "160"], ["MODEL.FPN.OUT_CHANNELS", "64"], ["MODEL.RETINANET.NORM", ""]):
         check(parse_arguments([*QUICK, *given, *GN, "64", *more]))
+    # square tiles are shorter than the image that they are cut from
+    wide = flags(train=(64, 48), val=(200, 64))
+    check(parse_arguments([*QUICK, *wide, *GN, "64"]))
+    (problem,) = problems(*wide, *GN, 64, "--tile", 64)
+    assert problem.startswith("val_json: 1 of 1 images have one pixel at stride 128")
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         torch.nn.GroupNorm(32, 32).eval()(torch.zeros(1, 32, 1, 1))
+
+
+def test_a_stream_is_not_cut_into_tiles(flags):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    DatasetCatalog.register("stream", Stream)
+    words = [*QUICK, *flags(val=(64, 48)), "DATASETS.TRAIN", "('stream',)"]
+    try:
+        check(parse_arguments(words))
+        (problem,) = problems(*words[len(QUICK) :], "--tile", 64)
+    finally:
+        DatasetCatalog.remove("stream")
+    assert problem.startswith('data set "stream" is a stream, which is not cut into tiles: let its function return')

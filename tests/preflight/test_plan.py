@@ -25,7 +25,9 @@ from focal_det.cli.train import main, parse_arguments
 from focal_det.config import schedule as advice
 from focal_det.config.load import load_config
 from focal_det.config.unused_keys import without_unread_keys
+from focal_det.data.catalog import register_datasets
 from focal_det.data.shapes import make_shapes
+from focal_det.data.shared_records import read_train_records
 from focal_det.defaults import add_focal_det_config
 from focal_det.engine.run import Job
 from focal_det.errors import InputError
@@ -108,6 +110,23 @@ def test_a_clean_set_raises_no_alarm(capsys, clean, tmp_path):
     assert lines[5].startswith("schedule: 900 iterations of 16 images = 480.0 epochs of 30; lr 0.05, 0.0031 an image")
     assert lines[-1] == "ready: nothing was written"
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("only_with_objects", [True, False])
+def test_tiles_are_counted_as_the_training_will_draw_them(clean, tmp_path, only_with_objects):
+    clean[0][0]["annotations"] = clean[0][0]["annotations"][:60]  # half of the images have none
+    words = [*QUICK, *flags_of(*clean), "--tile", "40", "OUTPUT_DIR", str(tmp_path / "output")]
+    plan = check(parse_arguments([*words, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(only_with_objects)]))
+    write(plan)
+    register_datasets((), plan.job.json_datasets)
+    drawn = len(read_train_records(plan.job.cfg, dict))
+    schedule = next(line for line in plan.summary if line.startswith("schedule: "))
+    assert f" epochs of {drawn};" in schedule
+    tiles, with_objects = map(int, re.search(r"; and (\d+) tiles of 40 px, (\d+) of them", plan.summary[0]).groups())
+    assert drawn == (15 + with_objects if only_with_objects else 30 + tiles)
+    assert 40 < with_objects < tiles / 2
+    assert plan.summary[0].endswith("the others are filtered") is only_with_objects
+    assert re.search(r"at 128 px in tiles of 40 px, .*; median side \d+ px", "\n".join(plan.summary))
 
 
 @pytest.mark.parametrize(("few", "said"), [(31, True), (30, False)])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from focal_det.cli.main import main
+from focal_det.preflight import training_images as module
 
 pytestmark = pytest.mark.detectron2
 
@@ -57,6 +58,21 @@ def test_draws_are_those_of_the_keys_the_same_each_time(voc, tmp_path, order):
     assert (first[0] != other[0]).any()
 
 
+def test_tiles_are_drawn_and_what_a_border_cuts_off_is_named(voc, tmp_path, monkeypatch):
+    drawn = []
+    draw = module.draw_boxes
+    monkeypatch.setattr(module, "draw_boxes", lambda *args, **kwargs: drawn.append(args[1:4]) or draw(*args, **kwargs))
+    # The cat of p03 is at 10 to 40 px, its dog at 49 to 90 by 10 to 60. Of the latter tiles of 64 px, at 0 and 36 px,
+    # have 15 of 41 columns and all.
+    words = ("--only-class", "dog", "--draws", "3", "MODEL.FOCAL_DET.TILES.SIZE", "64")
+    assert augment(voc, tmp_path / "out", *words, *SMALL) == 0
+    assert [texts for _, _, texts in drawn] == [["dog"], ["dog"], ["dog"]]
+    drawn.clear()
+    assert augment(voc, tmp_path / "all", "--pictures", "6", "--draws", "2", *words[4:], *SMALL) == 0
+    # of the image as a whole and four tiles the first and, with a sixth of the cat, the third
+    assert [sorted(texts) for _, _, texts in drawn if "dog" in texts] == [["cat", "dog"], ["dog", "ignored"]]
+
+
 def test_an_image_may_have_any_id(voc, tmp_path):
     image = {"id": -1, "file_name": "p00.jpg", "width": 100, "height": 80}
     box = {"id": 1, "image_id": -1, "category_id": 1, "bbox": [10, 10, 30, 30]}
@@ -89,8 +105,6 @@ def test_wrong_input_is_refused_and_nothing_written(voc, tmp_path, capsys, words
 
 
 def test_an_image_that_cannot_be_mapped_is_passed_over_and_named(voc, tmp_path, monkeypatch, capsys):
-    import focal_det.preflight.training_images as module
-
     def mapper(cfg):
         def fail(record):
             raise OSError("broken data stream")
