@@ -30,6 +30,7 @@ TOPICS = {
         "installed",
         "rules",
         "scaling_page",
+        "time_limit",
         "tutorial",
         "upstream",
         "without_detectron2",
