@@ -157,11 +157,12 @@ def test_reading_ahead_is_bounded_keeps_the_order_and_hands_errors_on():
 
 
 def test_who_stops_reading_does_not_wait_for_a_read_that_hangs():
-    release = threading.Event()
-    items = iter([lambda: 0, lambda: release.wait(60) or release.set()])
+    begun, release = threading.Event(), threading.Event()
+    items = iter([lambda: 0, lambda: begun.set() or release.wait(60) or release.set()])
     ahead = read_ahead((read() for read in items), 2)
     try:
         assert next(ahead) == 0
+        assert begun.wait(60)  # else it would be cancelled before
         ahead.close()
         assert not release.is_set()
     finally:
