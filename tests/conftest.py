@@ -5,13 +5,15 @@ import importlib.util
 import os
 import random
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which are as many as there are cores
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One of several processes, which are as many as there are cores; and processes are forked from it, which would wait for
+# OpenMP's threads for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from source_tree import needs_detectron2
 
 # Autograd starts its threads at the first backward pass: none on a processor, but one if torch.compile came before it,
@@ -22,12 +24,16 @@ torch.zeros(1, requires_grad=True).sum().backward()
 # process has, for ever or with std::terminate.
 os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
+# The same random inputs in every run, however slow the machine is: a failure is then a change's and not chance's.
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 REQUIRED = os.environ.get("FOCAL_DET_REQUIRE_DETECTRON2") == "1"
 DESELECTED = pytest.StashKey[int]()
 
 # Fixtures of the tests that train: a tiny configuration, runs of the command line, forked ranks.
-pytest_plugins = ["training_fixtures", "rank_fixtures"] if HAS_DETECTRON2 else []
+pytest_plugins = ["time_limit", *(["training_fixtures", "rank_fixtures"] if HAS_DETECTRON2 else [])]
 
 
 def is_left_out(path):

@@ -7,6 +7,7 @@ arguments of `Prepared.popen` as JSON, and takes back the run's process id and, 
 
 import atexit
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -22,6 +23,7 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+STACKS = int(sys.argv[2])  # the file of time_limit.py
 # What runs import late, besides our own modules; found by comparing sys.modules before and after runs. Without
 # torch.utils.cpp_extension, which queries CUDA's devices: after that no fork may use them.
 LATE = ("torch.utils.tensorboard", "matplotlib.backends.backend_svg", "setuptools.dist")
@@ -50,6 +52,8 @@ def serve(control):
     gc.freeze()  # else the collector in a child touches, and so copies, every page: a second at each run's end
     # Ctrl-C at the keyboard is for the tests and the runs, which get back the handler that was there.
     interrupt_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.disable()
+    signal.signal(signal.SIGABRT, signal.SIG_IGN)  # for the stacks of runs that hang (time_limit.py), as keepers report
     if (child := os.fork()) == 0:  # libraries such as OpenBLAS end their threads before a fork
         os._exit(0)
     os.waitpid(child, 0)
@@ -67,6 +71,8 @@ def serve(control):
             request = json.load(channel.makefile("rb"))
             if (pid := os.fork()) == 0:
                 signal.signal(signal.SIGINT, interrupt_handler)
+                signal.signal(signal.SIGABRT, signal.SIG_DFL)
+                faulthandler.enable(STACKS)
                 if request["new_session"]:
                     os.setsid()
                 channel.sendall(f"{os.getpid()}\n".encode())  # from here on it can be signalled

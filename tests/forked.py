@@ -24,6 +24,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from time_limit import STACKS
+
 ROOT = Path(__file__).parents[1]
 SERVER = Path(__file__).with_name("fork_server.py")
 READ_AT_START = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "TORCH_", "TRITON_", "MPL", "LD_")
@@ -61,17 +63,19 @@ class Prepared:
         differing.discard("PYTHONWARNINGS")  # a command that ran in this process has set it, as each run does itself
         if fixed := sorted(name for name in differing if name.startswith(READ_AT_START)):
             raise ValueError(f"{', '.join(fixed)}: read as Python starts, so this run needs a process of its own")
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
         if self._process is None:
             self._start()
         args = [str(arg) for arg in args]
         request = {"args": args, "program": str(program), "cwd": str(cwd), "env": env, "new_session": new_session}
         return ForkedRun(self._control, request, merged=stderr == subprocess.STDOUT)
 
-    def run(self, *args, timeout=300, **options):
+    def run(self, *args, **options):
         """Run to the end and return a CompletedProcess with the output as text; the options are those of `popen`."""
         run = self.popen(*args, **options)
         try:
-            out, err = run.communicate(timeout)
+            out, err = run.communicate()
         finally:
             run.kill()
         return subprocess.CompletedProcess(run.args, run.returncode, out, err)
@@ -86,12 +90,11 @@ class Prepared:
 
     def _start(self):
         self._control, server_end = socket.socketpair()
-        command = [sys.executable, str(SERVER), str(server_end.fileno())]
+        files = [server_end.fileno(), STACKS.fileno()]
+        command = [sys.executable, str(SERVER), *map(str, files)]
         with server_end:
             # not to a terminal, where Python would flush each line
-            self._process = subprocess.Popen(
-                command, env=self.env, cwd=ROOT, pass_fds=[server_end.fileno()], stdout=subprocess.DEVNULL
-            )
+            self._process = subprocess.Popen(command, env=self.env, cwd=ROOT, pass_fds=files, stdout=subprocess.DEVNULL)
 
 
 class ForkedRun:

@@ -1,20 +1,19 @@
 """Ports for stores that the tests open later."""
 
-import os
 import socket
-from itertools import count
 
-# Below 32768, from where Linux takes those of outgoing connections, and apart for processes that test at once: a port
-# that was only free a moment ago may be another's by the time it is opened.
-_candidates = count(10_000 + os.getpid() % 1000 * 20)
+_held = []
 
 
 def free_port():
-    """Return a port of this machine that is free, and was not returned before."""
-    for port in _candidates:
-        with socket.socket() as taken:
-            try:
-                taken.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    """Return a port of this machine that is free, and stays this process's until it ends.
+
+    The socket that holds it allows others beside it only now that it is bound, and never listens. So a store can open
+    the port, whose socket allows others as well; and no other process is given it, neither by the system nor by this
+    function, although it tests at the same time. Else a rank could join the store of another process's test.
+    """
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _held.append(held)
+    return held.getsockname()[1]

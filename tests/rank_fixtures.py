@@ -1,6 +1,6 @@
 """Trainings of one or two ranks, forked from this process, which has everything imported."""
 
-import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,7 +15,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from free_ports import free_port
+from time_limit import end_with_stacks
 
+from focal_det import environment
 from focal_det.data.catalog import prepare_shapes
 from focal_det.distributed.join import reach_all
 from focal_det.distributed.watchdog import RankWatchdog
@@ -70,19 +72,23 @@ class Run:
     def last_lines(self):
         return "\n".join(rank.last_lines for rank in self.ranks)
 
-    def wait_for(self, text, seconds=60):
+    def given_up(self):
+        """Return where each rank stands, which ends them, and what they said last."""
+        return end_with_stacks(*(rank.pid for rank in self.ranks if not rank.ended())) + self.last_lines
+
+    def wait_for(self, text, seconds=100):
         """Wait until rank 0 has printed the text."""
         deadline = time.monotonic() + seconds
         while text not in self.ranks[0].text:
             is_there = time.monotonic() < deadline and not self.ranks[0].ended()
-            assert is_there, self.last_lines
+            assert is_there, self.given_up()
             time.sleep(0.01)
 
-    def codes(self, seconds=60):
+    def codes(self, seconds=100):
         """Wait until all have ended; return their exit codes."""
         deadline = time.monotonic() + seconds
         while not all(rank.ended() for rank in self.ranks):
-            assert time.monotonic() < deadline, self.last_lines
+            assert time.monotonic() < deadline, self.given_up()
             time.sleep(0.01)
         return [rank.code for rank in self.ranks]
 
@@ -96,6 +102,8 @@ class Run:
 
 def be_rank(rank, ranks, port, job, stopped, prepare):
     torch.set_num_threads(1)
+    environment.num_cores = lambda: 1  # OpenMP's threads are the tests' process's, and a fork would wait for them
+    multiprocessing.process._children = set()  # a loader's worker that a test has left is no worker of this rank
     # A process that was forked from one that has looked for GPUs cannot use them, and Detectron2 would if it saw them.
     torch.cuda.is_available, torch.cuda.device_count = (lambda: False), (lambda: 0)
     for name in (*job.cfg.DATASETS.TRAIN, *job.cfg.DATASETS.TEST):
@@ -103,8 +111,6 @@ def be_rank(rank, ranks, port, job, stopped, prepare):
         MetadataCatalog.pop(name, None)
     if prepare:
         prepare(rank, ranks)
-    # Where it stands, shortly before the test gives up; its thread inherits what signals `prepare` has blocked.
-    faulthandler.dump_traceback_later(50, file=2)
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
         comm.create_local_process_group(ranks)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from time_limit import is_running
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,14 +88,6 @@ def speed(monkeypatch, tmp_path):
     yield speed
     for name in ("speed", "gpu", "figures", "report"):
         sys.modules.pop(name, None)
-
-
-def is_running(pid: int) -> bool:
-    """Not ended: nobody waits for a killed process's own children, so that these may stay as zombies."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 def test_what_is_out_of_time_is_ended_with_its_children_and_what_it_had_printed_counts(speed, tmp_path):

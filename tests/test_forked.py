@@ -44,7 +44,7 @@ def test_it_has_the_folder_arguments_and_environment_of_a_new_process(run, tmp_p
     expected = in_a_new_process(
         tmp_path / "program.py", "a", "b c", cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, start_new_session=True
     )
-    assert forked.communicate(60)[0] == expected.stdout
+    assert forked.communicate()[0] == expected.stdout
     assert str(tmp_path / "sets" / "coco/val2017") in expected.stdout
 
 
@@ -64,7 +64,7 @@ def test_it_has_the_folder_arguments_and_environment_of_a_new_process(run, tmp_p
 )
 def test_it_ends_as_a_new_process_does(run, tmp_path, code):
     forked = run(code)
-    out, err = forked.communicate(60)
+    out, err = forked.communicate()
     expected = in_a_new_process(tmp_path / "program.py", stdin=subprocess.DEVNULL)
     assert (forked.returncode, out, err.splitlines()[-1:]) == (
         expected.returncode,
@@ -81,7 +81,7 @@ def test_a_killed_run_leaves_nothing_behind(run):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.01)
         process.kill()
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
         process.kill()  # of a process that has ended
         assert not os.path.exists(f"/proc/{process.pid}")
     del process
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     process.join()
 """
     process = run(code)
-    assert process.communicate(60) == ("__mp_main__\n", "")
+    assert process.communicate() == ("__mp_main__\n", "")
 
 
 def test_variables_that_only_a_new_process_reads_are_refused(prepared):

@@ -37,7 +37,7 @@ def python(tmp_path):
 
     def run(*args, **env):
         command, env = [sys.executable, *args], {**inherited, "PYTHONPATH": path, **env}
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=300, check=False)
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
     return run
 

@@ -90,10 +90,10 @@ HARMFUL = {
 @pytest.mark.parametrize("kind", HARMFUL)
 def test_what_a_pickle_can_do_besides(tmp_path, kind):
     made = tmp_path / "made"
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(pickle.UnpicklingError):
         load_arrays(io.BytesIO(HARMFUL[kind](made)))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert not made.exists()
 
 

@@ -162,11 +162,11 @@ def test_ranks_that_do_not_answer_are_named(pretended_two, monkeypatch, name, me
 
 def test_a_first_sum_that_never_ends_is_left(pretended_two, monkeypatch):
     # NCCL finds no interface: the call itself blocks, and is in C++, which no signal interrupts
-    monkeypatch.setattr(dist, "all_reduce", lambda _: ctypes.CDLL(None).usleep(5_000_000))
-    began = time.monotonic()
+    ended = []
+    monkeypatch.setattr(dist, "all_reduce", lambda _: ended.append(ctypes.CDLL(None).usleep(60_000_000)))
     with pytest.raises(TrainingError, match=r"did not add up a number within 0.1 s: .*NCCL_SOCKET_IFNAME"):
         reach_all(0.1)
-    assert time.monotonic() - began < 4
+    assert ended == []
 
 
 def ends_well(do):
@@ -182,7 +182,7 @@ def ends_well(do):
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(30)
+    process.join(60)
     process.kill()
     process.join()
     return process.exitcode == 0
@@ -231,25 +231,23 @@ def hanging():
 
 
 def test_ranks_that_do_not_reach_the_others_are_named_and_killed():
+    rank = hanging()
     with StartDeadline(2, 6, 0.5) as watch:
         watch.reached[0].set()
-        rank = hanging()
-        rank.join(10)
+        rank.join(60)
     assert rank.exitcode == -signal.SIGKILL
     assert watch.message.startswith("rank 7 did not reach the others within 0.5 s")
 
 
 def test_ranks_that_reached_the_others_or_ended_are_left_alone():
-    watches = [StartDeadline(1, 0, 0.1) for _ in range(2)]
+    rank = hanging()
+    watches = [StartDeadline(1, 0, seconds) for seconds in (0.1, 1.0)]
+    watches[0].reached[0].set()
     with ExitStack() as open_watches:
         for watch in watches:
             open_watches.enter_context(watch)
-            if watch is watches[0]:
-                watch.reached[0].set()
-            if watch is watches[1]:
-                watch.__exit__()
-        rank = hanging()
-        rank.join(1)
+        watches[1].__exit__()  # before its time is up
+        rank.join(1.5)
     assert rank.is_alive()
     assert [watch.message for watch in watches] == ["", ""]
     rank.kill()

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from detectron2.structures import Instances
+from time_limit import is_running
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, _utils
 
 from focal_det.cli.train import main
+from focal_det.distributed import graceful_stop, signals
 from focal_det.distributed import watchdog as watch
 from focal_det.distributed.heartbeat import Progress
 from focal_det.distributed.signals import (
@@ -55,13 +56,16 @@ def signal_itself(at, number=signal.SIGTERM):
     return prepare
 
 
-def detect_slowly(rank, ranks):
+def signal_itself_while_it_detects(rank, ranks):
+    """Let rank 1 send itself a signal at its first image, where both wait until they know of it."""
     detect = FocalRetinaNet.forward
 
     def forward(self, batch):
         if not self.training:
             print("detecting", flush=True)
-            time.sleep(1)
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: graceful_stop._open.requested)
         return detect(self, batch)
 
     FocalRetinaNet.forward = forward
@@ -104,8 +108,7 @@ def test_a_signal_that_only_says_that_the_launcher_is_gone_is_no_request(monkeyp
     try:
         with SignalListener() as listener:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.2)
-            assert listener.received == received
+        assert listener.received == received  # by the thread, which has ended
     finally:
         install(before)
 
@@ -134,7 +137,8 @@ def test_non_finite_weights_are_not_saved_at_a_signal(tmp_path):
     assert 57 in diverged_iterations(str(tmp_path), 20)
 
 
-def test_ctrl_c_reaches_workers_too_and_takes_none_from_the_training(start):
+def test_ctrl_c_reaches_workers_too_and_takes_none_from_the_training(start, monkeypatch):
+    monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 60)  # the rank is forked from this process
     run = start("DATALOADER.NUM_WORKERS", "2", ranks=1)
     run.wait_for("first class loss")
     os.killpg(run.ranks[0].pid, signal.SIGINT)
@@ -142,17 +146,23 @@ def test_ctrl_c_reaches_workers_too_and_takes_none_from_the_training(start):
     assert run.codes() == [75]
     assert "all saved. Run again with --resume" in run.ranks[0].text
     assert "DataLoader worker" not in run.ranks[0].text
-    with pytest.raises(ProcessLookupError):
-        os.killpg(run.ranks[0].pid, 0)  # no process of it is left
+    until(lambda: not is_there(run.ranks[0].pid))
 
 
-def test_an_evaluation_is_left_within_seconds_and_the_step_before_it_is_saved(start):
-    run = start("TEST.EVAL_PERIOD", "2", prepare=detect_slowly)
-    run.wait_for("detecting")
-    began = time.monotonic()
-    run.ranks[1].kill(signal.SIGTERM)
+def is_there(group):
+    """Whether a process of a group is left; one that has ended is until its parent has seen it."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_evaluation_is_left_in_its_midst_and_the_step_before_it_is_saved(start):
+    run = start("TEST.EVAL_PERIOD", "2", prepare=signal_itself_while_it_detects)
     assert run.codes() == [75, 75]
-    assert time.monotonic() - began < 10  # of each rank's 6 images, a second each, and then 6 more for their loss
+    # of 6 images each, and 6 more for their loss
+    assert [rank.text.count("detecting") for rank in run.ranks] == [1, 1]
     assert run.checkpoints() == ["model_0000001.pth"]
     assert "stopped after iteration 1, all saved" in run.ranks[0].text
 
@@ -180,7 +190,7 @@ def test_an_evaluation_of_two_ranks_is_left_by_all_with_the_signals_code(start, 
     for rank in to_ranks:
         run.ranks[rank].kill(number)
     assert run.codes() == [128 + number] * 2
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40  # of the 60 s that rank 1 would detect for
     text = "".join(rank.text for rank in run.ranks)
     assert text.count(f"{number.name}: stopped outside of training: nothing to save") == 1
     assert "Traceback" not in text
@@ -219,12 +229,12 @@ def test_a_second_signal_ends_at_once_even_where_the_first_waits_for_another_ran
 
     run = start(prepare=prepare)
     run.wait_for("first class loss")
-    time.sleep(0.2)
     run.ranks[0].kill(signal.SIGTERM)
+    run.wait_for("send it again to end at once")
     time.sleep(1.2)
     assert not run.ranks[0].ended()
     run.ranks[0].kill(signal.SIGTERM)
-    until(run.ranks[0].ended, 10)
+    until(run.ranks[0].ended, 40)  # of the 60 s that the other one takes
     assert run.ranks[0].code == 128 + signal.SIGTERM
 
 
@@ -305,9 +315,7 @@ def test_a_launcher_passes_a_signal_on_and_ends_all_at_a_second(tmp_path, times,
         time.sleep(1.1)
         os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
-    time.sleep(0.1)
-    status = Path("/proc", (tmp_path / "pid").read_text(), "status")
-    assert not status.exists() or "State:\tZ" in status.read_text()  # its end may not have been collected yet
+    until(lambda: not is_running(int((tmp_path / "pid").read_text())))
 
 
 def test_a_rank_that_starts_gets_the_signal_that_came_before():
@@ -354,16 +362,17 @@ def test_workers_obey_their_parent_alone():
         os.kill(worker, signal.SIGTERM)
         with pytest.raises(RuntimeError, match="exited unexpectedly"):
             list(loader)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
 
 
-def test_a_loader_is_shut_down_as_fast_as_ever():
+def test_workers_leave_by_themselves_when_a_loader_is_shut_down(monkeypatch):
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 60.0)  # after which PyTorch would terminate them
     with workers_shielded():
         loader = iter(DataLoader(Pids(), num_workers=2, batch_size=None))
         next(loader)
-        began = time.monotonic()
+        workers = loader._workers
         del loader
-        assert time.monotonic() - began < 4
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 COLLECTING = """
@@ -387,5 +396,5 @@ gc.collect()
 
 
 def test_workers_destroy_nothing_that_was_garbage_of_their_training():
-    run = subprocess.run([sys.executable, "-c", COLLECTING], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", COLLECTING], capture_output=True, text=True, check=True)
     assert run.stdout == "destroyed by 0\n"

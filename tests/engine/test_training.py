@@ -68,7 +68,7 @@ def whole(runs):
     folder, base = runs
     output = folder / "whole"
     command = [sys.executable, "train_net.py", *base, "OUTPUT_DIR", str(output)]
-    options = {"cwd": ROOT, "env": environment(folder), "timeout": 300, "check": False}
+    options = {"cwd": ROOT, "env": environment(folder), "check": False}
     done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return output, done
@@ -147,7 +147,7 @@ def test_stopped_half_way_and_resumed_ends_where_the_whole_run_ends(runs, run, p
     process = prepared.popen(*base, "OUTPUT_DIR", output, env=environment(folder), stderr=subprocess.STDOUT)
     wait_for(output / "last_checkpoint", process)
     process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=100)
+    text, _ = process.communicate()
     assert process.returncode == 75, text[-3000:]
     assert "SIGTERM: stopped after iteration" in text
     assert "Run again with --resume" in text

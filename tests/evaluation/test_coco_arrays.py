@@ -156,7 +156,7 @@ def test_a_process_forked_from_one_that_has_scored_does_not_wait_for_its_threads
     assert type(accumulate(*draw(0), [100])) is COCOeval
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # where it waits, which no handler of Python's could end
+        signal.alarm(60)  # where it waits, which no handler of Python's could end
         kinds = {type(accumulate(*draw(0), [100])) for _ in range(2)}
         os._exit(0 if kinds == {pycocotools.cocoeval.COCOeval} else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -118,7 +118,7 @@ def test_recall_of_each_class_is_cocos_at_iou_50():
 
 def test_5000_images_take_seconds():
     annotated, found = random_set(np.random.default_rng(0), 5000)
-    start = time.perf_counter()
+    start = time.process_time()
     result = match(annotated, found, score_threshold=0.05)
-    assert time.perf_counter() - start < 15  # 1 s on an idle core
+    assert time.process_time() - start < 15  # 1 s on an idle core
     assert result.confusion[:2].sum() == 40000

@@ -42,7 +42,7 @@ def test_the_next_batch_is_detected_while_one_is_drawn(tmp_path, monkeypatch):
 
     def draw(image, *_, **__):
         if not seen:  # of the first batch and, without an end to this drawing, of the second
-            seen.extend(detector.calls.acquire(timeout=20) for _ in range(2))
+            seen.extend(detector.calls.acquire(timeout=60) for _ in range(2))
         return image
 
     monkeypatch.setattr(predicting, "draw_boxes", draw)

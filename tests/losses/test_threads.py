@@ -42,7 +42,7 @@ def test_each_thread_computes_alone_and_no_other_thread_is_told_to():
     both_at_work = threading.Barrier(3)
 
     def seen(_):
-        both_at_work.wait(20)  # or one thread might do all
+        both_at_work.wait(60)  # or one thread might do all
         return threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
 
     idents, nums_threads, grad_enabled = zip(*map_in_threads(seen, range(3)), strict=True)
@@ -69,7 +69,7 @@ def test_no_thread_waits_for_one_that_the_system_refuses(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", start_one)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         map_in_threads(abs, (-1, -2))
-    started[0].join(5)
+    started[0].join(60)
     waits_on = started[0].is_alive()
     assert not waits_on
 
@@ -96,7 +96,7 @@ def test_a_forked_process_starts_threads_of_its_own():
         target=lambda: os._exit(list(map_in_threads(abs, (-3, -4))) != [3, 4])
     )
     child.start()
-    child.join(20)
+    child.join(60)
     if child.is_alive():
         child.kill()
     assert child.exitcode == 0
