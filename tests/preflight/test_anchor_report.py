@@ -126,8 +126,8 @@ def test_with_tiles_objects_are_as_in_their_tiles_and_large_ones_as_in_the_image
     cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(800,)", "MODEL.FOCAL_DET.TILES.SIZE", "1000")
     for side, expected in ((20, 16), (3000, 600)):  # of 1000 px, and of 4000 px, made 800
         report = report_anchors(cfg, build_cpu_model(cfg), objects_of(side, image=4000), ["thing"])
-        assert report.whole.side == pytest.approx(expected)
-    assert report.size == "800 px in tiles of 1000 px"
+        assert report.rows.whole.side == pytest.approx(expected)
+    assert report.fit.size == "800 px in tiles of 1000 px"
 
 
 def test_thresholds_are_the_configurations(tiny_cfg):
