@@ -111,7 +111,7 @@ def duplicate_warnings(sets: Sequence[CheckedSet], found: Sequence[Copies]) -> l
         pairs = some("", [_names(copies) for copies in differing or of_sets])
         if of_sets[0].is_leak:
             what = f"{len(of_sets)} of the {numbers[other]} images of {other} are in {first} too, by content{of_them}"
-            fix = "what was learnt by heart raises the scores; take them out of one of the sets"
+            fix = "images memorised in training raise the scores; take them out of one of the sets"
             warnings.append(f"{what} ({pairs}): {fix}")
             continue
         what = f"{first}: {len(of_sets)} images are there more than once, by content{of_them} ({pairs})"

@@ -60,10 +60,11 @@ def _cut(record: Record, tiles: Tiles, filter_empty: bool) -> Iterator[Record]:
     if len(corners) == 1:
         return
     objects = [row for row in record.get("annotations", ()) if not row.get("iscrowd", 0)]  # as the mapper filters
-    boxes = np.array([row["bbox"] for row in objects], np.float64).reshape(-1, 4)
-    modes = np.array([row["bbox_mode"] for row in objects])
+    boxes, modes = np.zeros((len(objects), 4)), np.array([row["bbox_mode"] for row in objects])
     for mode in set(modes.tolist()):
-        boxes[modes == mode] = BoxMode.convert(boxes[modes == mode], BoxMode(mode), BoxMode.XYXY_ABS)
+        places = np.flatnonzero(modes == mode)
+        of_mode = np.array([objects[place]["bbox"] for place in places], np.float64)
+        boxes[places] = BoxMode.convert(of_mode, BoxMode(mode), BoxMode.XYXY_ABS)
     boxes = np.clip(boxes, 0, [width, height, width, height])
     for tile, shown in zip(corners.tolist(), shown_in(boxes, corners), strict=True):
         if filter_empty and not len(shown.objects):

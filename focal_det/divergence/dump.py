@@ -130,8 +130,8 @@ def read_divergence(path: Path) -> Divergence:
             raise InputError(f"not a file of a diverged training: {problem}")
         cfg, notes = _config_of(record["config"])
         num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
-        if any(not 0 <= label < num_classes for image in record["batch"] for label in image["classes"].tolist()):
-            raise InputError(f"a class is outside of 0 to {num_classes - 1}, as MODEL.RETINANET.NUM_CLASSES says")
+        if any(not -1 <= label < num_classes for image in record["batch"] for label in image["classes"].tolist()):
+            raise InputError(f"a class is outside of -1 to {num_classes - 1}, as MODEL.RETINANET.NUM_CLASSES says")
         model = _model_of(cfg, record["model"])
     except InputError as error:  # which may quote the file
         raise InputError([f"{path}: {visible(problem)}" for problem in error.problems]) from error

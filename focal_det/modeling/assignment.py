@@ -68,19 +68,23 @@ def assign_anchors(
         background_iou, object_iou: 0 < background_iou <= object_iou <= 1; the paper's are .4 and .5.
         match_best_anchor: an anchor that overlaps some object more than every other anchor does is
             assigned whatever its IoU, ties included, so that no object in reach is left without one. It
-            still takes the object of its own highest IoU (the authors' code; the text does not say so).
+            still takes the object of its own highest IoU (the authors' code; the text does not say so). Of a box
+            of class -1 the best anchors are ignored, if they take it, and become no other object's.
 
     Raises:
         ValueError: see `check_iou_thresholds`.
     """
     check_iou_thresholds((background_iou, object_iou))
     if anchors.device.type == "cpu":  # each image by itself, without the boxes it was filled up with
-        images = [_match(anchors, boxes[None, : _last_object(boxes)], match_best_anchor) for boxes in gt_boxes]
-        best_iou, matched, is_best_anchor = (torch.cat(parts) for parts in zip(*images, strict=True))
+        images = [
+            _match(anchors, boxes[None, : _last_object(boxes)], classes[None], match_best_anchor)
+            for boxes, classes in zip(gt_boxes, gt_classes, strict=True)
+        ]
+        best_iou, matched, best_for = (torch.cat(parts) for parts in zip(*images, strict=True))
     else:
-        best_iou, matched, is_best_anchor = _match(anchors, gt_boxes, match_best_anchor)
+        best_iou, matched, best_for = _match(anchors, gt_boxes, gt_classes, match_best_anchor)
     labels = gt_classes.gather(1, matched)
-    is_object = (best_iou >= object_iou) | is_best_anchor
+    is_object = (best_iou >= object_iou) | (best_for > (labels >= 0))
     labels = torch.where(is_object | (best_iou < background_iou), labels, -1)
     labels = torch.where(is_object | (best_iou >= background_iou), labels, num_classes)
     return Assignment(labels, matched)
@@ -94,12 +98,17 @@ def check_iou_thresholds(thresholds: Sequence[float]) -> None:
         )
 
 
-def _match(anchors: Tensor, gt_boxes: Tensor, match_best_anchor: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return every anchor's highest IoU, with which object, and whether it is an object's best anchor, (N, R) each."""
+def _match(
+    anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor, match_best_anchor: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return every anchor's highest IoU, with which object, and for what it is the best anchor, (N, R) each.
+
+    The last is 2 for an object, 1 for boxes of class -1 alone, and else 0.
+    """
     shape, device = (len(gt_boxes), len(anchors)), anchors.device
     best_iou = torch.zeros(shape, dtype=anchors.dtype, device=device)
     matched = torch.zeros(shape, dtype=torch.int64, device=device)
-    is_best_anchor = torch.zeros(shape, dtype=torch.bool, device=device)
+    best_for = torch.zeros(shape, dtype=torch.uint8, device=device)
     chunk = max(1, _MAX_PAIRS["cpu" if device.type == "cpu" else "cuda"] // max(1, best_iou.numel()))
     for start in range(0, gt_boxes.shape[1] if best_iou.numel() else 0, chunk):
         iou = pairwise_iou(gt_boxes[:, start : start + chunk], anchors)  # (N, g, R)
@@ -110,8 +119,10 @@ def _match(anchors: Tensor, gt_boxes: Tensor, match_best_anchor: bool) -> tuple[
         if match_best_anchor:
             best_per_object = iou.amax(dim=2, keepdim=True)  # (N, g, 1)
             # An object that no anchor touches has every anchor "best" at IoU 0: it gets none, as an empty box.
-            is_best_anchor |= ((iou == best_per_object) & (best_per_object > 0)).any(dim=1)
-    return best_iou, matched, is_best_anchor
+            kinds = (gt_classes[:, start : start + iou.shape[1], None] >= 0).to(torch.uint8) + 1
+            kinds = torch.where(best_per_object > 0, kinds, 0)  # (N, g, 1)
+            best_for = torch.maximum(best_for, torch.where(iou == best_per_object, kinds, 0).amax(dim=1))
+    return best_iou, matched, best_for
 
 
 def _last_object(boxes: Tensor) -> int:

@@ -37,9 +37,10 @@ def describe(options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.n
     number, free = checkpoints_to_come(cfg), gigabytes(free_bytes(cfg.OUTPUT_DIR))
     needed = f"{number} checkpoints of {gigabytes(size)} to come, {gigabytes(number * size)}"
     found.notes += [_schedule_line(cfg, sets), f"disk: {needed} of the {free} free at {cfg.OUTPUT_DIR}"]
-    if images and images < _FEW and not cfg.MODEL.WEIGHTS and not options.resume:
+    whole = _trained_images(cfg, sets, count_tiles=False)  # which are no further scenes to learn from
+    if whole and whole < _FEW and not cfg.MODEL.WEIGHTS and not options.resume:
         start = "start from COCO's detector on a GPU, --config-file focal_det://retinanet_coco_finetune.yaml"
-        found.notes.append(f"from scratch on {images} images: if you can, {start}")
+        found.notes.append(f"from scratch on {whole} images: if you can, {start}")
     anchors = report_anchors(cfg, model, *objects_of(sets))
     if anchors:
         found.notes += _anchor_lines(anchors, full=full)
@@ -102,14 +103,14 @@ def _schedule_line(cfg: CfgNode, sets: Sequence[DescribedSet]) -> str:
     return f"schedule: {length}; {lr}"
 
 
-def _trained_images(cfg: CfgNode, sets: Sequence[DescribedSet]) -> int | None:
+def _trained_images(cfg: CfgNode, sets: Sequence[DescribedSet], *, count_tiles: bool = True) -> int | None:
     """Return the number of images, and tiles of them, that may be trained on; None if a set does not say."""
     contents = [described.content for described in sets if described.content is not None]
     if len(contents) < len(sets):
         return None
     only_with_objects = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     counts = [(c.with_objects, c.tiles_with_objects) if only_with_objects else (c.images, c.tiles) for c in contents]
-    return max(1, sum(map(sum, counts)))
+    return max(1, sum(images + (tiles if count_tiles else 0) for images, tiles in counts))
 
 
 def _anchor_lines(report: AnchorReport, *, full: bool) -> Iterator[str]:

@@ -37,7 +37,7 @@ def test_images_of_the_test_set_that_are_trained_on_are_a_warning(checked):
     val = checked("val", {"a.png": 1, "x.png": 2, "y.png": 4})
     assert warnings(train, val) == [
         "2 of the 3 images of val are in train too, by content ('a.png', 'b.png' = 'x.png'): "
-        "what was learnt by heart raises the scores; take them out of one of the sets"
+        "images memorised in training raise the scores; take them out of one of the sets"
     ]
     assert warnings(train, checked("other", {"a.png": 7})) == []
     assert warnings(train._replace(is_trained_on=False), val) == []  # two sets to test on

@@ -70,8 +70,9 @@ def test_one_tile_is_the_image_and_tiles_without_objects_are_filtered_as_images_
 def test_boxes_may_be_in_another_form_and_reach_out_of_the_image(record):
     far = {"bbox": [-40, 0, 20, 10], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}  # a third of it, but all there is
     near = {"bbox": [10, 10, 10, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-    _, left, *_ = cut_records([{**record, "annotations": [far, near]}], Tiles(100, 0.2))
-    assert objects_of(left) == [(0, 0, 20, 10, 1), (10, 10, 20, 20, 0)]
+    turned = {"bbox": [30, 40, 20, 10, 90], "bbox_mode": BoxMode.XYWHA_ABS, "category_id": 2}
+    _, left, *_ = cut_records([{**record, "annotations": [far, near, turned]}], Tiles(100, 0.2))
+    assert objects_of(left) == [(0, 0, 20, 10, 1), (10, 10, 20, 20, 0), (25, 30, 35, 50, 2)]
 
 
 def test_what_is_no_list_is_not_cut(record):
@@ -217,12 +218,8 @@ def test_a_damaged_file_is_named(loaded, monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["FocalRetinaNet", "RetinaNet"])
 def test_a_part_is_neither_object_nor_background(tiny_cfg, batch_of, architecture):
-    words = (
-        "MODEL.META_ARCHITECTURE",
-        architecture,
-        "MODEL.RETINANET.IOU_THRESHOLDS",
-        "[0.5, 0.5]",
-    )  # no others between
+    no_band = ("MODEL.RETINANET.IOU_THRESHOLDS", "[0.5, 0.5]")  # whose anchors are ignored anyway
+    words = ("MODEL.META_ARCHITECTURE", architecture, *no_band)
     if architecture == "RetinaNet":
         words += ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator")
     model, (image,) = build_model(tiny_cfg(*words)), batch_of((1,))

@@ -32,6 +32,17 @@ def test_a_step_that_is_finite_here_is_reported(kept, capsys):
     assert verdict.startswith("finite here; in the training it was loss_cls 1, loss_box_reg inf")
 
 
+def test_a_box_that_is_neither_object_nor_background_is_replayed_too(kept, capsys):
+    """As of what a tile's border cuts off."""
+
+    def ignore(model, batch):
+        batch[1]["instances"].gt_classes[0] = -1
+
+    steps, verdict = replayed(kept(ignore), capsys)
+    assert "image 2: 1.jpg, 64x64, 3 boxes" in steps
+    assert verdict.startswith("finite here; ")
+
+
 def test_an_image_with_a_bad_box_is_named(kept, capsys):
     def corrupt(model, batch):
         batch[1]["instances"].gt_boxes.tensor[2, 2] = float("inf")

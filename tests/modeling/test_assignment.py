@@ -30,7 +30,8 @@ def reference(anchors, gt_boxes, gt_classes, match_best_anchor):
     for row in iou:
         best = max(range(len(row)), key=lambda g: (row[g], -g))
         is_best = match_best_anchor and any(
-            row[g] > 0 and row[g] == max(other[g] for other in iou) for g in range(len(row))
+            row[g] > 0 and row[g] == max(other[g] for other in iou) and (gt_classes[g] >= 0 or gt_classes[best] < 0)
+            for g in range(len(row))
         )
         if row[best] >= 0.5 or is_best:
             labels.append(int(gt_classes[best]))
@@ -79,6 +80,15 @@ def test_ties_for_the_best_anchor_are_all_assigned():
     assert assign(anchors, gt, torch.tensor([0])).labels.tolist() == [0, 0, 3]
 
 
+def test_the_best_anchor_of_an_ignored_box_is_ignored_and_becomes_no_other_objects():
+    # The second anchor has an IoU of 20 / 100 with the ignored box and of 50 / 150 with the object, whose it is not.
+    # Without it the third, with an IoU of 10 / 60, is the ignored box's best.
+    gt, classes = torch.tensor([[0.0, 0, 10, 10], [10.0, 0, 12, 10]]), torch.tensor([2, -1])
+    anchors = torch.tensor([[0.0, 0, 10, 10], [5.0, 0, 15, 10], [11.0, 0, 16, 10]])
+    assert assign(anchors, gt, classes).labels.tolist() == [2, 3, 3]
+    assert assign(anchors[[0, 2]], gt, classes).labels.tolist() == [2, -1]
+
+
 def test_an_object_that_no_anchor_touches_takes_none():
     gt = torch.tensor([[500.0, 500, 510, 510]])
     assert assign(boxes(9), gt, torch.tensor([0])).labels.tolist() == [3] * 9
@@ -95,7 +105,7 @@ def test_no_objects_is_all_background():
 def test_equals_the_rules_one_pair_at_a_time(seed, match_best_anchor):
     torch.manual_seed(seed)
     anchors, gt = boxes(60), boxes(7)
-    classes = torch.randint(3, (7,))
+    classes = torch.randint(-1, 3, (7,))
     ours = assign(anchors, gt, classes, match_best_anchor=match_best_anchor)
     assert ours.labels.tolist() == reference(anchors, gt, classes, match_best_anchor)
 
@@ -113,9 +123,11 @@ def test_a_batch_gives_what_its_images_give():
 @pytest.mark.parametrize("match_best_anchor", [True, False])
 def test_a_gpu_matches_the_batch_as_a_processor_its_images(match_best_anchor):
     anchors = boxes(60)
-    gt_boxes, _ = pad_objects([boxes(n) for n in (7, 0, 2)], [torch.zeros(n, dtype=torch.int64) for n in (7, 0, 2)])
-    together = assignment._match(anchors, gt_boxes, match_best_anchor)
-    one_by_one = [assignment._match(anchors, gt_boxes[i : i + 1], match_best_anchor) for i in range(3)]
+    objects = pad_objects([boxes(n) for n in (7, 0, 2)], [torch.randint(-1, 3, (n,)) for n in (7, 0, 2)])
+    together = assignment._match(anchors, *objects, match_best_anchor)
+    one_by_one = [
+        assignment._match(anchors, *(part[i : i + 1] for part in objects), match_best_anchor) for i in range(3)
+    ]
     for whole, parts in zip(together, zip(*one_by_one, strict=True), strict=True):
         assert whole.equal(torch.cat(parts))
 

@@ -129,10 +129,13 @@ def test_tiles_are_counted_as_the_training_will_draw_them(clean, tmp_path, only_
     assert re.search(r"at 128 px in tiles of 40 px, .*; median side \d+ px", "\n".join(plan.summary))
 
 
+@pytest.mark.parametrize("tiles", [(), ("--tile", "40")])
 @pytest.mark.parametrize(("few", "said"), [(31, True), (30, False)])
-def test_few_images_from_scratch_are_told_of_a_detector_to_start_from(capsys, clean, tmp_path, monkeypatch, few, said):
+def test_few_images_from_scratch_are_told_of_a_detector_to_start_from(
+    capsys, clean, tmp_path, monkeypatch, few, said, tiles
+):
     monkeypatch.setattr(summary, "_FEW", few)
-    assert main([*QUICK, *flags_of(*clean), "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]) == 0
+    assert main([*QUICK, *flags_of(*clean), *tiles, "--preflight-only", "OUTPUT_DIR", str(tmp_path / "output")]) == 0
     line = "from scratch on 30 images: if you can, start from COCO's detector on a GPU, --config-file focal_det://"
     assert (line in capsys.readouterr().out) is said
 
