@@ -17,7 +17,7 @@ from ..data.dataset_spec import Use
 from ..data.duplicates import CheckedSet, duplicate_images, duplicate_warnings
 from ..data.statistics import Objects, SetStatistics, fingerprint, joined, statistics
 from ..data.tile_records import tiles_of
-from ..data.tiling import Tiles
+from ..data.tiling import Tiles, tile_problems
 from ..errors import Findings, InputError
 from ..formats.coco import CocoFile
 from ..inference.classes import Classes, numbered_classes, read_classes
@@ -131,7 +131,7 @@ def _describe(
     """
     if name in own.names:
         file = next((file for dataset, file in own.files.items() if dataset.name == name), None)
-        return _described(name, file, file.class_names, tiles_of(cfg)) if file else DescribedSet(name, False)
+        return _described(name, file, file.class_names, _sound_tiles(cfg)) if file else DescribedSet(name, False)
     use: Use = "val" if name in own.test else "train"
     if use == "val" and (problem := refusal(name)):
         raise InputError(problem)
@@ -146,7 +146,13 @@ def _describe(
         dataset = JsonDataset(name, "", read.image_dir, copy, evaluator_type(name), is_registered=True)
         files[dataset] = read.contents()
     registered = MetadataCatalog.get(name).get("thing_classes")  # else Detectron2 takes the file's too
-    return _described(name, read.file, list(registered or read.file.class_names), tiles_of(cfg))
+    return _described(name, read.file, list(registered or read.file.class_names), _sound_tiles(cfg))
+
+
+def _sound_tiles(cfg: CfgNode) -> Tiles:
+    """Return the tiles to count; none for values that `check_config` refuses, whose tiles may be without number."""
+    asked = cfg.MODEL.FOCAL_DET.TILES
+    return Tiles() if tile_problems(asked.SIZE, asked.OVERLAP) else tiles_of(cfg)
 
 
 def _described(name: str, file: CocoFile, names: list[str], tiles: Tiles) -> DescribedSet:

@@ -129,6 +129,18 @@ def test_tiles_are_counted_as_the_training_will_draw_them(clean, tmp_path, only_
     assert re.search(r"at 128 px in tiles of 40 px, .*; median side \d+ px", "\n".join(plan.summary))
 
 
+def test_tiles_that_cover_every_image_are_said_to_be_none(clean, tmp_path):
+    plan = check(parse_arguments([*QUICK, *flags_of(*clean), "--tile", "999", "OUTPUT_DIR", str(tmp_path / "output")]))
+    assert plan.summary[0].endswith("; 120 objects; no tiles, as no image is larger than 999 px")
+
+
+@pytest.mark.parametrize("words", [("--tile", "-5"), ("--tile", "40", "--overlap", "1")])
+def test_tiles_that_cannot_be_are_not_counted(clean, tmp_path, monkeypatch, words):
+    monkeypatch.setattr("focal_det.data.statistics.tile_corners", pytest.fail)  # of a large image there are too many
+    with pytest.raises(InputError, match=rf"TILES\.\w+ is {words[-1]}.*: the "):
+        check(parse_arguments([*QUICK, *flags_of(*clean), *words, "OUTPUT_DIR", str(tmp_path / "output")]))
+
+
 @pytest.mark.parametrize(("few", "said"), [(31, True), (30, False)])
 def test_few_images_from_scratch_are_told_of_a_detector_to_start_from(capsys, clean, tmp_path, monkeypatch, few, said):
     monkeypatch.setattr(summary, "_FEW", few)
