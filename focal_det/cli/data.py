@@ -190,8 +190,10 @@ def _read(args: argparse.Namespace) -> tuple[InspectedSets, CfgNode | None]:
     if args.config_file or args.overrides:
         from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
         from ..config.load import load_config
+        from ..preflight.training_images import check_image_keys
 
         cfg = load_config(args.config_file, [*args.overrides, *overrides_of(args)])
+        check_image_keys(cfg)  # by which objects are compared with anchors
         datasets, changes = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}, change_values(cfg)
     named, found = name_sets({use: set_flags(args, use) for use in args.uses}, datasets, changes)
     how = {"only_class": args.only_class, "allow_outside": args.allow_outside}

@@ -24,7 +24,7 @@ from ..inference.classes import Classes, numbered_classes, read_classes
 from ..output_layout import CLASSES_FILE
 from .named_sets import read_named_set
 from .options import TrainOptions
-from .own_datasets import NO_OBJECTS, OwnSets, checked_copy, read_own_sets
+from .own_datasets import NO_OBJECTS, ONLY_TRAIN, OwnSets, checked_copy, read_own_sets
 from .scored_sets import check_scoring, refusal
 
 
@@ -92,11 +92,7 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     found.add(check_scoring(own.test, files, cfg.TEST.DETECTIONS_PER_IMAGE))
     found.errors += dict.fromkeys(errors)  # two sets may share a file
     if errors and options.own_sets("train").are_given and not options.own_sets("val").are_given:
-        found.errors.insert(
-            0,  # the others ask for files that are not meant
-            "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
-            "--val PATH, or --split-val 0.2 to set a part of these aside",
-        )
+        found.errors.insert(0, ONLY_TRAIN)  # the others ask for files that are not meant
     left_out = sum(file.images_left_out for file in own.files.values())
     if left_out > max(0, options.skip_bad_images):
         most = options.skip_bad_images

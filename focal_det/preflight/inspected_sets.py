@@ -12,7 +12,7 @@ from ..data.dataset_spec import OwnSet, SetSource, read_sources
 from ..data.duplicates import CheckedSet
 from ..errors import Findings, InputError, cut, some
 from ..files import is_writable
-from .own_datasets import NamedSources, read_changed_sets
+from .own_datasets import ONLY_TRAIN, NamedSources, read_changed_sets
 
 
 class Destination(NamedTuple):
@@ -64,7 +64,11 @@ def read_inspected_sets(
     names = list(dict.fromkeys(name for of_use in named.names.values() for name in of_use))
     if not names and not found.errors:
         found.errors.append("no data set is named: use --train, or --config-file")
+    own_use = {use: all(name in named.sources for name in of_use) for use, of_use in named.names.items()}
+    known = len(found.errors)
     registered, of_functions = _registered([name for name in names if name not in named.sources], found)
+    if len(found.errors) > known and own_use["train"] and not own_use.get("val", True):
+        found.errors.insert(known, ONLY_TRAIN)  # the others ask for files that are not meant
     to_draw = {name: source for name, source in registered.items() if parse_name(name) is not None}
     sets, problems = read_changed_sets(named, named.sources, allow_outside=allow_outside)
     of_files, of_registered = read_sources(

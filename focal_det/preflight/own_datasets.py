@@ -27,6 +27,10 @@ from ..output_layout import ANNOTATIONS, CLASSES_FILE, INFERENCE
 from .options import SetFlags, TrainOptions
 
 NO_OBJECTS = "no box to train on; annotate at least one object that is neither a crowd nor difficult"
+ONLY_TRAIN = (
+    "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add --val PATH, "
+    "or --split-val 0.2 to set a part of these aside"
+)
 
 
 class OwnSets(NamedTuple):
