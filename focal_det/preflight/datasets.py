@@ -24,7 +24,7 @@ from ..inference.classes import Classes, numbered_classes, read_classes
 from ..output_layout import CLASSES_FILE
 from .named_sets import read_named_set
 from .options import TrainOptions
-from .own_datasets import NO_OBJECTS, ONLY_TRAIN, OwnSets, checked_copy, read_own_sets
+from .own_datasets import NO_OBJECTS, ONLY_TRAIN, OwnSets, checked_copy, read_own_sets, too_many_left_out
 from .scored_sets import check_scoring, refusal
 
 
@@ -93,10 +93,7 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     found.errors += dict.fromkeys(errors)  # two sets may share a file
     if errors and options.own_sets("train").are_given and not options.own_sets("val").are_given:
         found.errors.insert(0, ONLY_TRAIN)  # the others ask for files that are not meant
-    left_out = sum(file.images_left_out for file in own.files.values())
-    if left_out > max(0, options.skip_bad_images):
-        most = options.skip_bad_images
-        found.errors.append(f"{left_out} images of all sets are bad, more than --skip-bad-images {most}")
+    found.errors += too_many_left_out(own.files.values(), options.skip_bad_images)
     checked = [CheckedSet(one.name, *looked[one.name], one.is_trained_on) for one in sets if one.name in looked]
     found.warnings += duplicate_warnings(checked, duplicate_images(checked))
     found.notes += [note for each in described.values() for note in each.notes]

@@ -157,6 +157,14 @@ def read_changed_sets(
     return sets, problems
 
 
+def too_many_left_out(files: Iterable[CocoFile], most: int) -> list[str]:
+    """Say so where more images were left out of all files together than the flag allows; each is below it alone."""
+    left_out = sum(file.images_left_out for file in files)
+    if left_out <= max(0, most):
+        return []
+    return [f"{left_out} images of all sets are bad, more than --skip-bad-images {most}"]
+
+
 def _match_classes(sets: dict[str, OwnSet], sources: Mapping[str, SetSource], classes: Classes, place: str) -> None:
     """Number the classes of the sets to evaluate on as those that are trained on, where all of them are among those."""
     for name, own in sets.items():
