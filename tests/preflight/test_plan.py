@@ -25,6 +25,7 @@ from focal_det.cli.train import main, parse_arguments
 from focal_det.config import schedule as advice
 from focal_det.config.load import load_config
 from focal_det.config.unused_keys import without_unread_keys
+from focal_det.data import statistics
 from focal_det.data.catalog import register_datasets
 from focal_det.data.shapes import make_shapes
 from focal_det.data.shared_records import read_train_records
@@ -136,7 +137,7 @@ def test_tiles_that_cover_every_image_are_said_to_be_none(clean, tmp_path):
 
 @pytest.mark.parametrize("words", [("--tile", "-5"), ("--tile", "40", "--overlap", "1")])
 def test_tiles_that_cannot_be_are_not_counted(clean, tmp_path, monkeypatch, words):
-    monkeypatch.setattr("focal_det.data.statistics.tile_corners", pytest.fail)  # of a large image there are too many
+    monkeypatch.setattr(statistics, "tile_corners", pytest.fail)  # of a large image there are too many
     with pytest.raises(InputError, match=rf"TILES\.\w+ is {words[-1]}.*: the "):
         check(parse_arguments([*QUICK, *flags_of(*clean), *words, "OUTPUT_DIR", str(tmp_path / "output")]))
 
