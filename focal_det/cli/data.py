@@ -77,6 +77,9 @@ def _add_flags(parser: argparse.ArgumentParser, uses: Sequence[Use], count: int,
     )
     add_data_flags(parser, uses)
     add_change_flags(parser)
+    add_number(
+        parser, "--skip-bad-images", 0, "leave out up to N images that cannot be opened or do not fit their size"
+    )
     add_number(parser, "--pictures", count, "to draw of each set, evenly spread")
     parser.add_argument("--only-class", metavar="NAME", help="draw only images with it, and only its boxes")
     add_out(parser, out)
@@ -92,7 +95,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from ..data.suspects import describe_suspects, find_suspects
     from ..preflight.anchor_fit import fit_lines
 
-    Findings(too_low(args, {"--pictures": 1})).raise_if_errors()
+    Findings(too_low(args, {"--pictures": 1, "--skip-bad-images": 0})).raise_if_errors()
     read, cfg = _read(args)
     compare, whose = _anchors(cfg, args.config_file)
     make_folder(args.out)
@@ -153,7 +156,7 @@ def _augment(args: argparse.Namespace) -> int:
     from ..inference.set_drawings import SetDrawings
     from ..preflight.training_images import TrainingImages
 
-    Findings(too_low(args, {"--pictures": 1, "--draws": 1})).raise_if_errors()
+    Findings(too_low(args, {"--pictures": 1, "--draws": 1, "--skip-bad-images": 0})).raise_if_errors()
     training_images = TrainingImages(load_config(args.config_file, args.overrides))
     read, _ = _read(args)
     make_folder(args.out)
@@ -190,12 +193,14 @@ def _read(args: argparse.Namespace) -> tuple[InspectedSets, CfgNode | None]:
     if args.config_file or args.overrides:
         from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
         from ..config.load import load_config
+        from ..preflight.training_images import check_image_keys
 
         cfg = load_config(args.config_file, [*args.overrides, *overrides_of(args)])
+        check_image_keys(cfg)  # by which objects are compared with anchors
         datasets, changes = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}, change_values(cfg)
     named, found = name_sets({use: set_flags(args, use) for use in args.uses}, datasets, changes)
-    how = {"only_class": args.only_class, "allow_outside": args.allow_outside}
-    read = read_inspected_sets(named, found, _destination(args), **how)
+    how = {"allow_outside": args.allow_outside, "skip_bad_images": args.skip_bad_images}
+    read = read_inspected_sets(named, found, _destination(args), only_class=args.only_class, **how)
     for warning in read.warnings:
         _warn(warning)
     return read, cfg

@@ -34,7 +34,7 @@ class ImageMapper(DatasetMapper):
         if "tile" in dataset_dict:
             return self._map_tile(dataset_dict)
         if annotations := dataset_dict.get("annotations"):
-            annotations = [{**a, "bbox": [float(number) for number in a["bbox"]]} for a in annotations]
+            annotations = [{**a, "bbox": [float(n) for n in a["bbox"]]} if "bbox" in a else a for a in annotations]
             dataset_dict = {**dataset_dict, "annotations": annotations}
         mapped: Record = super().__call__(dataset_dict)
         return mapped

@@ -183,7 +183,9 @@ def _draw_fit(axes: Axes, fit: AnchorFit | None) -> None:
 
 
 def _edges(values: np.ndarray) -> list[float]:
-    return list(np.geomspace(values.min() / 1.05, values.max() * 1.05, _BINS + 1).tolist())
+    low, high = values.min(), values.max()
+    margin = max(1.05, 2 / np.sqrt(high / low))  # bars of values that are all alike would be too thin to see
+    return list(np.geomspace(low / margin, high * margin, _BINS + 1).tolist())
 
 
 def _make_logarithmic(axes: Axes) -> None:

@@ -5,6 +5,7 @@ Detecting, training and the checks before it cut images by the same rule.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from ..errors import Findings
 # From this share of an object's area on, what a tile shows of it stands for the object. The share is the IoU of the two
 # boxes, and .5 the one from which on an anchor, or a detection, is that object's.
 VISIBLE = 0.5
+MOST_TILES = 10_000  # of an image that is trained on
 _TOGETHER = 64  # tiles whose objects are looked for at once, which bounds the memory
 
 
@@ -59,6 +61,11 @@ def tile_corners(height: int, width: int, tiles: Tiles) -> np.ndarray:
     (tops, bottoms), (lefts, rights) = (_spans(side, tiles) for side in (height, width))
     rows, columns = np.indices((len(tops), len(lefts))).reshape(2, -1)
     return np.stack([lefts[columns], tops[rows], rights[columns], bottoms[rows]], axis=1)
+
+
+def number_of_tiles(height: int, width: int, tiles: Tiles) -> int:
+    """Return how many `tile_corners` are."""
+    return math.prod(len(_spans(side, tiles)[0]) for side in (height, width))
 
 
 def _spans(side: int, tiles: Tiles) -> tuple[np.ndarray, np.ndarray]:

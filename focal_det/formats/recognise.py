@@ -143,6 +143,7 @@ def image_folder(json_file: Path, top: Path, part: Part | None) -> Path:
     if len(having) == 1:
         return having[0]
     which = f"several folders have {name!r}: {', '.join(map(str, having))}" if having else f"no folder has {name!r}"
+    which = which if name else 'neither its beginning nor its end has an image with a "file_name"'
     raise InputError(f"{json_file}: {which}; name the folder of its images, by --train-json and --train-images")
 
 

@@ -17,14 +17,14 @@ from ..data.dataset_spec import Use
 from ..data.duplicates import CheckedSet, duplicate_images, duplicate_warnings
 from ..data.statistics import Objects, SetStatistics, fingerprint, joined, statistics
 from ..data.tile_records import tiles_of
-from ..data.tiling import Tiles
+from ..data.tiling import MOST_TILES, Tiles, number_of_tiles, tile_problems
 from ..errors import Findings, InputError
 from ..formats.coco import CocoFile
 from ..inference.classes import Classes, numbered_classes, read_classes
 from ..output_layout import CLASSES_FILE
 from .named_sets import read_named_set
 from .options import TrainOptions
-from .own_datasets import NO_OBJECTS, OwnSets, checked_copy, read_own_sets
+from .own_datasets import NO_OBJECTS, ONLY_TRAIN, OwnSets, checked_copy, read_own_sets, too_many_left_out
 from .scored_sets import check_scoring, refusal
 
 
@@ -92,15 +92,8 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     found.add(check_scoring(own.test, files, cfg.TEST.DETECTIONS_PER_IMAGE))
     found.errors += dict.fromkeys(errors)  # two sets may share a file
     if errors and options.own_sets("train").are_given and not options.own_sets("val").are_given:
-        found.errors.insert(
-            0,  # the others ask for files that are not meant
-            "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add "
-            "--val PATH, or --split-val 0.2 to set a part of these aside",
-        )
-    left_out = sum(file.images_left_out for file in own.files.values())
-    if left_out > max(0, options.skip_bad_images):
-        most = options.skip_bad_images
-        found.errors.append(f"{left_out} images of all sets are bad, more than --skip-bad-images {most}")
+        found.errors.insert(0, ONLY_TRAIN)  # the others ask for files that are not meant
+    found.errors += too_many_left_out(own.files.values(), options.skip_bad_images)
     checked = [CheckedSet(one.name, *looked[one.name], one.is_trained_on) for one in sets if one.name in looked]
     found.warnings += duplicate_warnings(checked, duplicate_images(checked))
     found.notes += [note for each in described.values() for note in each.notes]
@@ -131,7 +124,7 @@ def _describe(
     """
     if name in own.names:
         file = next((file for dataset, file in own.files.items() if dataset.name == name), None)
-        return _described(name, file, file.class_names, tiles_of(cfg)) if file else DescribedSet(name, False)
+        return _described(name, file, file.class_names, _sound_tiles(cfg)) if file else DescribedSet(name, False)
     use: Use = "val" if name in own.test else "train"
     if use == "val" and (problem := refusal(name)):
         raise InputError(problem)
@@ -146,13 +139,25 @@ def _describe(
         dataset = JsonDataset(name, "", read.image_dir, copy, evaluator_type(name), is_registered=True)
         files[dataset] = read.contents()
     registered = MetadataCatalog.get(name).get("thing_classes")  # else Detectron2 takes the file's too
-    return _described(name, read.file, list(registered or read.file.class_names), tiles_of(cfg))
+    return _described(name, read.file, list(registered or read.file.class_names), _sound_tiles(cfg))
+
+
+def _sound_tiles(cfg: CfgNode) -> Tiles:
+    """Return the tiles to count; none for values that `check_config` refuses, whose tiles may be without number."""
+    asked = cfg.MODEL.FOCAL_DET.TILES
+    return Tiles() if tile_problems(asked.SIZE, asked.OVERLAP) else tiles_of(cfg)
 
 
 def _described(name: str, file: CocoFile, names: list[str], tiles: Tiles) -> DescribedSet:
     if not file.is_annotated:
         remark = f"{len(file.coco['images'])} images without annotations"
         return DescribedSet(name, True, names, remark=remark, notes=file.notes, is_scored=False)
+    for image in file.coco["images"]:
+        if (number := number_of_tiles(image["height"], image["width"], tiles)) > MOST_TILES:
+            raise InputError(
+                f"{name}: {image['file_name']}, {image['width']}x{image['height']} px, needs {number:,} tiles of "
+                f"{tiles.size} px, and an image may have {MOST_TILES:,}: take larger ones, or a smaller --overlap"
+            )
     described = DescribedSet(name, True, names, statistics(file.coco, tiles), fingerprint=fingerprint(file.coco))
     is_scored = described.content is not None and len(described.content.objects.boxes) > 0
     return described._replace(notes=file.notes, boxes_left_out=file.boxes_left_out, is_scored=is_scored)

@@ -6,13 +6,13 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..data.dataset_spec import OwnSet, SetSource, read_sources
 from ..data.duplicates import CheckedSet
 from ..errors import Findings, InputError, cut, some
 from ..files import is_writable
-from .own_datasets import NamedSources, read_changed_sets
+from .own_datasets import ONLY_TRAIN, NamedSources, read_changed_sets, too_many_left_out
 
 
 class Destination(NamedTuple):
@@ -46,7 +46,7 @@ class InspectedSets(NamedTuple):
 
 
 def read_inspected_sets(
-    named: NamedSources, found: Findings, destination: Destination, *, only_class: str | None, allow_outside: bool
+    named: NamedSources, found: Findings, destination: Destination, *, only_class: str | None, **how: Any
 ) -> InspectedSets:
     """Read and check all named sets. Generated shapes are drawn if they are missing, once nothing else is wrong.
 
@@ -54,7 +54,7 @@ def read_inspected_sets(
         found: what is wrong so far.
         destination: which must replace no file of the sets.
         only_class: a class that they must have.
-        allow_outside: see `read_coco`.
+        how: allow_outside and skip_bad_images of `read_coco`, the latter over all sets.
 
     Raises:
         InputError: with all that is wrong.
@@ -64,14 +64,22 @@ def read_inspected_sets(
     names = list(dict.fromkeys(name for of_use in named.names.values() for name in of_use))
     if not names and not found.errors:
         found.errors.append("no data set is named: use --train, or --config-file")
+    own_use = {use: all(name in named.sources for name in of_use) for use, of_use in named.names.items()}
+    known = len(found.errors)
     registered, of_functions = _registered([name for name in names if name not in named.sources], found)
+    if len(found.errors) > known and own_use["train"] and not own_use.get("val", True):
+        found.errors.insert(known, ONLY_TRAIN)  # the others ask for files that are not meant
     to_draw = {name: source for name, source in registered.items() if parse_name(name) is not None}
-    sets, problems = read_changed_sets(named, named.sources, allow_outside=allow_outside)
+    sets, problems = read_changed_sets(named, named.sources, **how)
     of_files, of_registered = read_sources(
-        {name: source for name, source in registered.items() if name not in to_draw}, allow_outside=allow_outside
+        {name: source for name, source in registered.items() if name not in to_draw}, **how
     )
     sets |= of_files | of_functions
-    found.errors += [*problems, *of_registered]
+    found.errors += [
+        *problems,
+        *of_registered,
+        *too_many_left_out((own.file for own in sets.values()), how["skip_bad_images"]),
+    ]
     found.raise_if_errors()
     own_classes = (c for own in sets.values() for c in own.file.class_names)
     classes = list(dict.fromkeys([*own_classes, *(CLASSES if to_draw else ())]))
@@ -148,6 +156,12 @@ def output_problems(
         own += [path for path in folders if any(_is_in(holder, path) for holder in holders)]
     if own:
         return [f"--out {out}: {some('', own)} is or contains a file of the data sets; name another folder"]
+    places = ((one.image_dir, image["file_name"]) for one in sets.values() for image in one.file.coco["images"])
+    among = {os.path.dirname(os.path.join(*place)) for place in places}
+    among = {folder for folder in among if any(_is_in(folder, Path(image_dir)) for image_dir in image_dirs)}
+    if around := [folder for folder in sorted(among) if _is_in(os.fspath(out), Path(folder))]:
+        # of YOLO's sets every image is one of theirs, and every text the boxes of one
+        return [f"--out {out} is among the images of a data set, in {around[0]}; name another folder"]
     if there and not destination.overwrite:
         return [f"--out {out} already has {some('', there)}; name another, or add --overwrite"]
     wrong = [f"{path} is a folder" for path in files if os.path.isdir(path)]

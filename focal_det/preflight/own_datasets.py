@@ -27,6 +27,10 @@ from ..output_layout import ANNOTATIONS, CLASSES_FILE, INFERENCE
 from .options import SetFlags, TrainOptions
 
 NO_OBJECTS = "no box to train on; annotate at least one object that is neither a crowd nor difficult"
+ONLY_TRAIN = (
+    "the sets to evaluate on are the configuration's, since only those to train on were given by flag: add --val PATH, "
+    "or --split-val 0.2 to set a part of these aside"
+)
 
 
 class OwnSets(NamedTuple):
@@ -151,6 +155,14 @@ def read_changed_sets(
         index = CocoIndex(first.file.coco)
         _match_classes(sets, sources, Classes(index.names, index.category_ids), first.place)
     return sets, problems
+
+
+def too_many_left_out(files: Iterable[CocoFile], most: int) -> list[str]:
+    """Say so where more images were left out of all files together than the flag allows; each is below it alone."""
+    left_out = sum(file.images_left_out for file in files)
+    if left_out <= max(0, most):
+        return []
+    return [f"{left_out} images of all sets are bad, more than --skip-bad-images {most}"]
 
 
 def _match_classes(sets: dict[str, OwnSet], sources: Mapping[str, SetSource], classes: Classes, place: str) -> None:

@@ -62,8 +62,10 @@ def _data_lines(cfg: CfgNode, sets: Sequence[DescribedSet]) -> Iterator[str]:
         text += f"; {len(content.objects.boxes)} objects"
         text += f", {content.crowds} crowds" if content.crowds else ""
         text += f"; {described.boxes_left_out} boxes left out" if described.boxes_left_out else ""
-        if content.tiles:
-            size = cfg.MODEL.FOCAL_DET.TILES.SIZE
+        size = cfg.MODEL.FOCAL_DET.TILES.SIZE
+        if size and not content.tiles:
+            text += f"; no tiles, as no image is larger than {size} px"
+        elif content.tiles:
             text += f"; and {content.tiles} tiles of {size} px, {content.tiles_with_objects} of them with objects"
             if described.is_trained_on and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
                 text += ", the others are filtered"

@@ -24,6 +24,12 @@ from ..inference.drawing import draw_boxes, titled
 _KEYS = ("INPUT.", "MODEL.FOCAL_DET.AUGMENT.", "MODEL.FOCAL_DET.TILES.")  # what such an image depends on
 
 
+def check_image_keys(cfg: CfgNode) -> None:
+    """Raise InputError where a key that says what the network gets of an image is wrong."""
+    problems = check_config(cfg, num_processes=1, training=True).errors
+    Findings([problem for problem in problems if problem.startswith(_KEYS)]).raise_if_errors()
+
+
 class TrainingImages:
     """Drawings of images as the network gets them, with the random numbers of SEED, or of 0 if that is negative.
 
@@ -31,8 +37,7 @@ class TrainingImages:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        problems = check_config(cfg, num_processes=1, training=True).errors
-        Findings([problem for problem in problems if problem.startswith(_KEYS)]).raise_if_errors()
+        check_image_keys(cfg)
         try:
             check_own_augmentation(cfg)
             self._map = named_faults(training_mapper(cfg))

@@ -122,6 +122,14 @@ def test_never_are_the_images_of_a_set_written_over(voc, tmp_path, capsys, below
     assert files_in(out) == before
 
 
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_nothing_is_written_among_the_images_of_a_set(voc, capsys, below):
+    out = voc / "JPEGImages" / below
+    assert inspect("--train-voc", voc, "--out", out) == 2
+    assert f"--out {out} is among the images of a data set, in {voc / 'JPEGImages'};" in capsys.readouterr().err
+    assert len(list((voc / "JPEGImages").iterdir())) == 7
+
+
 @pytest.mark.parametrize("out", ["y" * 300, "voc/ImageSets/Main/train.txt/out"])
 def test_a_folder_that_cannot_be_made_is_named(voc, tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
@@ -155,6 +163,17 @@ def test_an_image_that_is_damaged_behind_its_header_is_passed_over_and_named(voc
     assert inspect("--train-voc", voc, "--out", tmp_path / "out") == 0
     assert f"warning: {path}: broken data stream; skipped" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "train_voc").iterdir())) == 5
+
+
+def test_bad_images_are_left_out_up_to_the_bound_over_all_sets(voc, tmp_path, capsys):
+    for name in ("p00", "p03"):
+        path = voc / "JPEGImages" / f"{name}.jpg"
+        path.write_bytes(path.read_bytes()[:-20])
+    words = ("--train-voc", voc, "--val-voc", voc, "--out", tmp_path / "out", "--skip-bad-images")  # val has p03 too
+    assert inspect(*words, 2) == 2
+    assert "error: 3 images of all sets are bad, more than --skip-bad-images 2" in capsys.readouterr().err
+    assert inspect(*words, 3) == 0
+    assert "left out 2 images" in capsys.readouterr().out
 
 
 def test_sets_that_number_their_classes_differently_are_warned_of(voc, tmp_path, capsys):

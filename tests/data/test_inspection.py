@@ -81,3 +81,10 @@ def test_the_figure_has_a_row_for_each_set_and_survives_formulas_and_no_objects(
     assert texts == ["< .4 (33.3%)", ".4 to .5 (33.3%)", ">= .5 (33.3%)"]
     assert figure.axes[3].get_title() == "images of 240 px"
     figure.savefig(tmp_path / "x.png")
+
+
+def test_bars_of_sizes_that_are_all_alike_are_wide_enough_to_see():
+    alike = {**COCO, "annotations": [{**row, "bbox": [0, 0, 30, 30], "area": 900} for row in COCO["annotations"]]}
+    axes = inspection_figure({"train": alike}, {}).axes[1]
+    (bar,) = (bar for bar in axes.patches if bar.get_height())
+    assert bar.get_width() > 30 * 0.02

@@ -184,6 +184,9 @@ def test_what_is_there_instead_of_annotations_is_said(tmp_path, name, text, said
 def test_images_of_a_coco_file_in_several_folders_are_not_guessed(tmp_path):
     (tmp_path / "my.json").write_text(coco())
     assert "no folder has 'a.png'; name the folder of its images, by --train-json" in problem(tmp_path)
+    (tmp_path / "my.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    assert 'neither its beginning nor its end has an image with a "file_name"; name' in problem(tmp_path)
+    (tmp_path / "my.json").write_text(coco())
     write_images(tmp_path / "one")
     assert read(tmp_path).image_dir == str(tmp_path / "one")
     write_images(tmp_path / "two")

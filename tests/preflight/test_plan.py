@@ -25,13 +25,14 @@ from focal_det.cli.train import main, parse_arguments
 from focal_det.config import schedule as advice
 from focal_det.config.load import load_config
 from focal_det.config.unused_keys import without_unread_keys
+from focal_det.data import statistics
 from focal_det.data.catalog import register_datasets
 from focal_det.data.shapes import make_shapes
 from focal_det.data.shared_records import read_train_records
 from focal_det.defaults import add_focal_det_config
 from focal_det.engine.run import Job
 from focal_det.errors import InputError
-from focal_det.preflight import summary
+from focal_det.preflight import datasets, summary
 from focal_det.preflight.plan import check, write
 
 pytestmark = pytest.mark.detectron2
@@ -127,6 +128,25 @@ def test_tiles_are_counted_as_the_training_will_draw_them(clean, tmp_path, only_
     assert 40 < with_objects < tiles / 2
     assert plan.summary[0].endswith("the others are filtered") is only_with_objects
     assert re.search(r"at 128 px in tiles of 40 px, .*; median side \d+ px", "\n".join(plan.summary))
+
+
+def test_tiles_that_cover_every_image_are_said_to_be_none(clean, tmp_path):
+    plan = check(parse_arguments([*QUICK, *flags_of(*clean), "--tile", "999", "OUTPUT_DIR", str(tmp_path / "output")]))
+    assert plan.summary[0].endswith("; 120 objects; no tiles, as no image is larger than 999 px")
+
+
+def test_an_image_of_too_many_tiles_is_named(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "MOST_TILES", 8)
+    words = ["--tile", "40", "OUTPUT_DIR", str(tmp_path / "output")]
+    with pytest.raises(InputError, match=r"train_json: .+ needs 9 tiles of 40 px, and an image may have 8: take"):
+        check(parse_arguments([*QUICK, *flags_of(*clean), *words]))
+
+
+@pytest.mark.parametrize("words", [("--tile", "-5"), ("--tile", "40", "--overlap", "1")])
+def test_tiles_that_cannot_be_are_not_counted(clean, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(statistics, "tile_corners", pytest.fail)  # of a large image there are too many
+    with pytest.raises(InputError, match=rf"TILES\.\w+ is {words[-1]}.*: the "):
+        check(parse_arguments([*QUICK, *flags_of(*clean), *words, "OUTPUT_DIR", str(tmp_path / "output")]))
 
 
 @pytest.mark.parametrize("tiles", [(), ("--tile", "40")])

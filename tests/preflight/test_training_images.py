@@ -116,3 +116,20 @@ def test_an_image_that_cannot_be_mapped_is_passed_over_and_named(voc, tmp_path, 
     said = capsys.readouterr().err
     assert "p00.jpg': can no longer be read (OSError: broken data stream)" in said
     assert "skipped" in said
+
+
+@pytest.mark.parametrize("key_and_value", [("INPUT.MIN_SIZE_TRAIN", "()"), ("MODEL.FOCAL_DET.TILES.SIZE", "5")])
+def test_inspect_refuses_sizes_of_images_before_it_compares_anchors(voc, tmp_path, capsys, key_and_value):
+    words = ["--train-voc", str(voc), "--val-voc", str(voc), "--out", str(tmp_path / "out")]
+    assert main(["data", "inspect", *words, *key_and_value]) == 2
+    assert f"error: {' is '.join(key_and_value)}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_says_where_the_set_to_evaluate_on_that_is_missing_comes_from(voc, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    words = ["--train-voc", str(voc), "--out", str(tmp_path / "out"), "DATASETS.TEST", "('coco_2017_val',)"]
+    assert main(["data", "inspect", *words]) == 2
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: the sets to evaluate on are the configuration's")
+    assert "instances_val2017.json is missing" in others[0]
