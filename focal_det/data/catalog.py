@@ -66,7 +66,7 @@ def write_checked_copy(dataset: JsonDataset, coco_file: CocoFile) -> None:
 
 
 def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]) -> None:
-    """Register the user's own sets anew, and generated shapes once; the files must have been prepared.
+    """Register the user's own sets anew, and generated shapes where they lie now; the files must have been prepared.
 
     Raises TrainingError for a set that is registered in the process that was started and not in this one.
     """
@@ -84,16 +84,22 @@ def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]
         files = {"json_file": dataset.checked_copy, "image_root": dataset.image_dir}
         MetadataCatalog.get(dataset.name).set(evaluator_type=dataset.evaluator, given_as=dataset.json_file, **files)
     for name in names:
-        if name in DatasetCatalog.list():
+        is_shapes, is_registered = parse_name(name) is not None, name in DatasetCatalog.list()
+        if is_registered and not is_shapes:
             continue
-        if parse_name(name) is None:
+        if not is_shapes:
             raise TrainingError(
                 f'data set "{name}" is registered in the process that was started, but not in this one, which imports '
                 "the script anew: register it where every import does, at the script's top level and not below "
                 '`if __name__ == "__main__":`, or in a module that --plugin names'
             )
-        annotations, images = shapes_files(name, datasets_root())
-        register_coco_instances(name, {"thing_classes": list(CLASSES)}, str(annotations), str(images))
+        annotations, images = map(str, shapes_files(name, datasets_root()))
+        if is_registered:
+            if MetadataCatalog.get(name).json_file == annotations:
+                continue
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_coco_instances(name, {"thing_classes": list(CLASSES)}, annotations, images)
 
 
 def _register_copy(dataset: JsonDataset) -> None:

@@ -3,7 +3,14 @@
 import pytest
 from detectron2.data import DatasetCatalog
 
-from focal_det.data.catalog import category_ids, class_names, dataset_problems, known_classes, prepare_shapes
+from focal_det.data.catalog import (
+    category_ids,
+    class_names,
+    dataset_problems,
+    known_classes,
+    prepare_shapes,
+    register_datasets,
+)
 from focal_det.errors import InputError
 
 pytestmark = pytest.mark.detectron2
@@ -13,6 +20,14 @@ def test_shapes_are_registered_with_their_classes(val_shapes):
     assert dataset_problems([val_shapes]) == []
     assert class_names(val_shapes) == ["disk", "box", "triangle"]
     assert len(DatasetCatalog.get(val_shapes)) == 5
+
+
+def test_shapes_are_those_of_the_folder_that_is_named_now(val_shapes, tmp_path, monkeypatch):
+    assert DatasetCatalog.get(val_shapes)[0]["file_name"].startswith(str(tmp_path / "shapes"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "other"))
+    prepare_shapes([val_shapes])
+    register_datasets([val_shapes], [])
+    assert DatasetCatalog.get(val_shapes)[0]["file_name"].startswith(str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(

@@ -212,10 +212,13 @@ def test_two_ranks_of_one_gpu_are_named(port):
     ],
 )
 def test_number_0_chooses_the_backend_of_all_and_names_a_machine_that_does_not_fit(port, device, gpus, backend):
+    stores = []  # the host's serves the other until that has read what it needs
+
     def call(number):
         ranks = Rendezvous(number, 2, "rank", "127.0.0.1", port, "2", 10.0, gpus=gpus[number], device=device)
         try:
-            return ranks.call_roll(ranks.open_store(is_host=number == 0)).get("go").decode()
+            stores.append(store := ranks.open_store(is_host=number == 0))
+            return ranks.call_roll(store).get("go").decode()
         except TrainingError as error:
             return str(error)
 
