@@ -15,7 +15,7 @@ from ..files import write_text_whole, written_whole
 from ..preflight.inspected_sets import Destination, InspectedSets, read_inspected_sets
 from ..preflight.own_datasets import USES, change_values, name_sets
 from .common import add_number, add_out, add_plugin_flag, make_folder, too_low
-from .data_flags import add_change_flags, add_data_flags, overrides_of, set_flags
+from .data_flags import add_change_flags, add_data_flags, changes_of, overrides_of, set_flags
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -188,7 +188,7 @@ def _destination(args: argparse.Namespace) -> Destination:
 def _read(args: argparse.Namespace) -> tuple[InspectedSets, CfgNode | None]:
     """Read and check the sets, and warn of what a training would refuse; return the configuration too, if any."""
     datasets: dict[Use, Sequence[str]] = dict.fromkeys(USES, ())
-    changes: tuple[Sequence[Any], ...] = (args.classes or (), args.merge_classes, args.split_val or ())
+    changes: tuple[Sequence[Any], ...] = changes_of(args)
     cfg = None
     if args.config_file or args.overrides:
         from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing

@@ -53,6 +53,11 @@ def add_change_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def changes_of(args: argparse.Namespace) -> tuple[Sequence[str], Sequence[str], Sequence[float | int]]:
+    """Return the flags of `add_change_flags` as the values of the three keys; those that are not given are empty."""
+    return args.classes or (), args.merge_classes, args.split_val or ()
+
+
 def _share_and_seed(text: str) -> list[float | int]:
     share, _, seed = text.partition(":")
     return [float(share), int(seed or 0)]

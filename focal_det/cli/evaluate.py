@@ -16,7 +16,7 @@ from ..files import write_text_whole
 from ..output_layout import DRAWINGS_SHEET
 from ..preflight.own_datasets import NamedSources, name_sets
 from .common import add_number, add_out, add_tile_flags, add_trust_flag, make_folder, too_low
-from .data_flags import add_change_flags, add_data_flags, set_flags
+from .data_flags import add_change_flags, add_data_flags, changes_of, set_flags
 
 if TYPE_CHECKING:
     from ..evaluation.coco_scores import Evaluation
@@ -110,8 +110,7 @@ def _check_options(args: argparse.Namespace) -> NamedSources:
 
     problems = too_low(args, {"--batch-size": 1, "--skip-bad-images": 0, "--draw": 0})
     problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))
-    changes = args.classes or (), args.merge_classes, args.split_val or ()
-    named, found = name_sets({use: set_flags(args, use) for use in USES}, dict.fromkeys(USES, ()), changes)
+    named, found = name_sets({use: set_flags(args, use) for use in USES}, dict.fromkeys(USES, ()), changes_of(args))
     others = (args.run_dir, args.shapes)
     number = len(named.names["val"]) + sum(other is not None for other in others)
     if len(args.val_json) != len(args.val_images):

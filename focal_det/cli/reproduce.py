@@ -11,7 +11,7 @@ from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, Findings, InputError
 from ..paper.tables import SCALES, default_out, find_rows, find_table, list_tables, load_tables
 from ..preflight.own_datasets import USES, name_sets
 from .common import add_number, add_plugin_flag, folder_name, list_of, too_low
-from .data_flags import add_change_flags, add_data_flags, data_words, overrides_of, set_flags
+from .data_flags import add_change_flags, add_data_flags, changes_of, data_words, overrides_of, set_flags
 
 if TYPE_CHECKING:
     from ..paper.runs import SweepPlan
@@ -109,8 +109,7 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _check_data_flags(args: argparse.Namespace) -> None:
     """Raise an InputError for flags without their partner: COCO files without folders, training without evaluation."""
-    changes = args.classes or (), args.merge_classes, args.split_val or ()
-    named, found = name_sets({use: set_flags(args, use) for use in USES}, dict.fromkeys(USES, ()), changes)
+    named, found = name_sets({use: set_flags(args, use) for use in USES}, dict.fromkeys(USES, ()), changes_of(args))
     found.raise_if_errors()
     for given, lacking in (USES, USES[::-1]):
         if named.names[given] and not named.names[lacking]:

@@ -75,31 +75,33 @@ def register_datasets(names: Iterable[str], json_datasets: Iterable[JsonDataset]
         if dataset.is_registered:
             _register_copy(dataset)
             continue
-        if dataset.name in DatasetCatalog.list():
-            DatasetCatalog.remove(dataset.name)
-            MetadataCatalog.remove(dataset.name)
+        _forget(dataset.name)
         DatasetCatalog.register(
             dataset.name, partial(load_coco_json, dataset.checked_copy, dataset.image_dir, dataset.name)
         )
         files = {"json_file": dataset.checked_copy, "image_root": dataset.image_dir}
         MetadataCatalog.get(dataset.name).set(evaluator_type=dataset.evaluator, given_as=dataset.json_file, **files)
     for name in names:
-        is_shapes, is_registered = parse_name(name) is not None, name in DatasetCatalog.list()
-        if is_registered and not is_shapes:
-            continue
-        if not is_shapes:
+        if parse_name(name) is None:
+            if name in DatasetCatalog.list():
+                continue
             raise TrainingError(
                 f'data set "{name}" is registered in the process that was started, but not in this one, which imports '
                 "the script anew: register it where every import does, at the script's top level and not below "
                 '`if __name__ == "__main__":`, or in a module that --plugin names'
             )
         annotations, images = map(str, shapes_files(name, datasets_root()))
-        if is_registered:
-            if MetadataCatalog.get(name).json_file == annotations:
-                continue
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+        if name in DatasetCatalog.list() and MetadataCatalog.get(name).json_file == annotations:
+            continue
+        _forget(name)
         register_coco_instances(name, {"thing_classes": list(CLASSES)}, annotations, images)
+
+
+def _forget(name: str) -> None:
+    """Remove a set from Detectron2's catalogues, if it is there."""
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def _register_copy(dataset: JsonDataset) -> None:

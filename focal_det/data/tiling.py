@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,16 +65,24 @@ def tile_corners(height: int, width: int, tiles: Tiles) -> np.ndarray:
 
 def number_of_tiles(height: int, width: int, tiles: Tiles) -> int:
     """Return how many `tile_corners` are."""
-    return math.prod(len(_spans(side, tiles)[0]) for side in (height, width))
+    return math.prod(int(_grid(side, tiles)[2]) + 1 for side in (height, width))
 
 
 def _spans(side: int, tiles: Tiles) -> tuple[np.ndarray, np.ndarray]:
     """Return where tiles begin and end along a side of the image."""
-    size = min(tiles.size or side, side)
-    step = max(1, round(size * (1 - tiles.overlap)))
-    number = 1 + -(-(side - size) // step)
-    starts = np.minimum(np.arange(number) * step, side - size)
-    return starts, starts + size
+    size, step, last = _grid(side, tiles)
+    starts = np.minimum(np.arange(last + 1) * step, side - size).astype(np.int64)
+    return starts, starts + int(size)
+
+
+def _grid(sides: Any, tiles: Tiles) -> tuple[Any, Any, Any]:
+    """Return, for one side of an image or several, that of its tiles, the step between them, and the last one's number.
+
+    The last one is shifted inward, where it would reach beyond the image.
+    """
+    size = np.minimum(tiles.size or np.inf, sides)
+    step = np.maximum(1, np.round(size * (1 - tiles.overlap)))
+    return size, step, np.ceil((sides - size) / step)
 
 
 class Shown(NamedTuple):
@@ -112,9 +120,7 @@ def best_views(boxes: np.ndarray, sizes: np.ndarray, tiles: Tiles) -> np.ndarray
     """
     starts, ends = np.empty_like(sizes), np.empty_like(sizes)
     for axis in (0, 1):
-        size = np.minimum(tiles.size or np.inf, sizes[:, axis])
-        step = np.maximum(1, np.round(size * (1 - tiles.overlap)))
-        last = np.ceil((sizes[:, axis] - size) / step)
+        size, step, last = _grid(sizes[:, axis], tiles)
         # All are of one size, so it is the one whose middle is nearest to the object's.
         ideal = (boxes[:, axis] + boxes[:, axis + 2] - size) / 2
         before = np.clip(np.floor(ideal / step), 0, last)

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from ..data.statistics import AnchorFit, Objects, iou_text, sample
 from ..data.tile_records import tiles_of
-from ..data.tiling import Tiles, best_views, tile_corners
+from ..data.tiling import Tiles, best_views, number_of_tiles
 from ..modeling.anchors import cell_anchors
 from .anchor_fit import FEW, AnchorGrid, AnchorSetup, FitRows, at_size, best_ious, fit_objects, group_fit, resized
 
@@ -133,7 +133,7 @@ def _proposal(cfg: CfgNode, objects: Objects, shorter: float, limit: float) -> P
         return None
     for size in _TILES:
         tiles = Tiles(size, cfg.MODEL.FOCAL_DET.TILES.OVERLAP)
-        if size * _ENLARGED < shorter or len(tile_corners(height, width, tiles)) > _MOST_TILES:
+        if size * _ENLARGED < shorter or number_of_tiles(height, width, tiles) > _MOST_TILES:
             break
         if (then := share(tiles)) <= _LEFT:
             return Proposal(size, limit, now, then)

@@ -152,7 +152,7 @@ def _described(name: str, file: CocoFile, names: list[str], tiles: Tiles) -> Des
     if not file.is_annotated:
         remark = f"{len(file.coco['images'])} images without annotations"
         return DescribedSet(name, True, names, remark=remark, notes=file.notes, is_scored=False)
-    for image in file.coco["images"]:
+    for image in file.coco["images"] if tiles.size else ():
         if (number := number_of_tiles(image["height"], image["width"], tiles)) > MOST_TILES:
             raise InputError(
                 f"{name}: {image['file_name']}, {image['width']}x{image['height']} px, needs {number:,} tiles of "

@@ -1,8 +1,8 @@
 """CSV with a box on each line: Open Images' columns, those of other tools by their names, or none.
 
-Without a header the columns are path, x1, y1, x2, y2, class; by a header, width and height may take the place of x2 and
-y2. Open Images' coordinates (ImageID, LabelName) are shares
-of the image's size, all others pixels. A line with an image alone, whose other fields are empty, has no object.
+Without a header the columns are path, x1, y1, x2, y2, class; by a header, width and height may take the place of x2
+and y2. Open Images' coordinates (ImageID, LabelName) are shares of the image's size, all others pixels. A line with an
+image alone, whose other fields are empty, has no object.
 """
 
 from __future__ import annotations
