@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import logging
 import os
 import random
 
@@ -106,3 +107,18 @@ def write_voc(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def lines():
+    """Return what the package logs, whoever has set up its loggers."""
+    kept = []
+    handler = logging.Handler()
+    handler.emit = lambda record: kept.append(record.getMessage())
+    logger = logging.getLogger("focal_det")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield kept
+    logger.removeHandler(handler)
+    logger.setLevel(level)

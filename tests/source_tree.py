@@ -25,6 +25,8 @@ FLOORS = [
     {"environment"},
     {"checkpoint"},
     {"divergence"},
+    {"evaluators"},
+    {"tracking"},
     {"engine"},
     {"preflight"},
     {"launch"},

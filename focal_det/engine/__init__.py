@@ -1,16 +1,15 @@
 """Training, evaluation and prediction on Detectron2's engine.
 
 trainer joins the parts of a training: one step (train_step), what is done after it (hooks, best_checkpoint,
-initial_loss, validation_loss, draw_detections), what is written (writers, metrics_file) and how a set is scored
-(set_evaluators, coco_evaluator), with test-time augmentation too (augmented_detector). run is a whole run as each
-process sees it, with its setup; predictor is a trained detector.
+initial_loss, validation_loss, draw_detections), what is written (the room tracking) and how a set is scored (the room
+evaluators). run is a whole run as each process sees it, with its setup; predictor is a trained detector.
 
 Private names of Detectron2, fvcore and PyTorch are touched where no public one exists, in these modules alone:
 
     _trainer, _hooks                         DefaultTrainer, TrainerBase    engine.trainer, engine.hooks
     _data_loader_iter, _write_metrics        SimpleTrainer                  engine.train_step
-    _last_write, _writer_args, _writer       TensorboardXWriter             engine.metrics_file
-    _eval_predictions, _derive_coco_results  COCOEvaluator                  engine.coco_evaluator
+    _last_write, _writer_args, _writer       TensorboardXWriter             tracking.metrics_file
+    _eval_predictions, _derive_coco_results  COCOEvaluator                  evaluators.coco_evaluator
     _coco_api, _do_evaluation, _metadata,
         _results
     _multiplier                              LRMultiplier                   engine.trainer

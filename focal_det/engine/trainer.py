@@ -30,17 +30,18 @@ from ..distributed.cluster import unwrapped
 from ..distributed.graceful_stop import GracefulStop, stoppable
 from ..distributed.heartbeat import busy, compiling
 from ..divergence.check import NonFiniteCheck
+from ..evaluators.augmented_detector import AugmentedDetector
+from ..evaluators.coco_evaluator import nan_lines
+from ..evaluators.set_evaluators import make_evaluator
 from ..modeling.retinanet import FocalRetinaNet
 from ..output_layout import FINAL_CHECKPOINT, INFERENCE, INFERENCE_TTA, METRICS, TTA
-from .augmented_detector import AugmentedDetector
+from ..tracking.metrics_file import MetricHistory, MetricsFile, TensorBoardFile
+from ..tracking.writers import ConsoleWriter, WriteMetrics, images_of, speed_options_line, speed_summary
 from .best_checkpoint import BestCheckpointer, ap_name
-from .coco_evaluator import nan_lines
 from .draw_detections import DrawDetections, draw_detections
 from .hooks import LogAssignment, StopOnSignal
 from .initial_loss import InitialLossCheck
-from .metrics_file import MetricHistory, MetricsFile, TensorBoardFile
 from .model_detector import evaluated_in_tiles, reading_cfg
-from .set_evaluators import make_evaluator
 from .train_step import (
     WRITE_PERIOD,
     Float16Trainer,
@@ -51,7 +52,6 @@ from .train_step import (
     when_due,
 )
 from .validation_loss import ValidationLoss
-from .writers import ConsoleWriter, WriteMetrics, images_of, speed_options_line, speed_summary
 
 logger = logging.getLogger(__name__)
 

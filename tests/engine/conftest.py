@@ -1,23 +1,6 @@
 """Fixtures of the engine's tests."""
 
-import logging
-
 import pytest
-
-
-@pytest.fixture
-def lines():
-    """Return what the package logs, whoever has set up its loggers."""
-    kept = []
-    handler = logging.Handler()
-    handler.emit = lambda record: kept.append(record.getMessage())
-    logger = logging.getLogger("focal_det")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield kept
-    logger.removeHandler(handler)
-    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

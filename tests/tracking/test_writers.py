@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from focal_det.engine.writers import ConsoleWriter, speed_options_line, speed_summary
+from focal_det.tracking.writers import ConsoleWriter, speed_options_line, speed_summary
 
 pytestmark = pytest.mark.detectron2
 

@@ -18,8 +18,8 @@ from detectron2.utils.events import EventStorage
 
 from focal_det.data.catalog import JsonDataset, register_datasets, write_checked_copy
 from focal_det.data.shapes import make_shapes, shapes_files
-from focal_det.engine.coco_evaluator import SubmissionEvaluator, nan_lines, submission_name
 from focal_det.engine.trainer import Trainer
+from focal_det.evaluators.coco_evaluator import SubmissionEvaluator, nan_lines, submission_name
 from focal_det.formats.coco import CocoFile
 
 pytestmark = pytest.mark.detectron2

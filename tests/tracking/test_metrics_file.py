@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from focal_det.engine.metrics_file import WINDOW, MetricHistory, MetricsFile, TensorBoardFile
+from focal_det.tracking.metrics_file import WINDOW, MetricHistory, MetricsFile, TensorBoardFile
 
 pytestmark = pytest.mark.detectron2
 

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from training_fixtures import TINY
 
-from focal_det.engine.augmented_detector import AugmentedDetector
+from focal_det.evaluators.augmented_detector import AugmentedDetector
 
 pytestmark = pytest.mark.detectron2
 

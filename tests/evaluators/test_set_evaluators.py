@@ -19,9 +19,9 @@ from training_fixtures import TINY
 
 from focal_det.cli.train import parse_arguments
 from focal_det.data.catalog import JsonDataset, register_datasets, scoring_metadata, write_checked_copy
-from focal_det.engine.set_evaluators import make_evaluator
 from focal_det.engine.trainer import Trainer
 from focal_det.errors import InputError, TrainingError
+from focal_det.evaluators.set_evaluators import make_evaluator
 from focal_det.preflight.named_sets import read_named_set
 from focal_det.preflight.plan import check, write
 from focal_det.report import write_report

@@ -1,0 +1,1 @@
+"""Where a training's metrics go: the log line, metrics.json, TensorBoard, and the trackers that a key names."""
