@@ -83,7 +83,7 @@ def test_in_a_window(folder, page, width):
     assert seen["width"] == width
     assert len(seen["images"]) == 8
     assert min(seen["images"]) > 0
-    assert len(seen["charts"]) == 4  # precision and recall, loss, AP, lr
+    assert len(seen["charts"]) == 5  # precision and recall, thresholds, loss, AP, lr
     assert min(seen["charts"]) > 200
     assert [label for label in seen["labels"] if "$" in label or "\\" in label] == []
     assert {"recall", "precision", "iterations", "loss", "lr"} <= set(seen["labels"])
@@ -95,6 +95,8 @@ def test_in_a_window(folder, page, width):
         "Test set made_up",
         "By class",
         "Precision and recall",
+        "What costs AP",
+        "What a score is worth",
         "Confusions between classes",
         "Errors by size",
         "Images",
