@@ -20,7 +20,7 @@ from .set_result import SetResult, score_set
 from .training_curves import course, thinned
 
 _SCORE_THRESHOLD = 0.5  # where a run left no configuration
-_IMAGE_BYTES = 6_000_000  # of all images in the page, which stays below 10 MB with them
+IMAGE_BYTES = 6_000_000  # of all images in the page, which stays below 10 MB with them
 _TEMPLATES = Path(__file__).parent
 
 
@@ -37,12 +37,7 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
         InputError: no run in the folder, a folder that cannot be written, a threshold or number out of range.
     """
     folder = Path(output_dir)
-    problems = []
-    if score_threshold is not None and not 0 <= score_threshold <= 1:
-        problems.append(f"--score-thresh {score_threshold} is outside [0, 1]")
-    if images < 0:
-        problems.append(f"--images {images} must be at least 0")
-    Findings(problems).raise_if_errors()
+    Findings(option_problems(score_threshold, images)).raise_if_errors()
     run = read_run(folder)
     if not os.access(folder, os.W_OK):
         raise InputError(f"OUTPUT_DIR {folder} cannot be written; copy the run to where it can")
@@ -52,11 +47,21 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
     return path
 
 
+def option_problems(score_threshold: float | None, images: int) -> list[str]:
+    """Return what is wrong with the options that pages have in common."""
+    problems = []
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        problems.append(f"--score-thresh {score_threshold} is outside [0, 1]")
+    if images < 0:
+        problems.append(f"--images {images} must be at least 0")
+    return problems
+
+
 def render(run: RunFiles, *, score_threshold: float | None, images: int) -> str:
     """Return the page's HTML."""
     configured = run.config_value("MODEL.FOCAL_DET.DRAW_SCORE_THRESH")
     threshold = next((float(t) for t in (score_threshold, configured) if isinstance(t, (int, float))), _SCORE_THRESHOLD)
-    budget = _IMAGE_BYTES // max(1, len(run.sets))
+    budget = IMAGE_BYTES // max(1, len(run.sets))
     sets = [score_set(found, run, threshold=threshold, images=images, max_bytes=budget) for found in run.sets]
     return fill(
         "template.html.j2",

@@ -1,4 +1,4 @@
-"""What scores are worth, as charts and in words: how often they are right, and what each threshold keeps."""
+"""Words and charts about scores: how often they are right, and what each threshold keeps."""
 
 from __future__ import annotations
 

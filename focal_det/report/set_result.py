@@ -90,13 +90,13 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
         return replace(result, problem=problem)
     by_size = (matching.objects_by_size.tolist(), matching.missed_by_size.tolist(), matching.false_by_size.tolist())
     if diagnosis is not None:
-        best = diagnosis.best_threshold()
+        at_best = diagnosis.best_threshold()
         result = replace(
             result,
             diagnosis=diagnosis,
             costs=_costs(diagnosis, evaluation),
             calibration=calibration_words(diagnosis),
-            best_threshold=threshold_words(best) if best else "",
+            best_threshold=threshold_words(at_best) if at_best else "",
             reliability=reliability_chart(found.name, diagnosis),
             trade_off=threshold_chart(found.name, diagnosis),
         )

@@ -82,7 +82,7 @@ def test_score_threshold_and_number_of_images(tmp_path, make_run):
 
 
 def test_images_beyond_the_pages_room_are_counted(tmp_path, make_run, monkeypatch):
-    monkeypatch.setattr(report_page, "_IMAGE_BYTES", 300_000)
+    monkeypatch.setattr(report_page, "IMAGE_BYTES", 300_000)
     page = write_report(make_run(tmp_path / "run", images=9)).read_text()
     assert 0 < sum(map(len, re.findall(r'<img src="([^"]*)"', page))) <= 300_000
     left_out = int(re.search(r"(\d+) more left out to keep the page below 10 MB", page)[1])
@@ -343,3 +343,19 @@ def test_it_needs_no_detectron2(tmp_path, make_run):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_of_the_docs(tmp_path, make_run, monkeypatch, capsys):
+    page = (ROOT / "docs" / "report.md").read_text()
+    lines = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    for name in ("mine", "other"):
+        make_run(tmp_path / name / "output" / name)
+    (tmp_path / "other" / "output" / "other").rename(tmp_path / "mine" / "output" / "other")
+    monkeypatch.chdir(tmp_path / "mine")
+    for line in lines:
+        program, *words = line.split()
+        assert program == "focal-det"
+        assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "output/compare/compare.html"
+    assert Path("output/mine/report.html").is_file()
+    assert len(lines) == 2
