@@ -12,6 +12,7 @@ from .page import IMAGE_BYTES, fill, option_problems
 from .run_files import EvaluatedSet, RunFiles, read_run
 from .run_pair import Fact, Key, compare_curves, compare_facts, compare_keys, seed_words
 from .set_pair import SetPair, compare_sets, noise_words, same_set
+from .set_result import evaluated_weights
 
 COMPARISON = "compare.html"
 
@@ -21,7 +22,7 @@ class RunComparison:
     """What two runs have in common and what not.
 
     names: of their folders, as they were given.
-    sets: those that both were evaluated on, each with a sentence about how sure the difference is.
+    sets: those that both were evaluated on, each with sentences: which weights, how sure the difference is.
     notes: what is not compared, and why.
     conclusion: what the differences allow to conclude.
     """
@@ -68,7 +69,8 @@ def compare_runs(
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # strangers' files
             notes.append(f"{pair[0].name}: annotations and detections do not fit together ({error}); evaluate again.")
             continue
-        sets.append((compared, noise_words(compared)))
+        weights = [evaluated_weights(found, run) or "not recorded" for found, run in zip(pair, runs, strict=True)]
+        sets.append((compared, f"Of A {weights[0]}; of B {weights[1]}. {noise_words(compared)}"))
     facts, keys = compare_facts(*runs), compare_keys(*runs)
     names = (str(first), str(second))
     return RunComparison(
@@ -99,6 +101,8 @@ def _partners(first: RunFiles, second: RunFiles) -> tuple[list[tuple[EvaluatedSe
         else:
             why = "B was not evaluated on it"
         notes.append(f"Test set {one.name} of A: {why}.")
+    named = {one.name for one in first.sets}
+    notes += [f"Test set {other.name} of B: A was not evaluated on it." for other in left if other.name not in named]
     if not pairs:
         notes.append("No test set is the same in both, so keys, losses and lr alone are compared.")
     return pairs, notes

@@ -69,7 +69,7 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
         name=found.name,
         evaluated_at=datetime.fromtimestamp(found.evaluated_at).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         best=best,
-        weights=_evaluated_weights(found, run),
+        weights=evaluated_weights(found, run),
         better_model=_better_model(found, best, run),
         given_as=found.given_as,
         rule=found.rule,
@@ -182,7 +182,7 @@ def _precision_recall(name: str, evaluation: Evaluation) -> Chart | None:
     return draw_lines(f"pr {name}", lines, "recall", "precision", is_share=True)
 
 
-def _evaluated_weights(found: EvaluatedSet, run: RunFiles) -> str:
+def evaluated_weights(found: EvaluatedSet, run: RunFiles) -> str:
     """Name the evaluated model, such as "model_final.pth, after 400 iterations"; "" if it was not recorded."""
     if found.iterations is None:
         return found.weights

@@ -41,6 +41,7 @@ def test_what_a_reader_looks_for(tmp_path, runs):
         "SEED no such key 7 ",
         "SOLVER.MAX_ITER 90000 400 800",
         "Test set made_up",
+        "Of A model_final.pth, after 400 iterations; of B the model after 400 iterations. AP of B less that of A",
         "by 1,000 draws of the 4 images: 95 % lie in [-",
         "With so few images that is a rough figure.",
         "A is better",
@@ -91,6 +92,7 @@ def test_a_set_of_another_content_is_not_compared(tmp_path, runs, make_run):
     assert "<figcaption>total_loss</figcaption>" in page
     assert "<figcaption>AP</figcaption>" not in page
     assert "<figcaption>val/total_loss</figcaption>" not in page
+    assert "of B: A was not evaluated" not in text
     assert "By class" not in text
 
 
@@ -110,6 +112,7 @@ def test_runs_without_detections_or_evaluation(tmp_path, runs):
     (runs[1] / "config.yaml").unlink()
     text = page_of(runs, tmp_path)[1]
     assert "Test set made_up of A: B was not evaluated on it." in text
+    assert "Test set made_up of B: A was not evaluated on it." in page_of(runs[::-1], tmp_path)[1]
     assert "A configuration is missing, so the keys cannot be compared." in text
 
 
