@@ -129,7 +129,7 @@ def _costs(diagnosis: Diagnosis, evaluation: Evaluation) -> str:
 def _undiagnosed() -> list[str]:
     if hotcoco() is None:
         return [
-            "What costs AP and what scores are worth is not shown: hotcoco, which computes it, is not installed here."
+            "What costs AP and what scores are worth is not shown: hotcoco, which computes it, cannot be used here."
         ]
     return []
 
