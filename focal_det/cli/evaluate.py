@@ -20,6 +20,7 @@ from .data_flags import add_change_flags, add_data_flags, changes_of, set_flags
 
 if TYPE_CHECKING:
     from ..evaluation.coco_scores import Evaluation
+    from ..evaluation.diagnosis import Diagnosis
 
 _DETECTIONS, _SCORES, _SHEET = "detections.json", "scores.json", DRAWINGS_SHEET
 
@@ -77,6 +78,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
 def _evaluate(args: argparse.Namespace) -> int:
     from ..evaluation.coco_scores import evaluate
     from ..evaluation.detect import detect_all
+    from ..evaluation.diagnosis import diagnose
     from ..evaluation.side_by_side import draw_beside
     from ..inference.drawing import write_image
     from ..inference.exported import ExportedDetector
@@ -91,10 +93,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         detections = detect_all(detector, coco_file.coco, Path(images), batch_size=args.batch_size)
     except ImageError as error:
         raise InputError(str(error)) from error
-    scores = evaluate(coco_file.coco, detections)
+    scores, diagnosis = evaluate(coco_file.coco, detections), diagnose(coco_file.coco, detections)
+    as_json = {**_as_json(scores, args.model, annotations), **_diagnosis_as_json(diagnosis)}
     write_text_whole(args.out / _DETECTIONS, json.dumps(detections))
-    write_text_whole(args.out / _SCORES, json.dumps(_as_json(scores, args.model, annotations), indent=1))
-    print(_table(scores), *scores.explain(), sep="\n")
+    write_text_whole(args.out / _SCORES, json.dumps(as_json, indent=1))
+    print(_table(scores), *scores.explain(), *_diagnosis_lines(diagnosis), sep="\n")
     if args.draw:
         count, least = args.draw, args.draw_score_thresh
         drawn = draw_beside(coco_file.coco, detections, Path(images), count=count, score_thresh=least)
@@ -208,3 +211,20 @@ def _as_json(scores: Evaluation, model: str, annotations: str) -> dict[str, Any]
     rows = [figures, *(dataclasses.asdict(c) for c in scores.classes)]
     all_classes, *classes = ({key: None if value != value else value for key, value in row.items()} for row in rows)
     return {"model": model, "annotations": annotations, **all_classes, "classes": classes}
+
+
+def _diagnosis_lines(diagnosis: Diagnosis | None) -> list[str]:
+    if diagnosis is None:
+        return []
+    lines = ["AP50 gained without: " + ", ".join(f"{cause.name} {cause.gain:.1f}" for cause in diagnosis.causes)]
+    if best := diagnosis.best_threshold():
+        kept = f"precision {best.precision:.2f}, recall {best.recall:.2f}"
+        lines.append(f"best F1 {best.f1:.2f} at a least score of {best.threshold:g}: {kept}")
+    return lines
+
+
+def _diagnosis_as_json(diagnosis: Diagnosis | None) -> dict[str, Any]:
+    """Return the causes and the threshold with the best F1, null where they cannot be computed."""
+    best = diagnosis.best_threshold() if diagnosis else None
+    causes = [cause._asdict() for cause in diagnosis.causes] if diagnosis else None
+    return {"causes": causes, "best_threshold": best._asdict() if best else None}

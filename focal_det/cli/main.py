@@ -15,8 +15,8 @@ from ..distributed.signals import EndedBySignal, handlers
 from ..errors import EXIT_FAULT, EXIT_INTERRUPTED
 from .common import ENDING_ERRORS, CommandParser, add_version, prepare_output, report_error
 
-# What the help says of each command. Each is in the module of its name, which is imported for that command alone: some
-# work where the packages of others are missing, and the help takes no time.
+# What the help says of each command. Each is in the module of its name, or in that of _ELSEWHERE, which is imported for
+# that command alone: some work where the packages of others are missing, and the help takes no time.
 _COMMANDS = {
     "train": "train, evaluate or resume",
     "doctor": "what is installed here, what fits together, and what fixes what does not",
@@ -25,12 +25,15 @@ _COMMANDS = {
     "export": "write a trained detector as ONNX or as a program of torch.export, checked against the model",
     "evaluate": "score an exported model against annotations, without Detectron2",
     "report": "one page about a run: scores, curves, confusions, images, configuration",
+    "compare": "two runs side by side: keys that differ, curves, AP by class, images where one alone is right",
     "replay": "repeat a diverged training's last step: which image, loss, module and precision",
     "reproduce": "train the rows of a table of the paper and compare the results with the published ones",
     "plot": "draw a figure of the paper",
     "analyze": "look into a trained model",
     "completion": "print a script that completes commands, flags and files in a shell",
 }
+
+_ELSEWHERE = {"compare": ("report", "add_compare")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +83,8 @@ def build_parser(
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, summary in _COMMANDS.items():
         if name in complete:
-            importlib.import_module(f".{name}", __package__).add_command(commands, summary)
+            module, function = _ELSEWHERE.get(name, (name, "add_command"))
+            getattr(importlib.import_module(f".{module}", __package__), function)(commands, summary)
         else:
             commands.add_parser(name, help=summary)
     return parser

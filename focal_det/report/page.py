@@ -6,6 +6,7 @@ import math
 import os
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -19,7 +20,7 @@ from .set_result import SetResult, score_set
 from .training_curves import course, thinned
 
 _SCORE_THRESHOLD = 0.5  # where a run left no configuration
-_IMAGE_BYTES = 6_000_000  # of all images in the page, which stays below 10 MB with them
+IMAGE_BYTES = 6_000_000  # of all images in the page, which stays below 10 MB with them
 _TEMPLATES = Path(__file__).parent
 
 
@@ -36,12 +37,7 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
         InputError: no run in the folder, a folder that cannot be written, a threshold or number out of range.
     """
     folder = Path(output_dir)
-    problems = []
-    if score_threshold is not None and not 0 <= score_threshold <= 1:
-        problems.append(f"--score-thresh {score_threshold} is outside [0, 1]")
-    if images < 0:
-        problems.append(f"--images {images} must be at least 0")
-    Findings(problems).raise_if_errors()
+    Findings(option_problems(score_threshold, images)).raise_if_errors()
     run = read_run(folder)
     if not os.access(folder, os.W_OK):
         raise InputError(f"OUTPUT_DIR {folder} cannot be written; copy the run to where it can")
@@ -51,21 +47,24 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
     return path
 
 
+def option_problems(score_threshold: float | None, images: int) -> list[str]:
+    """Return what is wrong with the options that pages have in common."""
+    problems = []
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        problems.append(f"--score-thresh {score_threshold} is outside [0, 1]")
+    if images < 0:
+        problems.append(f"--images {images} must be at least 0")
+    return problems
+
+
 def render(run: RunFiles, *, score_threshold: float | None, images: int) -> str:
     """Return the page's HTML."""
     configured = run.config_value("MODEL.FOCAL_DET.DRAW_SCORE_THRESH")
     threshold = next((float(t) for t in (score_threshold, configured) if isinstance(t, (int, float))), _SCORE_THRESHOLD)
-    budget = _IMAGE_BYTES // max(1, len(run.sets))
+    budget = IMAGE_BYTES // max(1, len(run.sets))
     sets = [score_set(found, run, threshold=threshold, images=images, max_bytes=budget) for found in run.sets]
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters.update(percent=_percent, minutes=_duration)
-    return environment.get_template("template.html.j2").render(
+    return fill(
+        "template.html.j2",
         run=run,
         name=run.folder.absolute().name,
         sets=sets,
@@ -73,8 +72,21 @@ def render(run: RunFiles, *, score_threshold: float | None, images: int) -> str:
         charts=_training_charts(run),
         environment=environment_facts(run.environment),
         threshold=threshold,
-        made_at=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """Return the HTML of a template of this folder, in which names are escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["percent"] = _percent
+    made_at = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return environment.get_template(template).render(values, made_at=made_at)
 
 
 def _facts(run: RunFiles, sets: list[SetResult]) -> list[tuple[str, str]]:
@@ -104,17 +116,21 @@ def _training_charts(run: RunFiles) -> list[tuple[str, Chart]]:
     """Return (title, chart) of losses, AP and lr, each if there is something to draw."""
     charts = []
     losses = [
-        Line(name, thinned(points), name.endswith("total_loss"), name.startswith("val/"))
+        Line(name, thinned(points), name.endswith("total_loss"), "val/" in name)
         for name, points in training_curves.losses(run.metrics).items()
         if points
     ]
     if losses:
         charts.append(("Loss", draw_lines("loss", losses, "iterations", "loss", is_log=True)))
     scores = [
-        Line(name if len(run.sets) == 1 else f"{name}, {found.name}", thinned(points), name == "AP", True)
+        Line(
+            name if len(run.sets) == 1 else f"{name}, {found.name}",
+            thinned(points),
+            name.partition(" ")[0] == "AP",
+            True,
+        )
         for found in run.sets
-        for name in ("AP", "AP50", "AP75")
-        if (points := course(run.metrics, found.metric_prefix + name))
+        for name, points in training_curves.scores(run.metrics, found.metric_prefix).items()
     ]
     if scores:
         charts.append(("AP", draw_lines("ap", scores, "iterations", "percent")))

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from ..evaluation.coco_arrays import hotcoco
 from ..evaluation.coco_scores import SIZE_WORDS, SIZES, Evaluation, evaluate, looked_for
+from ..evaluation.diagnosis import Diagnosis, diagnose
 from ..evaluation.matching import match
 from ..formats.coco_index import Row
 from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, TTA, periodic_checkpoint
@@ -15,6 +17,7 @@ from .charts import Chart, Line, draw_lines
 from .confusion import Confusion, make_confusion
 from .examples import Examples, draw_examples
 from .run_files import EvaluatedSet, RunFiles
+from .score_charts import calibration_words, reliability_chart, threshold_chart, threshold_words
 from .training_curves import BestScore, Metrics, best_score, course
 
 _MOST_CURVES = 12  # those of the classes with the lowest AP50
@@ -28,6 +31,7 @@ class SetResult:
     best: the best of all evaluations during the training.
     weights, better_model: which model was evaluated, and a sentence if another was better; "" if there is none.
     rule, own_scores: of a set that is not scored as COCO does; `evaluation` is COCO's measure all the same.
+    costs, calibration, best_threshold: sentences about the diagnosis; "" if there is nothing to say.
     notes: what the reader must know about the figures, such as why one is nan.
     sizes: (size, its area, objects, how many of them were missed, detections of that size where there is no object).
     """
@@ -44,6 +48,12 @@ class SetResult:
     notes: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
     curves: Chart | None = None
+    diagnosis: Diagnosis | None = None
+    costs: str = ""
+    calibration: str = ""
+    best_threshold: str = ""
+    reliability: Chart | None = None
+    trade_off: Chart | None = None
     confusion: Confusion | None = None
     sizes: tuple[tuple[str, str, int, int, int], ...] = ()
     examples: Examples | None = None
@@ -59,7 +69,7 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
         name=found.name,
         evaluated_at=datetime.fromtimestamp(found.evaluated_at).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         best=best,
-        weights=_evaluated_weights(found, run),
+        weights=evaluated_weights(found, run),
         better_model=_better_model(found, best, run),
         given_as=found.given_as,
         rule=found.rule,
@@ -70,6 +80,7 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
     try:
         detections = looked_for(found.annotations, found.detections)
         evaluation = evaluate(found.annotations, detections)
+        diagnosis = diagnose(found.annotations, detections)
         matching = match(found.annotations, detections, score_threshold=threshold)
         examples = draw_examples(
             found.annotations, detections, matching, found.image_dir, count=images, max_bytes=max_bytes
@@ -78,10 +89,22 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
         problem = f"Annotations and detections do not fit together ({type(error).__name__}: {error}); evaluate again."
         return replace(result, problem=problem)
     by_size = (matching.objects_by_size.tolist(), matching.missed_by_size.tolist(), matching.false_by_size.tolist())
+    if diagnosis is not None:
+        at_best = diagnosis.best_threshold()
+        result = replace(
+            result,
+            diagnosis=diagnosis,
+            costs=_costs(diagnosis, evaluation),
+            calibration=calibration_words(diagnosis),
+            best_threshold=threshold_words(at_best) if at_best else "",
+            reliability=reliability_chart(found.name, diagnosis),
+            trade_off=threshold_chart(found.name, diagnosis),
+        )
     return replace(
         result,
         notes=(
             *evaluation.explain(),
+            *_undiagnosed(),
             *_left_out(found, detections),
             *_other_weights(found, evaluation, run.metrics),
             *_augmented(found, run.metrics),
@@ -92,6 +115,23 @@ def score_set(found: EvaluatedSet, run: RunFiles, *, threshold: float, images: i
         sizes=tuple(zip(SIZES, SIZE_WORDS, *by_size, strict=True)),
         examples=examples,
     )
+
+
+def _costs(diagnosis: Diagnosis, evaluation: Evaluation) -> str:
+    """Name the cause that costs most."""
+    worst = max(diagnosis.causes, key=lambda cause: cause.gain)
+    if worst.gain < _SAME_AP:
+        return f"No cause costs anything that AP50, {evaluation.AP50:.1f}, would show."
+    without = f"without it AP50 would be {evaluation.AP50 + worst.gain:.1f} instead of {evaluation.AP50:.1f}"
+    return f"Most is lost by “{worst.name}”: {without}."
+
+
+def _undiagnosed() -> list[str]:
+    if hotcoco() is None:
+        return [
+            "What costs AP and what scores are worth is not shown: hotcoco, which computes it, cannot be used here."
+        ]
+    return []
 
 
 def _left_out(found: EvaluatedSet, kept: Sequence[Row]) -> list[str]:
@@ -142,7 +182,7 @@ def _precision_recall(name: str, evaluation: Evaluation) -> Chart | None:
     return draw_lines(f"pr {name}", lines, "recall", "precision", is_share=True)
 
 
-def _evaluated_weights(found: EvaluatedSet, run: RunFiles) -> str:
+def evaluated_weights(found: EvaluatedSet, run: RunFiles) -> str:
     """Name the evaluated model, such as "model_final.pth, after 400 iterations"; "" if it was not recorded."""
     if found.iterations is None:
         return found.weights

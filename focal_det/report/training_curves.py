@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 Course = list[tuple[int, float]]  # (iterations done, value)
 Metrics = list[dict[str, float]]
+EMA = "ema/"  # what the names of scores and losses of the averaged weights begin with
+_WEIGHTS = (("", ""), (EMA, " of the EMA"))
 
 
 class BestScore(NamedTuple):
@@ -56,11 +58,24 @@ def best_score(metrics: Metrics, prefix: str) -> BestScore | None:
 
 
 def losses(metrics: Metrics) -> dict[str, Course]:
-    """Return the losses of training and validation by the name they are logged under, the totals first."""
+    """Return the losses of training and validation by the name they are logged under, the totals first.
+
+    The averaged weights have those of validation alone.
+    """
     names = {name for record in metrics for name in record}
-    wanted = [name for name in names if re.fullmatch("(val/)?(total_loss|loss_.*)", name)]
-    wanted.sort(key=lambda name: (not name.endswith("total_loss"), name.startswith("val/"), name))
+    wanted = [name for name in names if re.fullmatch("(ema/)?(val/)?(total_loss|loss_.*)", name)]
+    wanted.sort(key=lambda name: (not name.endswith("total_loss"), name.startswith(EMA), "val/" in name, name))
     return {name: course(metrics, name) for name in wanted}
+
+
+def scores(metrics: Metrics, prefix: str) -> dict[str, Course]:
+    """Return the courses of AP, AP50 and AP75 of a test set by their names, each beside that of the averaged weights.
+
+    Args:
+        prefix: what the names of the set's scores begin with.
+    """
+    both = ((f"{name}{of}", start + prefix + name) for name in ("AP", "AP50", "AP75") for start, of in _WEIGHTS)
+    return {label: points for label, name in both if (points := course(metrics, name))}
 
 
 def thinned(points: Course, most: int = 600) -> Course:

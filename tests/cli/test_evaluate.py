@@ -44,6 +44,10 @@ def test_the_model_of_the_project_is_small_and_finds_shapes_without_detectron2(t
     assert scores["AP50"] > 80  # 96 on 200 images
     assert [c["name"] for c in scores["classes"]] == ["disk", "box", "triangle"]
     assert "APl is nan: the set has no large objects" in done.stdout
+    assert [cause["name"] for cause in scores["causes"]][:2] == ["wrong class", "loose box"]
+    assert f"AP50 gained without: wrong class {scores['causes'][0]['gain']:.1f}, loose box" in done.stdout
+    assert f"best F1 {scores['best_threshold']['f1']:.2f} at a least score of" in done.stdout
+    assert scores["best_threshold"]["f1"] > 0.8
     detections = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert {"image_id", "category_id", "bbox", "score"} == set(detections[0])
     assert cv2.imread(str(tmp_path / "out" / "detections.png")) is not None

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from PIL import Image
 
-from focal_det.report import write_report
+from focal_det.report import compare_runs, write_comparison, write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 REQUIRED = os.environ.get("FOCAL_DET_REQUIRE_BROWSER") == "1"
@@ -83,7 +83,7 @@ def test_in_a_window(folder, page, width):
     assert seen["width"] == width
     assert len(seen["images"]) == 8
     assert min(seen["images"]) > 0
-    assert len(seen["charts"]) == 4  # precision and recall, loss, AP, lr
+    assert len(seen["charts"]) == 5  # precision and recall, thresholds, loss, AP, lr
     assert min(seen["charts"]) > 200
     assert [label for label in seen["labels"] if "$" in label or "\\" in label] == []
     assert {"recall", "precision", "iterations", "loss", "lr"} <= set(seen["labels"])
@@ -95,6 +95,8 @@ def test_in_a_window(folder, page, width):
         "Test set made_up",
         "By class",
         "Precision and recall",
+        "What costs AP",
+        "What a score is worth",
         "Confusions between classes",
         "Errors by size",
         "Images",
@@ -104,6 +106,21 @@ def test_in_a_window(folder, page, width):
         "Configuration",
         "Hardware and versions",
     ]
+
+
+def test_two_runs_side_by_side_in_a_narrow_window(tmp_path, make_run):
+    first = make_run(tmp_path / "a")
+    shutil.copytree(first, tmp_path / "b")
+    found = tmp_path / "b" / "inference" / "made_up" / "coco_instances_results.json"
+    found.write_text(json.dumps(json.loads(found.read_text())[::2]))
+    seen, log = look_at(write_comparison(compare_runs(first, tmp_path / "b", images=1), tmp_path), tmp_path, 500)
+    assert "CONSOLE" not in log
+    assert seen["sticksOut"] <= 0
+    assert min(seen["images"]) > 0
+    assert len(seen["charts"]) == 7  # four losses, AP, AP50, lr
+    assert [label for label in seen["legend"] if label not in "AB"] == []
+    assert seen["resources"] == [name for name in seen["resources"] if name.startswith("data:")]
+    assert seen["headings"][:5] == ["What differs", "Code, data and machine", "Keys", "Test set made_up", "By class"]
 
 
 def test_a_screenshot_shows_something(folder, page):

@@ -12,8 +12,9 @@ import pytest
 
 from focal_det.cli.main import main
 from focal_det.errors import InputError
+from focal_det.evaluation import coco_arrays, diagnosis
 from focal_det.report import page as report_page
-from focal_det.report import write_report
+from focal_det.report import set_result, write_report
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,9 @@ def test_what_a_reader_looks_for(tmp_path, make_run):
         "APl is nan: the set has no large objects",
         "Each figure of absent is nan",
         "score of at least 0.4",
+        "Most is lost by",
+        "missed an object that no box is near 3 ",  # all of the first image
+        "The best F1, 0.",
         "1.jpg : 0 found, 3 missed",
         "SOLVER.MAX_ITER 90000 400 command line",
         "focal_det 0.1.0, commit abc",
@@ -78,7 +82,7 @@ def test_score_threshold_and_number_of_images(tmp_path, make_run):
 
 
 def test_images_beyond_the_pages_room_are_counted(tmp_path, make_run, monkeypatch):
-    monkeypatch.setattr(report_page, "_IMAGE_BYTES", 300_000)
+    monkeypatch.setattr(report_page, "IMAGE_BYTES", 300_000)
     page = write_report(make_run(tmp_path / "run", images=9)).read_text()
     assert 0 < sum(map(len, re.findall(r'<img src="([^"]*)"', page))) <= 300_000
     left_out = int(re.search(r"(\d+) more left out to keep the page below 10 MB", page)[1])
@@ -187,6 +191,32 @@ def test_a_moved_run_has_its_report(tmp_path, make_run):
     assert "<img" in page
 
 
+def test_the_ema_has_its_curve(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    assert "of the EMA" not in write_report(folder).read_text()
+    with (folder / "metrics.json").open("a") as file:
+        file.write("".join(json.dumps({"iteration": i, "ema/bbox/AP": i / 10}) + "\n" for i in (99, 199)))
+    assert re.search(r"</i>AP of the EMA</li>", write_report(folder).read_text())
+
+
+def test_without_hotcoco_the_page_says_what_is_not_there(tmp_path, make_run, monkeypatch):
+    for module in (coco_arrays, diagnosis, set_result):
+        monkeypatch.setattr(module, "hotcoco", lambda: None)
+    text = text_of(write_report(make_run(tmp_path / "run")).read_text())
+    assert "What costs AP and what scores are worth is not shown: hotcoco" in text
+    assert "The best F1" not in text
+    assert "Precision and recall" in text
+
+
+def test_scores_that_are_no_shares_have_no_calibration(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    place = folder / "inference" / "made_up" / "coco_instances_results.json"
+    place.write_text(json.dumps([{**row, "score": 3.0} for row in json.loads(place.read_text())]))
+    text = text_of(write_report(folder).read_text())
+    assert "Most is lost by" in text
+    assert "What a score is worth" not in text
+
+
 def test_80_classes(tmp_path, make_run):
     page = write_report(make_run(tmp_path / "run", images=60, num_classes=80)).read_text()
     assert "other classes" in page
@@ -259,6 +289,7 @@ def test_no_detections_at_all(tmp_path, make_run):
     (folder / "inference" / "made_up" / "coco_instances_results.json").write_text("[]")
     text = text_of(write_report(folder).read_text())
     assert "there are no detections at all, of 12 objects" in text
+    assert "What costs AP" not in text
     assert "AP nan" in text
 
 
@@ -312,3 +343,19 @@ def test_it_needs_no_detectron2(tmp_path, make_run):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_of_the_docs(tmp_path, make_run, monkeypatch, capsys):
+    page = (ROOT / "docs" / "report.md").read_text()
+    lines = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    for name in ("mine", "other"):
+        make_run(tmp_path / name / "output" / name)
+    (tmp_path / "other" / "output" / "other").rename(tmp_path / "mine" / "output" / "other")
+    monkeypatch.chdir(tmp_path / "mine")
+    for line in lines:
+        program, *words = line.split()
+        assert program == "focal-det"
+        assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "output/compare/compare.html"
+    assert Path("output/mine/report.html").is_file()
+    assert len(lines) == 2

@@ -33,6 +33,14 @@ def test_losses_have_the_totals_first():
     assert names == ["total_loss", "val/total_loss", "loss_cls", "val/loss_cls"]
 
 
+def test_the_ema_stands_beside_the_plain_weights():
+    record = {"iteration": 9, "lr": 0.1, "bbox/AP": 30.0, "ema/bbox/AP": 31.0, "bbox/AP50": 50.0, "other/bbox/AP": 1.0}
+    record |= {"total_loss": 1.0, "val/total_loss": 2.0, "ema/val/total_loss": 1.5, "ema/val/loss_cls": 1.0}
+    assert progress.scores([record], "bbox/") == {"AP": [(10, 30)], "AP of the EMA": [(10, 31)], "AP50": [(10, 50)]}
+    names = ["total_loss", "val/total_loss", "ema/val/total_loss", "ema/val/loss_cls"]
+    assert list(progress.losses([record])) == names
+
+
 def test_nothing_logged():
     assert progress.iterations_done([]) == 0
     assert progress.training_seconds([]) is None
