@@ -174,7 +174,8 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
         from ..inference.exported import ExportedDetector
 
         # Its own threshold may be lower, so it also gives detections below the requested one.
-        exported = ExportedDetector(args.model, trusted=args.trust_model, tile=args.tile, overlap=args.overlap)
+        options = {"batch_size": args.batch_size, "tile": args.tile, "overlap": args.overlap}
+        exported = ExportedDetector(args.model, trusted=args.trust_model, **options)
         if args.score_thresh < exported.metadata.score_thresh:
             raise InputError(exported.low_threshold_message(args.score_thresh))
         return exported, []

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import some
 from ..files import write_text_whole, written_whole
-from .detections import Detections, to_coco
+from .detections import Detections
 from .drawing import write_image
 from .inputs import InputFile, is_utf8, video_rate
 
@@ -71,7 +71,7 @@ class Results:
         """Add an image of height and width `shape` and what was found in it."""
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": name, "width": int(shape[1]), "height": int(shape[0])})
-        for entry in to_coco(detections, image_id, self.category_ids):
+        for entry in detections.to_coco(image_id, self.category_ids):
             area = entry["bbox"][2] * entry["bbox"][3]
             self.annotations.append({"id": len(self.annotations) + 1, **entry, "area": area, "iscrowd": 0})
 
