@@ -164,7 +164,7 @@ class Detections:
         if image is None and self.path is None:
             raise ValueError("these detections are not of a file, and images are not kept: give the image to plot()")
         texts = [f"{one.class_name} {100 * one.score:.0f}%" for one in self]
-        number = max(len(self.class_names), *self.classes.tolist(), 0) if len(self) else 1
+        number = len(self.class_names) or int(self.classes.max(initial=0)) + 1
         pixels = as_array(self.path if image is None else image)
         return draw_boxes(pixels, self.boxes, self.classes, texts, num_classes=number, max_side=max_side)
 
