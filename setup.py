@@ -47,6 +47,7 @@ EXTRAS = {
     "export": [*TRAIN, "onnx>=1.19", "onnxscript>=0.5"],
     "completion": ["shtab>=1.7"],
     "lvis": ["lvis>=0.5.3"],
+    "results": ["pandas>=2", "supervision>=0.27", "trackers>=2.6"],
 }
 ALL = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 DEV = [*ALL, "hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]

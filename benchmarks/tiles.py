@@ -22,7 +22,7 @@ import numpy as np
 
 from focal_det.data.shapes import CLASSES, draw_image
 from focal_det.evaluation.coco_scores import evaluate
-from focal_det.inference.detections import Detector, to_coco
+from focal_det.inference.detections import Detector
 from focal_det.inference.exported import ExportedDetector
 
 SCENE, ROW, LARGE = 128, 7, 4  # pixels of a scene, scenes in a row, and how many the large one takes
@@ -126,7 +126,7 @@ def main() -> None:
             start = time.perf_counter()
             found = [detector([image])[0] for image, _ in mosaics]
             seconds = (time.perf_counter() - start) / len(mosaics)
-            rows = [row for i, one in enumerate(found, 1) for row in to_coco(one, i, [1, 2, 3])]
+            rows = [row for i, one in enumerate(found, 1) for row in one.to_coco(i, [1, 2, 3])]
             kept[tile] = rows
             s = evaluate(truth, rows)
             name = f"{kind}, {tile or 'whole'}, {'-' if overlap is None else overlap}"

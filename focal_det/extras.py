@@ -20,6 +20,7 @@ _EXTRAS = {
     "export": ("onnx", "onnxscript"),
     "completion": ("shtab",),
     "lvis": ("lvis",),
+    "results": ("pandas", "supervision", "trackers"),
 }
 
 

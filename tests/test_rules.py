@@ -29,6 +29,7 @@ TOPICS = {
         "house",
         "installed",
         "own_data_page",
+        "predict_page",
         "rules",
         "scaling_page",
         "time_limit",

@@ -85,7 +85,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ..inference.images import ImageError
 
     named = _check_options(args)
-    detector = ExportedDetector(args.model, trusted=args.trust_model, tile=args.tile, overlap=args.overlap)
+    options = {"batch_size": args.batch_size, "tile": args.tile, "overlap": args.overlap}
+    detector = ExportedDetector(args.model, trusted=args.trust_model, **options)
     annotations, images, coco_file = _read(args, named, detector.class_names)
     print("".join(f"{visible(note)}\n" for note in coco_file.notes), end="")
     make_folder(args.out)

@@ -72,7 +72,7 @@ def _export(args: argparse.Namespace) -> int:
     rounded = args.weights_format == "int8"
     if rounded:
         round_to_8_bits(predictor.model)
-    if not any(len(predictor([image])[0].scores) for image in images):
+    if not any(len(predictor([image])[0]) for image in images):
         raise InputError(
             f"the model finds nothing in the {len(images)} images to compare on, so there is nothing to compare: "
             "name images with objects by --check, or give a lower --score-thresh"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, counted
+from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, counted, print_problems
 from .common import (
     add_number,
     add_out,
@@ -22,6 +22,7 @@ from .common import (
     add_tile_flags,
     add_trust_flag,
     config_files,
+    list_of,
     make_folder,
     too_low,
 )
@@ -36,6 +37,8 @@ _EPILOG = """examples:
   a pattern, quoted            focal-det predict 'images/**/*.jpg' --run output/mine --score-thresh 0.6
   large images, small objects  focal-det predict images --run output/mine --tile 640 --overlap 0.2
   every tenth frame            focal-det predict clip.mp4 --run output/mine --every 10
+  files for other tools        focal-det predict images --run output/mine --write coco,csv,yolo,crops
+  a camera, a stream           focal-det predict 0 --run output/mine --seconds 60
   a list                       find images -newer last | focal-det predict - --run output/mine
   without Detectron2           focal-det predict images --model model.onnx
 
@@ -44,6 +47,11 @@ detections.json and of the drawings are relative to the folder that all inputs s
 detections.json is an annotation file of it. Its images are those that could be read, its scores at least
 --score-thresh; a video's frames are named clip.mp4#0, clip.mp4#10, ... Nothing is overwritten without --overwrite,
 and an input never is.
+
+--write takes coco (detections.json), csv (detections.csv), yolo (a data set in yolo/), crops (of objects, in crops/)
+and drawings. A camera's number or an address (http, https, rtsp, rtmp, udp) is the only INPUT: its newest frame is
+taken each time, until --frames, --seconds or Ctrl-C; a lost connection is made again within two minutes, or it ends
+with 1.
 
 exit codes: 0 done, also where some images could not be read or drawn (each is named) or nothing was found; 1 a
             fault while running, or no image could be read; 2 bad input and nothing written; 130 and 143 stopped by
@@ -59,10 +67,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     parser = commands.add_parser(
         "predict",
         help=summary,
-        description="Detect objects; write drawings and detections.json, in COCO's format, to --out.",
+        description="Detect objects in images, videos, a camera or a stream; write what was found to --out.",
         epilog=_EPILOG,
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, pattern; - for a list")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, pattern, camera; - for a list"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change, at the end")
     model = parser.add_argument_group("the detector: one of")
     text = "OUTPUT_DIR of a training: its model_best.pth, else model_final.pth"
@@ -79,45 +89,77 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     )
     add_tile_flags(parser)
     add_number(parser, "--every", 1, "take every Nth frame of a video")
-    parser.add_argument("--no-draw", action="store_true", help="write detections.json alone")
+    parser.add_argument("--frames", type=int, metavar="N", help="end after so many frames of a camera or stream")
+    parser.add_argument("--seconds", type=float, metavar="T", help="end after so many seconds of a camera or stream")
+    text = "kinds of output, with commas between: coco, csv, yolo, crops, drawings (default: coco,drawings)"
+    parser.add_argument("--write", type=list_of(_kind, "kinds of output"), metavar="KINDS", help=text)
+    parser.add_argument("--no-draw", action="store_true", help="short for --write coco")
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier prediction in --out")
     add_plugin_flag(parser)
     parser.set_defaults(run=_predict)
 
 
+def _kind(text: str) -> str:
+    from ..inference.outputs import KINDS
+
+    if text not in KINDS:
+        raise ValueError
+    return text
+
+
 def _predict(args: argparse.Namespace) -> int:
-    from ..inference.inputs import count_frames, find_inputs
-    from ..inference.outputs import DETECTIONS_FILE, drawing_files, output_problems
+    from ..inference.inputs import Inputs, count_frames, find_inputs, read_frames
+    from ..inference.outputs import Drawings, drawing_files, make_writers, output_problems
     from ..inference.predicting import StopSignals, predict_all
+    from ..inference.streams import find_stream
 
     args.inputs, args.overrides = _split_overrides(args)
     problems = _argument_problems(args)
     try:
-        inputs, base, notes = find_inputs(args.inputs, _standard_input(), args.out)
+        stream = find_stream(args.inputs)
+        if stream is None:
+            files = find_inputs(args.inputs, _standard_input(), args.out)
+        else:
+            files = Inputs([stream.file], Path.cwd(), [])
     except InputError as error:
         raise InputError([*problems, *error.problems]) from error
-    drawings = None if args.no_draw else drawing_files(inputs, args.out)
-    written = [args.out / DETECTIONS_FILE, *(drawings or {}).values()]
-    problems += output_problems(written, inputs, args.out, overwrite=args.overwrite)
+    if stream is None and (args.frames, args.seconds) != (None, None):
+        problems.append("--frames and --seconds are for a camera or a stream; --every takes fewer frames of a video")
+    kinds = args.write or (("coco",) if args.no_draw else ("coco", "drawings"))
+    drawings = drawing_files(files.found, args.out)
+    problems += output_problems(kinds, drawings, args.out, overwrite=args.overwrite)
     Findings(problems).raise_if_errors()
+    if stream is not None:
+        stream.open()
     detector, more_notes = _detector(args)
-    for note in (*notes, *more_notes):
+    for note in (*files.notes, *more_notes):
         print(f"warning: {note}", file=sys.stderr)
     make_folder(args.out)
     outcome = None  # what it stays where a second signal interrupts
-    with StopSignals() as stop, tqdm(total=count_frames(inputs, args.every), unit="image", disable=None) as bar:
+    total = count_frames(files.found, args.every) if stream is None else args.frames
+    with StopSignals() as stop, tqdm(total=total, unit="image", disable=None) as bar:
+
+        def say(line: str) -> None:
+            bar.write(f"warning: {line}", file=sys.stderr)
+
+        if stream is None:
+            frames, batch_size, ahead = read_frames(files.found, args.every), args.batch_size, 2 * args.batch_size
+        else:  # whose frames are looked at while they are new
+            bounds = {"every": args.every, "most": args.frames, "seconds": args.seconds}
+            frames = stream.frames(**bounds, is_stopped=lambda: stop.number is not None, say=say)
+            batch_size = ahead = 1
+        drawn = Drawings(drawings, args.every, stream.rate if stream is not None else None)
         try:
             outcome = predict_all(
                 detector,
-                inputs,
-                args.out,
+                frames,
+                make_writers(kinds, detector, args.out, drawn),
                 score_thresh=args.score_thresh,
-                batch_size=args.batch_size,
-                every=args.every,
-                drawing_files=drawings,
+                batch_size=batch_size,
+                read_ahead_of=ahead,
                 stop=stop,
                 on_image=bar.update,
-                on_bad=lambda line: bar.write(f"warning: {line}", file=sys.stderr),
+                on_bad=say,
             )
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -125,10 +167,15 @@ def _predict(args: argparse.Namespace) -> int:
             raise OSError("out of memory; give a lower --batch-size or a lower INPUT.MIN_SIZE_TEST") from error
     if stop.number is not None:
         print(f"stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
+    for note in (*(outcome.notes if outcome else ()), *(stream.notes() if stream else ())):
+        print(f"warning: {note}", file=sys.stderr)
     if outcome is not None:
-        print(_summary(outcome, args, base))
+        print(_summary(outcome, args, files.base))
     if stop.number is not None:
         return 128 + stop.number
+    if stream is not None and stream.is_lost:
+        print_problems([f"INPUT {stream.shown}: the connection is lost; what was found until then is written"])
+        return EXIT_FAULT
     return EXIT_DONE if outcome and outcome.images else EXIT_FAULT
 
 
@@ -149,7 +196,11 @@ def _split_overrides(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 def _argument_problems(args: argparse.Namespace) -> list[str]:
     from ..data.tiling import tile_problems
 
-    problems = too_low(args, {"--batch-size": 1, "--every": 1})
+    problems = too_low(args, {"--batch-size": 1, "--every": 1, "--frames": 1})
+    if args.seconds is not None and not 0 < args.seconds < math.inf:
+        problems.append(f"--seconds {args.seconds} must be a number above 0")
+    if args.write and args.no_draw:
+        problems.append("--write and --no-draw exclude each other; --no-draw is --write coco")
     problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))
     named = {"run": args.run_dir, "weights": args.weights, "model": args.model}
     ways = [flag for flag, value in named.items() if value is not None]
@@ -174,7 +225,8 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
         from ..inference.exported import ExportedDetector
 
         # Its own threshold may be lower, so it also gives detections below the requested one.
-        exported = ExportedDetector(args.model, trusted=args.trust_model, tile=args.tile, overlap=args.overlap)
+        options = {"batch_size": args.batch_size, "tile": args.tile, "overlap": args.overlap}
+        exported = ExportedDetector(args.model, trusted=args.trust_model, **options)
         if args.score_thresh < exported.metadata.score_thresh:
             raise InputError(exported.low_threshold_message(args.score_thresh))
         return exported, []
@@ -204,12 +256,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _summary(outcome: PredictionSummary, args: argparse.Namespace, base: Path) -> str:
     """Return the last lines of the output."""
-    from ..inference.outputs import DETECTIONS_FILE
-
     passed_over = f", {outcome.bad} that could not be read" if outcome.bad else ""
-    passed_over += f", {counted(outcome.undrawn, 'drawing')} that could not be written" if outcome.undrawn else ""
+    for what, number in outcome.unwritten.items():
+        passed_over += f", {counted(number, what)} that could not be written"
     if not outcome.images:
-        return f"no image was looked at{passed_over}; no {DETECTIONS_FILE} is written"
+        return f"no image was looked at{passed_over}; nothing is written"
     counts = f"{counted(outcome.images, 'image')}, {counted(outcome.detections, 'detection')}{passed_over}"
     last_line = f"{counts}: {args.out} (names relative to {base})"
     if outcome.detections:

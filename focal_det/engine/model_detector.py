@@ -95,5 +95,5 @@ def _as_arrays(instances: Instances) -> Detections:
 
 
 def _as_instances(found: Detections, size: tuple[int, int]) -> Instances:
-    boxes, scores, classes = (torch.from_numpy(part) for part in found)
+    boxes, scores, classes = map(torch.from_numpy, (found.boxes, found.scores, found.classes))
     return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)

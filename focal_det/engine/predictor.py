@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from PIL import Image
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..checkpoint.compatibility import build_parts, check_weights
@@ -26,18 +24,16 @@ from ..environment import choose_device
 from ..errors import Findings, InputError
 from ..inference.classes import Classes, numbered_classes, read_classes
 from ..inference.detections import Detections
-from ..inference.images import read_image, to_bgr
+from ..inference.detector import ImageDetector, batch_size_problems
 from ..output_layout import BEST_CHECKPOINT, CHECKPOINT_PATTERN, CLASSES_FILE, CONFIG, FINAL_CHECKPOINT
 from .model_detector import ModelDetector
-
-ImageInput = str | Path | np.ndarray | Image.Image
 
 # The model keeps scores above its threshold, the caller those of at least theirs, and the model compares in float32.
 _BELOW = 1e-4
 
 
-class Predictor:
-    """Find objects in images; a `focal_det.inference.detections.Detector`.
+class Predictor(ImageDetector):
+    """Find objects in images; called as `ImageDetector` says.
 
     Args:
         config: YAML file or files, of which later ones win, or a configuration of `load_config`, which is not changed.
@@ -99,7 +95,7 @@ class Predictor:
         SafeCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         cfg.freeze()
         self.cfg, self.score_thresh = cfg, score_thresh
-        self._detect = ModelDetector(cfg, self.model, batch_size)
+        self.batch_size, self._model_detector = batch_size, ModelDetector(cfg, self.model, batch_size)
 
     @classmethod
     def from_run(
@@ -116,27 +112,9 @@ class Predictor:
         files = files_of_run(Path(output_dir))
         return cls(*files, score_thresh=score_thresh, batch_size=batch_size, device=device, tile=tile, overlap=overlap)
 
-    @overload
-    def __call__(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a Sequence too
-
-    @overload
-    def __call__(self, images: Sequence[ImageInput]) -> list[Detections]: ...
-
-    def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Detections | list[Detections]:
-        """Detect in one image, or in each of several, in pixels of the image as read.
-
-        Args:
-            images: a file or PIL image, which is turned upright, or an array (H, W, 3) uint8 BGR; or a sequence of
-                these, for which a list is returned.
-
-        Raises:
-            ImageError: a file that is not an image.
-            ValueError: an array of another kind, or none of these.
-        """
-        if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray)):
-            return self([images])[0]
+    def _detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         with torch.inference_mode():  # not in `ModelDetector`: a training then uses what its evaluation has cached
-            found = self._detect([_as_array(image) for image in images])
+            found = self._model_detector(images)
         return found if self.score_thresh is None else [one.above(self.score_thresh) for one in found]
 
 
@@ -160,8 +138,7 @@ def _option_problems(cfg: CfgNode, score_thresh: object, batch_size: object, dev
     problems = []
     if score_thresh is not None and not (isinstance(score_thresh, Real) and 0 <= float(score_thresh) <= 1):
         problems.append(f"score_thresh is {score_thresh!r}; it must be a number in [0, 1]")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        problems.append(f"batch_size is {batch_size!r}; it must be a whole number, at least 1")
+    problems += batch_size_problems(batch_size)
     if device is not None and not is_device(device):
         problems.append(f"device is {device!r}; it must be cuda, cuda:<number> or cpu")
     weights = cfg.MODEL.WEIGHTS
@@ -198,17 +175,3 @@ def _find_classes(cfg: CfgNode, folders: Sequence[Path]) -> tuple[Classes, list[
         )
     note = f"no {CLASSES_FILE} beside the weights and no data set known here: the classes have numbers for names"
     return numbered_classes(num_classes), [note]
-
-
-def _as_array(image: ImageInput) -> np.ndarray:
-    """Return (H, W, 3) uint8 BGR."""
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return to_bgr(image)
-    if not isinstance(image, np.ndarray):
-        kind = type(image).__name__
-        raise ValueError(f"an image is a file name, a PIL image or an array (H, W, 3) uint8 BGR, not {kind}")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"an image is (H, W, 3) uint8 BGR, not {image.shape} {image.dtype}")
-    return image

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..inference.detections import Detector, to_coco
+from ..inference.detections import Detector
 from ..inference.images import read_image
 from ..inference.inputs import read_ahead
 
@@ -35,7 +35,7 @@ def detect_all(
     with tqdm(total=len(images), desc="detecting", unit="image") as bar:
         while batch := list(islice(coming, batch_size)):
             for (image, _), found in zip(batch, detector([pixels for _, pixels in batch]), strict=True):
-                results += to_coco(found, image["id"], category_ids)
+                results += found.to_coco(image["id"], category_ids)
             bar.update(len(batch))
     return results
 

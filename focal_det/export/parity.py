@@ -49,7 +49,7 @@ def compare(model: Detector, exported: Detector, images: Sequence[np.ndarray], *
     detections, boxes, scores, problems = 0, 0.0, 0.0, []
     for place, image in enumerate(images):
         ours, theirs = model([image])[0], exported([image])[0]
-        detections += len(ours.scores)
+        detections += len(ours)
         mine, other = _pairs(ours, theirs)
         if len(mine):
             boxes = max(boxes, float(np.abs(ours.boxes[mine] - theirs.boxes[other]).max()))
@@ -83,6 +83,6 @@ def _pairs(ours: Detections, theirs: Detections) -> tuple[list[int], list[int]]:
 
 def _alone(found: Detections, matched: Sequence[int], others: Detections, cut: float, most: int) -> list[float]:
     """Return the scores of detections that the others lack, except those that rounding may have dropped."""
-    limit = (others.scores.min() if len(others.scores) >= most else cut) + SCORE_TOLERANCE
+    limit = (others.scores.min() if len(others) >= most else cut) + SCORE_TOLERANCE
     lonely = np.delete(found.scores, matched)
     return [float(score) for score in lonely if not score <= limit]  # NaN is a difference too

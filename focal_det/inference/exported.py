@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ import numpy as np
 
 from ..data.tiling import Tiles
 from ..defaults import MIN_TILE, MOST_OVERLAP
-from ..errors import InputError, first_line
+from ..errors import Findings, InputError, first_line
 from .detections import Detections
+from .detector import ImageDetector, batch_size_problems
 from .images import alike_in_size, resize_shortest_edge, to_batch
 from .tiles import detect_in_tiles
 
@@ -117,19 +119,21 @@ class _Opened(NamedTuple):
     outputs: list[str] | int
 
 
-class ExportedDetector:
-    """A `Detector` from an exported file.
+class ExportedDetector(ImageDetector):
+    """A detector from an exported file; called as `ImageDetector` says.
 
     Args:
         path: .onnx, run by onnxruntime, or .pt2, run by PyTorch.
         trusted: allow a .pt2, which can run any program of its author when it is opened.
         score_thresh: detections of at least this score, in [0, 1]; None for the file's own threshold.
         threads: of onnxruntime; 0 for its default. PyTorch has `torch.set_num_threads`.
-        tile, overlap: of `Tiles` for large images, as many at a time as images are given; None for the file's own.
+        batch_size: most images, or tiles, that go through the graph together; only those of equal size do.
+        device: "cpu", or "cuda", "cuda:1" for an .onnx; None for the GPU that onnxruntime can use, else the processor.
+        tile, overlap: of `Tiles` for large images; None for the file's own.
 
     Raises:
         InputError: no such file, not one of ours, a .pt2 that is not trusted, a threshold below that in the file,
-            a value that no tile can have.
+            no such batch or device, a value that no tile can have.
     """
 
     def __init__(
@@ -139,6 +143,8 @@ class ExportedDetector:
         trusted: bool = False,
         score_thresh: float | None = None,
         threads: int = 0,
+        batch_size: int = 4,
+        device: str | None = None,
         tile: int | None = None,
         overlap: float | None = None,
     ) -> None:
@@ -152,7 +158,10 @@ class ExportedDetector:
                 f"{path}: a .pt2 file can run any program when PyTorch opens it; if you made it yourself, or trust "
                 "whoever did, add --trust-model (trusted=True in Python), or take an .onnx, which runs none"
             )
-        opened = _open_torch(path) if path.suffix == ".pt2" else _open_onnx(path, threads)
+        Findings(batch_size_problems(batch_size)).raise_if_errors()
+        self.batch_size = batch_size
+        providers = _providers(device, path)
+        opened = _open_torch(path) if path.suffix == ".pt2" else _open_onnx(path, threads, providers)
         self._run, self.metadata = opened.run, Metadata.from_json(opened.metadata, path)
         if opened.inputs != INPUTS or opened.outputs not in (OUTPUTS, len(OUTPUTS)):
             raise InputError(
@@ -166,9 +175,8 @@ class ExportedDetector:
         if self.score_thresh < self.metadata.score_thresh:
             raise InputError(self.low_threshold_message(self.score_thresh))
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Detect on images (H, W, 3) uint8 BGR; boxes are in their pixels. Images of equal size form a batch."""
-        return detect_in_tiles(self._in_whole, images, self.tiles, len(images))
+    def _detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        return detect_in_tiles(self._in_whole, images, self.tiles, self.batch_size)
 
     def _in_whole(self, images: Sequence[np.ndarray]) -> list[Detections]:
         resized = []
@@ -176,7 +184,7 @@ class ExportedDetector:
             ordered = image[:, :, ::-1] if self.metadata.channels == "RGB" else image
             resized.append(resize_shortest_edge(ordered, self.metadata.min_size, self.metadata.max_size))
         found: dict[int, Detections] = {}
-        for batch in alike_in_size(resized, len(resized)):
+        for batch in alike_in_size(resized, self.batch_size):
             pixels, sizes = to_batch([resized[i] for i in batch], divisor=1)
             boxes, scores, classes, counts = self._run(pixels, sizes)
             for row, i in enumerate(batch):
@@ -198,7 +206,7 @@ class ExportedDetector:
         scale = np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
         boxes = np.clip(found.boxes * scale, 0, np.array([width, height] * 2, dtype=np.float32))
         keep = (found.scores >= self.score_thresh) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return Detections(boxes[keep], found.scores[keep], found.classes[keep])
+        return replace(found, boxes=boxes)[keep]
 
 
 def digest_of(model: bytes, stated: str) -> str:
@@ -206,7 +214,23 @@ def digest_of(model: bytes, stated: str) -> str:
     return hashlib.sha256(model.replace(stated.encode(), NO_DIGEST.encode(), 1)).hexdigest()
 
 
-def _open_onnx(path: Path, threads: int) -> _Opened:
+def _providers(device: str | None, path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Return onnxruntime's providers for a device, best first, with their options."""
+    cpu = ("CPUExecutionProvider", dict[str, str]())
+    kind, _, number = (device or "cuda").partition(":")
+    if (kind, number) == ("cpu", ""):
+        return [cpu]
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise InputError(f"device is {device!r}; it must be cuda, cuda:<number> or cpu")
+    if path.suffix == ".pt2" and device is not None:
+        raise InputError(
+            f"device is {device!r}: a .pt2 runs on the processor, for which it was exported; take an .onnx"
+        )
+    cuda = ("CUDAExecutionProvider", {"device_id": number or "0"})
+    return [cuda, cpu] if device is None else [cuda]
+
+
+def _open_onnx(path: Path, threads: int, providers: list[tuple[str, dict[str, str]]]) -> _Opened:
     try:
         import onnxruntime
     except ImportError as error:
@@ -219,10 +243,13 @@ def _open_onnx(path: Path, threads: int) -> _Opened:
     options.intra_op_num_threads = threads
     # Weights in 8 bits are expanded once, at the start, instead of at every call.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    available = onnxruntime.get_available_providers()
+    usable = [(name, values) for name, values in providers if name in available]
+    if not usable:
+        needed = providers[0][0]
+        raise InputError(f"{path}: onnxruntime has no {needed} here: install onnxruntime-gpu, or leave device out")
     try:
-        available = onnxruntime.get_available_providers()  # a GPU's, if it was built for one, goes first
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        session = onnxruntime.InferenceSession(model, options, providers=usable)
         metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # whatever it may raise on somebody's file
         raise InputError(f"{path}: onnxruntime cannot read it ({first_line(error)})") from error

@@ -21,6 +21,9 @@ _UPRIGHT = {  # what turns an image of each orientation upright
 }
 
 
+ImageInput = str | Path | np.ndarray | Image.Image
+
+
 class ImageError(ValueError):
     """A file that cannot be read as an image, and the reason."""
 
@@ -41,7 +44,7 @@ def read_image(path: str | Path) -> np.ndarray:
     path = Path(path)
     try:
         if path.is_dir():
-            raise ImageError(path, "a folder, not an image")
+            raise ImageError(path, "a folder, not an image; name the images in it")
         if path.stat().st_size == 0:
             raise ImageError(path, "the file is empty")
         with open_image(path) as image:
@@ -71,6 +74,25 @@ def to_bgr(image: Image.Image, path: str | Path = "image") -> np.ndarray:
     upright = image if turn is None else image.transpose(turn)
     colours = upright if upright.mode == "RGB" else upright.convert("RGB")  # a copy, which may take 500 MB
     return np.ascontiguousarray(np.asarray(colours)[:, :, ::-1])
+
+
+def as_array(image: object) -> np.ndarray:
+    """Return an `ImageInput` as (H, W, 3) uint8 BGR.
+
+    Raises:
+        ImageError: a file that is not an image.
+        ValueError: an array of another kind, or none of these.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_bgr(image)
+    if not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise ValueError(f"an image is a file name, a PIL image or an array (H, W, 3) uint8 BGR, not {kind}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"an image is (H, W, 3) uint8 BGR, not {image.shape} {image.dtype}")
+    return image
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:

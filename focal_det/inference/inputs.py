@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from ..errors import Findings, some
+from ..errors import Findings, counted, some
 from ..formats.image_files import SUFFIXES as IMAGE_SUFFIXES
 from ..formats.image_files import passed_over
 from .images import ImageError, read_image
@@ -24,21 +24,26 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 # Read by OpenCV when it opens its first video: a message of ours names a bad video, so FFmpeg prints nothing.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 # A "video" may be a list of addresses, which FFmpeg would fetch.
-os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
+CAPTURE_OPTIONS, FILES_ALONE = "OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file"
+os.environ.setdefault(CAPTURE_OPTIONS, FILES_ALONE)
 
 T = TypeVar("T")
 
 
 class InputFile(NamedTuple):
-    """An image or a video: its absolute path, and its name relative to the folder that all inputs share, with "/"."""
+    """An image or a video: its absolute path, and its name relative to the folder that all inputs share, with "/".
+
+    A camera or stream, which has no file, has a name alone.
+    """
 
     path: Path
     name: str
+    is_stream: bool = False
 
     @property
     def is_video(self) -> bool:
-        """True if the name's suffix is a video's."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        """True for a stream, or if the name's suffix is a video's."""
+        return self.is_stream or self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
 class Frame(NamedTuple):
@@ -46,11 +51,13 @@ class Frame(NamedTuple):
 
     name: the file's; for a video with "#" and the frame's number from 0.
     image: (H, W, 3) uint8 BGR.
+    number: of a video's frame.
     """
 
     file: InputFile
     name: str
     image: np.ndarray | ImageError
+    number: int | None = None
 
 
 class Inputs(NamedTuple):
@@ -76,7 +83,7 @@ def find_inputs(inputs: Sequence[str], lines: Iterable[str], leave_out: Path) ->
     walk = _Walk(leave_out.absolute())
     for text in inputs:
         if text == "-":
-            walk.add_all(_names(lines, walk.notes), "INPUT -: standard input names no image")
+            walk.add_all(*_names(lines, walk.notes))
         elif os.path.lexists(text) and text:
             walk.add(text)
         else:
@@ -92,13 +99,15 @@ def find_inputs(inputs: Sequence[str], lines: Iterable[str], leave_out: Path) ->
     return Inputs([InputFile(path, path.relative_to(base).as_posix()) for path in paths], base, walk.notes)
 
 
-def _names(lines: Iterable[str], notes: list[str]) -> list[str]:
-    """Return the lines that can be names of files, and note those that cannot."""
+def _names(lines: Iterable[str], notes: list[str]) -> tuple[list[str], str]:
+    """Return the lines that can be names of files, with a note on those that cannot; and the problem if none are."""
     names = [line for line in (line.rstrip("\r\n") for line in lines) if line]
+    if addresses := [name for name in names if "://" in name]:  # not shown: they may hold passwords
+        return [], f"INPUT -: addresses on {counted(len(addresses), 'line')}; a list is of files"
     impossible = [repr(name) for name in names if "\0" in name]
     if impossible:
         notes.append(some("INPUT -: skipped, as no file name holds a NUL:", impossible))
-    return [name for name in names if "\0" not in name]
+    return [name for name in names if "\0" not in name], "INPUT -: standard input names no image"
 
 
 def _matches(pattern: str, leave_out: Path) -> list[str]:
@@ -201,7 +210,7 @@ def _video_frames(file: InputFile, every: int) -> Iterator[Frame]:
             if number % every == 0:
                 ok, image = video.retrieve()
                 name = f"{file.name}#{number}"
-                yield Frame(file, name, image if ok else ImageError(name, "the frame cannot be decoded"))
+                yield Frame(file, name, image if ok else ImageError(name, "the frame cannot be decoded"), number)
             number += 1
         stated = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         if number == 0:

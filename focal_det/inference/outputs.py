@@ -1,25 +1,34 @@
-"""The files of a prediction: drawings under the names of their images, and detections.json."""
+"""What a prediction writes: which files, under which names, whether they can be; and the drawings."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from ..errors import some
-from ..files import write_text_whole, written_whole
-from .detections import Detections, to_coco
+from ..files import written_whole
+from .detections import Detections, Detector
 from .drawing import write_image
-from .inputs import InputFile, is_utf8, video_rate
+from .inputs import Frame, InputFile, is_utf8, video_rate
+from .result_files import (
+    COCO_FILE,
+    CROPS_FOLDER,
+    CSV_FILE,
+    YOLO_FOLDER,
+    CocoWriter,
+    CropWriter,
+    CsvWriter,
+    DetectionWriter,
+    YoloWriter,
+    written_or_named,
+)
 
-DETECTIONS_FILE = "detections.json"
-
+KINDS = ("coco", "csv", "yolo", "crops", "drawings")
 _WRITABLE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")  # others become PNG
 
 
@@ -38,8 +47,23 @@ def drawing_files(inputs: Iterable[InputFile], out: Path) -> dict[InputFile, Pat
     return files
 
 
-def output_problems(files: Sequence[Path], inputs: Iterable[InputFile], out: Path, *, overwrite: bool) -> list[str]:
-    """Return why these files cannot be written: an input, or a file of somebody else, has the name or a parent's."""
+def output_problems(
+    kinds: Collection[str], drawings: dict[InputFile, Path], out: Path, *, overwrite: bool
+) -> list[str]:
+    """Return why the files of these kinds cannot be written: an input, or another file, has the name or a parent's.
+
+    Args:
+        drawings: of each input; only its inputs count unless drawings are of the `kinds`.
+    """
+    inputs = list(drawings)
+    files = [out / name for kind, name in (("coco", COCO_FILE), ("csv", CSV_FILE)) if kind in kinds]
+    files += drawings.values() if "drawings" in kinds else []
+    own = [out / name for kind, name in (("yolo", YOLO_FOLDER), ("crops", CROPS_FOLDER)) if kind in kinds]
+    # The names in these are not all known before, and an earlier prediction's must not be taken for this one's.
+    if full := [folder for folder in own if os.path.lexists(folder) and not _is_empty_folder(folder)]:
+        return [f"--out {out} already has {some('', full)}, which --overwrite leaves alone; remove it or name another"]
+    if mixed := sorted(path for path in files if any(path.is_relative_to(folder) for folder in own)):
+        return [f"--out {out}: {some('', mixed)} would be a drawing among other files; write these separately"]
     real_inputs = {os.path.realpath(file.path) for file in inputs}
     overwritten = [path for path in files if os.path.realpath(path) in real_inputs]
     if overwritten:
@@ -58,27 +82,21 @@ def output_problems(files: Sequence[Path], inputs: Iterable[InputFile], out: Pat
     return [f"--out {out}: {some('', folders)} is a folder; name another"] if folders else []
 
 
-class Results:
-    """Detections in COCO's format, with their images and categories, so that they serve as an annotation file."""
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
-    def __init__(self, out: Path, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
-        self.path, self.category_ids = out / DETECTIONS_FILE, category_ids
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self.categories = [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
 
-    def add(self, name: str, shape: Sequence[int], detections: Detections) -> None:
-        """Add an image of height and width `shape` and what was found in it."""
-        image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": name, "width": int(shape[1]), "height": int(shape[0])})
-        for entry in to_coco(detections, image_id, self.category_ids):
-            area = entry["bbox"][2] * entry["bbox"][3]
-            self.annotations.append({"id": len(self.annotations) + 1, **entry, "area": area, "iscrowd": 0})
-
-    def write(self) -> None:
-        """Write the file, whole or not at all."""
-        coco = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
-        write_text_whole(self.path, json.dumps(coco))  # in ASCII, whose escapes also hold names that are not UTF-8
+def make_writers(kinds: Collection[str], detector: Detector, out: Path, drawings: Drawings) -> list[DetectionWriter]:
+    """Return a writer for each of the kinds."""
+    names, ids = detector.class_names, detector.category_ids
+    writers: dict[str, DetectionWriter] = {
+        "coco": CocoWriter(out, names, ids),
+        "csv": CsvWriter(out),
+        "yolo": YoloWriter(out, names),
+        "crops": CropWriter(out, names),
+        "drawings": drawings,
+    }
+    return [writers[kind] for kind in KINDS if kind in kinds]
 
 
 class Drawings:
@@ -87,32 +105,41 @@ class Drawings:
     Args:
         files: the drawing of each input.
         every: every how many frames of a video are drawn; its frame rate is divided by this.
+        rate: frames per second of a stream.
     """
 
-    def __init__(self, files: dict[InputFile, Path], every: int) -> None:
-        self.files, self.every = files, every
+    def __init__(self, files: dict[InputFile, Path], every: int, rate: float | None = None) -> None:
+        self.files, self.every, self.rate = files, every, rate
         self._file: InputFile | None = None
         self._video: cv2.VideoWriter | None = None
         self._open = ExitStack()
+        self._failed: InputFile | None = None  # a video that cannot be written, which is said once
 
-    def add(self, file: InputFile, drawing: np.ndarray) -> None:
-        """Write a drawing, or raise OSError."""
+    def add(self, frame: Frame, image: np.ndarray, found: Detections) -> None:
+        """Draw what was found, and write it."""
+        file = frame.file
+        if file == self._failed:
+            return
+        drawing, path = found.plot(image), self.files[file]
         if not file.is_video:
             self.close()
-            write_image(self.files[file], drawing)
+            with written_or_named("drawing", path):
+                write_image(path, drawing)
             return
         height, width = (side // 2 * 2 for side in drawing.shape[:2])  # the format needs even sides
         if file != self._file:
             self.close()
-            self._start_video(file, (width, height))
+            self._failed = file
+            with written_or_named("drawing", path):
+                self._start_video(file, path, (width, height))
+            self._failed = None
         if self._video is not None:
             self._video.write(np.ascontiguousarray(drawing[:height, :width]))
 
-    def _start_video(self, file: InputFile, size: tuple[int, int]) -> None:
-        path = self.files[file]
+    def _start_video(self, file: InputFile, path: Path, size: tuple[int, int]) -> None:
         if not is_utf8(path):
             raise OSError("OpenCV writes only videos whose names are UTF-8; rename the file or --out")
-        rate = max(video_rate(file.path) / self.every, 1.0)
+        rate = max((self.rate or video_rate(file.path)) / self.every, 1.0)
         with ExitStack() as opening:
             partial = opening.enter_context(written_whole(path))
             video = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
@@ -120,9 +147,10 @@ class Drawings:
                 raise OSError("OpenCV cannot write it as a video")
             self._file, self._video, self._open = file, video, opening.pop_all()
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         """Finish the last video."""
         if self._video is not None:
             self._video.release()
             self._open.close()
         self._file = self._video = None
+        return []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple
 
@@ -14,27 +14,24 @@ import numpy as np
 
 from ..distributed.signals import handlers
 from .detections import Detections, Detector
-from .drawing import draw_boxes
 from .images import ImageError
-from .inputs import Frame, InputFile, read_ahead, read_frames
-from .outputs import Drawings, Results
-
-# With these no file can be written, whatever its name.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+from .inputs import Frame, read_ahead
+from .result_files import DetectionWriter, UnwrittenError
 
 
 class PredictionSummary(NamedTuple):
     """Counts of a prediction.
 
-    images: looked at. detections: kept. bad: files skipped. undrawn: images and videos without their drawing.
-    best_below: the highest score not kept.
+    images: looked at. detections: kept. bad: files skipped. unwritten: files of an image that could not be written,
+        by what they are. best_below: the highest score not kept. notes: on what was left out.
     """
 
     images: int
     detections: int
     bad: int
-    undrawn: int
+    unwritten: Counter[str]
     best_below: float | None
+    notes: list[str]
 
 
 class StopSignals:
@@ -60,42 +57,39 @@ class StopSignals:
 
 def predict_all(
     detector: Detector,
-    inputs: Sequence[InputFile],
-    out: Path,
+    frames: Iterator[Frame],
+    writers: Sequence[DetectionWriter],
     *,
     score_thresh: float,
     batch_size: int,
-    every: int,
-    drawing_files: dict[InputFile, Path] | None,
+    read_ahead_of: int,
     stop: StopSignals,
     on_image: Callable[[], object],
     on_bad: Callable[[str], object],
 ) -> PredictionSummary:
-    """Detect in all inputs and write drawings and `detections.json`; when stopped or failing, of what was done by then.
+    """Detect in all images and write what was found; when stopped or failing, of what was done by then.
 
     Args:
         detector: whose own threshold is at most `score_thresh`.
-        out: folder of `detections.json`.
+        writers: each is given every image, and closed.
         score_thresh: detections of at least this score are kept.
         batch_size: images that the detector is given together.
-        every: see `read_frames`.
-        drawing_files: where drawings go; None for none.
+        read_ahead_of: most images that are read before the detector is ready for them.
         stop: checked between batches.
         on_image: called after each image.
-        on_bad: called with a line for each file that cannot be read and each drawing that cannot be written.
+        on_bad: called with a line for each file that cannot be read and each that cannot be written.
     """
-    names = detector.class_names
-    results = Results(out, names, detector.category_ids)
-    drawings = Drawings(drawing_files or {}, every)
-    undrawn: set[InputFile] = set()
-    bad = 0
+    names, ids = tuple(detector.class_names), tuple(detector.category_ids)
+    images = kept_in_all = bad = 0
+    unwritten: Counter[str] = Counter()
     best_below: float | None = None
+    notes: list[str] = []
 
     def detected() -> Iterator[tuple[list[tuple[Frame, np.ndarray]], list[Detections]]]:
         """Detect in batches, in a thread, until stopped."""
         nonlocal bad
         waiting: list[tuple[Frame, np.ndarray]] = []
-        for frame in read_ahead(read_frames(inputs, every), 2 * batch_size):
+        for frame in read_ahead(frames, read_ahead_of):
             if stop.number is not None:
                 return
             if isinstance(frame.image, ImageError):
@@ -109,32 +103,23 @@ def predict_all(
         if waiting:
             yield waiting, detector([image for _, image in waiting])
 
-    def draw(file: InputFile, image: np.ndarray, kept: Detections) -> None:
-        """Draw; a drawing that cannot be written is reported, and the others are still made."""
-        pairs = zip(kept.classes.tolist(), kept.scores.tolist(), strict=True)
-        texts = [f"{names[label]} {100 * score:.0f}%" for label, score in pairs]
-        drawing = draw_boxes(image, kept.boxes, kept.classes, texts, num_classes=len(names))
-        try:
-            drawings.add(file, drawing)
-        except OSError as error:
-            if error.errno in _DISK_ERRORS:
-                raise
-            undrawn.add(file)
-            path, reason = drawings.files[file], error.strerror or error
-            on_bad(f"{path}: the drawing cannot be written ({reason}); its detections are kept")
+    def close(writer: DetectionWriter) -> None:
+        notes.extend(writer.close())
 
-    try:
-        with closing(drawings):
-            for batch, detections in read_ahead(detected(), 1):  # the next while this one is drawn and written
-                for (frame, image), found in zip(batch, detections, strict=True):
-                    kept = found.above(score_thresh)
-                    below = found.scores[found.scores < score_thresh]
-                    best_below = max([*below.tolist(), best_below or 0.0]) if len(below) else best_below
-                    results.add(frame.name, image.shape, kept)
-                    if frame.file in drawings.files and frame.file not in undrawn:
-                        draw(frame.file, image, kept)
-                    on_image()
-    finally:
-        if results.images:
-            results.write()
-    return PredictionSummary(len(results.images), len(results.annotations), bad, len(undrawn), best_below)
+    with ExitStack() as closing:
+        for writer in writers[::-1]:
+            closing.callback(close, writer)
+        for batch, detections in read_ahead(detected(), 1):  # the next while this one is drawn and written
+            for (frame, image), found in zip(batch, detections, strict=True):
+                kept = replace(found.above(score_thresh), class_names=names, category_ids=ids)
+                below = found.scores[found.scores < score_thresh]
+                best_below = max([*below.tolist(), best_below or 0.0]) if len(below) else best_below
+                images, kept_in_all = images + 1, kept_in_all + len(kept)
+                for writer in writers:
+                    try:
+                        writer.add(frame, image, kept)
+                    except UnwrittenError as error:
+                        unwritten[error.what] += 1
+                        on_bad(str(error))
+                on_image()
+    return PredictionSummary(images, kept_in_all, bad, unwritten, best_below, notes)

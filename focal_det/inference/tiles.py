@@ -7,6 +7,7 @@ detected in as an image of its own is. Boxes and tiles are XYXY in pixels of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def detect_in_tiles(detect: Detect, images: Sequence[np.ndarray], tiles: Tiles, 
         for batch in np.split(corners, range(together, len(corners), together)) if len(corners) > 1 else ():
             of_batch = detect([image[top:bottom, left:right] for left, top, right, bottom in batch])
             shifts = np.tile(batch[:, :2], 2).astype(np.float32)
-            parts += [p._replace(boxes=p.boxes + shift) for p, shift in zip(of_batch, shifts, strict=True)]
+            parts += [replace(p, boxes=p.boxes + shift) for p, shift in zip(of_batch, shifts, strict=True)]
         places = np.vstack([[(0, 0, width, height)], corners])
         found.append(merge(parts, places) if len(parts) > 1 else whole)
     return found
@@ -59,8 +60,8 @@ def merge(parts: Sequence[Detections], places: np.ndarray) -> Detections:
         parts: of the whole image first, then of its tiles; boxes in pixels of the image.
         places: (P, 4), of each part.
     """
-    part = np.repeat(np.arange(len(parts)), [len(found.scores) for found in parts])
-    boxes, scores, classes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    part = np.repeat(np.arange(len(parts)), [len(found) for found in parts])
+    boxes, scores, classes = (np.concatenate([getattr(p, of) for p in parts]) for of in ("boxes", "scores", "classes"))
     is_cut = _are_cut(boxes, places[part], places[0])
     order = np.argsort(-scores * np.where(is_cut, _CUT_SCORE, 1), kind="stable")
     survivors: list[int] = []

@@ -11,11 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from stream_server import ENOUGH_TO_OPEN, Camera, serving
 
 from focal_det.cli import predict
 from focal_det.cli.main import main
 from focal_det.data.shapes import draw_image
-from focal_det.inference import predicting
+from focal_det.inference import drawing, streams
 from focal_det.inference.detections import Detections
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +154,12 @@ def test_a_folder_that_is_not_utf8_can_be_named(finder, images, tmp_path):
         input=b"n\xfcr\nin/a\0.png\n",
         capture_output=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "0"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{Path(__file__).parent}",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONUTF8": "0",
+        },
     )
     assert done.returncode == 0, done.stderr
     assert b"skipped, as no file name holds a NUL: 'in/a\\x00.png'" in done.stderr
@@ -220,7 +226,7 @@ def test_a_second_signal_interrupts_at_once(finder, images, monkeypatch, capsys)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(predicting, "draw_boxes", interrupt)
+    monkeypatch.setattr(drawing, "draw_boxes", interrupt)
     assert run("in", "--out", "out", "--batch-size", "1") == 130
     assert len(written()["images"]) == 1
     assert "stopped by SIGINT" in capsys.readouterr().err
@@ -252,6 +258,10 @@ def test_a_fault_leaves_what_was_done_and_says_why(finder, images, monkeypatch, 
         (["in/a.jpg", "--run", "a", "--score-thresh", "nan"], "--score-thresh nan must be in [0, 1]"),
         (["in/a.jpg", "--run", "a", "--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["in/a.jpg", "--run", "a", "--every", "0"], "--every 0 must be at least 1"),
+        (["in/a.jpg", "--run", "a", "--frames", "0"], "--frames 0 must be at least 1"),
+        (["in/a.jpg", "--run", "a", "--seconds", "nan"], "--seconds nan must be a number above 0"),
+        (["in/a.jpg", "--run", "a", "--frames", "5"], "--frames and --seconds are for a camera or a stream"),
+        (["in/a.jpg", "--run", "a", "--no-draw", "--write", "csv"], "--write and --no-draw exclude each other"),
         (["gone.jpg", "--run", "a"], "INPUT 'gone.jpg': no such file or folder, and as a pattern it matches nothing"),
     ],
 )
@@ -305,3 +315,106 @@ def test_tiles_of_an_exported_model_are_found_in_and_bad_ones_refused(tmp_path, 
     assert main([*words, "--out", str(tmp_path / "bad"), "--tile", "640", "--overlap", "-0.2"]) == 2
     assert "--overlap is -0.2: the overlap of tiles must be" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
+
+
+def test_each_kind_of_output_is_written_alone_or_with_others(finder, images, capsys):
+    assert run("in", "--out", "out", "--write", "csv,yolo,crops") == 0
+    assert sorted(os.listdir("out")) == ["crops", "detections.csv", "yolo"]
+    crops = {str(path.relative_to("out/crops")) for path in Path("out").rglob("*_001_*.jpg")}
+    assert crops == {f"box/{name}_001_0.80.jpg" for name in ("a.jpg", "a.png", "z.bmp", "x/a.jpg", "y/a.jpg")}
+    assert sorted(os.listdir("out/yolo/images")) == ["a.jpg", "a_.png", "x", "y", "z.bmp"]
+    for number, source in enumerate(("out/yolo", "out/detections.csv:in")):  # both are data sets to this project
+        assert main(["data", "inspect", "--train", source, "--out", f"seen/{number}"]) == 0, source
+        assert "5 images" in capsys.readouterr().out
+
+
+def test_a_folder_of_an_earlier_prediction_is_never_mixed_with(finder, images, capsys):
+    assert run("in/a.jpg", "--out", "out", "--write", "crops,yolo") == 0
+    before = sorted(Path("out").rglob("*"))
+    assert run("in", "--out", "out", "--write", "crops,yolo", "--overwrite") == 2
+    assert "--out out already has out/yolo, out/crops, which --overwrite leaves alone" in capsys.readouterr().err
+    assert sorted(Path("out").rglob("*")) == before
+    assert run("in", "--out", "out", "--write", "csv") == 0
+    assert run("in", "--out", "out", "--write", "csv") == 2
+    assert "--out out already has out/detections.csv; name another, or add --overwrite" in capsys.readouterr().err
+    assert run("in", "--out", "out", "--write", "csv", "--overwrite") == 0
+
+
+def test_a_drawing_among_other_files_is_refused(finder, images, capsys):
+    (images / "yolo").mkdir()
+    (images / "yolo" / "a.png").write_bytes((images / "a.png").read_bytes())
+    assert run("in", "--out", "out", "--write", "yolo,drawings") == 2
+    assert "out/yolo/a.png would be a drawing among other files" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.fixture
+def camera(monkeypatch):
+    monkeypatch.setattr(streams, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(streams, "_RECONNECTING_SECONDS", 0.05)
+    with serving(Camera()) as camera:
+        yield camera
+
+
+def texts_below(folder):
+    return "".join(f"{path} {path.read_bytes()!r}" for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_a_stream_ends_after_its_frames_and_keeps_its_password(finder, images, camera, capfd):
+    assert run(camera.url, "--out", "out", "--frames", "3", "--write", "coco,csv,yolo,crops,drawings") == 0
+    names = [image["file_name"] for image in written()["images"]]
+    host = camera.url.partition("@")[2].partition("/")[0].replace(":", "_")
+    assert [name.partition("#")[0] for name in names] == [host] * 3
+    assert cv2.VideoCapture(f"out/{host}.mp4").get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert len(list(Path("out/yolo/images").rglob("*.jpg"))) == len(list(Path("out/crops/box").rglob("*.jpg"))) == 3
+    output = "".join(capfd.readouterr())
+    assert "3 images, 3 detections" in output
+    assert "secret" not in output + texts_below("out")
+    assert {len(batch) for batch in finder.batches} == {1}
+
+
+def test_ctrl_c_ends_a_stream_that_is_silent(finder, images, camera, monkeypatch, capsys):
+    camera.most, camera.hangs = ENOUGH_TO_OPEN, True
+
+    def interrupt(self, *given, **options):
+        coming = frames(self, *given, **options)
+        yield next(coming)
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from coming
+
+    frames = streams.Stream.frames
+    monkeypatch.setattr(streams.Stream, "frames", interrupt)
+    assert run(camera.url, "--out", "out") == 130
+    assert 1 <= len(written()["images"]) <= ENOUGH_TO_OPEN
+    assert "stopped by SIGINT" in capsys.readouterr().err
+
+
+def test_a_stream_that_stays_away_is_a_fault_and_what_was_found_is_written(finder, images, camera, capsys):
+    camera.most = 4
+    found_by = Finder.__call__
+
+    def go_away(self, given):
+        camera.is_gone = True
+        return found_by(self, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Finder, "__call__", go_away)
+        assert run(camera.url, "--out", "out", "--no-draw") == 1
+    assert written()["images"]
+    assert "the connection is lost; what was found until then is written" in capsys.readouterr().err
+
+
+def test_a_stream_that_cannot_be_opened_is_bad_input(finder, images, camera, capfd):
+    camera.is_gone = True
+    assert run(camera.url, "--out", "out") == 2
+    error = capfd.readouterr().err
+    assert "OpenCV cannot open it; is the address right" in error
+    assert "secret" not in error
+    assert not Path("out").exists()
+
+
+def test_addresses_in_a_list_are_refused_unseen(finder, images, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("in/a.jpg\nrtsp://user:secret@host\n"))
+    assert run("-", "--out", "out") == 2
+    error = capsys.readouterr().err
+    assert error == "error: INPUT -: addresses on 1 line; a list is of files\n"

@@ -1,13 +1,18 @@
-"""Files that `focal-det export` did not write, or not so."""
+"""What an exported file is called with, and files that `focal-det export` did not write, or not so."""
 
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
+import onnxruntime
 import pytest
 
+from focal_det.data.shapes import draw_image
 from focal_det.errors import InputError
 from focal_det.inference.exported import METADATA_KEY, ExportedDetector, Metadata
 
+QUICKSTART = Path(__file__).parents[2] / "models" / "quickstart_int8.onnx"
 SOUND = {
     "version": 1,
     "class_names": ["a", "b"],
@@ -79,3 +84,50 @@ def test_another_program_is_refused_when_opened(tmp_path):
     torch.export.save(program, tmp_path / "m.pt2", extra_files={METADATA_KEY: json.dumps(SOUND)})
     with pytest.raises(InputError, match=r"m\.pt2: takes \['input'\] and gives 1, not"):
         ExportedDetector(tmp_path / "m.pt2", trusted=True)
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    return ExportedDetector(QUICKSTART, batch_size=2, device="cpu")
+
+
+def test_a_file_an_array_and_several_are_taken_as_by_the_predictor(quickstart, tmp_path):
+    images = [draw_image("val", number, 128)[0] for number in range(5)]
+    cv2.imwrite(str(tmp_path / "a.png"), images[0])
+    alone = quickstart(tmp_path / "a.png")
+    assert len(alone) > 0
+    assert alone.path == tmp_path / "a.png"
+    assert list(quickstart(images[0])) == list(alone)
+    together = quickstart(iter(images))
+    assert [len(one) for one in together] == [len(quickstart(image)) for image in images]
+    assert {one.class_name for found in together for one in found} <= set(quickstart.class_names)
+
+
+def test_no_more_images_run_together_than_asked(quickstart, monkeypatch):
+    sizes, run = [], quickstart._run
+    monkeypatch.setattr(quickstart, "_run", lambda images, of: sizes.append(len(images)) or run(images, of))
+    quickstart([np.zeros((64, 64, 3), np.uint8)] * 5)
+    assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "device is 'tpu'; it must be cuda, cuda:<number> or cpu"),
+        ({"device": "cpu:1"}, "device is 'cpu:1'; it must be"),
+        ({"device": "cuda:x"}, "device is 'cuda:x'; it must be"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number, at least 1"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        ExportedDetector(QUICKSTART, **options)
+
+
+def test_a_gpu_is_only_used_where_onnxruntime_has_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(InputError, match="onnxruntime has no CUDAExecutionProvider here: install onnxruntime-gpu"):
+        ExportedDetector(QUICKSTART, device="cuda:1")
+    (tmp_path / "m.pt2").write_bytes(b"")
+    with pytest.raises(InputError, match="runs on the processor"):
+        ExportedDetector(tmp_path / "m.pt2", trusted=True, device="cuda")

@@ -105,15 +105,19 @@ def test_drawings_keep_their_names_apart():
 
 
 def test_inputs_are_never_written_over_and_others_files_only_when_asked(tree):
-    inputs = find_inputs(["images/b.jpg"], (), NOWHERE).found
-    over_itself = drawing_files(inputs, Path("images")).values()
+    (image,) = find_inputs(["images/b.jpg"], (), NOWHERE).found
+
+    def problems(drawing, out, overwrite):
+        return output_problems(("drawings",), {image: drawing}, Path(out), overwrite=overwrite)
+
     for overwrite in (False, True):
-        problem = output_problems([*over_itself], inputs, Path("images"), overwrite=overwrite)
-        assert "overwrite their images" in problem[0]
+        over_itself = drawing_files([image], Path("images"))[image]
+        assert "overwrite their images" in problems(over_itself, "images", overwrite)[0]
     theirs = Path("images/notes.txt")
-    assert "add --overwrite" in output_problems([theirs], inputs, Path("images"), overwrite=False)[0]
-    assert output_problems([theirs], inputs, Path("images"), overwrite=True) == []
-    assert "is a folder" in output_problems([Path("empty")], inputs, Path("."), overwrite=True)[0]
+    assert "add --overwrite" in problems(theirs, "images", False)[0]
+    assert problems(theirs, "images", True) == []
+    assert "is a folder" in problems(Path("empty"), ".", True)[0]
+    assert output_problems(("coco",), {image: theirs}, Path("images"), overwrite=False) == []  # no drawing is written
 
 
 def test_every_nth_frame_of_a_video(tmp_path):

@@ -6,9 +6,10 @@ import threading
 import cv2
 import numpy as np
 
-from focal_det.inference import predicting
+from focal_det.inference import drawing
 from focal_det.inference.detections import Detections
-from focal_det.inference.inputs import InputFile
+from focal_det.inference.inputs import InputFile, read_frames
+from focal_det.inference.outputs import Drawings, make_writers
 from focal_det.inference.predicting import StopSignals, predict_all
 
 NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
@@ -32,9 +33,10 @@ def predict(folder, detector, stop, on_image=lambda: None):
     for name in ("0.png", "1.png", "2.png"):
         cv2.imwrite(str(folder / name), np.zeros((8, 9, 3), np.uint8))
         files.append(InputFile(folder / name, name))
-    drawings = {file: folder / f"drawn_{file.name}" for file in files}
-    options = {"score_thresh": 0.5, "batch_size": 1, "every": 1, "drawing_files": drawings, "stop": stop}
-    return predict_all(detector, files, folder, **options, on_image=on_image, on_bad=print)
+    drawings = Drawings({file: folder / f"drawn_{file.name}" for file in files}, every=1)
+    writers = make_writers(("coco", "drawings"), detector, folder, drawings)
+    options = {"score_thresh": 0.5, "batch_size": 1, "read_ahead_of": 2, "stop": stop}
+    return predict_all(detector, read_frames(files, 1), writers, **options, on_image=on_image, on_bad=print)
 
 
 def test_the_next_batch_is_detected_while_one_is_drawn(tmp_path, monkeypatch):
@@ -45,7 +47,7 @@ def test_the_next_batch_is_detected_while_one_is_drawn(tmp_path, monkeypatch):
             seen.extend(detector.calls.acquire(timeout=60) for _ in range(2))
         return image
 
-    monkeypatch.setattr(predicting, "draw_boxes", draw)
+    monkeypatch.setattr(drawing, "draw_boxes", draw)
     assert predict(tmp_path, detector, StopSignals()).images == 3
     assert seen == [True, True]
 

@@ -60,10 +60,15 @@ def test_each_object_is_left_once(parts, left):
     assert merged(*(found(*rows) for rows in parts)) == expected
 
 
+def together(parts):
+    """Boxes, scores and classes of all parts."""
+    return [np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "classes")]
+
+
 def merged_slowly(parts, places):
     """The rule of `merge` pair by pair: indices of what is left, best first."""
     part = np.repeat(np.arange(len(parts)), [len(p.scores) for p in parts])
-    boxes, scores, classes = (np.concatenate(arrays).astype(np.float64) for arrays in zip(*parts, strict=True))
+    boxes, scores, classes = (array.astype(np.float64) for array in together(parts))
     cut = []
     for box, of in zip(boxes, places[part], strict=True):
         sides = [box[2] - box[0], box[3] - box[1]] * 2
@@ -92,7 +97,7 @@ def test_merging_is_what_comparing_all_pairs_gives(seed, count):
         rows = np.column_stack([boxes, rng.permutation(count) / 100 + 0.1, rng.integers(0, 2, count)])
         parts.append(found(*rows))
     kept = merge(parts, PLACES)
-    boxes, scores, classes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    boxes, scores, classes = together(parts)
     order = np.array(merged_slowly(parts, PLACES), dtype=int)
     assert (kept.scores == scores[order]).all()
     assert sorted(zip(*kept.boxes.T.tolist(), kept.classes, strict=True)) == sorted(
