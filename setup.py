@@ -47,9 +47,12 @@ EXTRAS = {
     "export": [*TRAIN, "onnx>=1.19", "onnxscript>=0.5"],
     "completion": ["shtab>=1.7"],
     "lvis": ["lvis>=0.5.3"],
+    "mlflow": ["mlflow>=3.1"],
+    "wandb": ["wandb>=0.21"],
 }
 ALL = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
-DEV = [*ALL, "hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
+NOTEBOOK = ["ipykernel", "nbclient", "nbformat"]
+DEV = [*ALL, *NOTEBOOK, "hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
 
 
 def _not_a_configuration(folder, names):

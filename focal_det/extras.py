@@ -20,6 +20,8 @@ _EXTRAS = {
     "export": ("onnx", "onnxscript"),
     "completion": ("shtab",),
     "lvis": ("lvis",),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
 }
 
 

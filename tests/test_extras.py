@@ -23,7 +23,8 @@ def missing(module):
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("torch", "train"), ("onnxscript", "export"), ("shtab", "completion"), ("lvis", "lvis")]
+    ("module", "extra"),
+    [("torch", "train"), ("onnxscript", "export"), ("shtab", "completion"), ("lvis", "lvis"), ("wandb", "wandb")],
 )
 def test_an_extra_is_installed_by_name(of_a_wheel, module, extra):
     assert extras.install_command(module) == f"{sys.executable} -m pip install 'focal_det[{extra}]'"
