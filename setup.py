@@ -48,9 +48,12 @@ EXTRAS = {
     "completion": ["shtab>=1.7"],
     "lvis": ["lvis>=0.5.3"],
     "results": ["pandas>=2", "supervision>=0.27", "trackers>=2.6"],
+    "mlflow": ["mlflow>=3.1"],
+    "wandb": ["wandb>=0.21"],
 }
 ALL = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
-DEV = [*ALL, "hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
+NOTEBOOK = ["ipykernel", "nbclient", "nbformat"]
+DEV = [*ALL, *NOTEBOOK, "hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
 
 
 def _not_a_configuration(folder, names):

@@ -1,25 +1,47 @@
 """The RetinaNet of *Focal Loss for Dense Object Detection* as a Detectron2 plug-in.
 
 ``import focal_det.plugin`` registers its parts with Detectron2; ``focal_det.losses`` and the mathematics in
-``focal_det.modeling`` need PyTorch alone. ``focal_det.Predictor`` is loaded, with Detectron2, when it is first used.
+``focal_det.modeling`` need PyTorch alone. ``focal_det.train``, ``Run`` and ``Predictor`` are loaded, with Detectron2,
+when they are first used.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from .defaults import add_focal_det_config
-from .errors import InputError
+from .errors import InputError, TrainingError
 
 if TYPE_CHECKING:
+    from .distributed.graceful_stop import TrainingStopped
     from .engine.predictor import Predictor
+    from .inference.detections import Detections
+    from .training import Run, train
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Predictor", "__version__", "add_focal_det_config"]
+__all__ = [
+    "Detections",
+    "InputError",
+    "Predictor",
+    "Run",
+    "TrainingError",
+    "TrainingStopped",
+    "__version__",
+    "add_focal_det_config",
+    "train",
+]
+_LAZY = {
+    "Detections": "inference.detections",
+    "Predictor": "engine.predictor",
+    "Run": "training",
+    "TrainingStopped": "distributed.graceful_stop",
+    "train": "training",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Predictor":
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
-    from .engine.predictor import Predictor
+    from importlib import import_module
 
-    return Predictor
+    if name != "Detections":
+        from . import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -107,6 +107,10 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # "val/total_loss" beside those of training: on at most 200 images, evenly spread over the set, to keep it cheap.
     node.VAL_LOSS = True
 
+    # Experiment trackers that follow the run: MLflow, WandB (Weights & Biases), or your own, by their names in
+    # EVENT_WRITER_REGISTRY. Server, project and name of the run are in the trackers' own environment variables.
+    node.TRACKERS = ()
+
     # How many of the periodic checkpoints (SOLVER.CHECKPOINT_PERIOD) are kept, the newest ones; 0 keeps all. The best,
     # the final, and any that were there before the run are always kept.
     node.CHECKPOINTS_KEPT = 5

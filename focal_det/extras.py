@@ -21,6 +21,8 @@ _EXTRAS = {
     "completion": ("shtab",),
     "lvis": ("lvis",),
     "results": ("pandas", "supervision", "trackers"),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
 }
 
 

@@ -4,6 +4,7 @@ OUTPUT_DIR/
     config.yaml  config_changes.json  environment.txt  classes.json  log.txt   what the run is
     model_0004999.pth ...  model_final.pth  model_best.pth  last_checkpoint    its checkpoints
     metrics.json  events.out.tfevents.*                                        what it measured, by iteration
+    tracker_<name>.json                                                        its run in a tracker, and what that has
     annotations/<set>.json                                                     checked copies of sets, see data.catalog
     inference/<set>/coco_instances_results.json, dataset.json                  detections, and what they belong to
     inference_TTA/<set>/                                                       likewise with test-time augmentation
@@ -26,6 +27,7 @@ BEST_CHECKPOINT = "model_best.pth"
 CHECKPOINT_PATTERN = "model_*.pth"  # of all but last_checkpoint, for glob
 
 METRICS = "metrics.json"
+TRACKER = "tracker_{}.json"  # of each tracker, by its name
 
 ANNOTATIONS = "annotations"
 TTA = "_TTA"  # what Detectron2 appends to the names of what is measured with test-time augmentation

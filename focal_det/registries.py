@@ -26,6 +26,14 @@ and no boxes: these follow by ``apply_coords`` of the transform. What they draw 
 ``random``, which are seeded for each image. Named by MODEL.FOCAL_DET.AUGMENT.NAMES.
 """
 
+EVENT_WRITER_REGISTRY = Registry("EVENT_WRITER")
+EVENT_WRITER_REGISTRY.__doc__ = """
+Where metrics go besides metrics.json and TensorBoard: Detectron2's ``EventWriter``, called as ``writer(cfg)`` in the
+main process. ``write()`` is called after each line of metrics.json, and what it raises is a warning that turns the
+writer off. One that may wait for others, such as a server, is a ``focal_det.tracking.trackers.Tracker``, whose methods
+are called in a thread of its own, and again after a failure. Named by MODEL.FOCAL_DET.TRACKERS.
+"""
+
 CONFIG_REGISTRY = Registry("CONFIG")
 CONFIG_REGISTRY.__doc__ = """
 Functions that add the keys of a plug-in, called as ``add_keys(cfg)`` with Detectron2's and focal_det's keys in place.

@@ -30,6 +30,7 @@ FLOORS = [
     {"engine"},
     {"preflight"},
     {"launch"},
+    {"training"},
     {"paper"},
     {"doctor"},
     {"cli"},

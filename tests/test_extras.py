@@ -30,6 +30,7 @@ def missing(module):
         ("shtab", "completion"),
         ("lvis", "lvis"),
         ("supervision", "results"),
+        ("wandb", "wandb"),
     ],
 )
 def test_an_extra_is_installed_by_name(of_a_wheel, module, extra):

@@ -16,7 +16,7 @@ import focal_det.plugin  # noqa: F401
 from focal_det.config import plugins
 from focal_det.config.load import load_config
 from focal_det.data.catalog import prepare_shapes, register_datasets
-from focal_det.registries import AUGMENTATION_REGISTRY, CONFIG_REGISTRY, DENSE_LOSS_REGISTRY
+from focal_det.registries import AUGMENTATION_REGISTRY, CONFIG_REGISTRY, DENSE_LOSS_REGISTRY, EVENT_WRITER_REGISTRY
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ def _plugins_forgotten(monkeypatch, tmp_path_factory):
     """What a test imports as a plug-in would be part of every later run of this process."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(plugins, "_named", set())
-    for registry in (AUGMENTATION_REGISTRY, CONFIG_REGISTRY, DENSE_LOSS_REGISTRY):
+    for registry in (AUGMENTATION_REGISTRY, CONFIG_REGISTRY, DENSE_LOSS_REGISTRY, EVENT_WRITER_REGISTRY):
         monkeypatch.setattr(registry, "_obj_map", {**registry._obj_map})
     before, temporary = set(sys.modules), str(tmp_path_factory.getbasetemp())
     yield

@@ -27,7 +27,7 @@ from ..modeling.criterion import BOX_LOSSES
 from ..modeling.decode import check_decoding
 from ..modeling.head import NORMS, logit_of
 from ..modeling.normalizer import MODES
-from ..registries import AUGMENTATION_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+from ..registries import AUGMENTATION_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY, EVENT_WRITER_REGISTRY
 from .load import UNSET_NUM_CLASSES
 from .read_when import BATCH_NORMS, FPN_BACKBONES, SAMPLERS, norms_of
 
@@ -240,12 +240,18 @@ def training_rules(cfg: CfgNode) -> list[Rule]:
     solver, crop, sizes = cfg.SOLVER, cfg.INPUT.CROP.TYPE, cfg.INPUT.MIN_SIZE_TRAIN
     part = _SIDE if crop.startswith("absolute") else _in(0, 1, "(]")
     norms, own = norms_of(cfg), sorted(name for name, _ in AUGMENTATION_REGISTRY)
+    trackers = sorted(name for name, _ in EVENT_WRITER_REGISTRY)
     return [
         *TRAINING_RULES,
         (
             _AUGMENT + "NAMES",
             lambda v: all(name in own for name in v),
             f"names in AUGMENTATION_REGISTRY, which has {', '.join(own) or 'none'}; --plugin FILE registers yours",
+        ),
+        (
+            "MODEL.FOCAL_DET.TRACKERS",
+            lambda v: all(name in trackers for name in v) and len(set(v)) == len(v),
+            f"different names of {', '.join(trackers)}; --plugin FILE registers yours in EVENT_WRITER_REGISTRY",
         ),
         ("INPUT.CROP.SIZE", *_each(part, f"height and width, with INPUT.CROP.TYPE {crop} each", count=2)),
         (

@@ -24,8 +24,15 @@ SAME_REQUEST_SECONDS = 1.0
 _Handler = Callable[[int, Any], Any] | int | None
 
 
+def in_main_thread() -> bool:
+    """Tell whether this is the thread in which Python handles signals, the only one that may install handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def install(table: Mapping[int, _Handler]) -> dict[int, _Handler]:
-    """Install the handlers of some signals, in the main thread, and return those that they replace."""
+    """Install the handlers of some signals, and return those that they replace; nothing outside of the main thread."""
+    if not in_main_thread():
+        return {}
     return {number: signal.signal(number, handler) for number, handler in table.items()}
 
 
@@ -97,16 +104,17 @@ def nothing_to_save(number: int) -> str:
 class SignalListener:
     """While open, the first stop signal is a request to stop; a second one ends the process at once.
 
-    To be opened in the main thread. A thread receives the signals, whatever the main thread waits for, and the loader
-    workers ignore them. Once closed, the process ignores them: what it did is saved or has failed, its exit code is
-    settled, and srun and torchrun signal the ranks that are still leaving as soon as the first one has left.
+    Outside of the main thread it listens to none. A thread receives the signals, whatever the main thread waits for,
+    and the loader workers ignore them. Once closed, the process ignores them: what it did is saved or has failed, its
+    exit code is settled, and srun and torchrun signal the ranks that are still leaving as soon as the first one has
+    left.
     """
 
     def __init__(self) -> None:
         self.received = 0  # number of the first signal, once one has come
 
     def __enter__(self) -> SignalListener:
-        self._open = self._listening()
+        self._open = self._listening() if in_main_thread() else workers_shielded()
         self._open.__enter__()
         return self
 

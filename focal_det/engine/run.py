@@ -180,14 +180,15 @@ def _train(job: Job, stopping: GracefulStop, watchdog: RankWatchdog) -> dict[str
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "
             f"{trainer.max_iter}. Evaluating it; raise SOLVER.MAX_ITER to train on."
         )
-    try:
-        trainer.train()
-    except OSError as error:
-        if error.errno in DISK_ERRORS:
-            what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or images")
-            raise trainer.checkpointer.not_written(what, error) from error
-        raise
-    write_last_page(cfg.OUTPUT_DIR)
+    with trainer.trackers:
+        try:
+            trainer.train()
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                what = Path(error.filename or Path(cfg.OUTPUT_DIR) / "log, metrics or images")
+                raise trainer.checkpointer.not_written(what, error) from error
+            raise
+        write_last_page(cfg.OUTPUT_DIR)
     measured = {name: value for name, (value, _) in trainer.storage.latest().items()}
     if comm.is_main_process():
         if warning := loss_warning([value for value, _ in trainer.storage.histories()["total_loss"].values()]):

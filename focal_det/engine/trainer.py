@@ -35,7 +35,9 @@ from ..evaluators.coco_evaluator import nan_lines
 from ..evaluators.set_evaluators import make_evaluator
 from ..modeling.retinanet import FocalRetinaNet
 from ..output_layout import FINAL_CHECKPOINT, INFERENCE, INFERENCE_TTA, METRICS, TTA
+from ..tracking import services  # noqa: F401 - registers the trackers
 from ..tracking.metrics_file import MetricHistory, MetricsFile, TensorBoardFile
+from ..tracking.trackers import Trackers
 from ..tracking.writers import ConsoleWriter, WriteMetrics, images_of, speed_options_line, speed_summary
 from .best_checkpoint import BestCheckpointer, ap_name
 from .draw_detections import DrawDetections, draw_detections
@@ -105,6 +107,7 @@ class Trainer(DefaultTrainer):
         )
         self.metrics_file = MetricsFile(Path(cfg.OUTPUT_DIR) / METRICS)
         self.tensorboard = TensorBoardFile(Path(cfg.OUTPUT_DIR))
+        self.trackers = Trackers(cfg, tuple(cfg.MODEL.FOCAL_DET.TRACKERS) if comm.is_main_process() else ())
         self.ap_name = ap_name(cfg, record)
         self.best_checkpointer = BestCheckpointer(self.checkpointer, self.ap_name)
         self.stopping = stopping
@@ -155,6 +158,7 @@ class Trainer(DefaultTrainer):
         super().before_train()
         if self.start_iter == 0:
             self.tensorboard.continue_after(-1)  # a start before this one may have ended before its first checkpoint
+            self.trackers.start(resumes=False)
             return
         last = self.start_iter - 1
         self.iter = self.storage.iter = last  # which it stays if there is nothing left to train
@@ -167,6 +171,7 @@ class Trainer(DefaultTrainer):
             is_done = self.metrics_file.has_beyond(last, self.ap_name)
             self.metrics_file.continue_after(last if is_done else last - 1)
             self.tensorboard.continue_after(self.metrics_file.written)
+        self.trackers.start(resumes=True)
         if not comm.all_gather(is_done)[0]:  # evaluating is for all ranks or none
             for hook in self._after_saving:
                 hook.after_step()
@@ -281,12 +286,12 @@ class Trainer(DefaultTrainer):
         return [*stepping, *saving, *stop, *self._after_saving]
 
     def build_writers(self) -> list[EventWriter]:
-        """Build the writers of the log line, TensorBoard's file and metrics.json."""
+        """Build the writers of the log line, TensorBoard's file, metrics.json and the trackers, which read that."""
         images, folder = images_of(self.data_loader), Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
         best_checkpointer, device = self.best_checkpointer, next(self.model.parameters()).device
         epoch = images_of_epoch(self.cfg, images) / self.cfg.SOLVER.IMS_PER_BATCH if images else None
         console = ConsoleWriter(self.max_iter, epoch, lambda: best_checkpointer.best, device)
-        # metrics.json last: what it has, a resumed run takes for written by all
-        self.writers = [console, self.tensorboard, self.metrics_file]
+        # metrics.json after TensorBoard: what it has, a resumed run takes for written by all
+        self.writers = [console, self.tensorboard, self.metrics_file, self.trackers]
         return self.writers

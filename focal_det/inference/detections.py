@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
+from PIL import Image
 
 from ..errors import InputError, counted, some
 from ..extras import missing_message
@@ -145,7 +147,11 @@ class Detections:
         own: dict[str, Any] = {"xyxy": self.boxes, "confidence": self.scores, "class_id": self.classes}
         return supervision.Detections(**own, data={"class_name": names})
 
-    def plot(self, image: ImageInput | None = None, *, max_side: int | None = None) -> np.ndarray:
+    def plot(self, image: ImageInput | None = None, *, max_side: int | None = None) -> Image.Image:
+        """Return what `draw` draws, with its arguments and errors, as a PIL image, which notebooks show."""
+        return Image.fromarray(np.ascontiguousarray(self.draw(image, max_side=max_side)[:, :, ::-1]))
+
+    def draw(self, image: ImageInput | None = None, *, max_side: int | None = None) -> np.ndarray:
         """Draw the objects with names and scores.
 
         Args:
@@ -162,7 +168,7 @@ class Detections:
         from .drawing import draw_boxes  # with a font, which not everyone who detects needs
 
         if image is None and self.path is None:
-            raise ValueError("these detections are not of a file, and images are not kept: give the image to plot()")
+            raise ValueError("these detections are not of a file, and images are not kept: give the image")
         texts = [f"{one.class_name} {100 * one.score:.0f}%" for one in self]
         number = len(self.class_names) or int(self.classes.max(initial=0)) + 1
         pixels = as_array(self.path if image is None else image)
@@ -170,12 +176,11 @@ class Detections:
 
     def _repr_png_(self) -> bytes | None:
         """Return a drawing for a notebook; None, for which it shows the text, if they are not of a file."""
-        import cv2
-
         if self.path is None:
             return None
-        coded: np.ndarray = cv2.imencode(".png", self.plot(max_side=_NOTEBOOK_SIDE))[1]
-        return coded.tobytes()
+        coded = io.BytesIO()
+        self.plot(max_side=_NOTEBOOK_SIDE).save(coded, "PNG")
+        return coded.getvalue()
 
     def _names(self) -> list[str]:
         return [self.class_names[i] if len(self.class_names) else f"class {i}" for i in self.classes.tolist()]

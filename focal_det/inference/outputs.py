@@ -120,7 +120,7 @@ class Drawings:
         file = frame.file
         if file == self._failed:
             return
-        drawing, path = found.plot(image), self.files[file]
+        drawing, path = found.draw(image), self.files[file]
         if not file.is_video:
             self.close()
             with written_or_named("drawing", path):

@@ -29,6 +29,7 @@ from ..environment import choose_device
 from ..errors import Findings, InputError, print_problems, visible_lines
 from ..formats.coco import CocoFile
 from ..inference.classes import Classes, write_classes
+from ..tracking.trackers import check_trackers
 from .datasets import DataSets, check_classes, classes_of, read_datasets
 from .image_shapes import check_image_shapes
 from .options import TrainOptions, check_options
@@ -82,6 +83,8 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     model, of_parts = (None, Findings()) if found.errors else build_parts(cfg, training=options.training)
     of_folder = resumption.findings if resumption else Findings()
     of_flags = check_options(options)
+    if options.training:
+        of_flags.add(check_trackers(cfg))
     for of_stage in (of_machine, of_flags, of_schedule, of_data, of_folder, of_choice, of_classes, of_parts):
         found.add(of_stage)
     _raise_if_errors(found)

@@ -20,16 +20,33 @@ class MetricsLine(NamedTuple):
     values: dict[str, float]  # scalars by name, "iteration" among them; NaN is one. {} of a damaged line
 
 
-def metrics_lines(path: Path, *, tail: int | None = None) -> Iterator[MetricsLine]:
-    """Read a run's metrics.json, or its last `tail` bytes, damaged lines too; raise OSError if it is not there."""
+def metrics_lines(path: Path, *, tail: int | None = None, start: int = 0) -> Iterator[MetricsLine]:
+    """Read a run's metrics.json, damaged lines too, or its last `tail` bytes, or those from byte `start` on.
+
+    Raises OSError if it is not there.
+    """
     with open_regular(path) as file:
-        if tail is not None:
-            file.seek(max(0, path.stat().st_size - tail))
+        file.seek(start if tail is None else max(0, path.stat().st_size - tail))
         data = file.read()
     for text in data.decode("utf-8", errors="replace").splitlines(keepends=True):
         values = _scalars(text)
         iteration = values.get("iteration", -1)
         yield MetricsLine(text, int(iteration), values) if iteration >= 0 else MetricsLine(text, None, {})
+
+
+def metrics_by_iteration(path: Path) -> tuple[list[dict[str, float]], int]:
+    """Return a record for each iteration, of one that a resumed run repeated the last, and the number of damaged lines.
+
+    Raises OSError if the file is not there.
+    """
+    found: dict[int, dict[str, float]] = {}
+    damaged = 0
+    for line in metrics_lines(path):
+        if line.iteration is not None:
+            found.setdefault(line.iteration, {}).update(line.values)
+        elif line.text.strip():
+            damaged += 1
+    return [found[iteration] for iteration in sorted(found)], damaged
 
 
 def _scalars(text: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ import yaml
 from .. import output_layout as layout
 from ..errors import InputError, counted
 from ..plain_data import parse_yaml
-from .metrics import metrics_lines
+from .metrics import metrics_by_iteration
 
 _OF_SETS = f"{layout.INFERENCE}/<set>/{layout.COCO_RESULTS}"
 
@@ -129,19 +129,14 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 def _read_metrics(path: Path, missing: list[str]) -> list[dict[str, float]]:
     """Return one record for each iteration; of one that a resumed run repeated, what it gave the last time."""
-    by_iteration: dict[int, dict[str, float]] = {}
-    damaged = 0
     try:
-        for line in metrics_lines(path):
-            if line.iteration is not None:
-                by_iteration.setdefault(line.iteration, {}).update(line.values)
-            elif line.text.strip():
-                damaged += 1
+        records, damaged = metrics_by_iteration(path)
     except OSError as error:
         missing.append(_unreadable(path, error))
+        return []
     if damaged:
         missing.append(f"{path.name}: {counted(damaged, 'damaged line')} skipped.")
-    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+    return records
 
 
 def _parse_config(text: str, missing: list[str]) -> dict[str, Any]:

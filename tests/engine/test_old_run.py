@@ -91,6 +91,7 @@ def test_it_resumes_to_where_the_old_version_would_have_come(train_net, run):
             ("MODEL.FOCAL_DET.SPEED.PAD_TO", "[]"),
             ("MODEL.FOCAL_DET.TILES.OVERLAP", "0.2"),
             ("MODEL.FOCAL_DET.TILES.SIZE", "0"),
+            ("MODEL.FOCAL_DET.TRACKERS", "[]"),
             ("MODEL.FOCAL_DET.WEIGHTS_CLASSES", "''"),
         )
     ]

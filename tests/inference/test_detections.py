@@ -144,21 +144,22 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch, n
 
 def test_a_drawing_is_of_the_file_or_of_what_is_given(file):
     image = cv2.imread(str(file))
-    drawn = three(path=file).plot()
+    drawn = three(path=file).draw()
     assert drawn.shape == image.shape
     assert (drawn != image).any()
-    assert (three().plot(image) == drawn).all()
-    assert (three(class_names=()).plot(file, max_side=250).shape) == (200, 250, 3)
+    assert (three().draw(image) == drawn).all()
+    assert (three(class_names=()).draw(file, max_side=250).shape) == (200, 250, 3)
     assert (image == 90).all()
-    assert (NOTHING.plot(image) == image).all()
+    assert (NOTHING.draw(image) == image).all()
+    assert (np.asarray(three(path=file).plot())[:, :, ::-1] == drawn).all()
 
 
 def test_without_an_image_there_is_no_drawing(file):
-    with pytest.raises(ValueError, match=r"images are not kept: give the image to plot\(\)"):
-        three().plot()
+    with pytest.raises(ValueError, match=r"images are not kept: give the image"):
+        three().draw()
     file.unlink()
     with pytest.raises(ImageError, match="no such file"):
-        three(path=file).plot()
+        three(path=file).draw()
 
 
 def test_a_notebook_shows_a_small_drawing_of_a_file(file, tmp_path):

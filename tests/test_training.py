@@ -1,0 +1,152 @@
+"""Training from Python: what the command line does, with a run that comes back and a process that stays as it was."""
+
+import logging
+import math
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventWriter
+from training_fixtures import TINY
+
+import focal_det
+from focal_det.registries import DENSE_LOSS_REGISTRY, EVENT_WRITER_REGISTRY
+
+pytestmark = pytest.mark.detectron2
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "configs" / "Base-RetinaNet-FPN.yaml"
+TRAIN, TEST = ("shapes_train_8_64px",), ("shapes_val_12_64px",)
+SMALL = {
+    **dict(zip(TINY[::2], TINY[1::2], strict=True)),
+    **{"SOLVER.MAX_ITER": 4, "SOLVER.STEPS": (), "SOLVER.WARMUP_ITERS": 0, "SOLVER.IMS_PER_BATCH": 2, "SEED": 3},
+    **{"INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.MIN_SIZE_TEST": 64, "DATALOADER.NUM_WORKERS": 0},
+    **{"DATASETS.TRAIN": TRAIN, "DATASETS.TEST": TEST, "TEST.EVAL_PERIOD": 2, "MODEL.FOCAL_DET.DRAW_IMAGES": 0},
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _shapes(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path_factory.getbasetemp() / "shapes"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def state():
+    """What a training changes in a process that is its own."""
+    loggers = [logging.getLogger(name) for name in ("", "detectron2", "focal_det", "fvcore")]
+    return {
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "loggers": [(log.level, log.propagate, [*log.handlers]) for log in loggers],
+        "sets": (DatasetCatalog.list(), sorted(MetadataCatalog.list())),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "start method": multiprocessing.get_start_method(allow_none=True),
+        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+        "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32),
+        "precision": torch.get_float32_matmul_precision(),
+        "warnings": [*warnings.filters],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def test_the_run_comes_back_and_the_process_is_as_it_was(tmp_path):
+    before = state()
+    run = focal_det.train(BASE, output_dir=tmp_path / "run", overrides={**SMALL, "FLOAT32_PRECISION": "high"})
+    assert state() == before
+    names = ("model_best.pth", "model_final.pth", "report.html")
+    assert [run.best, run.final, run.report] == [tmp_path / "run" / name for name in names]
+    iterations, losses = run.curve("total_loss")
+    assert iterations == [1, 3]
+    assert losses[-1] == run.metrics["total_loss"] > 0
+    assert max(run.curve("bbox/AP")[1]) == run.AP
+    assert run == focal_det.Run(str(tmp_path / "run"))
+    found = run.predictor(score_thresh=0.0)(np.zeros((64, 64, 3), np.uint8))
+    assert isinstance(found, focal_det.Detections)
+    with pytest.raises(focal_det.InputError, match=r"has no metric 'loss'; it has .*total_loss"):
+        run.curve("loss")
+
+
+def test_every_problem_is_raised_at_once_and_nothing_is_written(tmp_path, capsys):
+    with pytest.raises(focal_det.InputError) as error:
+        focal_det.train(
+            BASE, train=tmp_path / "none", split_val=2.0, num_gpus=0, output_dir=tmp_path / "run", overrides=SMALL
+        )
+    text = "\n".join(error.value.problems)
+    assert all(part in text for part in (f"{tmp_path / 'none'}", "--num-gpus is 0", "DATASETS.SPLIT_VAL is [2.0, 0]"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(focal_det.InputError, match=r"holds no run, since config.yaml is not there"):
+        focal_det.Run(tmp_path)
+
+
+def test_a_configuration_and_own_data_train_in_a_thread(tmp_path, write_voc):
+    folder = write_voc({f"n{i}": [("cat", 10, 10, 40, 40)] for i in range(4)}, train=["n0", "n1", "n2"], val=["n3"])
+    cfg = get_cfg()
+    focal_det.add_focal_det_config(cfg)
+    cfg.merge_from_file(str(BASE))
+    cfg.merge_from_list(TINY[:-2])  # the number of classes follows from the data
+    settings = {key: value for key, value in SMALL.items() if not key.startswith(("DATASETS.", "MODEL.RE"))}
+    results, before = [], state()["signals"]
+
+    def work():
+        results.append(
+            focal_det.train(
+                cfg,
+                train=folder,
+                val=[folder],
+                output_dir=tmp_path / "run",
+                overrides=[str(word) for pair in settings.items() for word in pair],
+            )
+        )
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    (run,) = results
+    assert state()["signals"] == before
+    assert run.predictor().class_names == ["cat"]
+    assert not math.isnan(run.metrics["val/total_loss"])
+
+
+def test_a_stopped_run_is_saved_and_continued_and_a_fault_is_raised(tmp_path):
+    class StopsOnce(EventWriter):
+        def __init__(self, cfg):
+            pass
+
+        def write(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    EVENT_WRITER_REGISTRY.register(StopsOnce)
+    settings, before = {**SMALL, "TEST.EVAL_PERIOD": 1, "MODEL.FOCAL_DET.VAL_LOSS": False}, state()
+    stopping = {**settings, "MODEL.FOCAL_DET.TRACKERS": ("StopsOnce",)}
+    with pytest.raises(focal_det.TrainingStopped, match=f"resume=True continues {tmp_path / 'run'}"):
+        focal_det.train(BASE, output_dir=tmp_path / "run", overrides=stopping)
+    assert state() == before
+    assert not focal_det.Run(tmp_path / "run").final
+    with pytest.raises(focal_det.InputError, match="already holds"):
+        focal_det.train(BASE, output_dir=tmp_path / "run", overrides=settings)
+    run = focal_det.train(BASE, output_dir=tmp_path / "run", overrides=settings, resume=True)
+    assert run.curve("total_loss")[0] == [0, 1, 2, 3]
+
+    class Fails(torch.nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+
+        def forward(self, logits, labels):
+            raise RuntimeError("no loss today")
+
+    DENSE_LOSS_REGISTRY.register(Fails)
+    with pytest.raises(focal_det.TrainingError, match="no loss today"):
+        focal_det.train(
+            BASE, output_dir=tmp_path / "other", overrides={**settings, "MODEL.FOCAL_DET.LOSS.NAME": "Fails"}
+        )
+    assert state() == before
