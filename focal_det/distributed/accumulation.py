@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .cluster import unwrapped
+from .heartbeat import begin_step
 
 
 def losses_and_gradients(
@@ -39,6 +40,7 @@ def losses_and_gradients(
     if parts == 1:
         arguments = [(batch,)]
     elif split is not None:
+        begin_step()  # the normaliser's sum over the ranks waits for those that have no images yet
         arguments = split(batch, parts)
     else:
         arguments = [(images,) for images in equal_parts(batch, parts)]

@@ -13,7 +13,8 @@ from recorded_graphs import RecordedGraphs
 from torch import nn
 
 from focal_det.cli.main import main
-from focal_det.distributed.accumulation import losses_and_gradients
+from focal_det.distributed.accumulation import equal_parts, losses_and_gradients
+from focal_det.distributed.heartbeat import PHASES, Progress
 from focal_det.engine.train_step import in_parallel
 from focal_det.engine.trainer import Trainer
 from focal_det.modeling.captured import CapturedOrPlain
@@ -126,6 +127,21 @@ def test_of_another_architecture_the_parts_losses_are_averaged():
     assert losses == {"total_loss": torch.tensor(4.5)}  # (3 + 6) / 2
     assert model.weight.grad == 4.5
     assert not losses["total_loss"].requires_grad
+
+
+def test_a_rank_that_has_its_images_is_in_the_step_before_it_waits_for_others():
+    class Split(Mean):
+        def split_batch(self, batch, parts):
+            phases.append(PHASES[progress.heartbeat["phase"]])
+            return [(images,) for images in equal_parts(batch, parts)]
+
+    progress, phases = Progress(), []
+    progress.begin()
+    try:
+        losses_and_gradients(Split(), [1.0, 3.0, 5.0, 6.0], 2)
+    finally:
+        progress.end()
+    assert phases == ["step"]
 
 
 def test_a_part_that_is_not_finite_ends_the_training_and_is_replayed_in_parts(steps, tmp_path, capsys):
