@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ def _write_and_say(folder: Path, measured: list[Measurement], found: Suggestion,
     from ..paper.figures import new_axes, save_figures
 
     figure, axes = new_axes("learning rate", "loss")
-    finite = [one for one in measured if one.loss < float("inf")]
+    finite = [one for one in measured if math.isfinite(one.loss) and math.isfinite(one.smoothed)]
     axes.plot([one.lr for one in finite], [one.loss for one in finite], color="0.7", linewidth=0.8, label="of a step")
     axes.plot([one.lr for one in finite], [one.smoothed for one in finite], label="smoothed")
     axes.set_xscale("log")
@@ -96,7 +97,8 @@ def _write_and_say(folder: Path, measured: list[Measurement], found: Suggestion,
     axes.legend(frameon=False)
     suggestion = f"SOLVER.BASE_LR {found.lr:.2g}" if found.lr is not None else "no suggestion"
     text = f"{suggestion}: {found.rule}. The configuration's is {base_lr:g}"
-    row: dict[str, Any] = {**found._asdict(), "base_lr": base_lr, "steps": [one._asdict() for one in measured]}
+    steps = [{name: x if math.isfinite(x) else None for name, x in one._asdict().items()} for one in measured]
+    row: dict[str, Any] = {**found._asdict(), "base_lr": base_lr, "steps": steps}
     write_text_whole(folder / f"{NAME}.json", json.dumps(row, indent=1) + "\n")
     svg = save_figures({NAME: figure}, folder)[1].read_text().partition("<svg")
     page = f'<!doctype html><meta charset="utf-8"><title>{NAME}</title><p>{html.escape(text)}</p>{svg[1]}{svg[2]}'

@@ -1,6 +1,7 @@
 """focal-det lr-find: what it writes and says, and what it leaves when it is stopped."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -47,13 +48,14 @@ def test_ctrl_c_leaves_what_was_measured(words, tmp_path, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGINT)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:  # until the thread that listens has it
-            yield lr_range_test.Measurement(1e-5, 3.0, 3.0)
+            yield lr_range_test.Measurement(1e-5, math.inf, 3.0)
             time.sleep(0.01)
 
     monkeypatch.setattr(lr_range_test, "range_test", range_test)
     assert main(words) == EXIT_INTERRUPTED
     steps = json.loads((tmp_path / "found/lr_range.json").read_text())["steps"]
     assert 1 <= len(steps) < 1000
+    assert steps[0] == {"lr": 1e-5, "loss": None, "smoothed": 3.0}  # JSON has no infinity
     assert f"stopped by a signal after {len(steps)} steps: " in capsys.readouterr().out
 
 
