@@ -87,6 +87,12 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # ranks; "image", each image by its own number, as in the paper's text; "ema", Detectron2's moving average.
     node.NORMALIZER = "global"
 
+    # Gradient accumulation: into how many equal parts, >= 1, each process splits its images of a step, a share of
+    # SOLVER.IMS_PER_BATCH, to pass one after the other with the memory of one. The step is that of the batch in one
+    # pass, up to rounding: images, normaliser, losses and gradients are the same. Batch normalisation alone sees parts.
+    # Meta-architectures other than FocalRetinaNet get the mean of the parts' losses, each normalised by itself.
+    node.ACCUMULATION = 1
+
     # Number of images of the first test set that are drawn, ground truth beside detections, at the end of training and
     # every VIS_PERIOD iterations (0: only at the end). 0 draws none.
     node.DRAW_IMAGES = 16

@@ -226,3 +226,33 @@ def check_interface() -> None:
                 f"GLOO_SOCKET_IFNAME names the network interface {name}, which {socket.gethostname()} does not have; "
                 f"it has {', '.join(there)}"
             )
+
+
+def own_bytes() -> int:
+    """Return what this process holds of the machine's memory, where Linux tells; else 0."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.is_file() else 0
+
+
+def free_bytes_of_machine() -> int | None:
+    """Return the memory that processes of this machine, or of its control group, may still take; None if unknown."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        found.append(int(rows["MemAvailable"].split()[0]) * 1024)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        found.append(int(text) - int(used.read_text()))
+    return min(found, default=None)
+
+
+def free_bytes_of_gpus(count: int) -> int | None:
+    """Return the free memory of the fullest of the first `count` visible NVIDIA GPUs; None if that cannot be asked.
+
+    Of the driver's own program, since PyTorch would take memory of the first GPU for as long as this process lives.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = ("-i", visible) if visible else ()
+    lines = output_of("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", *chosen).splitlines()
+    return min((int(line) * 2**20 for line in lines[:count] if line.strip().isdigit()), default=None)

@@ -82,6 +82,7 @@ OWN_TESTS = {
     *("HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"),  # below, and in tests/engine
     *("VAL_LOSS", "CHECKPOINTS_KEPT"),  # in tests/engine/test_trainer.py
     "TRACKERS",  # in tests/tracking/test_trackers.py
+    "ACCUMULATION",  # in tests/distributed/test_accumulation.py
     "WEIGHTS_CLASSES",  # in tests/checkpoint/test_class_rows.py
     "PLUGINS",  # in test_plugins.py
     *(

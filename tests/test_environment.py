@@ -132,3 +132,41 @@ def test_a_gpu_without_a_name_is_not_known(monkeypatch):
     seen = [SimpleNamespace(uuid="1-2"), SimpleNamespace()]
     monkeypatch.setattr(torch.cuda, "get_device_properties", seen.__getitem__)
     assert [gpu_id(0), gpu_id(1)] == ["1-2", ""]
+
+
+def test_free_memory_is_the_machines_or_what_its_group_may_take(monkeypatch, tmp_path):
+    files = {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    5000 kB", "memory.max": "max", "memory.current": "1"}
+
+    class InTests(type(tmp_path)):
+        def is_file(self):
+            return self.name in files or str(self) in files
+
+        def read_text(self):
+            return files.get(self.name) or files[str(self)]
+
+    monkeypatch.setattr(environment, "Path", InTests)
+    assert environment.free_bytes_of_machine() == 5000 * 1024
+    files["memory.max"], files["memory.current"] = "3000000\n", "1000000\n"
+    assert environment.free_bytes_of_machine() == 2_000_000
+    files.clear()
+    assert environment.free_bytes_of_machine() is None  # no Linux
+    assert environment.own_bytes() == 0
+
+
+def test_this_process_knows_what_it_holds():
+    held = environment.own_bytes()
+    assert 10e6 < held < 100e9
+    block = bytearray(b"1") * 50_000_000
+    assert environment.own_bytes() - held > 0.5 * len(block)
+
+
+def test_the_fullest_gpu_counts_and_the_driver_is_asked_for_those_that_are_visible(monkeypatch):
+    asked = []
+    monkeypatch.setattr(environment, "output_of", lambda *words: asked.append(words) or "5000\n3000\n1000")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert environment.free_bytes_of_gpus(2) == 3000 * 2**20
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert environment.free_bytes_of_gpus(3) == 1000 * 2**20
+    assert [words[-2:] == ("-i", "4,5,6") for words in asked] == [False, True]
+    monkeypatch.setattr(environment, "output_of", lambda *words: "")
+    assert environment.free_bytes_of_gpus(1) is None

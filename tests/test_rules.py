@@ -34,6 +34,7 @@ TOPICS = {
         "rules",
         "scaling_page",
         "time_limit",
+        "training_habits_page",
         "tutorial",
         "types",
         "upstream",

@@ -19,6 +19,7 @@ from .common import ENDING_ERRORS, CommandParser, add_version, prepare_output, r
 # that command alone: some work where the packages of others are missing, and the help takes no time.
 _COMMANDS = {
     "train": "train, evaluate or resume",
+    "lr-find": "find a learning rate by a range test",
     "doctor": "what is installed here, what fits together, and what fixes what does not",
     "data": "look at data sets",
     "predict": "detect objects in images, folders and videos",
@@ -83,7 +84,7 @@ def build_parser(
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, summary in _COMMANDS.items():
         if name in complete:
-            module, function = _ELSEWHERE.get(name, (name, "add_command"))
+            module, function = _ELSEWHERE.get(name, (name.replace("-", "_"), "add_command"))
             getattr(importlib.import_module(f".{module}", __package__), function)(commands, summary)
         else:
             commands.add_parser(name, help=summary)

@@ -41,6 +41,8 @@ _EPILOG = """examples:
   change a key     {run} --config-file {configs}quickstart.yaml SOLVER.BASE_LR 0.02
   your own parts   {run} --config-file {configs}quickstart.yaml --plugin my_loss.py \\
                        MODEL.FOCAL_DET.LOSS.NAME MyLoss
+  less memory      {run} --config-file {configs}bccd.yaml --train my_export --split-val 0.2 --batch auto \
+                       OUTPUT_DIR output/mine
   8 GPUs           {run} --config-file {configs}retinanet_R_50_FPN_1x.yaml --num-gpus 8
   torchrun, SLURM  torchrun --nproc-per-node 8 {module} --config-file {configs}retinanet_R_50_FPN_1x.yaml
                    srun --ntasks-per-node 8 --gpus-per-node 8 --gpu-bind=none --cpus-per-task 6 \\
@@ -53,6 +55,7 @@ exit codes: 0 done, 1 a fault while running, 2 bad input and nothing started,
             75 stopped by a signal after saving (run again with --resume),
             130 or 143 an evaluation that was stopped; torchrun's own is 0 or 1
 """
+AUTO = "auto"  # of --batch
 SCRIPT, COMMAND = "train_net.py", "focal-det train"
 _WORDS = {  # of the examples, in a checkout and where the package is installed
     SCRIPT: {"module": SCRIPT, "process": f"python {SCRIPT}", "configs": "configs/"},
@@ -120,6 +123,11 @@ def seconds(text: str) -> float:
     return value
 
 
+def batch(text: str) -> int | str:
+    """Parse the value of --batch: a number of images, or "auto"."""
+    return AUTO if text == AUTO else int(text)
+
+
 def parse_arguments(argv: Sequence[str], prog: str = SCRIPT) -> TrainOptions:
     """Parse the command line; argparse exits with code 2 on one that it cannot read."""
     parser = CommandParser(prog=prog, description=_DESCRIPTION, epilog=_EPILOG.format(run=prog, **_WORDS[prog]))
@@ -129,8 +137,15 @@ def parse_arguments(argv: Sequence[str], prog: str = SCRIPT) -> TrainOptions:
         "--resume=required" if _is_resume(word) and not {*argv[i + 1 : i + 2]} & {"required", "auto"} else word
         for i, word in enumerate(argv)
     ]
-    args = parser.parse_intermixed_args(words)
+    return options_of(parser.parse_intermixed_args(words))
+
+
+def options_of(args: argparse.Namespace) -> TrainOptions:
+    """Return the flags of `add_arguments` as options."""
     args.overrides = [*args.overrides, *overrides_of(args)]
+    if args.batch is not None:
+        args.batch_auto, args.scale_lr = args.batch == AUTO, args.scale_lr or args.batch != AUTO
+        args.overrides += [] if args.batch_auto else ["SOLVER.IMS_PER_BATCH", str(args.batch)]
     fields = {field.name for field in dataclasses.fields(TrainOptions)}
     parsed = {name: value for name, value in vars(args).items() if name in fields}
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parsed.items()}
@@ -170,6 +185,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for flag, text in switches.items():
         parser.add_argument(flag, action="store_true", help=text)
+    text = "images in a step, of all processes (SOLVER.IMS_PER_BATCH), with --scale-lr; 'auto' takes as many as fit"
+    parser.add_argument("--batch", type=batch, metavar="N|auto", help=text)
     add_data_flags(parser)
     add_change_flags(parser)
     add_tile_flags(parser, "train and evaluate", "configuration")

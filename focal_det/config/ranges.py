@@ -156,6 +156,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
         lambda v: list(v) == sorted(set(v)) and all(x == int(x) and 0 < x <= _ITERATIONS for x in map(_finite, v)),
         f"whole iterations > 0 that rise, up to {_ITERATIONS:,}",
     ),
+    ("MODEL.FOCAL_DET.ACCUMULATION", *_in(1, 2**16)),
     ("SOLVER.WARMUP_ITERS", *_MOST),
     ("SOLVER.WARMUP_FACTOR", *_in(0, 1)),
     ("SOLVER.CHECKPOINT_PERIOD", *_in(1, _ITERATIONS)),

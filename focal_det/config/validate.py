@@ -144,6 +144,12 @@ def _schedule_problems(cfg: CfgNode, num_processes: int) -> list[str]:
             f"SOLVER.IMS_PER_BATCH is {cut(solver.IMS_PER_BATCH)}, the images of one step over all processes; "
             f"it must be a multiple of their number, {num_processes}, and at most {_LARGEST_BATCH:,}"
         )
+    parts = cfg.MODEL.FOCAL_DET.ACCUMULATION
+    if not problems and parts >= 1 and solver.IMS_PER_BATCH % (num_processes * parts):
+        problems.append(
+            f"MODEL.FOCAL_DET.ACCUMULATION is {parts}; it must divide SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} into "
+            f"equal parts of each process, of which there are {num_processes}"
+        )
     problems += _broken(cfg, training_rules(cfg))
     if solver.AMP.ENABLED and solver.AMP.DTYPE == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         fix = "set it to False, or SOLVER.AMP.DTYPE to bfloat16"

@@ -84,7 +84,7 @@ class StallCounter:
         self._last = number
 
 
-# Global for `busy` alone: Detectron2 builds evaluators in a class method, which can be handed nothing.
+# Global for `busy` and `begin_step`: Detectron2 builds evaluators in a class method, which can be handed nothing.
 _current: Progress | None = None
 
 
@@ -149,6 +149,12 @@ def busy(phase: int = READING) -> Iterator[None]:
     finally:
         progress.move(before[0])
         progress.is_busy = before[1]
+
+
+def begin_step() -> None:
+    """Say that this rank has its images, before it waits for the other ranks outside of a model's forward pass."""
+    if _current is not None:
+        _current.move(_STEP)
 
 
 def compiling() -> AbstractContextManager[None]:

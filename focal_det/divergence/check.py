@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
 
 from ..distributed.graceful_stop import Agreement
 from .diverged_folder import KEPT, room
@@ -30,7 +29,7 @@ class NonFiniteCheck(HookBase):
 
     Each rank with bad losses writes its step to OUTPUT_DIR/diverged; if the gradients alone are bad, rank 0 writes that
     of all ranks; see `write_divergence`. The gradients' norm goes into the metrics as "grad_norm". A hook of
-    `SimpleTrainer`, to be made by all ranks at once.
+    the step, which has its batch and losses, to be made by all ranks at once.
 
     Args:
         is_due: whether to look at an iteration; to look at a GPU's numbers is to wait for it.
@@ -46,22 +45,12 @@ class NonFiniteCheck(HookBase):
     ) -> None:
         self.cfg, self.is_due, self.gradients = cfg, is_due, gradients
         self._agreement = agreement or Agreement()
-        self._step: tuple[list[dict[str, Any]], dict[str, Tensor]] | None = None
-
-    def follow(self, model: nn.Module) -> None:
-        """Keep each step's batch and losses of the model, as the trainer calls it."""
-
-        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if module.training:
-                self._step = args[0], {name: loss.detach() for name, loss in output.items()}
-
-        model.register_forward_hook(keep)
 
     def after_backward(self) -> None:
         iteration = self.trainer.iter
-        if self._step is None or not self.is_due(iteration):
+        if not self.is_due(iteration):
             return
-        batch, losses = self._step
+        batch, losses = self.trainer.batch, self.trainer.losses
         bad_losses = [name for name, loss in losses.items() if not math.isfinite(loss.sum())]
         named = self.trainer.model.named_parameters() if self.gradients else ()
         grads = {name.removeprefix("module."): p.grad for name, p in named if p.grad is not None}

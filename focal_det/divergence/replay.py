@@ -12,6 +12,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..distributed.accumulation import losses_and_gradients
 from ..errors import cut, some
 from .dump import Divergence
 
@@ -83,11 +84,11 @@ def run(divergence: Divergence, batch: Sequence[Mapping[str, Any]], dtype: torch
 
     hooks = [module.register_forward_hook(partial(check, name)) for name, module in model.named_modules() if name]
     losses: dict[str, Tensor] = {}
+    parts = divergence.cfg.MODEL.FOCAL_DET.ACCUMULATION
+    precision = partial(torch.autocast, next(model.parameters()).device.type, dtype=dtype, enabled=dtype is not None)
     try:
-        device = next(model.parameters()).device.type
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-            losses = model([_as_in_training(image) for image in batch])
-        sum(losses.values(), torch.zeros(())).backward()
+        images = [_as_in_training(image) for image in batch]
+        losses = losses_and_gradients(model, images, 1 if len(images) % parts else parts, precision)
         error = None
     except Exception as raised:  # also what a check of the model's own says is an answer
         error = cut(" ".join(f"{type(raised).__name__}: {raised}".split()), 300)

@@ -20,5 +20,6 @@ Private names of Detectron2, fvcore and PyTorch are touched where no public one 
     _parameters, _buffers, _modules          Module                         modeling.captured
     _foreach_copy_                           torch                          modeling.captured
     _try_get_data                            DataLoader's iterator          distributed.failures
+    _subclasses.fake_tensor                  torch                          engine.memory_estimate
     _get_global_gloo_group, _set_pg_timeout  detectron2.utils.comm, torch   distributed.join
 """

@@ -21,28 +21,33 @@ class InitialLossCheck(HookBase):
 
     The expected loss comes from the criterion itself, on the same objects, with logits that are all
     log(pi / (1 - pi)); in that one step this takes the memory of the logits again. Both go into the metrics, as
-    "start_cls" and "start_cls_of_prior". On every rank, for a class subnet that is as it was initialised.
+    "start_cls" and "start_cls_of_prior". On every rank, for a class subnet that is as it was initialised. A step may
+    call the criterion for several parts of its batch.
     """
 
     # A subnet's first scores scatter around the prior, so their mean loss is near its loss and not equal to it.
     FACTOR = 2.0
 
-    def __init__(self, criterion: DenseCriterion, prior_prob: float) -> None:
-        self.criterion, self.prior_prob = criterion, prior_prob
+    def __init__(self, criterion: DenseCriterion, prior_prob: float, parts: int = 1) -> None:
+        self.criterion, self.prior_prob, self.parts = criterion, prior_prob, parts
 
     def before_train(self) -> None:
         untouched = copy.deepcopy(self.criterion)  # with its normaliser's average from before the step
+        found: list[tuple[float, float]] = []  # of each part
 
         def compare(_: nn.Module, args: tuple[Any, ...], losses: dict[str, Tensor]) -> None:
-            handle.remove()
             levels, *rest = args
             prior = logit_of(self.prior_prob)
             with torch.no_grad():
                 expected = untouched([torch.full_like(level, prior) for level in levels], *rest)["loss_cls"].item()
-            first = losses["loss_cls"].item()
+            found.append((losses["loss_cls"].item(), expected))
+            if len(found) < self.parts:
+                return
+            handle.remove()
+            first, expected = map(sum, zip(*found, strict=True))
             self.trainer.storage.put_scalars(start_cls=first, start_cls_of_prior=expected, smoothing_hint=False)
-            assert untouched.num_assigned is not None
-            self._report(first, expected, has_objects=bool(untouched.num_assigned.any()))
+            assert self.criterion.num_assigned is not None
+            self._report(first, expected, has_objects=bool(self.criterion.num_assigned.any()))
 
         handle = self.criterion.register_forward_hook(compare)
 

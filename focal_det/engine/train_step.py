@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..distributed.accumulation import losses_and_gradients
 from ..divergence.diverged_folder import RESUME_HINT, diverged_iterations, note_divergence
 from ..modeling.autocast import keep_top_in_float32
 
@@ -48,7 +50,8 @@ def make_step(
 ) -> DeferredMetrics:
     """Build what does the training steps as SOLVER.AMP says; see `when_due`."""
     note = partial(note_divergence, cfg.OUTPUT_DIR)
-    return step_class(cfg)(model, data_loader, optimizer, is_due=is_due, note=note)
+    parts = cfg.MODEL.FOCAL_DET.ACCUMULATION
+    return step_class(cfg)(model, data_loader, optimizer, is_due=is_due, note=note, parts=parts)
 
 
 def step_class(cfg: CfgNode) -> type[DeferredMetrics]:
@@ -97,7 +100,7 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 class DeferredMetrics(SimpleTrainer):
-    """`SimpleTrainer`, in which every step's losses stay on the device, and with their rank, until they are due.
+    """`SimpleTrainer`, whose batch may be passed in parts, and whose losses stay on the device until they are due.
 
     Then the ranks gather them at once, and they are written, and checked to be finite, one step after the other, as
     `SimpleTrainer` does.
@@ -105,6 +108,10 @@ class DeferredMetrics(SimpleTrainer):
     Args:
         is_due: whether losses are read at an iteration, alike on all ranks; None if at each.
         note: called with the first iteration whose losses are not finite.
+        parts: in which a batch is passed one after the other, see `focal_det.distributed.accumulation`.
+
+    Attributes:
+        batch, losses: of the last step, from its backward pass on.
     """
 
     def __init__(
@@ -115,16 +122,44 @@ class DeferredMetrics(SimpleTrainer):
         *,
         is_due: Callable[[int], bool] | None = None,
         note: Callable[[int], None] | None = None,
+        parts: int = 1,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self._is_due = (lambda _: True) if is_due is None else is_due
         self._note = note
+        self._parts = parts
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
+        self.batch: Any = None
+        self.losses: dict[str, Tensor] = {}
+
+    def run_step(self) -> None:
+        """Do one step: data, losses and gradients, update."""
+        start = time.perf_counter()
+        self.batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        self.losses = losses_and_gradients(
+            self.model, self.batch, self._parts, self.precision, self.backward, before_first=self.optimizer.zero_grad
+        )
+        self.after_backward()
+        self._write_metrics(self.losses, data_time)
+        self.update()
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return what a forward pass is done within."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of the loss."""
+        loss.backward()
+
+    def update(self) -> None:
+        """Change the weights."""
+        self.optimizer.step()
 
     def _write_metrics(
         self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
     ) -> None:
-        losses = {prefix + name: loss.detach() for name, loss in loss_dict.items()}
+        losses = {prefix + name: loss for name, loss in loss_dict.items()}
         self._pending.append((self.iter if iter is None else iter, data_time, losses))
         if self._is_due(self.iter):
             self.flush_metrics()
@@ -165,27 +200,9 @@ class _AutocastTrainer(DeferredMetrics):
 
     dtype: torch.dtype
 
-    def run_step(self) -> None:
-        """Do one step: data, losses, gradients, update."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, dtype=self.dtype):
-            losses = self.model(data)
-        self.optimizer.zero_grad()
-        self.backward(sum(losses.values()))
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.update()
-
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of the loss."""
-        loss.backward()
-
-    def update(self) -> None:
-        """Change the weights."""
-        self.optimizer.step()
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return autocast to the number format."""
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.dtype)
 
 
 class BFloat16Trainer(_AutocastTrainer):

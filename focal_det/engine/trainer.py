@@ -90,7 +90,6 @@ class Trainer(DefaultTrainer):
         self._trainer = make_step(cfg, model, data_loader, optimizer, is_due)
         scaled = isinstance(self._trainer, Float16Trainer)  # such gradients may overflow, and are then left out
         check = NonFiniteCheck(cfg, is_due, gradients=not scaled, agreement=stopping.agreement if stopping else None)
-        check.follow(model)
         self._trainer.register_hooks([check])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
 
@@ -151,7 +150,8 @@ class Trainer(DefaultTrainer):
                 self.data_loader.start = self.start_iter
         is_fresh = all(torch.equal(initial[name], value) for name, value in head.state_dict().items())
         if isinstance(model, FocalRetinaNet) and is_fresh:
-            self.register_hooks([InitialLossCheck(model.criterion, self.cfg.MODEL.RETINANET.PRIOR_PROB)])
+            prior, parts = self.cfg.MODEL.RETINANET.PRIOR_PROB, self.cfg.MODEL.FOCAL_DET.ACCUMULATION
+            self.register_hooks([InitialLossCheck(model.criterion, prior, parts)])
 
     def before_train(self) -> None:
         """Do as Detectron2 does, and make up for what may not have followed a resumed run's last saved step."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,18 @@ from .normalizer import LossNormalizer
 # Losses of a predicted box and its object's, (P, 4) XYXY each; "smooth_l1" is one of their deltas.
 _IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
 BOX_LOSSES = ("smooth_l1", *_IOU_LOSSES)
+
+
+class PartTargets(NamedTuple):
+    """What the images of one part of a batch are trained on: the last arguments of a criterion's call.
+
+    divisors: (N,) of these images in the whole batch.
+    """
+
+    gt_boxes: Tensor
+    gt_classes: Tensor
+    assignment: Assignment
+    divisors: Tensor
 
 
 class DenseCriterion(nn.Module):
@@ -86,17 +98,21 @@ class DenseCriterion(nn.Module):
         self.num_assigned: Tensor | None = None
 
     def forward(
-        self, levels: Sequence[Tensor], deltas: Tensor, anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor
+        self,
+        levels: Sequence[Tensor],
+        deltas: Tensor,
+        anchors: Tensor,
+        gt_boxes: Tensor,
+        gt_classes: Tensor,
+        assignment: Assignment | None = None,
+        divisors: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a batch by name, "loss_cls" and "loss_box_reg", scalars in float32."""
-        labels, matched = self.assign(anchors, gt_boxes, gt_classes)  # (N, R) each
-        self.num_assigned = self._is_assigned(labels).sum(dim=1)
-        # The sum over the ranks is on its way while all is computed that does not need it.
-        divisors_once_there: Callable[[], Tensor] = (
-            self.normalizer.start(self.num_assigned)
-            if _is_defined_beside_forward("start", self.normalizer)
-            else partial(self.normalizer, self.num_assigned)
-        )
+        """The losses of a batch by name, "loss_cls" and "loss_box_reg", scalars in float32.
+
+        Those of parts of a batch, given what `targets_of_parts` has found for each, add up to those of the whole.
+        """
+        labels, matched = assignment or self.assign(anchors, gt_boxes, gt_classes)  # (N, R) each
+        divisors_once_there = self._start_divisors(labels) if divisors is None else divisors.detach
         sums: Tensor | None = None
         if not _has_batch_loss(self.class_loss):
             images = torch.cat([level.flatten(1, -2) for level in levels], dim=1)  # (N, R, K)
@@ -108,6 +124,26 @@ class DenseCriterion(nn.Module):
         divisors = divisors_once_there()  # (N,)
         class_loss = self.class_loss.batch_loss(levels, labels, divisors) if sums is None else (sums / divisors).sum()
         return {"loss_cls": class_loss, "loss_box_reg": (box_sums / divisors).sum()}
+
+    def targets_of_parts(self, anchors: Tensor, objects: Sequence[tuple[Tensor, Tensor]]) -> list[PartTargets]:
+        """Return the targets of each part of a batch, given gt_boxes and gt_classes of each; normalise over them all.
+
+        The normaliser is asked once, as for the whole batch: to be called by all ranks in every step.
+        """
+        assigned = [self.assign(anchors, *of_part) for of_part in objects]
+        divisors = self._start_divisors(torch.cat([labels for labels, _ in assigned]))()  # (N,)
+        sizes = [len(labels) for labels, _ in assigned]
+        return [PartTargets(*x, *rest) for x, *rest in zip(objects, assigned, divisors.split(sizes), strict=True)]
+
+    def _start_divisors(self, labels: Tensor) -> Callable[[], Tensor]:
+        """Count the assigned anchors of labels (N, R); return what gives the divisors (N,).
+
+        The sum over the ranks is on its way while all is computed that does not need it.
+        """
+        self.num_assigned = self._is_assigned(labels).sum(dim=1)
+        if _is_defined_beside_forward("start", self.normalizer):
+            return self.normalizer.start(self.num_assigned)
+        return partial(self.normalizer, self.num_assigned)
 
     def assign(self, anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> Assignment:
         """Label and match every image's anchors by this criterion's thresholds."""

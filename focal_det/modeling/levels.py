@@ -1,4 +1,4 @@
-"""The levels of a backbone that the detector takes, whether anchors and head fit them, and batches padded for them."""
+"""The levels of a backbone that the detector takes, whether anchors and head fit them, and what pads a batch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from torch import Tensor, nn
+
+from .assignment import pad_objects
 
 
 def level_shapes(backbone: Backbone, in_features: Sequence[str]) -> list[ShapeSpec]:
@@ -244,10 +246,43 @@ def cut_back(level: Tensor, padded: Sequence[int], size: Sequence[int], stride: 
     """
     if tuple(padded) == tuple(size):
         return level
-    if list(level.shape[-2:]) != [-(-side // stride) for side in padded]:
+    if tuple(level.shape[-2:]) != map_size(padded, stride):
         raise ValueError(
             f"MODEL.FOCAL_DET.SPEED.PAD_TO: {tuple(padded)} px are a map of {tuple(level.shape[-2:])} "
             f"at stride {stride} of this backbone, which cannot be cut back to the images: leave PAD_TO empty"
         )
-    height, width = (-(-side // stride) for side in size)
+    height, width = map_size(size, stride)
     return level[..., :height, :width]
+
+
+def map_size(size: Sequence[int], stride: int) -> tuple[int, int]:
+    """Return the cells of a map of images of a size (height, width): one for each `stride` px that have begun."""
+    height, width = (-(-side // stride) for side in size)
+    return height, width
+
+
+def classes_last(level: Tensor, channels: int) -> Tensor:
+    """View (N, A*c, H, W) as (N, H, W, A, c); flattening (H, W, A) copies nothing if it was channels_last."""
+    return level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2)
+
+
+def padded_objects(batched_inputs: Sequence[Mapping[str, Any]], num_classes: int) -> tuple[Tensor, Tensor]:
+    """Check the images' objects and return their boxes (N, G, 4) and classes (N, G): see `pad_objects`.
+
+    Raises:
+        ValueError: an image without "instances", or with a box that is not finite or a class outside -1..K-1.
+    """
+    for x in batched_inputs:
+        name = x.get("file_name", "without a name")
+        if "instances" not in x:
+            raise ValueError(f'image {name}: no "instances" to train on')
+        boxes, classes = x["instances"].gt_boxes.tensor, x["instances"].gt_classes
+        if not boxes.isfinite().all():
+            raise ValueError(f"image {name}: gt_boxes are not finite: {boxes}")
+        if len(classes) and not -1 <= int(classes.min()) <= int(classes.max()) < num_classes:
+            raise ValueError(
+                f"image {name}: gt_classes go from {int(classes.min())} to "
+                f"{int(classes.max())}, but MODEL.RETINANET.NUM_CLASSES is {num_classes}"
+            )
+    instances = [x["instances"] for x in batched_inputs]
+    return pad_objects([x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances])

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
@@ -16,21 +17,23 @@ from torch import Tensor, nn
 from ..defaults import with_own_keys
 from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .anchor_generator import OctaveAnchorGenerator
-from .assignment import pad_objects
 from .captured import CapturedOrPlain
 from .compiled import CompiledOrPlain, NetworkRunner
-from .criterion import DenseCriterion
+from .criterion import DenseCriterion, PartTargets
 from .decode import PAPERS_DECODING, check_decoding, decode_detections, to_device
 from .dense_losses import FocalLoss
-from .folded_conv import fold_frozen_norms, keep_cast_weights
+from .folded_conv import fold_frozen_norms, is_slow_channels_last, keep_cast_weights
 from .head import RetinaNetHead
 from .levels import (
     ShapePadding,
     anchor_generator_of,
     check_anchors,
+    classes_last,
     cut_back,
     head_sizes,
     level_shapes,
+    map_size,
+    padded_objects,
     shapes_to_pad_to,
 )
 from .normalizer import LossNormalizer
@@ -171,7 +174,7 @@ class FocalRetinaNet(nn.Module):
             },
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "channels_last": extra.SPEED.CHANNELS_LAST and not _is_slow_channels_last(cfg.MODEL.DEVICE, backbone, head),
+            "channels_last": extra.SPEED.CHANNELS_LAST and not is_slow_channels_last(cfg.MODEL.DEVICE, backbone, head),
             "fold_norms": extra.SPEED.FOLD_NORMS,
             "compile_network": extra.SPEED.COMPILE,
             "cuda_graphs": extra.SPEED.CUDA_GRAPHS,
@@ -189,7 +192,12 @@ class FocalRetinaNet(nn.Module):
         """The device of the parameters, to which inputs are moved."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+    def forward(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        size: tuple[int, int] | None = None,
+        targets: PartTargets | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Detectron2's model interface.
 
         Args:
@@ -197,6 +205,7 @@ class FocalRetinaNet(nn.Module):
                 INPUT.FORMAT; in training "instances" with `gt_boxes` and `gt_classes`, -1 for what is
                 neither an object nor background; at inference optionally "height" and "width", the size
                 to give boxes in.
+            size, targets: in training, of images that are a part of a batch, what `split_batch` says of them.
 
         Returns:
             In training the losses by name. At inference of each image a dict with "instances", holding
@@ -206,12 +215,12 @@ class FocalRetinaNet(nn.Module):
             ValueError: in training an image without "instances", or with a box that is not finite or a class outside
                 -1..K-1.
         """
-        images = self._preprocess(batched_inputs)
+        images = self._preprocess(batched_inputs, size)
         if self.training:
             levels, deltas, anchors = self._predictions(images)
             all_deltas = torch.cat([level.flatten(1, -2) for level in deltas], dim=1)  # (N, R, 4)
-            objects = self._objects(batched_inputs)
-            losses: dict[str, Tensor] = self.criterion(levels, all_deltas, torch.cat(anchors), *objects)
+            targets_or_objects = targets or self._objects(batched_inputs)
+            losses: dict[str, Tensor] = self.criterion(levels, all_deltas, torch.cat(anchors), *targets_or_objects)
             return losses
         with torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16_inference else nullcontext():
             levels, deltas, anchors = self._predictions(images)
@@ -227,6 +236,20 @@ class FocalRetinaNet(nn.Module):
             for (boxes, scores, classes), size in zip(found, output_sizes, strict=True)
         ]
 
+    def split_batch(self, batched_inputs: list[dict[str, Any]], parts: int) -> list[tuple[Any, ...]]:
+        """Split a batch into equal parts, each as the arguments of a `forward` whose losses add up to the whole's.
+
+        To be called by all ranks in every step; inputs and errors are training's.
+        """
+        size = len(batched_inputs) // parts
+        images = [batched_inputs[start : start + size] for start in range(0, len(batched_inputs), size)]
+        shapes = [torch.empty(x["image"].shape, device="meta") for x in batched_inputs]
+        height, width = self._batch(shapes).tensor.shape[-2:]
+        maps = [self.pixel_mean.new_empty(1, 0, *map_size((height, width), stride)) for stride in self.strides]
+        anchors = torch.cat([boxes.tensor for boxes in self.anchor_generator(maps)])
+        targets = self.criterion.targets_of_parts(anchors, [self._objects(part) for part in images])
+        return [(part, (height, width), of_part) for part, of_part in zip(images, targets, strict=True)]
+
     def train(self, mode: bool = True) -> FocalRetinaNet:
         """Set the mode, as of every module, and count it: see `CapturedOrPlain`."""
         self.mode_changes += 1
@@ -234,7 +257,7 @@ class FocalRetinaNet(nn.Module):
 
     def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return every anchor's class logits (N, R, K) and label (N, R); inputs and errors are training's."""
-        levels, _, anchors = self._predictions(self._preprocess(batched_inputs))
+        levels, _, anchors = self._predictions(self._preprocess(batched_inputs, None))
         labels, _ = self.criterion.assign(torch.cat(anchors), *self._objects(batched_inputs))
         return torch.cat([level.flatten(1, -2) for level in levels], dim=1), labels
 
@@ -247,8 +270,8 @@ class FocalRetinaNet(nn.Module):
             for part in self.runner(padded)
         )
         return (
-            [_classes_last(level, self.num_classes) for level in logits],
-            [_classes_last(level, 4) for level in deltas],
+            [classes_last(level, self.num_classes) for level in logits],
+            [classes_last(level, 4) for level in deltas],
             [boxes.tensor for boxes in self.anchor_generator(logits)],
         )
 
@@ -258,39 +281,18 @@ class FocalRetinaNet(nn.Module):
         logits, deltas = self.head([features[name] for name in self.in_features])
         return logits, deltas
 
-    def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+    def _preprocess(self, batched_inputs: list[dict[str, Any]], size: tuple[int, int] | None) -> ImageList:
         images = [to_device(x["image"], self.device) for x in batched_inputs]
-        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        batch = ImageList.from_tensors(
-            images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
-        )
-        batch.tensor = batch.tensor.contiguous(memory_format=self.memory_format)
+        batch = self._batch([(image - self.pixel_mean) / self.pixel_std for image in images])
+        height, width = batch.tensor.shape[-2:]
+        tensor = F.pad(batch.tensor, (0, size[1] - width, 0, size[0] - height)) if size else batch.tensor
+        batch.tensor = tensor.contiguous(memory_format=self.memory_format)
         return batch
 
     def _objects(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Check the images' objects and return boxes (N, G, 4) and classes (N, G) on the device: see `pad_objects`."""
-        for x in batched_inputs:
-            name = x.get("file_name", "without a name")
-            if "instances" not in x:
-                raise ValueError(f'image {name}: no "instances" to train on')
-            boxes, classes = x["instances"].gt_boxes.tensor, x["instances"].gt_classes
-            if not boxes.isfinite().all():
-                raise ValueError(f"image {name}: gt_boxes are not finite: {boxes}")
-            if len(classes) and not -1 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
-                raise ValueError(
-                    f"image {name}: gt_classes go from {int(classes.min())} to "
-                    f"{int(classes.max())}, but MODEL.RETINANET.NUM_CLASSES is {self.num_classes}"
-                )
-        instances = [x["instances"] for x in batched_inputs]
-        boxes, classes = pad_objects([x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances])
+        boxes, classes = padded_objects(batched_inputs, self.num_classes)
         return to_device(boxes, self.device), to_device(classes, self.device)
 
-
-def _is_slow_channels_last(device: str, *modules: nn.Module) -> bool:
-    """Tell whether GroupNorm is there: PyTorch 2.15's backward of it is 35 times slower in channels_last bfloat16."""
-    return device == "cpu" and any(isinstance(m, nn.GroupNorm) for module in modules for m in module.modules())
-
-
-def _classes_last(level: Tensor, channels: int) -> Tensor:
-    """View (N, A*c, H, W) as (N, H, W, A, c); flattening (H, W, A) copies nothing if it was channels_last."""
-    return level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2)
+    def _batch(self, images: list[Tensor]) -> ImageList:
+        divisor, constraints = self.backbone.size_divisibility, self.backbone.padding_constraints
+        return ImageList.from_tensors(images, divisor, padding_constraints=constraints)

@@ -39,6 +39,7 @@ class TrainOptions:
     allow_changes: bool = False  # resume although settings or data differ from those of the checkpoint
     preflight_only: bool = False  # check everything, write nothing
     scale_lr: bool = False  # fit lr and schedule to the batch
+    batch_auto: bool = False  # choose the batch that fits into memory, and fit lr and schedule to it
     train_data: tuple[str, ...] = ()  # the user's own sets to train on, see `SetFlags`; the flag is --train
     train_json: tuple[str, ...] = ()
     train_images: tuple[str, ...] = ()
@@ -86,6 +87,10 @@ def check_options(options: TrainOptions) -> Findings:
         errors.append("--num-machines above 1 needs --dist-url tcp://HOST:PORT of machine 0, the same on each machine")
     if not 0 <= options.hang_timeout < math.inf:
         errors.append(f"--hang-timeout is {options.hang_timeout:g}; it must be 0 (never) or a number of seconds")
+    if options.batch_auto and options.eval_only:
+        errors.append("--batch auto is for a training, and --eval-only trains nothing; leave it out")
+    if options.batch_auto and "SOLVER.IMS_PER_BATCH" in options.overrides[::2]:
+        errors.append("--batch auto and SOLVER.IMS_PER_BATCH both choose the batch; leave one of them out")
     if options.allow_changes and options.eval_only:
         errors.append("--allow-changes is for a training that is resumed, and --eval-only trains nothing; leave it out")
     elif options.allow_changes and not options.resume:

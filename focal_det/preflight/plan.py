@@ -30,6 +30,7 @@ from ..errors import Findings, InputError, print_problems, visible_lines
 from ..formats.coco import CocoFile
 from ..inference.classes import Classes, write_classes
 from ..tracking.trackers import check_trackers
+from .batch_memory import check_memory, choose_batch
 from .datasets import DataSets, check_classes, classes_of, read_datasets
 from .image_shapes import check_image_shapes
 from .options import TrainOptions, check_options
@@ -68,7 +69,10 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     _check_plugins(checkpoint)
     cfg, of_choice = _choose_weights(options, given.cfg, checkpoint)
     cfg, of_machine = choose_device(cfg, options.num_gpus, own_gpu=own_gpu)
-    cfg, of_schedule = _fit_schedule(options, cfg, is_readable=not given.findings.errors)
+    if options.batch_auto:  # until it is known, one that no check trips over
+        cfg, of_schedule = _with(cfg, "SOLVER.IMS_PER_BATCH", _smallest_batch(options, cfg)), Findings()
+    else:
+        cfg, of_schedule = _fit_schedule(options, cfg, is_readable=not given.findings.errors)
     data, of_data = read_datasets(options, cfg)
     cfg, of_sampler = _name_sets(options, cfg, data)
     found = given.findings
@@ -91,10 +95,15 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     assert model is not None
 
     # From here on the configuration is sound, the data sets are there, and the model is built.
+    if options.batch_auto:
+        cfg, of_batch = _fit_batch(options, cfg, data, model, checkpoint)
+        found.add(of_batch)
+        _raise_if_errors(found)
     classes = classes_of(data.sets[0], cfg.MODEL.RETINANET.NUM_CLASSES)
     found.add(_check_weights(options, cfg, model, checkpoint, classes))
     found.add(check_image_shapes(cfg, data, model))
     found.add(describe(options, cfg, data, model))
+    found.add(check_memory(options, cfg, data, model))
     found.add(check_workers(options, cfg, data))
     record = None
     if options.training:
@@ -202,16 +211,15 @@ def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> 
     if options.eval_only or not is_readable:
         return cfg, Findings()
     cfg, found = cfg.clone(), Findings()
-    set_by_user = set(options.overrides[::2])
-    others = [pair for pair in key_value_pairs(options.overrides) if pair[0] != "SOLVER.IMS_PER_BATCH"]
-    written_for = load_config(options.config_file, [word for pair in others for word in pair]).SOLVER.IMS_PER_BATCH
+    set_by_user, written_for = set(options.overrides[::2]), _written_for(options)
     scaled, of_processes = scale_to_processes(cfg, options.world_size)
-    if options.scale_lr and cfg.SOLVER.REFERENCE_WORLD_SIZE:
+    scale_lr = options.scale_lr or options.batch_auto
+    if scale_lr and cfg.SOLVER.REFERENCE_WORLD_SIZE:
         found.errors.append(
             f"SOLVER.REFERENCE_WORLD_SIZE is {cfg.SOLVER.REFERENCE_WORLD_SIZE}, which scales lr and schedule to the "
-            "number of processes, and --scale-lr to the batch; leave one of them out"
+            "number of processes, and --scale-lr or --batch to the batch; leave one of them out"
         )
-    elif options.scale_lr:
+    elif scale_lr:
         change = scale_schedule(cfg, written_for, set_by_user)
         found.warnings.append(f"--scale-lr: {change or 'the batch is that of the config file, nothing to scale'}")
     elif written_for != cfg.SOLVER.IMS_PER_BATCH and "SOLVER.BASE_LR" not in set_by_user:
@@ -220,6 +228,28 @@ def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> 
     found.add(of_processes)
     found.add(check_schedule(scaled))
     return scaled, found
+
+
+def _written_for(options: TrainOptions) -> int:
+    """Return the batch that lr and schedule are written for: the files', without the command line's."""
+    others = [pair for pair in key_value_pairs(options.overrides) if pair[0] != "SOLVER.IMS_PER_BATCH"]
+    return int(load_config(options.config_file, [word for pair in others for word in pair]).SOLVER.IMS_PER_BATCH)
+
+
+def _smallest_batch(options: TrainOptions, cfg: CfgNode) -> int:
+    return options.world_size * max(1, cfg.MODEL.FOCAL_DET.ACCUMULATION)
+
+
+def _fit_batch(
+    options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.nn.Module, checkpoint: Checkpoint | None
+) -> tuple[CfgNode, Findings]:
+    """Return the configuration with the batch that --batch auto chooses, lr and schedule fitted to it; say why."""
+    record = checkpoint.record if checkpoint else None
+    recorded = record.config.get("SOLVER.IMS_PER_BATCH") if record else None
+    batch, reason = choose_batch(options, cfg, data, model, recorded, _written_for(options))
+    cfg, found = _fit_schedule(options, _with(cfg, "SOLVER.IMS_PER_BATCH", batch), is_readable=True)
+    found.notes.append(reason)
+    return cfg, found
 
 
 def _name_sets(options: TrainOptions, cfg: CfgNode, data: DataSets) -> tuple[CfgNode, Findings]:

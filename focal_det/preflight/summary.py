@@ -31,13 +31,13 @@ def describe(options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.n
     found.notes += ap_set(cfg, data.unscored)[1]
     sets, size = data.trained_on, checkpoint_bytes(model)
     found.add(check_disk(cfg, size))
-    images = _trained_images(cfg, sets)
+    images = trained_images(cfg, sets)
     found.add(check_subset(cfg, images))
     found.warnings += epoch_warnings(cfg, images and images_of_epoch(cfg, images))
     number, free = checkpoints_to_come(cfg), gigabytes(free_bytes(cfg.OUTPUT_DIR))
     needed = f"{number} checkpoints of {gigabytes(size)} to come, {gigabytes(number * size)}"
     found.notes += [_schedule_line(cfg, sets), f"disk: {needed} of the {free} free at {cfg.OUTPUT_DIR}"]
-    whole = _trained_images(cfg, sets, count_tiles=False)  # which are no further scenes to learn from
+    whole = trained_images(cfg, sets, count_tiles=False)  # which are no further scenes to learn from
     if whole and whole < _FEW and not cfg.MODEL.WEIGHTS and not options.resume:
         start = "start from COCO's detector on a GPU, --config-file focal_det://retinanet_coco_finetune.yaml"
         found.notes.append(f"from scratch on {whole} images: if you can, {start}")
@@ -93,7 +93,7 @@ def _class_lines(sets: Sequence[DescribedSet], *, full: bool) -> Iterator[str]:
 def _schedule_line(cfg: CfgNode, sets: Sequence[DescribedSet]) -> str:
     solver = cfg.SOLVER
     length = f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images"
-    images = _trained_images(cfg, sets)
+    images = trained_images(cfg, sets)
     if images and (drawn := images_of_epoch(cfg, images)):
         length += f" = {solver.MAX_ITER * solver.IMS_PER_BATCH / drawn:.1f} epochs of {drawn}"
         length += f", a random subset of {images}" if drawn < images else ""
@@ -105,7 +105,7 @@ def _schedule_line(cfg: CfgNode, sets: Sequence[DescribedSet]) -> str:
     return f"schedule: {length}; {lr}"
 
 
-def _trained_images(cfg: CfgNode, sets: Sequence[DescribedSet], *, count_tiles: bool = True) -> int | None:
+def trained_images(cfg: CfgNode, sets: Sequence[DescribedSet], *, count_tiles: bool = True) -> int | None:
     """Return the number of images, and tiles of them, that may be trained on; None if a set does not say."""
     contents = [described.content for described in sets if described.content is not None]
     if len(contents) < len(sets):

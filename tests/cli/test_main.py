@@ -144,8 +144,8 @@ def test_the_help_imports_no_command_and_lists_all():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text, _, modules = done.stdout.rstrip().rpartition("\n")
     here = Path(train.__file__).parent
-    names = {path.stem for path in here.glob("*.py") if "def add_command(" in path.read_text()}
-    assert set(re.findall(r"^    (\w+)", text, re.MULTILINE)) == names | {"compare"}  # which report.py adds
+    names = {path.stem.replace("_", "-") for path in here.glob("*.py") if "def add_command(" in path.read_text()}
+    assert set(re.findall(r"^    ([\w-]+)", text, re.MULTILINE)) == names | {"compare"}  # which report.py adds
     ours = {name for name in modules.split() if name.startswith("focal_det.cli.")}
     assert ours == {"focal_det.cli.main", "focal_det.cli.common"}
     assert {name.partition(".")[0] for name in modules.split()}.isdisjoint({"torch", "numpy", "PIL", "cv2", "yaml"})

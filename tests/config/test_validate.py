@@ -81,6 +81,7 @@ FIXED_GAMMA = ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR")
         ("SOLVER.WARMUP_ITERS", "-1"),
         ("SOLVER.CHECKPOINT_PERIOD", "0"),
         ("SOLVER.IMS_PER_BATCH", "15"),
+        ("MODEL.FOCAL_DET.ACCUMULATION", "0"),
         ("SOLVER.MAX_ITER", "0"),
         ("SOLVER.STEPS", "(80, 60)"),
         ("SOLVER.BASE_LR", "0.0"),
@@ -129,6 +130,16 @@ def test_a_value_that_another_key_makes_count_is_named(tiny_cfg, switch, chosen,
     (problem,) = check_config(tiny_cfg(switch, chosen, key, value), num_processes=1, training=True).errors
     assert problem.startswith(f"{key} is ")
     assert allowed in problem
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "parts", "fits"), [(16, 2, 8, True), (16, 4, 8, False), (6, 1, 4, False)]
+)
+def test_parts_of_a_batch_are_equal_on_every_process(tiny_cfg, batch, processes, parts, fits):
+    cfg = tiny_cfg("SOLVER.IMS_PER_BATCH", str(batch), "MODEL.FOCAL_DET.ACCUMULATION", str(parts))
+    problems = check_config(cfg, num_processes=processes, training=True).errors
+    words = f"MODEL.FOCAL_DET.ACCUMULATION is {parts}; it must divide SOLVER.IMS_PER_BATCH {batch} into equal parts"
+    assert [problem.startswith(words) for problem in problems] == ([] if fits else [True])
 
 
 def test_statistics_that_are_made_precise_are_of_batches(tiny_cfg):

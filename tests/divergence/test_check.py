@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from focal_det.divergence.check import NonFiniteCheck
 from focal_det.divergence.diverged_folder import KEPT, diverged_iterations
+from focal_det.engine.train_step import DeferredMetrics
 
 pytestmark = pytest.mark.detectron2
 
@@ -66,9 +66,8 @@ class Bad(nn.Module):
 def test_a_step_that_is_not_finite_ends_the_training_before_the_weights_change(tiny_cfg, tmp_path, of_loss, words):
     model = Bad(of_loss)
     image = {"image": torch.zeros(3, 4, 4, dtype=torch.uint8)}
-    trainer = SimpleTrainer(model, [[image]], torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer = DeferredMetrics(model, [[image]], torch.optim.SGD(model.parameters(), lr=1.0))
     check = NonFiniteCheck(tiny_cfg("OUTPUT_DIR", str(tmp_path)), lambda iteration: True)
-    check.follow(model)
     trainer.register_hooks([check])
     trainer.iter = 7
     with EventStorage(7), pytest.raises(FloatingPointError, match=words):
@@ -83,9 +82,8 @@ def test_only_so_many_are_kept_and_the_message_says_so(tiny_cfg, tmp_path):
         (tmp_path / "diverged").mkdir(exist_ok=True)
         (tmp_path / "diverged" / f"iteration_000000{number}_rank0.pth").touch()
     model = Bad(of_loss=False)
-    trainer = SimpleTrainer(model, [[]], torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer = DeferredMetrics(model, [[]], torch.optim.SGD(model.parameters(), lr=1.0))
     check = NonFiniteCheck(tiny_cfg("OUTPUT_DIR", str(tmp_path)), lambda iteration: True)
-    check.follow(model)
     trainer.register_hooks([check])
     trainer.iter = 7
     with EventStorage(7), pytest.raises(FloatingPointError, match="nothing was kept of it: diverged/ is full with 4"):
@@ -95,9 +93,8 @@ def test_only_so_many_are_kept_and_the_message_says_so(tiny_cfg, tmp_path):
 
 def test_numbers_are_only_looked_at_when_due(tiny_cfg):
     model = Bad(of_loss=False)
-    trainer = SimpleTrainer(model, [[]], torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer = DeferredMetrics(model, [[]], torch.optim.SGD(model.parameters(), lr=1.0))
     check = NonFiniteCheck(tiny_cfg(), lambda iteration: iteration == 8)
-    check.follow(model)
     trainer.register_hooks([check])
     trainer.iter = 7
     with EventStorage(7) as storage:
@@ -107,7 +104,6 @@ def test_numbers_are_only_looked_at_when_due(tiny_cfg):
 
 def test_scaled_gradients_may_overflow(tiny_cfg):
     check = NonFiniteCheck(tiny_cfg(), lambda iteration: True, gradients=False)
-    check.trainer = SimpleNamespace(iter=7, model=Bad(of_loss=False))
-    check._step = [], {"loss_cls": torch.ones(())}
+    check.trainer = SimpleNamespace(iter=7, model=Bad(of_loss=False), batch=[], losses={"loss_cls": torch.ones(())})
     check.trainer.model.good.grad = torch.full((2,), float("inf"))
     check.after_backward()

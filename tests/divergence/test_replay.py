@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 
 from focal_det.cli.main import main
 from focal_det.divergence.check import NonFiniteCheck
+from focal_det.engine.train_step import DeferredMetrics
 
 pytestmark = pytest.mark.detectron2
 
@@ -99,9 +99,8 @@ def test_where_the_learning_rate_blew_the_weights_up_no_image_is_blamed(tiny_cfg
     cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", str(lr), "MODEL.RESNETS.NORM", norm)
     model = build_model(cfg).train()
     batches = [batch_of((2, 3), size=(64, 64), seed=seed) for seed in range(5)]
-    trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9))
+    trainer = DeferredMetrics(model, batches, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9))
     check = NonFiniteCheck(cfg, lambda iteration: True)
-    check.follow(model)
     trainer.register_hooks([check])
     with pytest.raises(FloatingPointError, match="became infinite or NaN"):
         trainer.train(0, 5)

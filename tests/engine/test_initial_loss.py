@@ -10,6 +10,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from focal_det.distributed.accumulation import losses_and_gradients
 from focal_det.engine.initial_loss import InitialLossCheck
 from focal_det.engine.trainer import Trainer
 from focal_det.modeling.assignment import pad_objects
@@ -51,6 +52,18 @@ def test_the_first_loss_is_that_of_the_prior(tiny_cfg, batch_of, caplog, prior):
     assert found["start_cls_of_prior"] == pytest.approx(expected, rel=1e-5)
     assert found["start_cls"] == pytest.approx(expected, rel=0.25)
     assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+def test_the_parts_of_the_first_batch_count_together(tiny_cfg, batch_of):
+    model, batch, found = build_model(tiny_cfg()), batch_of((3, 0)), []
+    for parts in (1, 2):
+        hook = InitialLossCheck(model.criterion, 0.01, parts)
+        with EventStorage() as storage:
+            hook.trainer = SimpleNamespace(storage=storage)
+            hook.before_train()
+            losses_and_gradients(model, batch, parts)
+            found.append({name: value for name, (value, _) in storage.latest().items()})
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_the_logit_of_a_prior_is_finite_for_the_smallest_too():

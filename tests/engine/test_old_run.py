@@ -81,6 +81,7 @@ def test_it_resumes_to_where_the_old_version_would_have_come(train_net, run):
             ("DATASETS.MERGE_CLASSES", "[]"),
             ("DATASETS.SPLIT_VAL", "[]"),
             ("DATASETS.TRAIN_REPEAT_FACTOR", "[]"),
+            ("MODEL.FOCAL_DET.ACCUMULATION", "1"),
             *((f"MODEL.FOCAL_DET.AUGMENT.{key}", "0.0") for key in ("BRIGHTNESS", "CONTRAST", "LIGHTING")),
             ("MODEL.FOCAL_DET.AUGMENT.NAMES", "[]"),
             ("MODEL.FOCAL_DET.AUGMENT.ROTATION", "0.0"),

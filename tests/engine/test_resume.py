@@ -91,10 +91,10 @@ def note_images(note):
     """Let this process note the ids of each batch that it trains on; return what undoes that."""
     forward = FocalRetinaNet.forward
 
-    def forward_seen(self, batch):
+    def forward_seen(self, batch, *of_part):
         if self.training and "instances" in batch[0] and torch.is_grad_enabled():
             note([image["image_id"] for image in batch])
-        return forward(self, batch)
+        return forward(self, batch, *of_part)
 
     FocalRetinaNet.forward = forward_seen
     return lambda: setattr(FocalRetinaNet, "forward", forward)
@@ -208,6 +208,18 @@ def test_one_that_a_fault_has_ended_before_its_first_checkpoint_is_not_started_a
         fail_at(monkeypatch, 0, words)
         with pytest.raises(InputError, match="holds a run that ended before its first checkpoint"):
             check(parse_arguments(words))
+
+
+def test_so_it_is_with_batches_in_parts_of_the_same_images(whole, tmp_path):
+    settings = {"SOLVER.MAX_ITER": 6, "SOLVER.STEPS": "(4,)", "TEST.EVAL_PERIOD": 0, "MODEL.FOCAL_DET.ACCUMULATION": 2}
+    words = {name: arguments(tmp_path / name, **settings) for name in ("once", "twice")}
+    seen = {"once": [], "twice": []}
+    with surroundings(tmp_path / "datasets"):
+        assert not train(words["once"], seen=seen["once"])
+        assert train(words["twice"], stop_after=3, seen=seen["twice"])
+        assert not train([*words["twice"], "--resume"], seen=seen["twice"])
+    assert seen["twice"] == seen["once"] == [[image] for batch in whole[0][:6] for image in batch]
+    assert_same(outcome(tmp_path / "twice"), outcome(tmp_path / "once"))
 
 
 def test_so_it_is_on_tiles_which_predictions_then_have_too(tmp_path):
