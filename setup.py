@@ -44,9 +44,10 @@ TRAIN = [
 ]
 EXTRAS = {
     "train": TRAIN,
-    "export": [*TRAIN, "onnx>=1.19", "onnxscript>=0.5"],
+    "export": [*TRAIN, "onnx>=1.19", "onnxscript>=0.5", "safetensors>=0.5"],
     "completion": ["shtab>=1.7"],
     "lvis": ["lvis>=0.5.3"],
+    "openvino": ["openvino>=2025.0"],
 }
 ALL = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 DEV = [*ALL, "hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]

@@ -31,6 +31,7 @@ TOPICS = {
         "own_data_page",
         "rules",
         "scaling_page",
+        "serving_page",
         "time_limit",
         "tutorial",
         "upstream",
