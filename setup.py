@@ -44,12 +44,13 @@ TRAIN = [
 ]
 EXTRAS = {
     "train": TRAIN,
-    "export": [*TRAIN, "onnx>=1.19", "onnxscript>=0.5"],
+    "export": [*TRAIN, "onnx>=1.19", "onnxscript>=0.5", "safetensors>=0.5"],
     "completion": ["shtab>=1.7"],
     "lvis": ["lvis>=0.5.3"],
     "results": ["pandas>=2", "supervision>=0.27", "trackers>=2.6"],
     "mlflow": ["mlflow>=3.1"],
     "wandb": ["wandb>=0.21"],
+    "openvino": ["openvino>=2025.0"],
 }
 ALL = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 NOTEBOOK = ["ipykernel", "nbclient", "nbformat"]

@@ -17,7 +17,7 @@ DETECTRON2 = (
 # What is imported by name from each extra of setup.py.
 _EXTRAS = {
     "train": ("torch", "torchvision", "fvcore", "iopath", "omegaconf", "yacs", "tensorboard", "termcolor"),
-    "export": ("onnx", "onnxscript"),
+    "export": ("onnx", "onnxscript", "safetensors"),
     "completion": ("shtab",),
     "lvis": ("lvis",),
     "results": ("pandas", "supervision", "trackers"),

@@ -73,7 +73,8 @@ def test_its_metadata_ask_no_index_for_detectron2_and_its_core_for_no_pytorch(me
     of_extra = {}
     for match in required:
         of_extra.setdefault(match[3], set()).add(match[1])
-    assert set(of_extra) == {None, "train", "export", "completion", "lvis", "results", "all", "dev"}
+    extras = {"train", "export", "completion", "lvis", "results", "mlflow", "wandb", "openvino", "all", "dev"}
+    assert set(of_extra) == {None, *extras}
     assert not any("detectron2" in names for names in of_extra.values())
     assert not of_extra[None] & set(BLOCKED.split())
     assert [name for name in of_extra[None] if name.startswith("opencv")] == ["opencv-python"]

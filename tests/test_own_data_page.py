@@ -42,4 +42,4 @@ def test_the_whole_way_from_labelme_s_files(tmp_path, prepared):
         done = prepared.run(*words, program=program, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     found = sorted(path.name for path in (tmp_path / "output").iterdir())
-    assert found == ["evaluation", "found", "found_onnx", "inspect", "mine", "mine.onnx"]
+    assert found == ["evaluation", "found", "found_onnx", "inspect", "mine", "mine.onnx", "mine.onnx.card.json"]

@@ -33,6 +33,7 @@ TOPICS = {
         "python_pages",
         "rules",
         "scaling_page",
+        "serving_page",
         "time_limit",
         "training_habits_page",
         "tutorial",

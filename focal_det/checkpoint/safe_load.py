@@ -9,13 +9,16 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from ..extras import missing_message
 from .class_rows import ClassRows
 from .integrity import load_plain
 from .restricted_pickle import load_arrays
 
+SAFETENSORS = ".safetensors"
+
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's, which reads .pkl files by `load_arrays` and others by `load_tensors`.
+    """Detectron2's, which reads .pkl files by `load_arrays`, .safetensors by their library, others by `load_tensors`.
 
     A .pkl file is of the model zoo, a dictionary with "model" and "__author__", or of Caffe2, the weights themselves or
     under "blobs", whose names Detectron2 matches with its own.
@@ -37,6 +40,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             state = load_tensors(filename)["model_state"]
             weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
             return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        if filename.endswith(SAFETENSORS):
+            return {"model": load_safetensors(filename)}
         if not filename.endswith(".pkl"):
             return super()._load_file(filename)
         with self.path_manager.open(filename, "rb") as file:
@@ -71,3 +76,17 @@ def load_tensors(path: str | Path) -> Any:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise pickle.UnpicklingError("it is compressed, which no checkpoint of PyTorch is, so it is not read")
     return load_plain(path)
+
+
+def load_safetensors(path: str | Path) -> dict[str, Any]:
+    """Return the tensors by name of a .safetensors file, on the CPU.
+
+    Its header is JSON of at most 100 MB, and its tensors have to cover the rest of the file exactly; both are the
+    library's rules, which raises `SafetensorError` where a file breaks them. Raises ImportError where it is missing.
+    """
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(missing_message(error)) from error
+    tensors: dict[str, Any] = load_file(path)
+    return tensors

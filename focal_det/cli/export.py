@@ -1,4 +1,4 @@
-"""focal-det export: a trained detector as one file that runs without Detectron2."""
+"""focal-det export: a trained detector as one file that runs without Detectron2, and a card beside it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,38 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from ..data.statistics import evenly_spread
+from ..environment import source_version
 from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, print_problems
-from ..inference.inputs import find_inputs
-from ..output_layout import INFERENCE
 from .common import add_number, add_plugin_flag, check_architecture, config_files, too_low
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..data.tiling import Tiles
     from ..engine.predictor import Predictor
+    from ..inference.exported import Metadata
 
 _EPILOG = """examples:
   a training's best       focal-det export --run output/mine --out mine.onnx --check images/val
   a quarter of the size   focal-det export --run output/mine --out mine.onnx --weights-format int8
+  and faster              focal-det export --run output/mine --out mine.onnx --activations-format int8
   for PyTorch             focal-det export --run output/mine --out mine.pt2
+  weights alone           focal-det export --run output/mine --out mine.safetensors
   other weights           focal-det export --weights model.pth --config-file mine.yaml --out mine.onnx
 
 The file takes batches of images of any size and includes all post-processing. Before it is kept, its detections
 are compared with the model's, image by image; if they differ, no file is written. focal-det evaluate shows what
-the rounding of int8 costs.
+the rounding of int8 weights costs. Activations in int8 change detections, so then AP is measured before and after
+on the set that the run was evaluated on, and no file is written where it falls by more than --max-ap-drop.
+FILE.card.json beside the file says what it detects, how it is fed, its AP and where it comes from.
 
 exit codes: 0 done; 1 the exported model differs from the model; 2 bad input and nothing written
 """
 
-_SIDES = ((96, 128), (128, 128), (150, 101), (333, 200), (64, 300), (480, 640), (31, 47), (257, 129))
+_FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".safetensors": "safetensors, weights alone"}
+_MOST_SCORED = 500  # images, spread evenly over a set: a minute or two on a processor
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
@@ -41,35 +45,99 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     parser = commands.add_parser(
         "export",
         help=summary,
-        description="Write a trained detector as one file, .onnx or .pt2, that runs without Detectron2.",
+        description="Write a trained detector as one file, .onnx or .pt2, that runs without Detectron2; or its weights "
+        "alone, as .safetensors.",
         epilog=_EPILOG,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
     parser.add_argument("--run", metavar="DIR", dest="run_dir", help="OUTPUT_DIR of a training: its best weights")
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint instead")
     parser.add_argument("--config-file", action="append", metavar="FILE", help="of --weights (default: beside it)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="to write: .onnx or .pt2")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
+    parser.add_argument("--out", required=True, metavar="FILE", help="to write: .onnx, .pt2 or .safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out and its card if they are there")
     text = "least score that leaves the graph (default: the model's, .05)"
     parser.add_argument("--score-thresh", type=float, metavar="T", help=text)
     text = "int8: convolutions' weights rounded to 8 bits per output channel, ONNX only (default: float32)"
     parser.add_argument("--weights-format", choices=("float32", "int8"), default="float32", help=text)
+    text = "int8: convolutions computed in 8 bits, weights too, ONNX only, needs --run (default: float32)"
+    parser.add_argument("--activations-format", choices=("float32", "int8"), default="float32", help=text)
+    text = "images that give the activations' ranges: a file, folder or pattern (default: the run's training images)"
+    parser.add_argument("--calibrate", metavar="INPUT", help=text)
+    add_number(parser, "--calibrate-images", 100, "at most")
+    add_number(parser, "--max-ap-drop", 1.0, "largest fall of AP by int8 activations that is accepted, in points")
     text = "images to compare on: a file, folder or pattern (default: the run's own, else generated)"
     parser.add_argument("--check", metavar="INPUT", help=text)
     add_number(parser, "--check-pictures", 50, "at most")
+    text = "of the weights, for the card, such as CC-BY-4.0 (default: unknown)"
+    parser.add_argument("--license", default="unknown", metavar="NAME", help=text)
     add_plugin_flag(parser)
     parser.set_defaults(run=_export)
+
+
+class _Written(NamedTuple):
+    """What was written: how it compares with the model, facts for its card, and why it is not to be kept, if so."""
+
+    summary: str
+    facts: dict[str, Any]
+    problems: list[str]
 
 
 def _export(args: argparse.Namespace) -> int:
     out = _checked_out(args)
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..export.card import card_of, make_card, write_card
+
+    predictor, tiles = _predictor(args)
+    metadata = _metadata(predictor, tiles)
+    write = _write_weights if out.suffix == ".safetensors" else _write_graph
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        partial = Path(folder) / out.name
+        written = write(args, predictor, metadata, partial)
+        if written.problems:
+            *first, reason = written.problems
+            print_problems([*first, f"{reason}: {out} was not written"])
+            return EXIT_FAULT
+        facts = {"format": _FORMATS[out.suffix], **written.facts, **_origin(args, predictor), "license": args.license}
+        write_card(card_of(partial), make_card(partial, out.name, metadata, facts))
+        card_of(out).unlink(missing_ok=True)  # so that no file ever stands beside the card of another
+        partial.replace(out)
+        card_of(partial).replace(card_of(out))
+    print(written.summary)
+    scores = f", scores from {metadata.score_thresh:g}" if write is _write_graph else ""
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(metadata.class_names)} classes{scores}")
+    print(f"{card_of(out)}: what it detects, how it is fed, and where it comes from")
+    return EXIT_DONE
+
+
+def _write_weights(args: argparse.Namespace, predictor: Predictor, metadata: Metadata, path: Path) -> _Written:
+    """Write weights alone and read them back."""
+    import torch
+
+    from ..checkpoint.safe_load import load_safetensors
+    from ..export.program import export_weights
+
+    export_weights(predictor.model, metadata, path)
+    back, ours = load_safetensors(path), predictor.model.state_dict()
+    same = back.keys() == ours.keys() and all(torch.equal(back[name], value) for name, value in ours.items())
+    summary = f"read back: {len(ours)} tensors, equal in every bit"
+    return _Written(summary, {"tensors": len(ours)}, [] if same else ["the weights read back are not the model's"])
+
+
+def _write_graph(args: argparse.Namespace, predictor: Predictor, metadata: Metadata, path: Path) -> _Written:
+    """Write the whole detector, compare it with the model and, where it computes in 8 bits, score both."""
+    from ..data.statistics import evenly_spread
+    from ..export.ap_check import compare_scores
+    from ..export.calibrated import calibrate_onnx
+    from ..export.card import scores_of, signature
+    from ..export.images_of_run import choose_images, read_images
     from ..export.int8 import round_to_8_bits
     from ..export.parity import compare
+    from ..export.program import OPSET, export_onnx, export_torch
     from ..inference.exported import ExportedDetector
 
-    (predictor, tiles), images = _predictor(args), _images(args)
-    rounded = args.weights_format == "int8"
+    calibrated, images = args.activations_format == "int8", _images_to_compare(args)
+    rounded = args.weights_format == "int8" and not calibrated
+    chosen = choose_images(Path(args.run_dir), args.calibrate, predictor.cfg.DATASETS.TRAIN) if calibrated else None
     if rounded:
         round_to_8_bits(predictor.model)
     if not any(len(predictor([image])[0]) for image in images):
@@ -77,31 +145,40 @@ def _export(args: argparse.Namespace) -> int:
             f"the model finds nothing in the {len(images)} images to compare on, so there is nothing to compare: "
             "name images with objects by --check, or give a lower --score-thresh"
         )
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) / out.name
-    try:
-        print(f"exporting to {out}: a minute for a large model", flush=True)
-        thresh = _write(predictor, tiles, partial, int8=rounded)
-        exported = ExportedDetector(partial, trusted=True, tile=0)  # ours
-        parity = compare(predictor, exported, images, cut=thresh, most=predictor.cfg.TEST.DETECTIONS_PER_IMAGE)
-        if parity.problems:
-            print_problems([*parity.problems, f"the exported model differs from the model: {out} was not written"])
-            return EXIT_FAULT
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial.parent.rmdir()
-    print(f"the same as the model{' with its weights rounded' if rounded else ''}: {parity}")
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(predictor.class_names)} classes, scores from {thresh:g}")
-    return EXIT_DONE
+    print(f"exporting to {args.out}: a minute for a large model", flush=True)
+    first = path.with_name("float32.onnx") if calibrated else path
+    if path.suffix == ".onnx":
+        export_onnx(predictor.model, metadata, first, int8=rounded)
+    else:
+        export_torch(predictor.model, metadata, first)
+    exported, most = ExportedDetector(first, trusted=True, tile=0), predictor.cfg.TEST.DETECTIONS_PER_IMAGE  # ours
+    parity = compare(predictor, exported, images, cut=metadata.score_thresh, most=most)
+    if parity.problems:
+        return _Written("", {}, [*parity.problems, "the exported model differs from the model"])
+    inputs, outputs = signature(predictor.cfg)
+    facts: dict[str, Any] = {
+        "weights": "int8" if rounded or calibrated else "float32",
+        "activations": args.activations_format,
+        "graph": {**({"opset": OPSET} if path.suffix == ".onnx" else {}), "inputs": inputs, "outputs": outputs},
+    }
+    summary = f"the same as the model{' with its weights rounded' if rounded else ''}: {parity}"
+    if chosen is None:
+        return _Written(summary, {**facts, "compared_with_model": str(parity)}, [])
+    scored, files = chosen[0].some(_MOST_SCORED), evenly_spread(chosen[1], args.calibrate_images)
+    calibrate_onnx(first, read_images("--calibrate", files), path)
+    change = compare_scores(ExportedDetector(first), ExportedDetector(path), scored, most=args.max_ap_drop)
+    facts["calibrated_on"] = {"images": len(files), "from": args.calibrate or "the run's training images"}
+    facts["scores"] = {"measured": "this file", **scores_of(change.after, scored.name)}
+    facts["scores_in_float32"] = scores_of(change.before, scored.name)
+    in_8_bits = f"in 8 bits, calibrated on {len(files)} images: {change}"
+    return _Written(f"in float32 {summary}\n{in_8_bits}", facts, [change.problem] if change.problem else [])
 
 
-def _write(predictor: Predictor, tiles: Tiles, path: Path, *, int8: bool) -> float:
-    """Write the file and return the score threshold in it."""
-    from ..export.program import export_onnx, export_torch
+def _metadata(predictor: Predictor, tiles: Tiles) -> Metadata:
     from ..inference.exported import Metadata
 
     cfg = predictor.cfg
-    metadata = Metadata(
+    return Metadata(
         class_names=list(predictor.class_names),
         category_ids=list(predictor.category_ids),
         channels=cfg.INPUT.FORMAT,
@@ -111,11 +188,34 @@ def _write(predictor: Predictor, tiles: Tiles, path: Path, *, int8: bool) -> flo
         tile=tiles.size,
         overlap=tiles.overlap,
     )
-    if path.suffix == ".onnx":
-        export_onnx(predictor.model, metadata, path, int8=int8)
-    else:
-        export_torch(predictor.model, metadata, path)
-    return metadata.score_thresh
+
+
+def _origin(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]:
+    """Return what the card says of the model, of the training that a checkpoint records, and of its AP there."""
+    from ..checkpoint.integrity import DamagedError, contents
+    from ..checkpoint.run_record import RunRecord
+    from ..export.card import facts_of_model
+
+    try:
+        held = contents(Path(predictor.cfg.MODEL.WEIGHTS))
+    except DamagedError:  # of another format, which says nothing of its training
+        held = {}
+    record, best = RunRecord.read(held.get("run")), held.get("best")
+    facts: dict[str, Any] = {
+        **facts_of_model(predictor.cfg, in_graph=Path(args.out).suffix != ".safetensors"),
+        "checkpoint": Path(predictor.cfg.MODEL.WEIGHTS).name,
+        "training": None,
+        "exported_by": f"focal_det {source_version()}",
+    }
+    if record is not None:
+        sets = [{"name": each.name, "images": each.images} for each in record.training_sets]
+        facts["training"] = {"focal_det": record.focal_det, "torch": record.torch, "sets": sets}
+        facts["training"]["iterations"] = held["iteration"] + 1 if isinstance(held.get("iteration"), int) else None
+    changed = args.overrides or args.score_thresh is not None
+    if args.activations_format == "float32" and not changed and record is not None and isinstance(best, dict):
+        tested, measured = record.tested_on, "the model in float32, by the evaluation in its training"
+        facts["scores"] = {"measured": measured, "set": tested.name, "images": tested.images, "AP": best.get("AP")}
+    return facts
 
 
 def _predictor(args: argparse.Namespace) -> tuple[Predictor, Tiles]:
@@ -137,16 +237,27 @@ def _predictor(args: argparse.Namespace) -> tuple[Predictor, Tiles]:
 
 
 def _checked_out(args: argparse.Namespace) -> Path:
+    from ..export.card import card_of
+
     out = Path(args.out)
-    problems = too_low(args, {"--check-pictures": 1})
-    if out.suffix not in (".onnx", ".pt2"):
-        problems.append(f"--out {out}: must end in .onnx or, for torch.export, .pt2")
-    if args.weights_format == "int8" and out.suffix == ".pt2":
-        problems.append("--weights-format int8 is for .onnx alone")
+    problems = too_low(args, {"--check-pictures": 1, "--calibrate-images": 1})
+    if out.suffix not in _FORMATS:
+        problems.append(f"--out {out}: must end in .onnx, for torch.export in .pt2, or for weights in .safetensors")
+    in_8_bits = [flag for flag in ("weights_format", "activations_format") if getattr(args, flag) == "int8"]
+    if in_8_bits and out.suffix != ".onnx":
+        problems.append(f"--{in_8_bits[0].replace('_', '-')} int8 is for .onnx alone")
+    if args.activations_format == "int8" and args.run_dir is None:
+        problems.append("--activations-format int8 needs --run, on whose test set AP is measured before and after")
+    if args.calibrate is not None and args.activations_format != "int8":
+        problems.append("--calibrate is for --activations-format int8; add it, or leave --calibrate out")
+    if not args.max_ap_drop >= 0:
+        problems.append(f"--max-ap-drop {args.max_ap_drop} must be at least 0")
+    if out.suffix == ".safetensors" and (args.check is not None or args.score_thresh is not None):
+        problems.append("--check and --score-thresh are for .onnx and .pt2; a .safetensors file has weights alone")
     if out.is_dir():
         problems.append(f"--out {out}: is a folder; name a file")
-    elif out.exists() and not args.overwrite:
-        problems.append(f"--out {out}: already exists; name another, or add --overwrite")
+    elif there := [path for path in (out, card_of(out)) if path.exists() and not args.overwrite]:
+        problems.append(f"--out {there[0]}: already exists; name another, or add --overwrite")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         problems.append(f"--out {out}: {out.parent} is not a folder that can be written; make it or name another")
     if args.score_thresh is not None and not 0 <= args.score_thresh < 1:
@@ -155,34 +266,15 @@ def _checked_out(args: argparse.Namespace) -> Path:
     return out
 
 
-def _images(args: argparse.Namespace) -> list[np.ndarray[Any, Any]]:
-    """Return images to compare on, (H, W, 3) uint8 BGR: those of --check, else the run's own, else generated ones."""
-    from ..data.shapes import draw_image
-    from ..inference.images import ImageError, read_image
+def _images_to_compare(args: argparse.Namespace) -> list[np.ndarray[Any, Any]]:
+    """Return images (H, W, 3) uint8 BGR: those of --check, else those the run was evaluated on, else generated ones."""
+    from ..data.statistics import evenly_spread
+    from ..export.images_of_run import annotated_sets, find_images, generated_images, read_images
 
     if args.check is not None:
-        files = [file.path for file in find_inputs([args.check], (), Path(args.out)).found]
+        files = find_images("--check", args.check)
     else:
-        files = _own_images(Path(args.run_dir)) if args.run_dir else []
+        files = [path for found in annotated_sets(Path(args.run_dir)) for path in found.files] if args.run_dir else []
     if not files:
-        drawn = [(draw_image("val", i, max(sides))[0], *sides) for i, sides in enumerate(_SIDES)]
-        return [np.ascontiguousarray(image[:height, :width]) for image, height, width in drawn]
-    try:
-        return [read_image(path) for path in dict.fromkeys(evenly_spread(files, args.check_pictures))]
-    except ImageError as error:
-        raise InputError(f"--check: {error}") from error
-
-
-def _own_images(run_dir: Path) -> list[Path]:
-    """Return the images that the training was evaluated on, as far as they still exist."""
-    from ..report.run_files import read_run
-
-    if not (run_dir / INFERENCE).is_dir():
-        return []
-    files = [
-        found.image_dir / image["file_name"]
-        for found in read_run(run_dir).sets
-        if found.annotations is not None and found.image_dir is not None
-        for image in found.annotations["images"]
-    ]
-    return [path for path in files if path.is_file()]
+        return generated_images()
+    return list(read_images("--check", dict.fromkeys(evenly_spread(files, args.check_pictures))))

@@ -1,4 +1,4 @@
-"""From a model to a file with its metadata: PyTorch's exported program (.pt2) or ONNX (.onnx)."""
+"""From a model to a file with its metadata: PyTorch's exported program (.pt2), ONNX (.onnx), weights (.safetensors)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch.fx.experimental._config as symbolic_shapes
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from ..extras import missing_message
 from ..inference.exported import DIGEST_KEY, INPUTS, METADATA_KEY, NO_DIGEST, OUTPUTS, Metadata, digest_of
 from .graph import DetectorGraph, free_size
 from .int8 import store_in_8_bits
@@ -38,8 +39,6 @@ def export_onnx(model: Any, metadata: Metadata, path: Path, *, int8: bool) -> No
     Args:
         int8: store the convolutions' weights in 8 bits; see `round_to_8_bits`, which must have rounded them.
     """
-    import onnx
-
     options = model.decoding
     graph = DetectorGraph(model, onnx_suppression(options["nms_thresh"], model.num_classes, options["max_detections"]))
     with _quiet():
@@ -59,10 +58,27 @@ def export_onnx(model: Any, metadata: Metadata, path: Path, *, int8: bool) -> No
     _strip(proto)
     if int8:
         store_in_8_bits(proto)
+    save_onnx(proto, metadata, path)
+
+
+def save_onnx(proto: Any, metadata: Metadata, path: Path) -> None:
+    """Write an ONNX model with its metadata and its own SHA-256, once ONNX's checker finds no fault in it."""
+    import onnx
+
     onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json(), DIGEST_KEY: NO_DIGEST})
     onnx.checker.check_model(proto, full_check=True)
     written: bytes = proto.SerializeToString(deterministic=True)
     path.write_bytes(written.replace(NO_DIGEST.encode(), digest_of(written, NO_DIGEST).encode(), 1))
+
+
+def export_weights(model: Any, metadata: Metadata, path: Path) -> None:
+    """Write the weights and buffers of a model by name as a .safetensors file, for `MODEL.WEIGHTS`."""
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise ImportError(missing_message(error)) from error
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    save_file(weights, path, {METADATA_KEY: metadata.to_json(), "format": "pt"})
 
 
 def _trace(graph: DetectorGraph) -> ExportedProgram:

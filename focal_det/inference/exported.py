@@ -179,10 +179,7 @@ class ExportedDetector(ImageDetector):
         return detect_in_tiles(self._in_whole, images, self.tiles, self.batch_size)
 
     def _in_whole(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        resized = []
-        for image in images:
-            ordered = image[:, :, ::-1] if self.metadata.channels == "RGB" else image
-            resized.append(resize_shortest_edge(ordered, self.metadata.min_size, self.metadata.max_size))
+        resized = [self.resized(image) for image in images]
         found: dict[int, Detections] = {}
         for batch in alike_in_size(resized, self.batch_size):
             pixels, sizes = to_batch([resized[i] for i in batch], divisor=1)
@@ -192,6 +189,11 @@ class ExportedDetector(ImageDetector):
                 every = Detections(boxes[row, best], scores[row, best], classes[row, best])
                 found[i] = self._kept(every, images[i].shape, sizes[row])
         return [found[i] for i in range(len(images))]
+
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """Return (H, W, 3) uint8 BGR in the file's order of channels and in the size that its network sees."""
+        ordered = image[:, :, ::-1] if self.metadata.channels == "RGB" else image
+        return resize_shortest_edge(ordered, self.metadata.min_size, self.metadata.max_size)
 
     def low_threshold_message(self, score_thresh: float) -> str:
         """Return the message for a threshold below the file's own."""
@@ -241,8 +243,8 @@ def _open_onnx(path: Path, threads: int, providers: list[tuple[str, dict[str, st
         raise InputError(f"{path}: its weights are in other files, which `focal-det export` never does; not read")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Weights in 8 bits are expanded once, at the start, instead of at every call.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if b"QuantizeLinear" not in model:  # nothing but weights is in 8 bits: expanded once, and not at every call
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     available = onnxruntime.get_available_providers()
     usable = [(name, values) for name, values in providers if name in available]
     if not usable:

@@ -1,13 +1,17 @@
 """Weights are data: a file that would run a program is refused, and the program is not run."""
 
 import io
+import json
 import os
 import pickle
+import struct
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from focal_det.checkpoint.compatibility import check_weights
 from focal_det.checkpoint.safe_load import SafeCheckpointer, load_arrays
 from focal_det.cli.train import main
 
@@ -66,3 +70,51 @@ def test_the_zoos_files_and_caffe2s_are_told_apart(tmp_path):
         read = SafeCheckpointer(torch.nn.Linear(1, 1))._load_file(str(tmp_path / name))
         assert set(read["model"]) == weights
         assert read.get("matching_heuristics", False) is (name != "zoo.pkl")
+
+
+def safetensors_file(header, content=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content
+
+
+FOUR = {"weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}
+BAD_SAFETENSORS = {
+    "cut in its tensors": safetensors_file(FOUR, b"ab"),
+    "cut in its header": safetensors_file(FOUR)[:20],
+    "empty": b"",
+    "a header beyond the file": struct.pack("<Q", 90_000_000) + b"{}",
+    "a header of 2^63 bytes": struct.pack("<Q", 2**63) + b"{}",
+    "no JSON": safetensors_file(b"\x80\x04cos\nsystem\n", b"abcd"),
+    "a tensor beyond the file": safetensors_file(
+        {"weight": {"dtype": "F32", "shape": [2**40, 2**22], "data_offsets": [0, 2**62]}}, b"abcd"
+    ),
+    "offsets of another shape": safetensors_file(
+        {"weight": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}, b"abcd"
+    ),
+    "two tensors in one place": safetensors_file({**FOUR, "bias": FOUR["weight"]}, b"abcd"),
+    "bytes of no tensor": safetensors_file(FOUR, b"abcdefgh"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SAFETENSORS)
+def test_a_safetensors_file_that_is_cut_or_lies_is_refused(tmp_path, kind):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(BAD_SAFETENSORS[kind])
+    (problem,) = check_weights(torch.nn.Linear(1, 1), str(path), needs_all=True).errors
+    assert problem.startswith(f"{path} cannot be read as a checkpoint (SafetensorError: ")
+
+
+def test_a_sound_safetensors_file_is_read(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(safetensors_file(FOUR, struct.pack("<f", 2.5)))
+    model = torch.nn.Linear(1, 1, bias=False)
+    assert check_weights(model, str(path), needs_all=True).errors == []
+    assert model.weight.item() == 2.5
+
+
+def test_a_missing_library_is_named_with_what_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "w.safetensors").write_bytes(safetensors_file(FOUR, b"abcd"))
+    (problem,) = check_weights(torch.nn.Linear(1, 1), str(tmp_path / "w.safetensors"), needs_all=True).errors
+    assert "safetensors" in problem
+    assert "install it with" in problem

@@ -1,7 +1,6 @@
 """The exported detector is the detector: for batches, for every size, in each format."""
 
 import functools
-import json
 import os
 import signal
 
@@ -10,12 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
+from export_fixtures import FINDING, finding_model, images
 
 from focal_det.cli import export
 from focal_det.cli.main import main
-from focal_det.config.unused_keys import without_unread_keys
 from focal_det.engine.predictor import Predictor
 from focal_det.errors import InputError
 from focal_det.export.graph import DetectorGraph
@@ -26,31 +23,8 @@ from focal_det.inference.exported import ExportedDetector
 
 pytestmark = pytest.mark.detectron2
 
-# So that an untrained model finds something in every image: a prior far above the threshold, not too many of a level.
-FINDING = [
-    *("MODEL.RETINANET.PRIOR_PROB", "0.3", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.25"),
-    *("MODEL.RETINANET.TOPK_CANDIDATES_TEST", "200", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "160"),
-]
 # Beside usual ones: smaller than the pyramid's stride, one pixel wide, one location on P7, not divisible by anything.
 SIZES = [(64, 96), (128, 128), (20, 20), (1, 300), (131, 257), (33, 63)]
-
-
-def finding_model(cfg):
-    torch.manual_seed(3)
-    model = build_model(cfg).eval()
-    images = 60 * torch.randn(1, 3, 128, 128)
-    with torch.no_grad():  # logits and deltas of a trained model's spread, whatever the features' is
-        for outputs, layer, spread in zip(
-            model.network(images), (model.head.cls_score, model.head.bbox_pred), (1.0, 0.3), strict=True
-        ):
-            layer.weight *= spread / torch.cat([level.flatten() for level in outputs]).std()
-    return model
-
-
-def images(sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    coarse = [rng.integers(0, 256, (max(1, h // 8), max(1, w // 8), 3)).astype(np.uint8) for h, w in sizes]
-    return [cv2.resize(c, (w, h), interpolation=cv2.INTER_NEAREST) for c, (h, w) in zip(coarse, sizes, strict=True)]
 
 
 def as_batch(arrays):
@@ -82,17 +56,6 @@ def test_the_graph_finds_what_the_model_finds(tiny_cfg, kind, norm):
             assert (scores[i, counts[i] :] == 0).all()
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, tiny_cfg):
-    """A run as a training leaves it: configuration, weights, classes."""
-    folder = tmp_path_factory.mktemp("run")
-    cfg = tiny_cfg(*FINDING)
-    DetectionCheckpointer(finding_model(cfg), str(folder)).save("model_final")
-    (folder / "config.yaml").write_text(without_unread_keys(cfg).dump())
-    (folder / "classes.json").write_text(json.dumps([{"id": i, "name": n} for i, n in ((2, "a"), (5, "b"), (9, "c"))]))
-    return folder
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _a_program_is_opened_once():
     """PyTorch takes seconds to read one."""
@@ -102,19 +65,26 @@ def _a_program_is_opened_once():
 
 
 @pytest.fixture(scope="module")
-def files(run_dir, tmp_path_factory):
+def files(finding_run, tmp_path_factory):
     """The run exported in each format, by the command."""
     folder = tmp_path_factory.mktemp("exported")
     made = {"onnx": folder / "m.onnx", "int8": folder / "m8.onnx", "pt2": folder / "m.pt2"}
     for name, path in made.items():
-        words = ["export", "--run", run_dir, "--out", path, *(["--weights-format", "int8"] if name == "int8" else [])]
+        words = [
+            "export",
+            "--run",
+            finding_run,
+            "--out",
+            path,
+            *(["--weights-format", "int8"] if name == "int8" else []),
+        ]
         assert main([str(word) for word in words]) == 0
     return made
 
 
 @pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
-def test_a_file_finds_what_the_run_finds(run_dir, files, name):
-    predictor, detector = Predictor.from_run(run_dir), ExportedDetector(files[name], trusted=True)
+def test_a_file_finds_what_the_run_finds(finding_run, files, name):
+    predictor, detector = Predictor.from_run(finding_run), ExportedDetector(files[name], trusted=True)
     if name == "int8":
         round_to_8_bits(predictor.model)
     assert (detector.class_names, detector.category_ids) == (["a", "b", "c"], [2, 5, 9])
@@ -133,9 +103,9 @@ def test_pytorch_alone_runs_one_small_image(files):
     assert counts.shape == (1,)
 
 
-def test_8_bits_make_a_quarter_of_the_file_and_are_255_levels(run_dir, files):
+def test_8_bits_make_a_quarter_of_the_file_and_are_255_levels(finding_run, files):
     assert files["int8"].stat().st_size < 0.3 * files["onnx"].stat().st_size
-    model = Predictor.from_run(run_dir).model
+    model = Predictor.from_run(finding_run).model
     weight = model.backbone.bottom_up.res2[0].conv1.weight
     before = weight.detach().clone()
     round_to_8_bits(model)
@@ -167,8 +137,8 @@ def test_the_threshold_can_be_raised_and_not_lowered(files, name):
 
 
 @pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
-def test_a_batch_of_several_sizes_is_the_models_own_batch(run_dir, files, name):
-    model = Predictor.from_run(run_dir).model
+def test_a_batch_of_several_sizes_is_the_models_own_batch(finding_run, files, name):
+    model = Predictor.from_run(finding_run).model
     if name == "int8":
         round_to_8_bits(model)
     tensors, sizes = as_batch(images([(64, 96), (40, 31), (90, 50)], seed=2))
@@ -191,16 +161,16 @@ def test_a_batch_of_several_sizes_is_the_models_own_batch(run_dir, files, name):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
-def test_images_with_one_detection_or_none(run_dir, tmp_path, kind):
+def test_images_with_one_detection_or_none(finding_run, tmp_path, kind):
     """Exported with a threshold that few detections reach; a traced program must not take for granted that some do."""
     arrays = images([(128, 128)] * 4)
-    found = Predictor.from_run(run_dir)(arrays)
+    found = Predictor.from_run(finding_run)(arrays)
     full, empty = (choose(range(4), key=lambda i: found[i].scores[0]) for choose in (max, min))
     array, bare = arrays[full], arrays[empty]
     between = float((found[full].scores[0] + max(found[full].scores[1], found[empty].scores[0])) / 2)
     path = tmp_path / f"m.{kind}"
     cv2.imwrite(str(tmp_path / "a.png"), array)
-    words = ["export", "--run", run_dir, "--out", path, "--score-thresh", between, "--check", tmp_path / "a.png"]
+    words = ["export", "--run", finding_run, "--out", path, "--score-thresh", between, "--check", tmp_path / "a.png"]
     assert main([str(word) for word in words]) == 0
     detector = ExportedDetector(path, trusted=True)
     assert len(detector([array])[0].scores) == 1
@@ -208,11 +178,11 @@ def test_images_with_one_detection_or_none(run_dir, tmp_path, kind):
     assert [len(found.scores) for found in detector([array, bare])] == [1, 0]
 
 
-def test_nothing_found_is_nothing_compared(run_dir, tmp_path, capsys):
+def test_nothing_found_is_nothing_compared(finding_run, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((64, 64, 3), np.uint8))
     words = [
         "--run",
-        run_dir,
+        finding_run,
         "--out",
         tmp_path / "m.onnx",
         "--score-thresh",
@@ -225,9 +195,9 @@ def test_nothing_found_is_nothing_compared(run_dir, tmp_path, capsys):
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_a_difference_fails_the_export_and_leaves_no_file(run_dir, tmp_path, capsys, monkeypatch):
+def test_a_difference_fails_the_export_and_leaves_no_file(finding_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(DetectorGraph, "_prepared", lambda self, images, sizes: original(self, images, sizes).flip(3))
-    assert main(["export", "--run", str(run_dir), "--out", str(tmp_path / "m.pt2")]) == 1
+    assert main(["export", "--run", str(finding_run), "--out", str(tmp_path / "m.pt2")]) == 1
     said = capsys.readouterr().err
     assert "detections that only one of them has, the best of them with score" in said
     assert f"the exported model differs from the model: {tmp_path / 'm.pt2'} was not written" in said
@@ -237,16 +207,22 @@ def test_a_difference_fails_the_export_and_leaves_no_file(run_dir, tmp_path, cap
 original = DetectorGraph._prepared
 
 
-def test_bad_input_is_named_before_anything_is_done(run_dir, tmp_path, capsys):
+def test_bad_input_is_named_before_anything_is_done(finding_run, tmp_path, capsys):
     (tmp_path / "there.onnx").write_text("mine")
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.jpg").write_text("no image")
-    run = ["--run", run_dir]
+    run = ["--run", finding_run]
     for words, message in [
-        ([*run, "--out", "m.tflite"], "--out m.tflite: must end in .onnx or"),
+        ([*run, "--out", "m.tflite"], "--out m.tflite: must end in .onnx, for torch.export in .pt2"),
         ([*run, "--out", tmp_path / "there.onnx"], "already exists; name another, or add --overwrite"),
         ([*run, "--out", tmp_path / "nowhere" / "m.onnx"], "is not a folder that can be written"),
         ([*run, "--out", tmp_path / "m.pt2", "--weights-format", "int8"], "int8 is for .onnx alone"),
+        ([*run, "--out", tmp_path / "m.pt2", "--activations-format", "int8"], "activations-format int8 is for .onnx"),
+        (["--weights", "w.pth", "--out", tmp_path / "m.onnx", "--activations-format", "int8"], "int8 needs --run"),
+        ([*run, "--out", tmp_path / "m.onnx", "--activations-format", "int8"], "has no evaluation with annotations"),
+        ([*run, "--out", tmp_path / "m.onnx", "--calibrate", tmp_path], "--calibrate is for --activations-format int8"),
+        ([*run, "--out", tmp_path / "m.onnx", "--max-ap-drop", "nan"], "--max-ap-drop nan must be at least 0"),
+        ([*run, "--out", tmp_path / "m.safetensors", "--score-thresh", "0.5"], "has weights alone"),
         ([*run, "--out", tmp_path / "m.onnx", "--score-thresh", "1.5"], "--score-thresh 1.5 must be in [0, 1)"),
         ([*run, "--out", tmp_path / "m.onnx", "--check", tmp_path / "empty"], "empty: no image in this folder"),
         (
@@ -266,12 +242,12 @@ def test_bad_input_is_named_before_anything_is_done(run_dir, tmp_path, capsys):
     assert (tmp_path / "there.onnx").read_text() == "mine"
 
 
-def test_sigterm_leaves_nothing_half_made(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_write", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+def test_sigterm_leaves_nothing_half_made(finding_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_write_graph", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with pytest.raises(SystemExit) as ended:
-            main(["export", "--run", str(run_dir), "--out", str(tmp_path / "m.onnx")])
+            main(["export", "--run", str(finding_run), "--out", str(tmp_path / "m.onnx")])
         assert ended.value.code == 143
         assert signal.getsignal(signal.SIGTERM).__name__ == "<lambda>"  # as it was
     finally:
