@@ -62,9 +62,9 @@ def test_a_camera_that_is_gone_and_back_costs_frames_alone(camera, monkeypatch):
     monkeypatch.setattr(streams, "_FIRST_WAIT", 0.01)
     camera.most, said = 5, []
     stream = opened(camera)
+    camera.is_gone = True  # for the next connection
     coming = frames(stream, say=said.append)
     next(coming)
-    camera.is_gone = True
     wait_for(lambda: camera.refused >= 2)
     camera.most, camera.is_gone = None, False
     before = [frame.number for _, frame in zip(range(6), coming, strict=False)]
