@@ -32,6 +32,7 @@ TOPICS = {
         "rules",
         "scaling_page",
         "time_limit",
+        "training_habits_page",
         "tutorial",
         "upstream",
         "without_detectron2",

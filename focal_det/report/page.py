@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import Findings, InputError
 from ..files import write_text_whole
-from ..output_layout import REPORT
+from ..output_layout import EMA, REPORT
 from . import training_curves
 from .charts import Chart, Line, draw_lines
 from .run_files import RunFiles, environment_facts, read_run
@@ -104,17 +104,18 @@ def _training_charts(run: RunFiles) -> list[tuple[str, Chart]]:
     """Return (title, chart) of losses, AP and lr, each if there is something to draw."""
     charts = []
     losses = [
-        Line(name, thinned(points), name.endswith("total_loss"), name.startswith("val/"))
+        Line(name, thinned(points), name.endswith("total_loss"), "val/" in name)
         for name, points in training_curves.losses(run.metrics).items()
         if points
     ]
     if losses:
         charts.append(("Loss", draw_lines("loss", losses, "iterations", "loss", is_log=True)))
+    curves = [("", name, name) for name in ("AP", "AP50", "AP75")] + [(f"{EMA}/", "AP", "AP of the EMA")]
     scores = [
-        Line(name if len(run.sets) == 1 else f"{name}, {found.name}", thinned(points), name == "AP", True)
+        Line(label if len(run.sets) == 1 else f"{label}, {found.name}", thinned(points), name == "AP", True)
         for found in run.sets
-        for name in ("AP", "AP50", "AP75")
-        if (points := course(run.metrics, found.metric_prefix + name))
+        for prefix, name, label in curves
+        if (points := course(run.metrics, prefix + found.metric_prefix + name))
     ]
     if scores:
         charts.append(("AP", draw_lines("ap", scores, "iterations", "percent")))

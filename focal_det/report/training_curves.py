@@ -58,8 +58,8 @@ def best_score(metrics: Metrics, prefix: str) -> BestScore | None:
 def losses(metrics: Metrics) -> dict[str, Course]:
     """Return the losses of training and validation by the name they are logged under, the totals first."""
     names = {name for record in metrics for name in record}
-    wanted = [name for name in names if re.fullmatch("(val/)?(total_loss|loss_.*)", name)]
-    wanted.sort(key=lambda name: (not name.endswith("total_loss"), name.startswith("val/"), name))
+    wanted = [name for name in names if re.fullmatch("(val/)?(total_loss|loss_.*)|ema/val/total_loss", name)]
+    wanted.sort(key=lambda name: (not name.endswith("total_loss"), "val/" in name, name))
     return {name: course(metrics, name) for name in wanted}
 
 

@@ -99,9 +99,11 @@ class WriteMetrics(PeriodicWriter):
         are written now.
         """
         error = sys.exc_info()[1]
+        for writer in self._log_lines:
+            writer.max_iter = self.trainer.max_iter  # lower where the training was stopped early
         if isinstance(error, TrainingStopped):
             return
-        if error is None or not self.trainer.checkpointer.has_checkpoint():
+        if not isinstance(error, Exception) or not self.trainer.checkpointer.has_checkpoint():
             super().after_train()
         else:
             for writer in self._log_lines:
