@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 AUGMENT = "MODEL.FOCAL_DET.AUGMENT."
 JITTER = [f"{AUGMENT}SCALE_JITTER", "[0.6, 1.6]"]
 COLOURS = [word for name in ("BRIGHTNESS", "CONTRAST", "SATURATION") for word in (AUGMENT + name, "0.2")]
+SMALL = ["INPUT.MIN_SIZE_TRAIN", [160], "INPUT.MIN_SIZE_TEST", 160, "SOLVER.IMS_PER_BATCH", 4]
 WAYS = {"without": [], "with": [*JITTER, *COLOURS]}
 
 
@@ -66,32 +67,40 @@ def write_subset(source: Path, target: Path, number: int) -> Path:
 
 def train(args: argparse.Namespace, subset: Path, out: Path, overrides: list[str], seed: int) -> dict[str, Any]:
     """Train, and return the scores of the last weights beside the last losses of both sets."""
-    steps = [args.iterations * 3 // 4, args.iterations * 93 // 100]
+    words = ["--config-file", ROOT / "configs/bccd.yaml", *sets(args.data, subset), *overrides, *SMALL]
+    last: dict[str, Any] = {}
+    for line in run(out, words, seed, args.iterations, args.iterations // 2):
+        last |= line
+    names = {"bbox/AP": "AP", "bbox/AP50": "AP50", "total_loss": "loss", "val/total_loss": "test loss"}
+    return {short: round(last[name], 3) for name, short in names.items()}
+
+
+def sets(data: Path, train_json: Path) -> list[Any]:
+    """Return the flags of a data set with instances_test.json and images/, trained on by this file."""
+    images = data / "images"
+    test = ["--val-json", data / "instances_test.json", "--val-images", images]
+    return ["--train-json", train_json, "--train-images", images, *test]
+
+
+def run(out: Path, words: list[Any], seed: int, iterations: int, period: int) -> list[dict[str, Any]]:
+    """Train in bfloat16, evaluated and saved every `period` iterations; return the lines of metrics.json."""
     keys: dict[str, Any] = {
         "OUTPUT_DIR": out,
         "SEED": seed,
-        "INPUT.MIN_SIZE_TRAIN": [160],
-        "INPUT.MIN_SIZE_TEST": 160,
-        "SOLVER.IMS_PER_BATCH": 4,
-        "SOLVER.MAX_ITER": args.iterations,
-        "SOLVER.STEPS": steps,
-        "SOLVER.CHECKPOINT_PERIOD": args.iterations // 2,
+        "SOLVER.MAX_ITER": iterations,
+        "SOLVER.STEPS": [iterations * 3 // 4, iterations * 93 // 100],
+        "SOLVER.CHECKPOINT_PERIOD": period,
         "SOLVER.AMP.ENABLED": True,
         "SOLVER.AMP.DTYPE": "bfloat16",
-        "TEST.EVAL_PERIOD": args.iterations // 2,
+        "TEST.EVAL_PERIOD": period,
         "DATALOADER.NUM_WORKERS": 1,
     }
-    test = ["--val-json", args.data / "instances_test.json", "--val-images", args.data / "images"]
-    command = [sys.executable, ROOT / "train_net.py", "--config-file", ROOT / "configs/bccd.yaml", "--resume", "auto"]
-    command += ["--train-json", subset, "--train-images", args.data / "images", *test, *overrides]
+    command = [sys.executable, ROOT / "train_net.py", "--resume", "auto", *words]
     command += [word for pair in keys.items() for word in pair]
-    with (args.out / f"{out.name}.log").open("w") as log:
-        subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=True, cwd=ROOT)
-    last: dict[str, Any] = {}
-    for line in (out / "metrics.json").read_text().splitlines():
-        last |= json.loads(line)
-    names = {"bbox/AP": "AP", "bbox/AP50": "AP50", "total_loss": "loss", "val/total_loss": "test loss"}
-    return {short: round(last[name], 3) for name, short in names.items()}
+    if not (out / "report.html").is_file():  # which comes last
+        with out.with_name(f"{out.name}.log").open("w") as log:
+            subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=True, cwd=ROOT)
+    return [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
 
 
 if __name__ == "__main__":

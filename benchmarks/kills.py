@@ -47,6 +47,7 @@ SETTINGS = {
     "MODEL.FOCAL_DET.DRAW_IMAGES": 1,
     "DATALOADER.NUM_WORKERS": 2,
 }
+BESIDE = {"model_best.pth", "model_best_ema.pth", "model_final_ema.pth"}  # which nothing resumes from
 CLOCK = {"time", "data_time", "rank_data_time", "eta_seconds"}
 
 
@@ -73,7 +74,7 @@ def steps_done(folder):
 
 def newest_intact(folder):
     """Return the steps of the newest intact checkpoint to resume from, or 0."""
-    whole = [path for path in folder.glob("model_*.pth") if path.name != "model_best.pth" and not damage(path)]
+    whole = [path for path in folder.glob("model_*.pth") if path.name not in BESIDE and not damage(path)]
     return max((torch.load(p, weights_only=True, mmap=True)["iteration"] + 1 for p in whole), default=0)
 
 
@@ -84,7 +85,8 @@ def outcome(folder):
     state = torch.load(folder / "model_final.pth", weights_only=True)
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     metrics = [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
-    return state["model"], state["trainer"]["_trainer"]["optimizer"], [m for m in metrics if len(m) > 1]
+    weights = {"plain": state["model"], "ema": state.get("ema", {})}
+    return weights, state["trainer"]["_trainer"]["optimizer"], [m for m in metrics if len(m) > 1]
 
 
 def is_same(one, other):
@@ -130,7 +132,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("output/kills"), help="of the runs; emptied")
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="other settings of the run")
     args = parser.parse_args()
+    SETTINGS.update(zip(args.set[::2], args.set[1::2], strict=True))
     shutil.rmtree(args.folder, ignore_errors=True)
     args.folder.mkdir(parents=True)
     draw, prepared = random.Random(args.seed), Prepared()
@@ -181,7 +185,7 @@ def main():
         "seed": args.seed,
         "hardware": whole_machine(0),
         "focal_det": source_version(),
-        "command": f"python benchmarks/kills.py --kills {args.kills} --seed {args.seed}",
+        "command": " ".join(["python", *sys.argv]),
         "problems": problems,
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,18 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Experiment trackers that follow the run: MLflow, WandB (Weights & Biases), or your own, by their names in
     # EVENT_WRITER_REGISTRY. Server, project and name of the run are in the trackers' own environment variables.
     node.TRACKERS = ()
+    # Exponential moving average (EMA) of the weights, which is evaluated and saved beside them: the share, in [0, 1),
+    # that the average keeps at each step, such as 0.9998, or 0 for none. A warm-up leads up to it, (1 + n) / (10 + n)
+    # after n steps. The training itself is not changed.
+    average = node.EMA = type(cfg)()
+    average.DECAY = 0.0
+
+    # Stop early: end the training, as if it had reached its end, once so many evaluations in a row (TEST.EVAL_PERIOD)
+    # were not better than the best before them; 0 never does. Then the metric to go by, as metrics.json names it, such
+    # as "val/total_loss" or "ema/bbox/AP"; "" for the AP by which model_best.pth is chosen. The highest is the best; of
+    # metrics with "loss" in their name the lowest.
+    node.PATIENCE = 0
+    node.PATIENCE_METRIC = ""
 
     # How many of the periodic checkpoints (SOLVER.CHECKPOINT_PERIOD) are kept, the newest ones; 0 keeps all. The best,
     # the final, and any that were there before the run are always kept.

@@ -3,11 +3,12 @@
 OUTPUT_DIR/
     config.yaml  config_changes.json  environment.txt  classes.json  log.txt   what the run is
     model_0004999.pth ...  model_final.pth  model_best.pth  last_checkpoint    its checkpoints
+    model_final_ema.pth  model_best_ema.pth                                    weights of the EMA, if there is one
     metrics.json  events.out.tfevents.*                                        what it measured, by iteration
     tracker_<name>.json                                                        its run in a tracker, and what that has
     annotations/<set>.json                                                     checked copies of sets, see data.catalog
     inference/<set>/coco_instances_results.json, dataset.json                  detections, and what they belong to
-    inference_TTA/<set>/                                                       likewise with test-time augmentation
+    inference_TTA/<set>/  inference_ema/<set>/           likewise with test-time augmentation, and of the EMA
     detections.png  detections/*.png  report.html                              for people to look at
     diverged/iteration_<i>_rank<r>.pth, iteration_<i>_seen                     steps that were not finite
     .lock                                                                      held by the process that trains
@@ -24,6 +25,7 @@ LAST_CHECKPOINT = "last_checkpoint"  # names the newest one; Detectron2's name, 
 FINAL_CHECKPOINT = "model_final.pth"
 PERIODIC_CHECKPOINT = re.compile(r"model_\d{7}\.pth")
 BEST_CHECKPOINT = "model_best.pth"
+FINAL_EMA_CHECKPOINT, BEST_EMA_CHECKPOINT = "model_final_ema.pth", "model_best_ema.pth"  # weights alone
 CHECKPOINT_PATTERN = "model_*.pth"  # of all but last_checkpoint, for glob
 
 METRICS = "metrics.json"
@@ -32,6 +34,8 @@ TRACKER = "tracker_{}.json"  # of each tracker, by its name
 ANNOTATIONS = "annotations"
 TTA = "_TTA"  # what Detectron2 appends to the names of what is measured with test-time augmentation
 INFERENCE, INFERENCE_TTA = "inference", f"inference{TTA}"  # Detectron2's names; the second with TEST.AUG
+EMA = "ema"  # in the names of what is measured of the EMA of the weights: "ema/bbox/AP"
+INFERENCE_EMA = "inference_ema"
 COCO_RESULTS, DATASET = "coco_instances_results.json", "dataset.json"  # in inference/<set>
 LVIS_RESULTS = "lvis_instances_results.json"  # beside it; Detectron2's name, as that of COCO's results
 

@@ -40,8 +40,9 @@ and, as the training starts:
 
 What a resumed run takes from where (`engine.trainer`):
 
-    from the checkpoint         weights, momentum, iteration, the normaliser's average, the metrics of the last steps,
-                                which files the run has written, and SEED where the configuration's is negative
+    from the checkpoint         weights, their EMA, momentum, iteration, the normaliser's average, the metrics of the
+                                last steps, which files the run has written, and SEED where the configuration's is
+                                negative
     from the configuration      everything else, such as lr, schedule, weight decay and data; the order of the data
                                 follows from SEED and the iteration
 

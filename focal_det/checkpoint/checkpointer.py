@@ -14,7 +14,7 @@ import torch
 
 from ..errors import TrainingError, visible
 from ..files import put_aside, write_text_whole, written_whole
-from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, LAST_CHECKPOINT, PERIODIC_CHECKPOINT
+from ..output_layout import BEST_CHECKPOINT, EMA, FINAL_CHECKPOINT, LAST_CHECKPOINT, PERIODIC_CHECKPOINT
 from .class_rows import ClassRows
 from .compatibility import weights_summary
 from .disk_space import checkpoint_bytes, not_written_message
@@ -71,7 +71,7 @@ class RunCheckpointer(SafeCheckpointer):
                 if path.is_file() and path.name not in self.written.names and not self._is_of_this_run(path):
                     logger.warning(f"{path} was there before this run wrote one of that name: now {put_aside(path)}")
                 self.written.names.add(path.name)  # before it is written, so that it is in it
-            self._write(path, state)
+            self._write(path, {**self._training(), **state})
         with self._disk_errors_explained(path.with_name(LAST_CHECKPOINT)):
             self.tag_last_checkpoint(path.name)
         if self.kept:
@@ -79,11 +79,11 @@ class RunCheckpointer(SafeCheckpointer):
 
     def save_best(self, **state: Any) -> Path:
         """Write model_best.pth, which --resume uses only where no other is intact. Raises as `save` does."""
-        path = Path(self.save_dir) / BEST_CHECKPOINT
-        if self.save_dir and self.save_to_disk:
-            with self._disk_errors_explained(path):
-                self._write(path, state)
-        return path
+        return self._write_beside(BEST_CHECKPOINT, {**self._training(), **state})
+
+    def save_weights(self, name: str, weights: Mapping[str, torch.Tensor], **state: Any) -> Path:
+        """Write a file of other weights of this model, alone: to be used, not to be resumed. Raises as `save` does."""
+        return self._write_beside(name, {"model": weights, **state})
 
     def has_checkpoint(self) -> bool:
         """Return whether there is one to resume from."""
@@ -97,13 +97,25 @@ class RunCheckpointer(SafeCheckpointer):
         """Name in last_checkpoint what --resume will use."""
         write_text_whole(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename, durable=True)
 
-    def _write(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Write what Detectron2 does, and the run's record."""
+    def _training(self) -> dict[str, Any]:
+        """Return what Detectron2 saves."""
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        return {"model": self.model.state_dict(), **parts}
+
+    def _write_beside(self, name: str, content: Mapping[str, Any]) -> Path:
+        """Write a file that last_checkpoint never names, on the main process alone; return its path."""
+        path = Path(self.save_dir) / name
+        if self.save_dir and self.save_to_disk:
+            with self._disk_errors_explained(path):
+                self._write(path, content)
+        return path
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write the content and the run's record."""
         run = {"run": self.record.plain()} if self.record else {}
         with written_whole(path, durable=True) as partial:
             with partial.open("wb") as file:
-                torch.save({"model": self.model.state_dict(), **parts, **state, **run}, file)
+                torch.save({**content, **run}, file)
             reason = damage(partial)
             if reason:
                 raise OSError(errno.EIO, f"read back, {reason}")
@@ -131,7 +143,11 @@ class RunCheckpointer(SafeCheckpointer):
     def not_written(self, path: Path, error: OSError) -> TrainingError:
         """Return the error to raise about a file of the run that the disk did not take; it says how to continue."""
         newest = os.path.basename(super().get_checkpoint_file())
-        return TrainingError(not_written_message(path, error, checkpoint_bytes(self.model), newest))
+        return TrainingError(
+            not_written_message(
+                path, error, checkpoint_bytes(self.model, has_average=EMA in self.checkpointables), newest
+            )
+        )
 
     def _remove_oldest(self) -> None:
         folder = Path(self.save_dir)

@@ -11,23 +11,31 @@ import torch
 from detectron2.config import CfgNode
 
 from ..errors import Findings
-from ..output_layout import CHECKPOINT_PATTERN
+from ..output_layout import BEST_EMA_CHECKPOINT, CHECKPOINT_PATTERN, FINAL_EMA_CHECKPOINT
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # full, or no longer writable
 _BYTES = 4  # of a number in a checkpoint
 
 
-def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """Return a checkpoint's size: what the model saves, and the momentum of the parameters that are trained."""
-    saved = sum(value.numel() for value in model.state_dict().values())
+def checkpoint_bytes(model: torch.nn.Module, *, has_average: bool = False) -> int:
+    """Return a checkpoint's size: what the model saves, and the momentum of the parameters that are trained.
+
+    `has_average`: it also holds the EMA of what the model saves.
+    """
+    saved = sum(value.numel() for value in model.state_dict().values()) * (2 if has_average else 1)
     return _BYTES * (saved + sum(p.numel() for p in model.parameters() if p.requires_grad))
 
 
 def checkpoints_to_come(cfg: CfgNode) -> int:
-    """Return how many more checkpoints there will be: the periodic ones that stay, the best and the final one."""
-    there = len(list(Path(cfg.OUTPUT_DIR).glob(CHECKPOINT_PATTERN)))
+    """Return how many more checkpoints there will be: the periodic ones that stay, the best and the final one.
+
+    The two files of the EMA, which hold no momentum, count as one.
+    """
+    of_average = (BEST_EMA_CHECKPOINT, FINAL_EMA_CHECKPOINT)
+    there = len([path for path in Path(cfg.OUTPUT_DIR).glob(CHECKPOINT_PATTERN) if path.name not in of_average])
+    beside = 3 if cfg.MODEL.FOCAL_DET.EMA.DECAY else 2
     periodic, kept = cfg.SOLVER.MAX_ITER // max(1, cfg.SOLVER.CHECKPOINT_PERIOD), cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT
-    return max(0, (min(periodic, kept) if kept > 0 else periodic) + 2 - there)
+    return max(0, (min(periodic, kept) if kept > 0 else periodic) + beside - there)
 
 
 def free_bytes(folder: str) -> int:

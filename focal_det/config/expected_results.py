@@ -1,4 +1,7 @@
-"""TEST.EXPECTED_RESULTS: scores that a run must reach, checked before it starts and compared once they are measured."""
+"""Scores that a configuration names, checked before the start: those of TEST.EXPECTED_RESULTS and PATIENCE_METRIC.
+
+The former, which a run must reach, are compared once they are measured.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 
 from ..errors import Findings, cut
-from ..output_layout import TTA
+from ..output_layout import EMA, TTA
 
 _KEY = "TEST.EXPECTED_RESULTS"
+_PATIENCE_METRIC = "MODEL.FOCAL_DET.PATIENCE_METRIC"
 _FORM = "[task, metric, value, tolerance], such as ['bbox', 'AP', 37.4, 0.5]"
 _MOST = 1e9
 _OF_VOC = ("AP", "AP50", "AP75")
@@ -68,6 +72,38 @@ def check_expected_results(cfg: CfgNode, scores: Mapping[str, SetScores]) -> Fin
             if not known:
                 message = f"{_KEY} expects {entry[1]!r} on {tasks[entry[0]]}, which has no annotated objects to score"
             found.errors.append(message)
+    return found
+
+
+def check_patience(cfg: CfgNode, scores: Mapping[str, SetScores]) -> Findings:
+    """Find an early stopping that no evaluation, or none that measures its metric, would ever tell to stop.
+
+    `scores` are those of `check_expected_results`.
+    """
+    own, sets = cfg.MODEL.FOCAL_DET, cfg.DATASETS.TEST
+    patience, metric, found = f"MODEL.FOCAL_DET.PATIENCE is {own.PATIENCE}", own.PATIENCE_METRIC, Findings()
+    if own.PATIENCE <= 0:
+        return found
+    if cfg.TEST.EVAL_PERIOD <= 0:
+        message = f"{patience}, in evaluations, and TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD} has none before the end"
+        found.errors.append(f"{message}: set that to so many iterations, or PATIENCE to 0")
+    tasks = {f"{name}/bbox/" if len(sets) > 1 else "bbox/": scores.get(name) for name in sets}
+    if not metric:
+        if sets and all(of_set is not None and not of_set.names for of_set in tasks.values()):
+            fix = f"set {_PATIENCE_METRIC}, such as val/total_loss, or PATIENCE to 0"
+            found.errors.append(f"{patience}, and no test set has annotated objects, of which there is an AP: {fix}")
+        return found
+    plain = metric.removeprefix(f"{EMA}/")
+    has_average, has_losses = own.EMA.DECAY != 0, own.VAL_LOSS and cfg.MODEL.META_ARCHITECTURE == "FocalRetinaNet"
+    task = next((task for task in tasks if plain.startswith(task)), "")
+    of_set = tasks.get(task)
+    is_scored = bool(task) and (of_set is None or of_set.has(plain.removeprefix(task)))
+    if (plain == metric or has_average) and (is_scored or (has_losses and plain.startswith("val/"))):
+        return found
+    known = [*(f"{task}{name}" for task, s in tasks.items() for name in (s.names if s else ["AP"]))]
+    known += ["val/total_loss", "val/loss_cls", "val/loss_box_reg"] if has_losses else []
+    ema = f", and each with {EMA}/ before it" if has_average else f"; {EMA}/... needs MODEL.FOCAL_DET.EMA.DECAY"
+    found.errors.append(f"{_PATIENCE_METRIC} is {cut(metric)!r}; evaluations measure {', '.join(known) or 'none'}{ema}")
     return found
 
 

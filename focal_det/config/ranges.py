@@ -160,6 +160,8 @@ TRAINING_RULES: tuple[Rule, ...] = (
     ("SOLVER.WARMUP_ITERS", *_MOST),
     ("SOLVER.WARMUP_FACTOR", *_in(0, 1)),
     ("SOLVER.CHECKPOINT_PERIOD", *_in(1, _ITERATIONS)),
+    ("MODEL.FOCAL_DET.EMA.DECAY", *_in(0, 1, "[)", note="; 0: no EMA")),
+    ("MODEL.FOCAL_DET.PATIENCE", *_in(0, _ITERATIONS, note="; 0: no early stopping")),
     ("SOLVER.BASE_LR", *_FACTOR),
     ("SOLVER.BIAS_LR_FACTOR", *_in(0, 1_000)),
     ("SOLVER.GAMMA", *_in(0, 1, "(]", ", what a step leaves of the learning rate")),

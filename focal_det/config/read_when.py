@@ -92,6 +92,12 @@ OF_ALL: tuple[Condition, ...] = (
         lambda cfg: cfg.MODEL.FOCAL_DET.TILES.SIZE != 0,
         f"{_OURS}TILES.SIZE above 0",
     ),
+    Condition(
+        (_OURS + "PATIENCE_METRIC",),
+        (_OURS + "PATIENCE",),
+        lambda cfg: cfg.MODEL.FOCAL_DET.PATIENCE != 0,
+        f"{_OURS}PATIENCE above 0",
+    ),
     _one_of(("TEST.PRECISE_BN.NUM_ITER",), "TEST.PRECISE_BN.ENABLED", True),
     Condition(
         (_OURS + "DRAW_SCORE_THRESH",),

@@ -178,11 +178,11 @@ def _path_problems(cfg: CfgNode, training: bool) -> list[str]:
 
 
 # What a run makes in its OUTPUT_DIR.
-_FOLDERS = (layout.INFERENCE, layout.INFERENCE_TTA, layout.DRAWINGS, layout.ANNOTATIONS)
+_FOLDERS = (layout.INFERENCE, layout.INFERENCE_TTA, layout.INFERENCE_EMA, layout.DRAWINGS, layout.ANNOTATIONS)
 _FILES = (
     *(layout.LOCK, layout.LOG, layout.CONFIG, layout.CONFIG_CHANGES, layout.ENVIRONMENT, layout.CLASSES_FILE),
     *(layout.METRICS, layout.LAST_CHECKPOINT, layout.BEST_CHECKPOINT, layout.FINAL_CHECKPOINT),
-    *(layout.DRAWINGS_SHEET, layout.REPORT),
+    *(layout.FINAL_EMA_CHECKPOINT, layout.BEST_EMA_CHECKPOINT, layout.DRAWINGS_SHEET, layout.REPORT),
 )
 
 

@@ -1,8 +1,9 @@
 """Training, evaluation and prediction on Detectron2's engine.
 
-trainer joins the parts of a training: one step (train_step), what is done after it (hooks, best_checkpoint,
-initial_loss, validation_loss, draw_detections), what is written (the room tracking) and how a set is scored (the room
-evaluators). run is a whole run as each process sees it, with its setup; predictor is a trained detector.
+trainer joins the parts of a training: one step (train_step), what is done after it (hooks, weight_average,
+best_checkpoint, initial_loss, validation_loss, draw_detections, early_stopping), what is written (the room tracking)
+and how a set is scored (the room evaluators). run is a whole run as each process sees it, with its setup; predictor is
+a trained detector.
 
 Private names of Detectron2, fvcore and PyTorch are touched where no public one exists, in these modules alone:
 
@@ -12,7 +13,7 @@ Private names of Detectron2, fvcore and PyTorch are touched where no public one 
     _eval_predictions, _derive_coco_results  COCOEvaluator                  evaluators.coco_evaluator
     _coco_api, _do_evaluation, _metadata,
         _results
-    _multiplier                              LRMultiplier                   engine.trainer
+    _multiplier                              LRMultiplier                   engine.train_step
     _load_model, _log_incompatible_keys      Checkpointer                   checkpoint.checkpointer, .compatibility
     _load_file, _torch_load                  Checkpointer                   checkpoint.safe_load
     _forward_hooks, _version                 Module, Tensor                 modeling.criterion, .folded_conv, .captured

@@ -1,9 +1,10 @@
-"""Keep the best model so far beside the newest."""
+"""Keep the best model so far, and the best EMA of its weights, beside the newest."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -14,7 +15,8 @@ from ..checkpoint.checkpointer import RunCheckpointer
 from ..checkpoint.integrity import DamagedError, contents
 from ..checkpoint.run_record import RunRecord
 from ..files import put_aside
-from ..output_layout import BEST_CHECKPOINT
+from ..output_layout import BEST_CHECKPOINT, BEST_EMA_CHECKPOINT
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +24,17 @@ logger = logging.getLogger(__name__)
 class BestCheckpointer(HookBase):
     """Write model_best.pth whenever an evaluation's AP is higher than any before; on every process.
 
-    model_best.pth itself records how good it is, so that no resume can forget it, whichever checkpoint it starts from.
-    The hook's place is after the evaluation. `metric` is the name of the AP in the metrics, such as "bbox/AP".
+    The file itself records how good it is, so that no resume can forget it, whichever checkpoint it starts from. The
+    hook's place is after the evaluation.
+
+    Args:
+        metric: the name of the AP in the metrics, such as "bbox/AP".
+        average: the EMA whose AP that is, whose weights are then kept in model_best_ema.pth instead.
     """
 
-    def __init__(self, checkpointer: RunCheckpointer, metric: str) -> None:
-        self.checkpointer, self.metric = checkpointer, metric
+    def __init__(self, checkpointer: RunCheckpointer, metric: str, average: WeightAverage | None = None) -> None:
+        self.checkpointer, self.metric, self.average = checkpointer, metric, average
+        self.file = BEST_EMA_CHECKPOINT if average else BEST_CHECKPOINT
         self.best: tuple[float, int] | None = None
 
     def after_step(self) -> None:
@@ -38,8 +45,8 @@ class BestCheckpointer(HookBase):
     after_train = after_step
 
     def before_train(self) -> None:
-        """Take the best so far from model_best.pth, if there is one, as an earlier start may have left it."""
-        path = Path(self.checkpointer.save_dir) / BEST_CHECKPOINT
+        """Take the best so far from its file, if there is one, as an earlier start may have left it."""
+        path = Path(self.checkpointer.save_dir) / self.file
         if not comm.is_main_process() or not path.is_file():
             return
         try:
@@ -63,8 +70,18 @@ class BestCheckpointer(HookBase):
             return
         before = f", was {self.best[0]:.2f} after {self.best[1]}" if self.best else ""
         self.best = ap, iteration + 1
-        path = self.checkpointer.save_best(iteration=iteration, best={"AP": ap, "iteration": iteration})
-        logger.info(f"Best AP so far {ap:.2f} after {iteration + 1} iterations{before}: {path}")
+        state = {"iteration": iteration, "best": {"AP": ap, "iteration": iteration}}
+        if self.average:
+            path = self.checkpointer.save_weights(self.file, self.average.model.state_dict(), **state)
+        else:
+            path = self.checkpointer.save_best(**state)
+        which = " of the EMA" if self.average else ""
+        logger.info(f"Best AP so far{which} {ap:.2f} after {iteration + 1} iterations{before}: {path}")
+
+
+def best_of(checkpointers: Iterable[BestCheckpointer]) -> tuple[float, int] | None:
+    """Return the best AP of all and the iterations after which it was reached; None before the first."""
+    return max((one.best for one in checkpointers if one.best), key=lambda best: best[0], default=None)
 
 
 def ap_name(cfg: CfgNode, record: RunRecord | None = None) -> str:

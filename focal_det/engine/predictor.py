@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -13,6 +14,7 @@ from detectron2.modeling import build_model
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..checkpoint.compatibility import build_parts, check_weights
+from ..checkpoint.integrity import DamagedError, contents
 from ..checkpoint.safe_load import SafeCheckpointer
 from ..config.load import UNSET_NUM_CLASSES, load_config
 from ..config.ranges import is_device
@@ -25,7 +27,14 @@ from ..errors import Findings, InputError
 from ..inference.classes import Classes, numbered_classes, read_classes
 from ..inference.detections import Detections
 from ..inference.detector import ImageDetector, batch_size_problems
-from ..output_layout import BEST_CHECKPOINT, CHECKPOINT_PATTERN, CLASSES_FILE, CONFIG, FINAL_CHECKPOINT
+from ..output_layout import (
+    BEST_CHECKPOINT,
+    BEST_EMA_CHECKPOINT,
+    CHECKPOINT_PATTERN,
+    CLASSES_FILE,
+    CONFIG,
+    FINAL_CHECKPOINT,
+)
 from .model_detector import ModelDetector
 
 # The model keeps scores above its threshold, the caller those of at least theirs, and the model compares in float32.
@@ -119,9 +128,14 @@ class Predictor(ImageDetector):
 
 
 def files_of_run(output_dir: Path) -> tuple[Path, Path]:
-    """Return configuration and weights of a training: its model_best.pth, else its model_final.pth."""
+    """Return configuration and weights of a training: its best ones, else model_final.pth.
+
+    The best ones are model_best.pth, or model_best_ema.pth if that has a higher AP.
+    """
     config = output_dir / CONFIG
-    weights = next((p for name in (BEST_CHECKPOINT, FINAL_CHECKPOINT) if (p := output_dir / name).is_file()), None)
+    best = [path for name in (BEST_CHECKPOINT, BEST_EMA_CHECKPOINT) if (path := output_dir / name).is_file()]
+    final = output_dir / FINAL_CHECKPOINT
+    weights = max(best, key=_best_ap) if best[1:] else best[0] if best else final if final.is_file() else None
     if not output_dir.is_dir():
         raise InputError(f"{output_dir}: no such folder; name the OUTPUT_DIR of a training")
     if not config.is_file():
@@ -131,6 +145,14 @@ def files_of_run(output_dir: Path) -> tuple[Path, Path]:
         hint = f"give {others[-1]} as weights" if others else "the training has saved no checkpoint yet"
         raise InputError(f"{output_dir} has neither {BEST_CHECKPOINT} nor {FINAL_CHECKPOINT}; {hint}")
     return config, weights
+
+
+def _best_ap(path: Path) -> float:
+    """Return the AP that a file of best weights says it has; -inf if it does not."""
+    try:
+        return float(contents(path)["best"]["AP"])
+    except (DamagedError, LookupError, TypeError, ValueError):
+        return -math.inf
 
 
 def _option_problems(cfg: CfgNode, score_thresh: object, batch_size: object, device: object) -> list[str]:

@@ -175,6 +175,8 @@ def _train(job: Job, stopping: GracefulStop, watchdog: RankWatchdog) -> dict[str
     trainer.resume_or_load(resume=job.checkpoint is not None)
     if watchdog.ranks > 1:
         watchdog.progress.follow(trainer)
+        if trainer.average:
+            watchdog.progress.follow_model(trainer.average.model)
     if trainer.start_iter >= trainer.max_iter:
         logger.info(
             f"{cfg.OUTPUT_DIR} is finished: it has the {trainer.start_iter} iterations of SOLVER.MAX_ITER "

@@ -99,6 +99,23 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
+def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return an SGD like this one, of which one kernel updates all parameters."""
+    groups = [{**group, "fused": True, "foreach": False} for group in optimizer.param_groups]
+    # anew, since only when it is built PyTorch's takes note that it can take a scaler
+    optimizer = type(optimizer)(groups, fused=True)  # type: ignore[call-arg]
+    start_momentum(optimizer)
+    return optimizer
+
+
+def with_last_lr(cfg: CfgNode, scheduler: Any) -> Any:
+    """Return Detectron2's scheduler; it is asked for an lr after the last step too, which one kind does not have."""
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":  # which would end the training with an error
+        multiplier, last = scheduler._multiplier, 1 - 0.5 / cfg.SOLVER.MAX_ITER
+        scheduler._multiplier = lambda where: multiplier(min(where, last))
+    return scheduler
+
+
 class DeferredMetrics(SimpleTrainer):
     """`SimpleTrainer`, whose batch may be passed in parts, and whose losses stay on the device until they are due.
 

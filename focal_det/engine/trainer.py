@@ -7,6 +7,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from ..checkpoint.checkpointer import RunCheckpointer, retention_message
 from ..checkpoint.class_rows import ClassRows
 from ..checkpoint.run_record import RunRecord
 from ..config.sampling import images_of_epoch
-from ..data.catalog import evaluator_type, scoring_metadata
 from ..data.shared_records import build_test_loader
 from ..data.train_loader import TrainLoader, build_train_loader
 from ..distributed.cluster import unwrapped
@@ -31,29 +31,31 @@ from ..distributed.graceful_stop import GracefulStop, stoppable
 from ..distributed.heartbeat import busy, compiling
 from ..divergence.check import NonFiniteCheck
 from ..evaluators.augmented_detector import AugmentedDetector
-from ..evaluators.coco_evaluator import nan_lines
-from ..evaluators.set_evaluators import make_evaluator
+from ..evaluators.set_evaluators import explain_nan_scores, make_evaluator
 from ..modeling.retinanet import FocalRetinaNet
-from ..output_layout import FINAL_CHECKPOINT, INFERENCE, INFERENCE_TTA, METRICS, TTA
-from ..tracking import services  # noqa: F401 - registers the trackers
+from ..output_layout import EMA, FINAL_CHECKPOINT, INFERENCE, INFERENCE_EMA, INFERENCE_TTA, METRICS, TTA
+from ..tracking import services, writers  # noqa: F401 - the first registers the trackers
 from ..tracking.metrics_file import MetricHistory, MetricsFile, TensorBoardFile
 from ..tracking.trackers import Trackers
-from ..tracking.writers import ConsoleWriter, WriteMetrics, images_of, speed_options_line, speed_summary
-from .best_checkpoint import BestCheckpointer, ap_name
+from .best_checkpoint import BestCheckpointer, ap_name, best_of
 from .draw_detections import DrawDetections, draw_detections
+from .early_stopping import EarlyStopping, StoppedEarly
 from .hooks import LogAssignment, StopOnSignal
 from .initial_loss import InitialLossCheck
 from .model_detector import evaluated_in_tiles, reading_cfg
 from .train_step import (
     WRITE_PERIOD,
     Float16Trainer,
+    fused,
     in_parallel,
     lay_out_as_parameters,
     make_step,
     start_momentum,
     when_due,
+    with_last_lr,
 )
 from .validation_loss import ValidationLoss
+from .weight_average import AverageWeights, WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,8 @@ class Trainer(DefaultTrainer):
         # not show to it: the same parts in the same order, with a wrapper that fits the device.
         super(DefaultTrainer, self).__init__()
         self.cfg, self.start_iter, self.max_iter = cfg, 0, cfg.SOLVER.MAX_ITER
-        model = self.build_model(cfg)
+        model, own = self.build_model(cfg), cfg.MODEL.FOCAL_DET
+        self.average = WeightAverage(model, own.EMA.DECAY) if own.EMA.DECAY else None
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = in_parallel(model)
@@ -97,21 +100,26 @@ class Trainer(DefaultTrainer):
         self.checkpointer = RunCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            kept=cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT,
+            kept=own.CHECKPOINTS_KEPT,
             record=record,
             resumed=checkpoint,
             class_rows=None if checkpoint else ClassRows.of(cfg, record.class_names if record else None),
             trainer=weakref.proxy(self),
             metrics=self.metric_history,
+            **({EMA: self.average} if self.average else {}),
         )
         self.metrics_file = MetricsFile(Path(cfg.OUTPUT_DIR) / METRICS)
         self.tensorboard = TensorBoardFile(Path(cfg.OUTPUT_DIR))
         self.trackers = Trackers(cfg, tuple(cfg.MODEL.FOCAL_DET.TRACKERS) if comm.is_main_process() else ())
         self.ap_name = ap_name(cfg, record)
-        self.best_checkpointer = BestCheckpointer(self.checkpointer, self.ap_name)
+        self.best_checkpointers = [BestCheckpointer(self.checkpointer, self.ap_name)]
+        if self.average:
+            self.best_checkpointers.append(BestCheckpointer(self.checkpointer, f"{EMA}/{self.ap_name}", self.average))
+        metric = own.PATIENCE_METRIC or self.ap_name if own.PATIENCE else ""
+        self.early_stopping = EarlyStopping(cfg, self.checkpointer, metric) if metric else None
         self.stopping = stopping
         self.register_hooks(self.build_hooks())
-        logger.info(speed_options_line(cfg, unwrapped(model)))
+        logger.info(writers.speed_options_line(cfg, unwrapped(model)))
         if message := retention_message(self.checkpointer.kept, self.max_iter, cfg.SOLVER.CHECKPOINT_PERIOD):
             logger.info(message)
 
@@ -121,11 +129,7 @@ class Trainer(DefaultTrainer):
         model: torch.nn.Module = build_model(cfg)
         if isinstance(model, FocalRetinaNet):
             model.runner.prepare_within(compiling)
-        parameters = sum(p.numel() for p in model.parameters())
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        logger.info(
-            f"{cfg.MODEL.META_ARCHITECTURE}: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
-        )
+        logger.info(f"{cfg.MODEL.META_ARCHITECTURE}: {writers.parameters_line(model)}")
         return model
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -175,10 +179,12 @@ class Trainer(DefaultTrainer):
         if not comm.all_gather(is_done)[0]:  # evaluating is for all ranks or none
             for hook in self._after_saving:
                 hook.after_step()
+        if self.early_stopping and self.start_iter < self.max_iter:
+            self.early_stopping.stop_if_over()
 
     def after_train(self) -> None:
         """Do as Detectron2 does; after a fault only write what was measured, and evaluate nothing."""
-        for line in speed_summary(unwrapped(self.model)):
+        for line in writers.speed_summary(unwrapped(self.model)):
             logger.info(line)
         if not isinstance(sys.exc_info()[1], Exception):
             super().after_train()
@@ -205,21 +211,12 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Build Detectron2's optimizer; with SPEED.FUSED_SGD one kernel updates all parameters."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)
-        if cfg.MODEL.FOCAL_DET.SPEED.FUSED_SGD:
-            groups = [{**group, "fused": True, "foreach": False} for group in optimizer.param_groups]
-            # anew, since only when it is built PyTorch's takes note that it can take a scaler
-            optimizer = type(optimizer)(groups, fused=True)  # type: ignore[call-arg]
-            start_momentum(optimizer)
-        return optimizer
+        return fused(optimizer) if cfg.MODEL.FOCAL_DET.SPEED.FUSED_SGD else optimizer
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Build Detectron2's scheduler; it is asked for an lr after the last step too, which one kind does not have."""
-        scheduler = super().build_lr_scheduler(cfg, optimizer)
-        if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":  # which would end the training with an error
-            multiplier, last = scheduler._multiplier, 1 - 0.5 / cfg.SOLVER.MAX_ITER
-            scheduler._multiplier = lambda where: multiplier(min(where, last))
-        return scheduler
+        """Build Detectron2's scheduler, which also has an lr after the last step."""
+        return with_last_lr(cfg, super().build_lr_scheduler(cfg, optimizer))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, inference: str = INFERENCE) -> DatasetEvaluator:
@@ -231,14 +228,14 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Evaluate as Detectron2 does, and explain in the log every AP that is nan."""
         results: dict[str, Any] = super().test(cfg, evaluated_in_tiles(cfg, model), evaluators)
-        if comm.is_main_process():
-            sets = cfg.DATASETS.TEST
-            by_set = results if len(sets) > 1 else {sets[0]: results}
-            # preflight has warned of the classes that make Pascal VOC's scores nan
-            json_files = {n: scoring_metadata(n).get("json_file") for n in sets if evaluator_type(n) != "pascal_voc"}
-            for line in nan_lines(by_set, {name: path for name, path in json_files.items() if path is not None}):
-                logger.info(line)
+        explain_nan_scores(cfg.DATASETS.TEST, results)
         return results
+
+    def test_average(self, average: WeightAverage) -> dict[str, Any]:
+        """Evaluate the EMA of the weights; the results have names that begin with "ema/"."""
+        logger.info("Evaluating the EMA of the weights")
+        evaluators = [self.build_evaluator(self.cfg, name, INFERENCE_EMA) for name in self.cfg.DATASETS.TEST]
+        return {EMA: self.test(self.cfg, average.model, evaluators)}
 
     @classmethod
     def test_with_augmentation(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
@@ -252,7 +249,8 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> None:
         """Train as Detectron2 does; TEST.EXPECTED_RESULTS is left to `run_job`, which comes after all is written."""
-        super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+        with suppress(StoppedEarly):
+            super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
 
     @classmethod
     def draw(cls, cfg: CfgNode, model: torch.nn.Module) -> None:
@@ -274,24 +272,29 @@ class Trainer(DefaultTrainer):
         stepping = [hook for hook in of_detectron2 if not isinstance(hook, placed_below)]
         if isinstance(model, FocalRetinaNet) and comm.is_main_process():
             stepping.append(LogAssignment(model.criterion))
+        period, average = self.cfg.TEST.EVAL_PERIOD, self.average
+        if average:
+            stepping.append(AverageWeights(average, model, self.checkpointer, when_due(self.cfg)))
+            evaluating.append(EvalHook(period, lambda: self.test_average(average)))
         if self.cfg.MODEL.FOCAL_DET.VAL_LOSS:
-            evaluating.append(ValidationLoss(self.cfg, self.cfg.TEST.EVAL_PERIOD))
+            evaluating.append(ValidationLoss(self.cfg, period, average))
         if self.cfg.TEST.AUG.ENABLED:
             evaluating.append(EvalHook(0, lambda: self.test_with_augmentation(self.cfg, self.model)))
         # Not Detectron2's writer, which loses all but the last of the evaluations between two writes.
-        writing = [WriteMetrics(self.writers, WRITE_PERIOD, self.cfg.TEST.EVAL_PERIOD)] if self.writers else []
+        writing = [writers.WriteMetrics(self.writers, WRITE_PERIOD, period)] if self.writers else []
         drawing = DrawDetections(self.cfg.VIS_PERIOD)
-        self._after_saving: list[HookBase] = [*evaluating, self.best_checkpointer, drawing, *writing]
+        last = [self.early_stopping] if self.early_stopping else []
+        self._after_saving: list[HookBase] = [*evaluating, *self.best_checkpointers, drawing, *writing, *last]
         stop = [StopOnSignal(self.checkpointer, self.stopping)] if self.stopping else []
         return [*stepping, *saving, *stop, *self._after_saving]
 
     def build_writers(self) -> list[EventWriter]:
         """Build the writers of the log line, TensorBoard's file, metrics.json and the trackers, which read that."""
-        images, folder = images_of(self.data_loader), Path(self.cfg.OUTPUT_DIR)
+        images, folder = writers.images_of(self.data_loader), Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
-        best_checkpointer, device = self.best_checkpointer, next(self.model.parameters()).device
+        best_checkpointers, device = self.best_checkpointers, next(self.model.parameters()).device
         epoch = images_of_epoch(self.cfg, images) / self.cfg.SOLVER.IMS_PER_BATCH if images else None
-        console = ConsoleWriter(self.max_iter, epoch, lambda: best_checkpointer.best, device)
+        console = writers.ConsoleWriter(self.max_iter, epoch, lambda: best_of(best_checkpointers), device)
         # metrics.json after TensorBoard: what it has, a resumed run takes for written by all
         self.writers = [console, self.tensorboard, self.metrics_file, self.trackers]
         return self.writers

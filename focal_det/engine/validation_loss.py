@@ -22,7 +22,9 @@ from ..distributed.graceful_stop import stoppable
 from ..distributed.heartbeat import busy
 from ..modeling.normalizer import LossNormalizer
 from ..modeling.retinanet import FocalRetinaNet
+from ..output_layout import EMA
 from .hooks import PeriodicAndFinal
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 IMAGES = 200
@@ -82,20 +84,23 @@ class ValidationLoss(PeriodicAndFinal):
     """Put `validation_losses` over the first test set with objects into the metrics at every evaluation, and log them.
 
     At most `IMAGES` images, or tiles as in training, evenly spread, resized as for testing; on every process. The
-    training is not changed by it.
+    training is not changed by it. Those of its EMA, if it has one, have names that begin with "ema/".
     """
 
-    def __init__(self, cfg: CfgNode, period: int) -> None:
+    def __init__(self, cfg: CfgNode, period: int, average: WeightAverage | None = None) -> None:
         super().__init__(period)
-        self.cfg = cfg
+        self.cfg, self.average = cfg, average
         self._records: list[dict[str, Any]] | None = None
         self._set = ""
         self._loader: Any = None
 
     def act(self) -> None:
-        self.trainer.storage.put_scalars(**self.measure(self.trainer.model), smoothing_hint=False)
+        measured = self.measure(self.trainer.model)
+        if self.average:
+            measured |= self.measure(self.average.model, f"{EMA}/")
+        self.trainer.storage.put_scalars(**measured, smoothing_hint=False)
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: nn.Module, prefix: str = "") -> dict[str, float]:
         """Return the losses by name; none, with one line in the log, where they cannot be measured."""
         model = unwrapped(model)
         is_first = self._records is None
@@ -112,7 +117,7 @@ class ValidationLoss(PeriodicAndFinal):
                 mapper.is_train = True  # else it leaves the annotations out; the image is resized as for testing
                 dataset, workers = DatasetFromList(self._records, serialize=False), self.cfg.DATALOADER.NUM_WORKERS
                 self._loader = stoppable(build_detection_test_loader(dataset, mapper=mapper, num_workers=workers))
-            losses = validation_losses(model, self._loader)
+            losses = {prefix + name: loss for name, loss in validation_losses(model, self._loader).items()}
             text = ", ".join(f"{key} {loss:.4g}" for key, loss in losses.items())
             logger.info(f"{text} over {len(self._records)} images of {self._set}")
             return losses

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..data.catalog import evaluator_type, scoring_metadata
 from ..distributed.heartbeat import scored_by_rank_0
 from ..files import written_whole
 from ..output_layout import COCO_RESULTS, INFERENCE, LVIS_RESULTS
-from .coco_evaluator import SubmissionEvaluator, evaluation_files, write_dataset_record, write_results
+from .coco_evaluator import SubmissionEvaluator, evaluation_files, nan_lines, write_dataset_record, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,17 @@ def make_evaluator(cfg: CfgNode, dataset_name: str, inference: str = INFERENCE) 
     kind: Any = kinds.get(evaluator_type(dataset_name), SubmissionEvaluator)
     evaluator: DatasetEvaluator = kind(cfg, dataset_name, inference)
     return evaluator
+
+
+def explain_nan_scores(sets: Sequence[str], results: Mapping[str, Any]) -> None:
+    """Explain in the log, on the main process, every AP that is nan in Detectron2's results of these sets."""
+    if not comm.is_main_process():
+        return
+    by_set = results if len(sets) > 1 else {sets[0]: results}
+    # preflight has warned of the classes that make Pascal VOC's scores nan
+    json_files = {n: scoring_metadata(n).get("json_file") for n in sets if evaluator_type(n) != "pascal_voc"}
+    for line in nan_lines(by_set, {name: path for name, path in json_files.items() if path is not None}):
+        logger.info(line)
 
 
 class VocEvaluator(PascalVOCDetectionEvaluator):

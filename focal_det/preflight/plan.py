@@ -15,7 +15,7 @@ from ..checkpoint.compatibility import build_parts, check_weights
 from ..checkpoint.resume import Checkpoint, Resumption, check_changes, choose_seed, find_checkpoint
 from ..checkpoint.run_record import RunRecord, UsedSet
 from ..config.diff import config_changes
-from ..config.expected_results import check_expected_results
+from ..config.expected_results import check_expected_results, check_patience
 from ..config.layers import key_value_pairs
 from ..config.load import ConfigAsRead, load_config, read_config
 from ..config.plugins import KEY as PLUGINS
@@ -81,6 +81,7 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     found.add(check_config(loading, num_processes=options.world_size, training=options.training))
     found.add(of_sampler)
     found.add(check_expected_results(cfg, data.scores))
+    found.add(check_patience(cfg, data.scores) if options.training else Findings())
     num_classes, of_classes = check_classes(cfg, data, _trained_in(options, cfg, resumption))
     cfg = _with(cfg, "MODEL.RETINANET.NUM_CLASSES", num_classes)
     # where values are wrong, the parts would trip over the same

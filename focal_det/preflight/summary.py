@@ -29,7 +29,7 @@ def describe(options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.n
     if options.eval_only:
         return found
     found.notes += ap_set(cfg, data.unscored)[1]
-    sets, size = data.trained_on, checkpoint_bytes(model)
+    sets, size = data.trained_on, checkpoint_bytes(model, has_average=cfg.MODEL.FOCAL_DET.EMA.DECAY > 0)
     found.add(check_disk(cfg, size))
     images = trained_images(cfg, sets)
     found.add(check_subset(cfg, images))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.statistics import fingerprint
-from ..output_layout import ANNOTATIONS
+from ..output_layout import ANNOTATIONS, EMA
 from . import training_curves
 from .charts import Chart, Line, draw_lines
 from .run_files import RunFiles, environment_facts
@@ -79,7 +79,7 @@ def compare_curves(
     for set_name, both in prefixes.items():
         suffix = f", {set_name}" if len(prefixes) > 1 else ""
         wanted += [(f"{name}{suffix}", (both[0] + name, both[1] + name), False) for name in ("AP", "AP50")]
-        ema = (f"{training_curves.EMA}{prefix}AP" for prefix in both)
+        ema = (f"{EMA}/{prefix}AP" for prefix in both)
         wanted.append((f"AP of the EMA{suffix}", (next(ema), next(ema)), False))
     wanted.append(("lr", ("lr", "lr"), False))
     charts = []

@@ -12,7 +12,7 @@ from ..evaluation.coco_scores import SIZE_WORDS, SIZES, Evaluation, evaluate, lo
 from ..evaluation.diagnosis import Diagnosis, diagnose
 from ..evaluation.matching import match
 from ..formats.coco_index import Row
-from ..output_layout import BEST_CHECKPOINT, FINAL_CHECKPOINT, TTA, periodic_checkpoint
+from ..output_layout import BEST_CHECKPOINT, BEST_EMA_CHECKPOINT, EMA, FINAL_CHECKPOINT, TTA, periodic_checkpoint
 from .charts import Chart, Line, draw_lines
 from .confusion import Confusion, make_confusion
 from .examples import Examples, draw_examples
@@ -196,6 +196,11 @@ def evaluated_weights(found: EvaluatedSet, run: RunFiles) -> str:
 
 def _better_model(found: EvaluatedSet, best: BestScore | None, run: RunFiles) -> str:
     """Name the training's best model in a sentence; "" if it was the evaluated one or none is known."""
+    of_average = best_score(run.metrics, f"{EMA}/{found.metric_prefix}")
+    if of_average and (best is None or of_average.ap > best.ap):
+        file = f": {BEST_EMA_CHECKPOINT}, which predict and export take" if BEST_EMA_CHECKPOINT in run.weights else ""
+        when = f"after {of_average.iterations:,} iterations"
+        return f"The training's best was AP {of_average.ap:.1f} {when}, of the EMA of the weights{file}."
     if best is None or found.iterations == best.iterations or found.weights == BEST_CHECKPOINT:
         return ""
     # model_best.pth is chosen by the first set that was scored

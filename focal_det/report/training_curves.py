@@ -7,10 +7,11 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
+from ..output_layout import EMA
+
 Course = list[tuple[int, float]]  # (iterations done, value)
 Metrics = list[dict[str, float]]
-EMA = "ema/"  # what the names of scores and losses of the averaged weights begin with
-_WEIGHTS = (("", ""), (EMA, " of the EMA"))
+_WEIGHTS = (("", ""), (f"{EMA}/", " of the EMA"))
 
 
 class BestScore(NamedTuple):

@@ -99,9 +99,11 @@ class WriteMetrics(PeriodicWriter):
         are written now.
         """
         error = sys.exc_info()[1]
+        for writer in self._log_lines:
+            writer.max_iter = self.trainer.max_iter  # lower where the training was stopped early
         if isinstance(error, TrainingStopped):
             return
-        if error is None or not self.trainer.checkpointer.has_checkpoint():
+        if not isinstance(error, Exception) or not self.trainer.checkpointer.has_checkpoint():
             super().after_train()
         else:
             for writer in self._log_lines:
@@ -112,6 +114,13 @@ class WriteMetrics(PeriodicWriter):
         if self._eval_period > 0 and (self.trainer.iter + 1) % self._eval_period == 0:
             for writer in self._others:
                 writer.write()  # which skip what they have written already
+
+
+def parameters_line(model: torch.nn.Module) -> str:
+    """Say how many parameters a model has, and how many of them are trained."""
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
 
 
 def speed_options_line(cfg: CfgNode, model: torch.nn.Module) -> str:

@@ -21,6 +21,12 @@ def test_a_checkpoint_is_as_large_as_was_said(tiny_cfg, tmp_path):
     assert disk_space.checkpoints_to_come(cfg) == 3
     cfg.SOLVER.MAX_ITER, cfg.MODEL.FOCAL_DET.CHECKPOINTS_KEPT = 100, 3
     assert disk_space.checkpoints_to_come(cfg) == 3 + 2 - 1
+    # an average doubles the weights in each, and its own two files take the room of one more
+    cfg.MODEL.FOCAL_DET.EMA.DECAY = 0.9
+    (tmp_path / "model_best_ema.pth").touch()
+    assert disk_space.checkpoints_to_come(cfg) == 3 + 3 - 1
+    weights = sum(value.numel() for value in model.state_dict().values())
+    assert disk_space.checkpoint_bytes(model, has_average=True) == said + 4 * weights
 
 
 @pytest.mark.parametrize(("free", "kind"), [(500, None), (499, "warning"), (399, "error")])

@@ -97,6 +97,8 @@ def test_what_changes_nothing_of_what_is_trained_is_told(record, key, value):
         ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False),
         ("TEST.PRECISE_BN.ENABLED", True),
         ("MODEL.FOCAL_DET.TILES.SIZE", 640),
+        ("MODEL.FOCAL_DET.EMA.DECAY", 0.9998),
+        ("MODEL.FOCAL_DET.PATIENCE", 3),
     ],
 )
 def test_what_makes_another_training_is_refused(record, key, value):

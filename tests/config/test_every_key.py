@@ -45,7 +45,10 @@ DETECTRON2S = [
 # By name, what is set for a run. Together they choose each part that reads keys of its own.
 RUNS = {
     "the paper's": ["MODEL.FOCAL_DET.DRAW_IMAGES", "1"],
-    "Detectron2's RetinaNet": [*DETECTRON2S, "MODEL.FOCAL_DET.DRAW_IMAGES", "0"],
+    "Detectron2's RetinaNet": [
+        *(*DETECTRON2S, "MODEL.FOCAL_DET.DRAW_IMAGES", "0", "TEST.EVAL_PERIOD", "2"),
+        *("MODEL.FOCAL_DET.EMA.DECAY", "0.9", "MODEL.FOCAL_DET.PATIENCE", "2"),
+    ],
     "cosine": [
         *("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16"),
         *("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from focal_det.config.expected_results import SetScores, check_expected_results, unmet_expectations
+from focal_det.config.expected_results import SetScores, check_expected_results, check_patience, unmet_expectations
 
 pytestmark = pytest.mark.detectron2
 
@@ -82,3 +82,52 @@ def test_each_figure_that_is_off_has_a_sentence(tiny_cfg):
         "bbox/AP75 was not measured; 40.0 was expected",
         "bbox/APs is nan; 40.0 was expected, within 0.5",
     ]
+
+
+def patience_errors(tiny_cfg, *words, scores=None, sets="('a',)"):
+    cfg = tiny_cfg(*("MODEL.FOCAL_DET.PATIENCE", "3", "TEST.EVAL_PERIOD", "10", "DATASETS.TEST", sets), *words)
+    return check_patience(cfg, SCORES if scores is None else scores).errors
+
+
+METRIC = "MODEL.FOCAL_DET.PATIENCE_METRIC"
+AVERAGED = ("MODEL.FOCAL_DET.EMA.DECAY", "0.9")
+
+
+@pytest.mark.parametrize(
+    ("words", "sets"),
+    [
+        ((), "('a',)"),
+        ((METRIC, "bbox/AP-dog"), "('a',)"),
+        ((METRIC, "val/total_loss"), "('a',)"),
+        ((METRIC, "ema/bbox/AP", *AVERAGED), "('a',)"),
+        ((METRIC, "ema/val/loss_cls", *AVERAGED), "('a',)"),
+        ((METRIC, "b/bbox/AP50"), "('a', 'b')"),
+        ((METRIC, "of_no_known_set/bbox/APr"), "('of_no_known_set', 'a')"),
+    ],
+)
+def test_early_stopping_goes_by_what_evaluations_measure(tiny_cfg, words, sets):
+    assert patience_errors(tiny_cfg, *words, sets=sets) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("TEST.EVAL_PERIOD", "0"),
+            "PATIENCE is 3, in evaluations, and TEST.EVAL_PERIOD 0 has none before the end: set",
+        ),
+        ((METRIC, "bbox/APx"), "PATIENCE_METRIC is 'bbox/APx'; evaluations measure bbox/AP, bbox/AP50, "),
+        ((METRIC, "ema/bbox/AP"), "val/loss_box_reg; ema/... needs MODEL.FOCAL_DET.EMA.DECAY"),
+        ((METRIC, "val/total_loss", "MODEL.FOCAL_DET.VAL_LOSS", "False"), "is 'val/total_loss'; evaluations measure"),
+        ((METRIC, "AP", *AVERAGED), "and each with ema/ before it"),
+    ],
+)
+def test_an_early_stopping_that_would_never_come_is_refused(tiny_cfg, words, message):
+    (error,) = patience_errors(tiny_cfg, *words)
+    assert message in error
+
+
+def test_early_stopping_by_ap_needs_a_set_that_is_scored(tiny_cfg):
+    (error,) = patience_errors(tiny_cfg, scores={"a": SetScores("")})
+    assert error.endswith("set MODEL.FOCAL_DET.PATIENCE_METRIC, such as val/total_loss, or PATIENCE to 0")
+    assert patience_errors(tiny_cfg, "MODEL.FOCAL_DET.PATIENCE", "0", "TEST.EVAL_PERIOD", "0") == []

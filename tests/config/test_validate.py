@@ -29,6 +29,8 @@ FIXED_GAMMA = ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR")
         ("MODEL.FOCAL_DET.TILES.SIZE", "31"),
         ("MODEL.FOCAL_DET.DRAW_SCORE_THRESH", "1.5"),
         ("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", "-1"),
+        ("MODEL.FOCAL_DET.EMA.DECAY", "1.0"),
+        ("MODEL.FOCAL_DET.PATIENCE", "-1"),
         ("MODEL.RETINANET.NORM", "GNN"),
         ("MODEL.RESNETS.NORM", "BatchNorm"),
         ("MODEL.FPN.NORM", "GNN"),

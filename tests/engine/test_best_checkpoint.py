@@ -12,6 +12,8 @@ from focal_det.checkpoint.checkpointer import RunCheckpointer
 from focal_det.checkpoint.run_record import RunRecord, UsedSet
 from focal_det.config.load import load_config
 from focal_det.engine.best_checkpoint import BestCheckpointer, ap_name
+from focal_det.engine.best_checkpoint import best_of as best_of_both
+from focal_det.engine.weight_average import WeightAverage
 
 pytestmark = pytest.mark.detectron2
 
@@ -111,6 +113,25 @@ def test_a_best_that_does_not_say_its_ap_is_put_aside(tmp_path, best):
     hook.before_train()
     assert hook.best is None
     assert (tmp_path / "model_best.pth.before1").is_file()
+
+
+def test_the_best_average_has_a_file_of_its_own_and_the_log_the_better_of_both(tmp_path, lines):
+    checkpointer = saver(tmp_path)
+    average = WeightAverage(nn.Linear(2, 1), 0.9)
+    hooks = [BestCheckpointer(checkpointer, "bbox/AP"), BestCheckpointer(checkpointer, "ema/bbox/AP", average)]
+    for hook in hooks:
+        hook.trainer = SimpleNamespace(iter=9, max_iter=100, storage=EventStorage(9))
+        hook.trainer.storage.put_scalars(**{"bbox/AP": 10.0, "ema/bbox/AP": 12.0}, smoothing_hint=False)
+        hook.after_step()
+    assert best_of_both(hooks) == (12.0, 10)
+    assert lines[-1].startswith("Best AP so far of the EMA 12.00 after 10 iterations: ")
+    ema = torch.load(tmp_path / "model_best_ema.pth", weights_only=True)
+    assert ema["best"] == {"AP": 12.0, "iteration": 9}
+    assert ema["model"]["weight"].equal(average.model.weight)
+    assert best_of(tmp_path)["best"]["AP"] == 10.0
+    again = BestCheckpointer(checkpointer, "ema/bbox/AP", average)
+    again.before_train()
+    assert again.best == (12.0, 10)
 
 
 @pytest.mark.parametrize(("sets", "name"), [(("a",), "bbox/AP"), (("a", "b"), "a/bbox/AP")])

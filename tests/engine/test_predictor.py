@@ -261,7 +261,12 @@ def test_a_run_gives_its_best_weights_or_says_that_there_are_none(run_dir, files
     (folder / "model_best.pth").write_bytes((folder / "model_final.pth").read_bytes())
     weights = focal_det.Predictor.from_run(folder).cfg.MODEL.WEIGHTS
     assert weights.endswith("run/model_best.pth")
-    for name in ("model_best.pth", "model_final.pth"):
+    state = torch.load(folder / "model_final.pth", weights_only=True)
+    for ema, name in ((40.0, "model_best"), (40.5, "model_best_ema")):  # which has the higher AP
+        torch.save({**state, "best": {"AP": 40.0}}, folder / "model_best.pth")
+        torch.save({"model": state["model"], "best": {"AP": ema}}, folder / "model_best_ema.pth")
+        assert focal_det.Predictor.from_run(folder).cfg.MODEL.WEIGHTS.endswith(f"run/{name}.pth")
+    for name in ("model_best.pth", "model_best_ema.pth", "model_final.pth"):
         (folder / name).unlink()
     with pytest.raises(InputError, match=r"has neither .*; give .*model_0000009\.pth as weights"):
         focal_det.Predictor.from_run(folder)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,8 @@ from tensorboard.summary.writer import event_file_writer
 from focal_det import Predictor
 from focal_det.cli.train import parse_arguments
 from focal_det.distributed.watchdog import RankWatchdog
-from focal_det.engine import run, trainer
+from focal_det.engine import early_stopping, run, trainer
+from focal_det.engine.early_stopping import Standing
 from focal_det.engine.run import run_job
 from focal_det.engine.trainer import Trainer
 from focal_det.errors import InputError, TrainingError
@@ -282,3 +284,150 @@ def test_killed_between_its_last_two_checkpoints_it_still_gets_its_final_one(who
     assert final["iteration"] == final["trainer"]["iteration"] == 14
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     assert json.loads((folder / "metrics.json").read_text().splitlines()[-1])["iteration"] == 15  # the evaluation
+
+
+AVERAGED = {"MODEL.FOCAL_DET.EMA.DECAY": 0.6, "DATALOADER.NUM_WORKERS": 0}
+
+
+def average_of(folder, name="model_final.pth"):
+    return torch.load(folder / name, weights_only=True)["ema"]
+
+
+def without_average(metrics_and_points):
+    metrics, points = metrics_and_points
+    lines = [{name: value for name, value in line.items() if not name.startswith("ema/")} for line in metrics]
+    return [lines, {name: values for name, values in points.items() if not name.startswith("ema/")}]
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """The uninterrupted run with an average of its weights: its folder."""
+    folder = tmp_path_factory.mktemp("averaged")
+    with surroundings(folder / "datasets"):
+        assert not train(arguments(folder / "run", **AVERAGED))
+    return folder / "run"
+
+
+def test_a_training_is_the_same_to_the_bit_with_an_average_of_its_weights(whole, averaged):
+    state, found = outcome(averaged)
+    assert_same((state, without_average(found)), whole[1])
+    assert [line["iteration"] for line in found[0] if "ema/val/total_loss" in line] == [5, 11, 16]
+    assert len(found[1]["ema/bbox/AP"]) == 3  # in TensorBoard
+    assert average_of(averaged)["updates"] == 16
+
+
+# Between two checkpoints; where an evaluation and a checkpoint are due.
+@pytest.mark.parametrize("stop_after", [4, 5])
+def test_its_average_is_as_if_it_had_not_been_stopped(averaged, tmp_path, stop_after):
+    words = arguments(tmp_path / "run", **AVERAGED)
+    with surroundings(tmp_path / "datasets"):
+        assert train(words, stop_after=stop_after)
+        assert not train([*words, "--resume"])
+    assert_same(outcome(tmp_path / "run"), outcome(averaged))
+    torch.testing.assert_close(average_of(tmp_path / "run"), average_of(averaged), rtol=0, atol=0)
+    for name in ("model_final_ema.pth", "model_best_ema.pth"):
+        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (tmp_path / "run", averaged))
+        torch.testing.assert_close(ours["model"], theirs["model"], rtol=0, atol=0)
+        assert ours["iteration"] == theirs["iteration"]
+
+
+def test_an_average_is_begun_or_ended_in_mid_run_only_where_that_is_allowed(tmp_path):
+    with surroundings(tmp_path / "datasets"):
+        assert train(arguments(tmp_path / "run"), stop_after=4)
+        with pytest.raises(InputError, match=r"EMA.DECAY: 0.0 before, 0.6 now"):
+            check(parse_arguments(arguments(tmp_path / "run", "--resume", **AVERAGED)))
+        words = arguments(tmp_path / "run", "--resume", "--allow-changes", **AVERAGED, **{"SOLVER.MAX_ITER": 8})
+        assert not train(words)
+        log = (tmp_path / "run" / "log.txt").read_text()
+        begun = int(re.search(r"The checkpoint has no EMA: it begins with the weights after (\d+) iterations", log)[1])
+        last = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
+        assert last["ema"]["updates"] == 1 + 8 - begun
+        assert not train(arguments(tmp_path / "run", "--resume", "--allow-changes", **{"SOLVER.MAX_ITER": 9}))
+    assert "ema" not in torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
+
+
+# A loss that stays what it is: the weights of each step are those of the one before, to the last bit.
+STOPPING = {
+    "SOLVER.BASE_LR": 1e-30,
+    "MODEL.FOCAL_DET.NORMALIZER": "global",
+    "MODEL.FOCAL_DET.PATIENCE": 2,
+    "MODEL.FOCAL_DET.PATIENCE_METRIC": "val/total_loss",
+    "TEST.EVAL_PERIOD": 3,
+    "DATALOADER.NUM_WORKERS": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def stopped_early(tmp_path_factory):
+    """A run whose validation loss does not fall, ended by that: its folder."""
+    folder = tmp_path_factory.mktemp("early")
+    with surroundings(folder / "datasets"):
+        assert not train(arguments(folder / "run", **STOPPING))
+    return folder / "run"
+
+
+def test_it_stops_early_as_if_that_had_been_its_end(stopped_early):
+    (_, _, iteration), (metrics, _) = outcome(stopped_early)
+    assert iteration == 8  # 9 of 16: after 3 for the best, after 6 and 9 for the patience
+    assert [line["iteration"] for line in metrics if "val/total_loss" in line] == [2, 5, 8, 9]
+    assert (stopped_early / "last_checkpoint").read_text() == "model_final.pth"
+    log = (stopped_early / "log.txt").read_text()
+    assert "stopped early, after 9 iterations: val/total_loss was best after 3, " in log
+    assert "Done: 9 iterations" in log
+    assert "iteration 10/16" not in log
+    assert "epoch" not in metrics[-1]  # the evaluation's line has nothing of a step
+
+
+@pytest.mark.parametrize("stop_after", [4, 8])  # before its evaluation, and in the step after which it stops
+def test_killed_and_resumed_it_stops_early_at_the_same_iteration(stopped_early, tmp_path, stop_after):
+    words = arguments(tmp_path / "run", **STOPPING)
+    with surroundings(tmp_path / "datasets"):
+        assert train(words, stop_after=stop_after)
+        assert not train([*words, "--resume"])
+    assert_same(outcome(tmp_path / "run"), outcome(stopped_early))
+
+
+def test_so_it_does_if_it_was_killed_before_its_final_checkpoint(stopped_early, tmp_path):
+    shutil.copytree(stopped_early, tmp_path / "run")
+    (tmp_path / "run" / "model_final.pth").unlink()
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000008.pth")
+    with surroundings(tmp_path / "datasets"):
+        assert not train(arguments(tmp_path / "run", "--resume", **STOPPING))
+    assert_same(outcome(tmp_path / "run"), outcome(stopped_early))
+
+
+def test_one_that_was_stopped_early_is_evaluated_again_and_trained_on_where_that_is_said(stopped_early, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_early, folder)
+    on = {key: value for key, value in STOPPING.items() if "PATIENCE" not in key} | {"MODEL.FOCAL_DET.PATIENCE": 0}
+    with surroundings(tmp_path / "datasets"):
+        assert not train(arguments(folder, "--resume", **STOPPING))
+        assert "had been stopped early and is evaluated again, after 9 iterations" in (folder / "log.txt").read_text()
+        assert outcome(folder)[0][2] == 8
+        with pytest.raises(InputError, match=r"PATIENCE: 2 before, 0 now"):
+            check(parse_arguments(arguments(folder, "--resume", **on)))
+        assert not train(arguments(folder, "--resume", "--allow-changes", **on))
+    assert outcome(folder)[0][2] == 15
+
+
+def test_two_ranks_stop_early_at_once_with_the_same_average(start_ranks, tmp_path):
+    settings = {**STOPPING, **AVERAGED, "SOLVER.IMS_PER_BATCH": 4, "SOLVER.BASE_LR": 0.01}
+    end = Trainer.after_train
+
+    def prepare(rank, ranks):
+        def after_train(self):
+            torch.save((self.iter, self.average.state_dict()), tmp_path / f"average{rank}")
+            end(self)
+
+        Trainer.after_train = after_train
+        early_stopping.standing = lambda evaluations, is_loss: Standing(0.0, 0, len(evaluations))
+
+    with surroundings(tmp_path / "datasets"):
+        plan = check(parse_arguments(arguments(tmp_path / "run", "--num-gpus", "2", **settings)))
+        write(plan)
+        assert start_ranks(replace(plan.job, hang_timeout=60), prepare=prepare).codes(120) == [0, 0]
+    (done, first), (other_done, second) = (torch.load(tmp_path / f"average{rank}") for rank in range(2))
+    assert done == other_done == 6  # after two evaluations, which only the first rank has measured
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert first["updates"] == done
+    assert torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["iteration"] == done - 1

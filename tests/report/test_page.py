@@ -173,6 +173,22 @@ def test_the_page_names_the_weights_that_were_evaluated(tmp_path, make_run, reco
     assert (OF_BEST in text) == is_best_named
 
 
+def test_the_average_of_the_weights_has_its_curve_and_is_named_where_it_is_the_best(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    (folder / "model_best_ema.pth").touch()
+    for ap, best in (
+        (43.0, "was AP 44.0 after 300 iterations."),
+        (45.0, "was AP 45.0 after 200 iterations, of the EMA"),
+    ):
+        with (folder / "metrics.json").open("a") as file:
+            file.write(json.dumps({"iteration": 199, "ema/bbox/AP": ap, "ema/val/total_loss": 1.4}) + "\n")
+        text = html.unescape(text_of(write_report(folder).read_text()))
+        assert f"The training's best {best}" in text
+    assert "of the EMA of the weights: model_best_ema.pth, which predict and export take." in text
+    assert "AP of the EMA" in text
+    assert "ema/val/total_loss" in text
+
+
 def test_the_annotation_file_is_named_as_it_was_given(tmp_path, make_run):
     folder = make_run(tmp_path / "run")
     for given_as, shown in (("/a/mine.json", "/a/mine.json"), ("../../mine.json", "mine.json")):
