@@ -121,8 +121,8 @@ def test_a_step_never_waits_and_the_end_only_for_some_seconds(follow, calls, lin
     calls.gate.set()
 
 
-def test_half_a_line_waits_for_its_other_half(follow):
-    assert follow(line(19)[:-3]) == [("open", None), ("finished", None, None)]
+def test_a_line_without_its_end_waits_for_it(follow):
+    assert follow(line(19)[:-1]) == [("open", None), ("finished", None, None)]
 
 
 def test_an_event_writer_of_one_s_own_is_called_in_the_main_thread_until_it_fails(tmp_path, lines):
