@@ -14,7 +14,6 @@ from focal_det.cli.main import main
 from focal_det.config.unused_keys import without_unread_keys
 from focal_det.engine.predictor import Predictor
 from focal_det.export import program
-from focal_det.inference.detections import to_coco
 
 # So that an untrained model finds something in every image: a prior far above the threshold, not too many of a level.
 FINDING = [
@@ -68,7 +67,7 @@ def evaluated_run(finding_run, tmp_path_factory, tiny_cfg):
         cv2.imwrite(str(folder / "images" / f"{index}.png"), image)
     predictor, objects = Predictor.from_run(finding_run), []
     for index, found in enumerate(predictor(pixels[:3])):
-        objects += to_coco(found, index, [each["id"] for each in CLASSES])
+        objects += found.to_coco(index, [each["id"] for each in CLASSES])
     for i, each in enumerate(objects):
         each.update(id=i, iscrowd=0, area=float(np.prod(each["bbox"][2:])))
     entries = [{"id": i, "file_name": f"{i}.png", "width": 96, "height": 96} for i in range(6)]
