@@ -4,7 +4,9 @@
 
 One anchor with one class, at every logit from -100 to 100 in steps of .5, at powers of two near 0, and at 400 random
 ones each within 3, 30 and 100 (on round ones alone, gamma * x would be exact), rounded to the dtype, as a positive, as
-background and ignored. The exact loss and gradient of that rounded logit come from mpmath.
+background and ignored. The exact loss and gradient of that rounded logit come from mpmath. Soft targets are t for a
+positive and 1 - t for background, and their gradient's error is relative to the sum of what draws to either side. The
+softmax is of the logit, 0 and -1; the positive is the logit's class, the background that of 0.
 An error is relative to the exact number, or to the dtype's smallest normal number where that is larger: below it
 no floating-point number is relatively precise. For comparison, on the same logits: fvcore's and torchvision's focal
 loss, and the formula of mmdetection's, written here from its definition. They take and return the dtype itself, while
@@ -27,7 +29,14 @@ from figures import write_figures
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from focal_det.losses import cross_entropy_loss, focal_loss, focal_loss_star, hinge_loss
+from focal_det.losses import (
+    cross_entropy_loss,
+    focal_loss,
+    focal_loss_reference,
+    focal_loss_star,
+    hinge_loss,
+    softmax_focal_loss,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch.jit, which fvcore uses
@@ -35,6 +44,7 @@ with warnings.catch_warnings():
 
 mpmath.mp.dps = 50
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+TARGETS = (0.5, 0.875, 1 - 2**-10)  # exact, in float32 too, as are their differences from 1
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _RANDOM = random.Random(0)
 LOGITS = [
@@ -43,7 +53,8 @@ LOGITS = [
     *(_RANDOM.uniform(-reach, reach) for reach in (3, 30, 100) for _ in range(400)),
 ]
 
-Exact = Callable[[mpmath.mpf], tuple[mpmath.mpf, mpmath.mpf]]  # of x_t: the loss and its derivative by it
+# of x_t: the loss, its derivative by it, and what the error of that is relative to, if not to itself
+Exact = Callable[[mpmath.mpf], tuple[mpmath.mpf, ...]]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (M, 1) and labels (M,) to losses (M, 1)
 
 
@@ -84,8 +95,62 @@ def exact_hinge(margin: float) -> Callable[[int], Exact]:
     return lambda sign: exact
 
 
-def ours(loss: Callable[..., Tensor], **options: float | None) -> Loss:
+def exact_soft(gamma: float, alpha: float, target: float) -> Callable[[int], Exact]:
+    """Return the loss of a target, or of 1 - target for a negative, as `focal_det.losses.focal` defines it."""
+
+    def of_sign(sign: int) -> Exact:
+        t = mpmath.mpf(target) if sign > 0 else 1 - mpmath.mpf(target)
+        alpha_t = t * mpmath.mpf(alpha) + (1 - t) * (1 - mpmath.mpf(alpha))
+
+        def exact(z: mpmath.mpf) -> tuple[mpmath.mpf, ...]:
+            p, q = 1 / (1 + mpmath.exp(-sign * z)), 1 / (1 + mpmath.exp(sign * z))
+            wrong = t * q + (1 - t) * p
+            entropy = t * mpmath.log1p(mpmath.exp(-sign * z)) + (1 - t) * mpmath.log1p(mpmath.exp(sign * z))
+            factor = alpha_t * wrong**gamma
+            parts = [factor * x for x in ((1 - t) * p, -t * q, gamma * (1 - 2 * t) * entropy * p * q / wrong)]
+            return factor * entropy, sign * sum(parts), sum(map(abs, parts))
+
+        return exact
+
+    return of_sign
+
+
+def exact_softmax(gamma: float) -> Callable[[int], Exact]:
+    """Return the loss of three classes with the logits x, 0 and -1, and its derivative by x or -x."""
+    binary = exact_focal(gamma, None)(1)
+
+    def of_sign(sign: int) -> Exact:
+        def exact(z: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
+            if sign > 0:
+                return binary(z - mpmath.log1p(mpmath.exp(-1)))
+            loss, slope = binary(-mpmath.log(mpmath.exp(-z) + mpmath.exp(-1)))
+            return loss, slope / (1 + mpmath.exp(z - 1))
+
+        return exact
+
+    return of_sign
+
+
+def ours(loss: Callable[..., Tensor], **options: float | Tensor | None) -> Loss:
     return lambda logits, labels: loss(logits, labels, reduction="none", **options)
+
+
+def soft(loss: Callable[..., Tensor], target: float, **options: float) -> Loss:
+    """Give a loss the target for label 0, 1 - target for label 1, -1 for those ignored."""
+
+    def of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+        targets = torch.tensor([target, 1 - target, -1.0], dtype=torch.float64)[labels].unsqueeze(-1)
+        return loss(logits, targets, reduction="none", **options)
+
+    return of_labels
+
+
+def softmax(gamma: float) -> Loss:
+    def of_three(logits: Tensor, labels: Tensor) -> Tensor:
+        others = logits.new_tensor([0.0, -1.0]).expand(len(logits), 2)
+        return softmax_focal_loss(torch.cat([logits, others], 1), labels, gamma=gamma, reduction="none").unsqueeze(-1)
+
+    return of_three
 
 
 def on_targets(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
@@ -114,7 +179,17 @@ def competitors() -> dict[str, dict[str, tuple[Loss, Callable[[int], Exact]]]]:
             "": (ours(cross_entropy_loss), exact_focal(0.0, None)),
             "alpha .75": (ours(cross_entropy_loss, alpha=0.75), exact_focal(0.0, 0.75)),
         },
-        "focal_loss": {},
+        "focal_loss": {"gamma 2, alpha (.25,)": (ours(focal_loss, alpha=torch.tensor([0.25])), exact_focal(2.0, 0.25))},
+        "focal_loss, soft targets": {
+            f"gamma {g:g}, alpha 0.25, t {t:g}": (soft(focal_loss, t, gamma=g), exact_soft(g, 0.25, t))
+            for g in (0.0, 0.5, 2.0)
+            for t in TARGETS
+        },
+        "focal_loss_reference": {
+            f"gamma {g:g}, alpha 0.25": (ours(focal_loss_reference, gamma=g), exact_focal(g, 0.25))
+            for g in (0.0, 0.5, 2.0)
+        },
+        "softmax_focal_loss": {f"gamma {g:g}": (softmax(g), exact_softmax(g)) for g in (0.0, 0.5, 2.0)},
         "focal_loss_star": {
             f"gamma {g:g}, beta {b:g}": (ours(focal_loss_star, gamma=g, beta=b), exact_star(g, b))
             for g, b in ((2.0, 1.0), (4.0, 0.0), (0.5, -1.5))
@@ -149,13 +224,13 @@ def worst_errors(loss: Loss, exact: Callable[[int], Exact], dtype: torch.dtype) 
         (gradients,) = torch.autograd.grad(values.sum(), logits)
         found["not finite"] += int((~(values.isfinite() & gradients.isfinite())).sum())
         for logit, value, gradient in zip(x.tolist(), values.tolist(), gradients.tolist(), strict=True):
-            true_value, slope = exact(sign)(sign * mpmath.mpf(logit)) if sign else (mpmath.mpf(0), mpmath.mpf(0))
-            for name, number, truth, its_dtype in (
-                ("value", value[0], true_value, values.dtype),
-                ("gradient", gradient[0], sign * slope, dtype),
+            true_value, slope, *size = exact(sign)(sign * mpmath.mpf(logit)) if sign else (mpmath.mpf(0),) * 2
+            for name, number, truth, size_of_it, its_dtype in (
+                ("value", value[0], true_value, abs(true_value), values.dtype),
+                ("gradient", gradient[0], sign * slope, size[0] if size else abs(slope), dtype),
             ):
                 if math.isfinite(number):
-                    scale = max(abs(truth), mpmath.mpf(torch.finfo(its_dtype).tiny))
+                    scale = max(size_of_it, mpmath.mpf(torch.finfo(its_dtype).tiny))
                     found[name] = max(found[name], float(abs(mpmath.mpf(number) - truth) / scale))
     return found
 

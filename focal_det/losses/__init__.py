@@ -10,11 +10,11 @@ except ImportError as error:
 
 from .box import smooth_l1_loss
 from .cross_entropy import cross_entropy_loss
-from .focal import focal_loss
-from .focal_star import focal_loss_star
-from .hinge import hinge_loss
+from .focal import focal_loss, focal_loss_reference
+from .focal_star import focal_loss_star, focal_loss_star_reference
+from .hinge import hinge_loss, hinge_loss_reference
 from .ohem import select_hard_examples
-from .reference import focal_loss_reference, focal_loss_star_reference, hinge_loss_reference
+from .softmax import softmax_focal_loss
 
 __all__ = [
     "cross_entropy_loss",
@@ -26,4 +26,5 @@ __all__ = [
     "hinge_loss_reference",
     "select_hard_examples",
     "smooth_l1_loss",
+    "softmax_focal_loss",
 ]

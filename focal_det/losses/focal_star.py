@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .elementwise import elementwise_loss
+from .elementwise import elementwise_loss, plain_loss
 from .focal import MAX_GAMMA
 from .formula import Formula, check_number
 
@@ -34,11 +35,19 @@ def focal_loss_star(logits: Tensor, labels: Tensor, *, gamma: float, beta: float
     return elementwise_loss(logits, labels, focal_star_formula(gamma, beta), reduction=reduction)
 
 
+def focal_loss_star_reference(
+    logits: Tensor, labels: Tensor, *, gamma: float, beta: float, reduction: str = "sum"
+) -> Tensor:
+    """`focal_loss_star` by autograd: slower and with more memory, but with derivatives of any order."""
+    return plain_loss(logits, labels, focal_star_formula(gamma, beta), reduction=reduction)
+
+
 def focal_star_formula(gamma: float, beta: float) -> Formula:
     """The loss of those constants; raises what `focal_loss_star` does."""
     check_star_constants(gamma, beta)
     terms = functools.partial(_terms, gamma=float(gamma), beta=float(beta))
-    return Formula(terms, "focal_star", gamma=float(gamma), shift=float(beta))
+    plain = functools.partial(_plain, gamma=float(gamma), beta=float(beta))
+    return Formula(terms, "focal_star", gamma=float(gamma), shift=float(beta), plain=plain)
 
 
 def check_star_constants(gamma: float, beta: float) -> None:
@@ -62,3 +71,8 @@ def _terms(x: Tensor, sign: int, needs_grad: bool, *, gamma: float, beta: float)
         return losses, None
     numerator = torch.where(u > 0, decayed, 1)  # sigmoid(-u) = this / (1 + exp(-|u|))
     return losses, numerator.div_(decayed.add_(1)).mul_(-sign)
+
+
+def _plain(x: Tensor, t: Tensor, *, gamma: float, beta: float) -> Tensor:
+    """FL* of targets 0 and 1 for autograd."""
+    return -F.logsigmoid(gamma * (2 * t - 1) * x + beta) / gamma

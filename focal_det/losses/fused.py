@@ -4,6 +4,7 @@ were channels_last (of others, of one image and level at a time).
 Shapes
     levels:   (N, ..., K) each   logits of one pyramid level; together R anchors, in order
     labels:   (N, R)             int64: 0..K-1 object class, K background, -1 ignored
+              (N, R, K)          floating point: targets from 0 to 1, -1 ignored
     divisors: (N,)               of each image's summed loss
 
 On the CPU each thread turns a few rows at a time into losses and gradient while they are in its cache: each logit is
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .formula import IGNORED, Formula, Terms, refuse_second_derivative, wants_grad
+from .formula import IGNORED, Formula, check_number_of_weights, computed_in, refuse_second_derivative, wants_grad
 from .memory import empty_in_huge_pages
 from .threads import map_in_threads
 from .triton_loss import triton_batch_loss
@@ -43,8 +44,10 @@ def batch_loss(
     """Sum over images of the image's summed loss divided by its divisor.
 
     Args:
-        labels: not looked at whether they are in -1..K; others count as background.
-        use_triton: by the kernels of `triton_loss`, for logits on a GPU; float64 has none.
+        labels: not looked at whether they are in -1..K; others count as background. Targets outside of [0, 1] make
+            the loss NaN.
+        use_triton: by the kernels of `triton_loss`, for logits on a GPU. There is none for float64, float targets and
+            weights by class, which are computed without.
         hand_over: on the CPU, if nothing scales the loss, the levels get the very gradient that was kept, without a
             copy. Not for leaves, which keep what they get, nor for views of leaves: a second backward would meet what
             has become of it.
@@ -55,13 +58,17 @@ def batch_loss(
         it once more, unless it is a power of two. Otherwise it is rounded once, after every factor.
 
     Raises:
+        ValueError: weights by class that are not one for each, or on another device.
         RuntimeError: from a backward with create_graph=True.
     """
-    if use_triton and levels[0].dtype != torch.float64:
-        _, kind, weights, gamma, shift = formula
+    positive, negative = formula.weights
+    if isinstance(positive, Tensor):
+        check_number_of_weights(positive, levels[0])
+    elif use_triton and levels[0].dtype != torch.float64 and not labels.is_floating_point():
+        kind, weights, gamma, shift = formula.kind, (positive, float(negative)), formula.gamma, formula.shift
         return triton_batch_loss(levels, labels, divisors, kind=kind, weights=weights, gamma=gamma, shift=shift)
     hand_over = hand_over and not any(level.is_leaf for level in levels)
-    loss: Tensor = _BatchLoss.apply(labels, divisors, formula.terms, wants_grad(levels), hand_over, *levels)
+    loss: Tensor = _BatchLoss.apply(labels, divisors, formula, wants_grad(levels), hand_over, *levels)
     return loss
 
 
@@ -69,9 +76,8 @@ class _BatchLoss(torch.autograd.Function):
     """The loss, with the gradient written in the same pass over the logits: the one thing kept for the backward."""
 
     @staticmethod
-    def forward(ctx, labels, divisors, terms, needs_grad, hand_over, *levels):  # type: ignore[no-untyped-def]
-        ctx.dtype = levels[0].dtype
-        dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+    def forward(ctx, labels, divisors, formula, needs_grad, hand_over, *levels):  # type: ignore[no-untyped-def]
+        ctx.dtype, dtype = levels[0].dtype, computed_in(levels[0])
         on_cpu = labels.device.type == "cpu"
         # Rounded at once where no loss scale can follow that lifts what would round to zero.
         kept_as = ctx.dtype if on_cpu and ctx.dtype != torch.float16 else dtype
@@ -79,8 +85,7 @@ class _BatchLoss(torch.autograd.Function):
         grads = [empty(level.shape, dtype=kept_as) for level in levels] if needs_grad else []
 
         def summed_loss(block: _Block) -> Tensor:
-            special = (block.labels != block.logits.shape[-1]).nonzero().squeeze(1) if on_cpu else None
-            losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, terms, needs_grad, special)
+            losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, formula, needs_grad)
             if grad is not None:
                 torch.mul(grad, block.scale, out=block.grad)
             return (losses.sum(dim=1, keepdim=True) * block.scale).sum()
@@ -111,7 +116,8 @@ class _BatchLoss(torch.autograd.Function):
 class _Block(NamedTuple):
     """Rows that are handled at a time.
 
-    logits: (M, K). labels: (M,). scale: of losses and gradient, () or (M, 1). grad: where it goes, (M, K), if anywhere.
+    logits: (M, K). labels: (M,) or (M, K). scale: of losses and gradient, () or (M, 1). grad: where it goes, (M, K), if
+    anywhere.
     """
 
     logits: Tensor
@@ -127,8 +133,8 @@ def _large_blocks(
     sizes = [level[0].numel() // level.shape[-1] for level in levels]
     for level, level_labels, grad in zip(levels, labels.split(sizes, dim=1), grads or repeat(None), strict=False):
         rows = level.reshape(-1, level.shape[-1])  # (N * R_l, K)
-        scale = scales.unsqueeze(1).expand_as(level_labels).reshape(-1, 1)
-        yield _Block(rows, level_labels.reshape(-1), scale, None if grad is None else grad.view(rows.shape))
+        scale = scales.unsqueeze(1).expand(level_labels.shape[:2]).reshape(-1, 1)
+        yield _Block(rows, level_labels.flatten(0, 1), scale, None if grad is None else grad.view(rows.shape))
 
 
 def _cached_blocks(
@@ -146,35 +152,43 @@ def _cached_blocks(
             yield from (_Block(*part) for part in parts)
 
 
-def losses_and_grad(
-    x: Tensor, labels: Tensor, terms: Terms, needs_grad: bool, special: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Loss and its derivative by x, (M, K) each, for logits x (M, K) and labels (M,).
+def losses_and_grad(x: Tensor, labels: Tensor, formula: Formula, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Loss and its derivative by x, (M, K) each, for logits x (M, K) and labels (M,) or targets (M, K).
 
-    All K problems are first taken as negative; then the rows that are not background are written over.
-
-    Args:
-        special: (S,) indices of those rows; None looks at all.
+    With labels all K problems are first taken as negative; then the rows that are not background are written over.
     """
-    losses, grad = terms(x, -1, needs_grad)
-    if special is None:
-        _write_own_class(x, labels, terms, losses, grad)
+    if labels.is_floating_point():
+        assert formula.soft_terms is not None
+        losses, grad = formula.soft_terms(x, labels.to(x.dtype), needs_grad)
+        is_ignored = labels == IGNORED
+        for values in (losses, grad):
+            if values is not None:
+                values.masked_fill_(is_ignored, 0)
+        return losses, grad
+
+    losses, grad = formula.terms(x, -1, needs_grad)
+    # A GPU would have to be waited for to know how many rows there are.
+    special = (labels != x.shape[-1]).nonzero().squeeze(1) if x.device.type == "cpu" else None
+    if special is None or len(special) == len(labels):
+        _write_own_class(x, labels, formula, losses, grad)
     elif len(special):
         some_losses, some_grad = losses[special], None if grad is None else grad[special]
-        _write_own_class(x[special], labels[special], terms, some_losses, some_grad)
+        _write_own_class(x[special], labels[special], formula, some_losses, some_grad)
         losses[special] = some_losses
         if grad is not None and some_grad is not None:
             grad[special] = some_grad
     return losses, grad
 
 
-def _write_own_class(x: Tensor, labels: Tensor, terms: Terms, losses: Tensor, grad: Tensor | None) -> None:
+def _write_own_class(x: Tensor, labels: Tensor, formula: Formula, losses: Tensor, grad: Tensor | None) -> None:
     """Write the one positive of each assigned anchor, and zeros for the ignored, into losses and grad (M, K)."""
     own_class = labels.clamp(0, x.shape[-1] - 1).unsqueeze(-1)  # (M, 1); of no use where not assigned
     is_assigned = ((labels >= 0) & (labels < x.shape[-1])).unsqueeze(-1)
     is_ignored = (labels == IGNORED).unsqueeze(-1)
 
-    own_losses, own_grad = terms(x.gather(-1, own_class), 1, grad is not None)
+    positive, negative = formula.weights
+    by_class = {"weights": (positive[own_class], negative)} if isinstance(positive, Tensor) else {}
+    own_losses, own_grad = formula.terms(x.gather(-1, own_class), 1, grad is not None, **by_class)
     for values, own_values in ((losses, own_losses), (grad, own_grad)):
         if values is not None and own_values is not None:
             values.scatter_(-1, own_class, torch.where(is_assigned, own_values, values.gather(-1, own_class)))

@@ -15,7 +15,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .elementwise import elementwise_loss
+from .elementwise import elementwise_loss, plain_loss
 from .formula import Formula, check_number
 
 
@@ -32,10 +32,17 @@ def hinge_loss(logits: Tensor, labels: Tensor, *, margin: float, reduction: str 
     return elementwise_loss(logits, labels, hinge_formula(margin), reduction=reduction)
 
 
+def hinge_loss_reference(logits: Tensor, labels: Tensor, *, margin: float, reduction: str = "sum") -> Tensor:
+    """`hinge_loss` by autograd: slower and with more memory, but with derivatives of any order."""
+    return plain_loss(logits, labels, hinge_formula(margin), reduction=reduction)
+
+
 def hinge_formula(margin: float) -> Formula:
     """The loss of that margin; raises what `hinge_loss` does."""
     check_margin(margin)
-    return Formula(functools.partial(_terms, margin=float(margin)), "hinge", shift=float(margin))
+    terms = functools.partial(_terms, margin=float(margin))
+    plain = functools.partial(_plain, margin=float(margin))
+    return Formula(terms, "hinge", shift=float(margin), plain=plain)
 
 
 def check_margin(margin: float) -> None:
@@ -56,3 +63,8 @@ def _terms(x: Tensor, sign: int, needs_grad: bool, *, margin: float) -> tuple[Te
         return losses, None
     slope = torch.sigmoid(z).mul_(q).mul_(-sign).masked_fill_(gap <= 0, 0)
     return losses, slope.to(x.dtype)
+
+
+def _plain(x: Tensor, t: Tensor, *, margin: float) -> Tensor:
+    """The hinge of targets 0 and 1 for autograd."""
+    return (margin - torch.sigmoid((2 * t - 1) * x)).relu()

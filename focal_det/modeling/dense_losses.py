@@ -55,7 +55,10 @@ class ElementwiseLoss(nn.Module):
 
     def batch_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor) -> Tensor:
         """See `focal_det.losses.fused.batch_loss`."""
-        missing = triton_missing(labels.device) if self.triton else None
+        missing = None
+        if self.triton:
+            by_class = "alpha is a weight for each class" if self.formula.is_by_class else None
+            missing = by_class or triton_missing(labels.device)
         if missing:
             _say_once(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
         use_triton = self.triton and missing is None

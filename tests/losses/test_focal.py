@@ -2,11 +2,14 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss as fvcore_focal_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from focal_det.losses import cross_entropy_loss, focal_loss, focal_loss_reference
 
@@ -80,7 +83,9 @@ def test_gradient_of_a_confident_positive_where_autograd_has_nan(gamma):
     (grad,) = torch.autograd.grad(focal_loss(logits, torch.tensor([0]), alpha=None, gamma=gamma), logits)
     assert grad.item() == pytest.approx(-(gamma + 1) * math.exp(-40 * (gamma + 1)), rel=1e-5)
     (plain,) = torch.autograd.grad(focal_loss_reference(logits, torch.tensor([0]), alpha=None, gamma=gamma), logits)
-    assert plain.isnan().item()  # why the closed form is needed
+    assert plain.item() == pytest.approx(grad.item(), rel=1e-4)
+    (literal,) = torch.autograd.grad(fvcore_focal_loss(logits, torch.ones(1, 1), gamma=gamma, reduction="sum"), logits)
+    assert literal.isnan().item()  # why neither is written with (1 - p_t)^gamma
 
 
 def test_half_precision_gradient_is_rounded_once_after_scaling():
@@ -90,3 +95,76 @@ def test_half_precision_gradient_is_rounded_once_after_scaling():
     (grad,) = torch.autograd.grad(loss, logits)
     q = 1 / (1 + math.exp(12))  # dFL/dx = q^2 (2 (1-q) (-log(1-q)) + q) ~ 3 q^3
     assert grad.item() == pytest.approx(2.0**40 * q**2 * (-2 * (1 - q) * math.log(1 - q) + q), rel=1e-3)
+
+
+# Soft targets: see also test_elementwise.py ---------------------------------------------------------------------------
+
+
+def test_value_of_a_soft_target_by_hand():
+    # x = 0: p = .5, so 1 - p_t = .5 and the cross-entropy is log 2 for any t. alpha_t = .4 * .25 + .6 * .75 = .55
+    assert focal_loss(torch.zeros(1), torch.tensor([0.4])).item() == pytest.approx(0.55 * 0.25 * math.log(2))
+    # p = .8, t = .4: 1 - p_t = .4 * .2 + .6 * .8 = .56; CE = -.4 log .8 - .6 log .2
+    loss = focal_loss(torch.tensor([logit(0.8)]), torch.tensor([0.4]), alpha=None)
+    assert loss.item() == pytest.approx(0.56**2 * (-0.4 * math.log(0.8) - 0.6 * math.log(0.2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("theirs", [torchvision_focal_loss, fvcore_focal_loss])
+@pytest.mark.parametrize("alpha", [None, 0.25])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_soft_targets_are_those_of_torchvision_and_fvcore(gamma, alpha, theirs):
+    single = theirs is fvcore_focal_loss  # which computes in float32
+    logits = (torch.randn(200, dtype=torch.float64) * 2).requires_grad_()
+    targets = torch.rand(200, dtype=torch.float64)
+    expected = theirs(logits, targets, alpha=-1 if alpha is None else alpha, gamma=gamma, reduction="none")
+    grads = []
+    for loss in (focal_loss, focal_loss_reference):
+        found = loss(logits, targets, alpha=alpha, gamma=gamma, reduction="none")
+        torch.testing.assert_close(found, expected.double(), rtol=2e-6 if single else 1e-12, atol=1e-7 * single)
+        grads.append(torch.autograd.grad(found.sum(), logits)[0])
+    grads.append(torch.autograd.grad(expected.sum(), logits)[0])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(grads[0], grads[2], rtol=1e-4 if single else 1e-10, atol=1e-6 if single else 1e-14)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_gradcheck_of_soft_targets(gamma, reduction):
+    logits, targets = (torch.randn(12, dtype=torch.float64) * 3).requires_grad_(), torch.rand(12)
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, targets, gamma=gamma, reduction=reduction), logits)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_soft_targets_are_exact_at_every_logit(dtype, gamma):
+    # The gradient is the difference of what draws to both sides, and as precise as the larger of them
+    eps = torch.finfo(dtype).eps
+    x, t = torch.meshgrid(
+        torch.tensor([-80.0, -30.0, -17.5, -2.2, -0.1, 0.0, 0.7, 3.0, 17.5, 30.0, 80.0], dtype=dtype),
+        torch.tensor([0.0, 1e-6, 0.1, 0.25, 0.5, 0.9, 1 - 2**-20, 1.0], dtype=dtype),
+        indexing="ij",
+    )
+    logits = x.clone().requires_grad_()
+    losses = focal_loss(logits, t, gamma=gamma, reduction="none")
+    (grads,) = torch.autograd.grad(losses.sum(), logits)
+    rows = zip(*(values.flatten().tolist() for values in (x, t, losses, grads)), strict=True)
+    with mpmath.workdps(50):
+        for logit_, target, loss, grad in rows:
+            z, t_ = mpmath.mpf(logit_), mpmath.mpf(target)
+            p, q = 1 / (1 + mpmath.exp(-z)), 1 / (1 + mpmath.exp(z))
+            alpha_t, wrong = t_ * 0.25 + (1 - t_) * 0.75, t_ * q + (1 - t_) * p
+            ce = t_ * mpmath.log1p(mpmath.exp(-z)) + (1 - t_) * mpmath.log1p(mpmath.exp(z))
+            factor = alpha_t * wrong ** mpmath.mpf(gamma)
+            parts = [(1 - t_) * p, -t_ * q, gamma * (1 - 2 * t_) * ce * p * q / wrong]
+            allowed = (8 + 4 * gamma) * eps
+            smallest = torch.finfo(dtype).tiny
+            assert abs(loss - factor * ce) <= allowed * factor * ce + smallest, (logit_, target)
+            size = factor * sum(map(abs, parts))
+            allowed += gamma * eps * abs(logit_)  # gamma * s magnifies the rounding of 1 - q
+            assert abs(grad - factor * sum(parts)) <= allowed * size + smallest, (logit_, target)
+
+
+def test_where_a_soft_target_is_learnt():
+    # What the docstring of focal.py says of gamma = 2, t = .9
+    p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    losses = focal_loss(p.logit(), torch.full_like(p, 0.9), alpha=None, reduction="none")
+    assert p[losses.argmin()].item() == pytest.approx(0.986, abs=1e-3)

@@ -61,3 +61,43 @@ def test_half_precision_gradients_are_rounded_once(dtype, rounding):
     for grad, exact_grad in zip(grads, exact_grads, strict=True):
         assert grad.dtype == dtype
         torch.testing.assert_close(grad.double(), exact_grad, rtol=rounding, atol=2.0**-25)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("kind", ["targets", "weights by class"])
+def test_targets_and_weights_by_class_over_levels(monkeypatch, kind, channels_last, on_gpu):
+    monkeypatch.setattr(batch, "_BLOCK_ELEMENTS", 30)
+    if on_gpu:
+        monkeypatch.setattr(batch, "_cached_blocks", batch._large_blocks)
+    leaves, levels, labels = case(torch.float64, channels_last)
+    alpha = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64) if kind == "weights by class" else 0.25
+    if kind == "targets":
+        labels = torch.rand(*labels.shape, 3).masked_fill(torch.rand(*labels.shape, 3) < 0.1, -1)
+    loss = batch_loss(levels, labels, DIVISORS, focal_formula(alpha, 2.0))
+    logits = torch.cat([level.flatten(1, -2) for level in levels], dim=1)
+    losses = focal_loss_reference(logits, labels, alpha=alpha, reduction="none")
+    expected = (losses.sum(dim=(1, 2)) / DIVISORS).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    for grads in zip(*(torch.autograd.grad(value, leaves) for value in (loss, expected)), strict=True):
+        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-9)
+
+
+def test_what_has_no_kernel_is_computed_without(monkeypatch):
+    def launched(levels, labels, divisors, **constants):
+        return "launched"
+
+    monkeypatch.setattr(batch, "triton_batch_loss", launched)
+    _, levels, labels = case(torch.float32, channels_last=True)
+    doubles, targets = [level.double() for level in levels], torch.rand(*labels.shape, 3)
+    one, by_class = focal_formula(0.25, 2.0), focal_formula(torch.full((3,), 0.25), 2.0)
+    assert batch_loss(levels, labels, DIVISORS, one, use_triton=True) == "launched"
+    loss = batch_loss(levels, labels, DIVISORS, one)
+    for found in (
+        batch_loss(doubles, labels, DIVISORS, one, use_triton=True).float(),
+        batch_loss(levels, labels, DIVISORS, by_class, use_triton=True),
+    ):
+        torch.testing.assert_close(found, loss)
+    assert batch_loss(levels, targets, DIVISORS, one, use_triton=True).isfinite()
+    with pytest.raises(ValueError, match="alpha has 2 weights, but"):
+        batch_loss(levels, labels, DIVISORS, focal_formula(torch.ones(2), 2.0))

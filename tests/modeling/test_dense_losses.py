@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss
 
 from focal_det.losses import cross_entropy_loss, select_hard_examples
+from focal_det.losses.focal import focal_formula
 from focal_det.modeling import dense_losses
-from focal_det.modeling.dense_losses import FocalLoss, OHEMLoss, OHEMOneToThreeLoss
+from focal_det.modeling.dense_losses import ElementwiseLoss, FocalLoss, OHEMLoss, OHEMOneToThreeLoss
 
 pytestmark = pytest.mark.detectron2
 
@@ -103,3 +104,17 @@ def test_focal_loss_has_fvcores_value_and_gradient_for_every_alpha_that_a_config
         torch.testing.assert_close(torch.autograd.grad(value, logits)[0], expected_grad, rtol=1e-4, atol=1e-7)
     assert expected_grad[targets == 1].eq(0).all() == (alpha == 0)
     assert expected_grad[targets == 0].eq(0).all() == (alpha == 1)
+
+
+def test_weights_by_class_run_without_the_kernels_and_the_log_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(dense_losses, "triton_missing", lambda device: None)
+    logits, labels, _ = case()
+    levels = [logits.unsqueeze(0)]
+    by_class = ElementwiseLoss(focal_formula(torch.full((3,), 0.25), 2.0), triton=True)
+    with caplog.at_level("WARNING", logger=dense_losses.__name__):
+        losses = [by_class.batch_loss(levels, labels.unsqueeze(0), torch.ones(1)) for _ in range(2)]
+    torch.testing.assert_close(losses[0], FocalLoss()(logits, labels))
+    assert [line.message for line in caplog.records] == [
+        "MODEL.FOCAL_DET.SPEED.TRITON is on, but alpha is a weight for each class: the class loss runs without its "
+        "kernels"
+    ]
