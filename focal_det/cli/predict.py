@@ -103,7 +103,7 @@ def _kind(text: str) -> str:
     from ..inference.outputs import KINDS
 
     if text not in KINDS:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is none of the kinds of output, {', '.join(KINDS)}")
     return text
 
 

@@ -83,6 +83,8 @@ class EarlyStopping(HookBase):
         if not had_ended:
             self.checkpointer.save(Path(FINAL_CHECKPOINT).stem, iteration=done - 1)
         self.trainer.iter = self.trainer.max_iter = done
+        self.trainer.cfg = cfg = self.trainer.cfg.clone()  # the last evaluation records after how many steps it comes
+        cfg.merge_from_list(["SOLVER.MAX_ITER", done])
         raise StoppedEarly
 
     def _read(self) -> tuple[list[tuple[int, float]], list[str]]:

@@ -37,11 +37,12 @@ from ..environment import share_cores, source_version, whole_machine
 from ..errors import TrainingError
 from ..files import write_text_whole
 from ..modeling.compiled import share_compilers
-from ..output_layout import CONFIG, CONFIG_CHANGES, ENVIRONMENT, INFERENCE, LOG, TTA
+from ..output_layout import CONFIG, CONFIG_CHANGES, EMA, ENVIRONMENT, INFERENCE, LOG, TTA
 from ..report import write_report
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
+_WITH_TTA = " with test-time augmentation"
 _COMPARED = 20  # iterations at the start and at the end whose median losses are compared
 _DIVERGED = 2  # times the loss at the start: a loss above that at the end is not noise
 
@@ -203,16 +204,15 @@ def _train(job: Job, stopping: GracefulStop, watchdog: RankWatchdog) -> dict[str
 
 
 def scores_line(cfg: Any, latest: Mapping[str, float]) -> str:
-    """Return AP, AP50 and AP75 of each test set, without and with test-time augmentation, from the last figures."""
+    """Return AP, AP50 and AP75 of each test set, also of the EMA and with test-time augmentation, as last measured."""
     sets = cfg.DATASETS.TEST
     parts = []
     for name in sets:
-        for suffix in ("", TTA):
-            prefix = f"{name}{suffix}/bbox/" if len(sets) > 1 else f"bbox{suffix}/"
+        for start, suffix, of_what in (("", "", ""), (f"{EMA}/", "", " of the EMA"), ("", TTA, _WITH_TTA)):
+            prefix = start + (f"{name}{suffix}/bbox/" if len(sets) > 1 else f"bbox{suffix}/")
             known = [score for score in ("AP", "AP50", "AP75") if prefix + score in latest]
             if found := [f"{score} {latest[prefix + score]:.1f}" for score in known]:
-                with_what = " with test-time augmentation" if suffix else ""
-                parts.append(f"{', '.join(found)} on {name}{with_what}")
+                parts.append(f"{', '.join(found)} on {name}{of_what}")
     return "; ".join(parts) or "not scored"
 
 

@@ -221,8 +221,10 @@ def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> 
             "number of processes, and --scale-lr or --batch to the batch; leave one of them out"
         )
     elif scale_lr:
-        change = scale_schedule(cfg, written_for, set_by_user)
-        found.warnings.append(f"--scale-lr: {change or 'the batch is that of the config file, nothing to scale'}")
+        if change := scale_schedule(cfg, written_for, set_by_user):
+            found.warnings.append(f"--scale-lr: {change}")
+        elif not options.batch_auto:
+            found.warnings.append("--scale-lr: the batch is that of the config file, nothing to scale")
     elif written_for != cfg.SOLVER.IMS_PER_BATCH and "SOLVER.BASE_LR" not in set_by_user:
         message = f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but lr and schedule were written for"
         found.warnings.append(f"{message} {written_for}; --scale-lr fits them")

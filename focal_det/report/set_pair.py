@@ -128,13 +128,13 @@ def noise_words(pair: SetPair) -> str:
     if interval is None:
         return "How sure the difference is cannot be computed: a run has no detections, or hotcoco is missing."
     doubt = (
-        "it holds 0, so this set does not tell which run is better"
+        "it contains 0, so this set does not tell which run is better"
         if interval.holds_zero
-        else f"it does not hold 0, so on images of this kind {'B' if interval.low > 0 else 'A'} is the better model"
+        else f"it does not contain 0, so on images of this kind {'B' if interval.low > 0 else 'A'} is the better model"
     )
     few = " With so few images that is a rough figure." if pair.images < 50 else ""
     return (
-        f"AP of B less that of A, by {interval.samples:,} draws of the {pair.images:,} images: 95 % lie in "
+        f"The AP of B minus that of A, in {interval.samples:,} draws of the {pair.images:,} images: 95 % lie in "
         f"[{interval.low:+.1f}, {interval.high:+.1f}]; {doubt}.{few}"
     )
 

@@ -65,6 +65,8 @@ class MLflow(Tracker):
             self.sent = int(run.data.tags.get(self._SENT, -1))
             self._client.update_run(run.info.run_id, status="RUNNING")
         self._id = run.info.run_id
+        store = re.sub(r"//[^/]*@", "//", self._client.tracking_uri)  # without a password
+        logger.info(f"MLflow: run {self._id} in {store}")
         # what is there stays as it is: MLflow takes another value for an error
         changes = {_name(key): str(value)[:6000] for key, value in _changes(self).items()}
         params = [Param(key, value) for key, value in changes.items() if key not in run.data.params]
@@ -144,8 +146,8 @@ class WandB(Tracker):
             # not the console, whose streams would be replaced in this process
             settings=wandb.Settings(console="off", finish_timeout=self._SECONDS, silent=True),
         )
-        if self._run.url:
-            logger.info(f"Weights & Biases: {self._run.url}")
+        where = f"offline, to be sent by: wandb sync {self._run.settings.sync_dir}"
+        logger.info(f"Weights & Biases: {where if self._run.offline else self._run.url}")
         return str(self._run.id)
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:

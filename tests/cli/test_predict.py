@@ -328,6 +328,12 @@ def test_each_kind_of_output_is_written_alone_or_with_others(finder, images, cap
         assert "5 images" in capsys.readouterr().out
 
 
+def test_an_unknown_kind_of_output_is_named_beside_the_known(images, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "in/a.jpg", "--run", "a", "--write", "csv,foo"])
+    assert "--write: 'foo' is none of the kinds of output, coco, csv, yolo, " in capsys.readouterr().err
+
+
 def test_a_folder_of_an_earlier_prediction_is_never_mixed_with(finder, images, capsys):
     assert run("in/a.jpg", "--out", "out", "--write", "crops,yolo") == 0
     before = sorted(Path("out").rglob("*"))

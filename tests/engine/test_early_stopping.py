@@ -36,7 +36,7 @@ def evaluated(tiny_cfg, folder, metric, values, *, max_iter=100):
     saved = []
     checkpointer = SimpleNamespace(save=lambda name, iteration: saved.append((name, iteration)), resumed=None)
     hook = EarlyStopping(cfg, checkpointer, metric)
-    hook.trainer = SimpleNamespace(iter=5 * len(values) - 1, start_iter=0, max_iter=max_iter)
+    hook.trainer = SimpleNamespace(iter=5 * len(values) - 1, start_iter=0, max_iter=max_iter, cfg=cfg)
     return hook, saved
 
 

@@ -376,6 +376,8 @@ def test_it_stops_early_as_if_that_had_been_its_end(stopped_early):
     assert "Done: 9 iterations" in log
     assert "iteration 10/16" not in log
     assert "epoch" not in metrics[-1]  # the evaluation's line has nothing of a step
+    (evaluated,) = (stopped_early / "inference").glob("*/dataset.json")
+    assert json.loads(evaluated.read_text())["iterations"] == 9
 
 
 @pytest.mark.parametrize("stop_after", [4, 8])  # before its evaluation, and in the step after which it stops

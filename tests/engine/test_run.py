@@ -36,6 +36,7 @@ def cfg(*sets):
 def test_the_scores_of_one_set_and_of_several():
     latest = {"bbox/AP": 71.83, "bbox/AP50": 96.2, "bbox/AP75": 88.4, "lr": 0.1}
     assert scores_line(cfg("val"), latest) == "AP 71.8, AP50 96.2, AP75 88.4 on val"
+    assert scores_line(cfg("val"), {"bbox/AP": 2.0, "ema/bbox/AP": 3.0}) == "AP 2.0 on val; AP 3.0 on val of the EMA"
     latest = {"a/bbox/AP": 1.0, "b/bbox/AP": float("nan")}
     assert scores_line(cfg("a", "b"), latest) == "AP 1.0 on a; AP nan on b"
     assert scores_line(cfg("test-dev"), {}) == "not scored"

@@ -210,6 +210,13 @@ def test_the_batch_that_was_chosen_is_a_number_with_its_schedule_and_stays_on_a_
 
 
 @pytest.mark.usefixtures("datasets")
+def test_a_batch_that_was_chosen_and_stays_is_no_warning(tmp_path, machine, capsys):
+    machine.free = 100 * GB
+    assert check(parse_arguments(arguments(tmp_path, "--batch", "auto"))).job.cfg.SOLVER.IMS_PER_BATCH == 16
+    assert "--scale-lr" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.usefixtures("datasets")
 def test_a_number_is_the_batch_with_its_schedule(tmp_path):
     solver = check(parse_arguments(arguments(tmp_path, "--batch", "4"))).job.cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.STEPS) == (4, 0.0125, 4000, (3000, 3720))

@@ -41,12 +41,13 @@ def test_what_a_reader_looks_for(tmp_path, runs):
         "SEED no such key 7 ",
         "SOLVER.MAX_ITER 90000 400 800",
         "Test set made_up",
-        "Of A model_final.pth, after 400 iterations; of B the model after 400 iterations. AP of B less that of A",
-        "by 1,000 draws of the 4 images: 95 % lie in [-",
+        "Of A model_final.pth, after 400 iterations; of B the model after 400 iterations. The AP of B minus that of A",
+        "in 1,000 draws of the 4 images: 95 % lie in [-",
         "With so few images that is a rough figure.",
         "A is better",
         "by A alone, 0 by B alone",
         ".jpg : A ",
+        " not found, ",
     ):
         assert words in text, words
     assert "OUTPUT_DIR elsewhere" not in text
@@ -140,7 +141,7 @@ def test_two_evaluated_sets_and_30_classes(tmp_path, make_run, monkeypatch):
     assert text.index("Test set second") < text.index("Test set made_up")
     assert "<figcaption>AP, second</figcaption>" in page
     assert "All 30 classes" in text
-    assert "it holds 0, so this set does not tell which run is better" in text
+    assert "it contains 0, so this set does not tell which run is better" in text
     assert "No key differs" in text
 
 

@@ -91,7 +91,7 @@ def test_sets_are_the_same_by_their_content():
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (-1, 2, "it holds 0, so this set does not tell"),
+        (-1, 2, "it contains 0, so this set does not tell"),
         (1, 2, "B is the better model"),
         (-2, -1, "A is the better model"),
     ],
@@ -99,7 +99,7 @@ def test_sets_are_the_same_by_their_content():
 def test_the_interval_in_words(low, high, words):
     pair = compare(FIRST, SECOND)
     pair = replace(pair, interval=Interval(low, high, 200))
-    assert f"by 200 draws of the 2 images: 95 % lie in [{low:+.1f}, {high:+.1f}]" in noise_words(pair)
+    assert f"in 200 draws of the 2 images: 95 % lie in [{low:+.1f}, {high:+.1f}]" in noise_words(pair)
     assert words in noise_words(pair)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import struct
 import threading
@@ -145,6 +146,11 @@ def test_a_run_that_was_stopped_and_resumed_is_one_run_in_both_trackers(start, t
     runs = {(r.run.run_id, r.run.project) for r in records if r.WhichOneof("record_type") == "run"}
     assert len(runs) == 1
     assert runs.pop()[1] == "cells"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert f"MLflow: run {run.info.run_id} in sqlite:///{tmp_path}/mlflow.db\n" in log
+    folders = re.findall(r"Weights & Biases: offline, to be sent by: wandb sync (.*)", log)
+    assert len(folders) == 2
+    assert all(Path(folder).is_dir() for folder in folders)
     pids, until = {rank.pid for rank in (*first.ranks, *second.ranks)}, time.monotonic() + 100
     while processes_for(pids) and time.monotonic() < until:
         time.sleep(0.05)
@@ -244,7 +250,7 @@ def test_a_server_that_goes_away_holds_up_no_step_and_has_each_line_once_when_it
         while not any("takes no metrics" in text for text in lines) and time.monotonic() < until:
             time.sleep(0.01)
         measure(all_trackers, 99)
-    warnings = [text for text in lines if text.startswith("MLflow")]
+    warnings = [text for text in lines if text.startswith("MLflow ")]
     assert "MLflow takes no metrics (MlflowException: " in warnings[0]
     assert warnings[1:] == ["MLflow does not have all metrics; metrics.json has, and --resume sends what is missing"]
     assert json.loads((tmp_path / "tracker_MLflow.json").read_text()) == {"run": "r1", "iteration": 39}
