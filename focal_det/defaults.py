@@ -116,6 +116,7 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Experiment trackers that follow the run: MLflow, WandB (Weights & Biases), or your own, by their names in
     # EVENT_WRITER_REGISTRY. Server, project and name of the run are in the trackers' own environment variables.
     node.TRACKERS = ()
+
     # Exponential moving average (EMA) of the weights, which is evaluated and saved beside them: the share, in [0, 1),
     # that the average keeps at each step, such as 0.9998, or 0 for none. A warm-up leads up to it, (1 + n) / (10 + n)
     # after n steps. The training itself is not changed.

@@ -6,11 +6,9 @@ In a notebook, too: what goes wrong is raised, and the process is afterwards wha
 from __future__ import annotations
 
 import logging
-import math
 import multiprocessing
 import os
 import random
-import re
 import signal
 import sys
 import tempfile
@@ -27,6 +25,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .checkpoint.integrity import best_weights
 from .config.layers import plain_values
 from .config.load import read_config
 from .config.plugins import default_config, load_plugins
@@ -36,13 +35,12 @@ from .distributed.graceful_stop import TrainingStopped
 from .engine.predictor import Predictor
 from .errors import EXIT_DONE, EXIT_STOPPED, InputError, TrainingError, silence_known_warnings
 from .launch import run_as_launcher, run_as_rank
-from .output_layout import BEST_CHECKPOINT, CONFIG, FINAL_CHECKPOINT, LOG, METRICS, REPORT
+from .output_layout import CONFIG, FINAL_CHECKPOINT, LOG, METRICS, REPORT
 from .preflight.options import TrainOptions
 from .report.metrics import metrics_by_iteration
 
 _LOGGERS = ("fvcore", "detectron2", "focal_det", "torch.multiprocessing.spawn")
 _PathLike = str | Path
-_AP = re.compile(r"(?:.*/)?bbox/AP")
 
 
 @dataclass(frozen=True, init=False)
@@ -55,8 +53,8 @@ class Run:
         output_dir: the folder.
         history: the lines of metrics.json, an iteration each: values by name, and "iteration", counted from 0.
         metrics: the last value of each metric, such as "total_loss" and "bbox/AP"; APs are in points, 0 to 100.
-        AP: the highest AP of its evaluations, by which the best model is chosen; nan if there was none.
-        best: the best checkpoint; None if there is none.
+        best: the better of model_best.pth and model_best_ema.pth; None if there is neither.
+        AP: of that, in its evaluation; nan if there is none.
         final: the checkpoint of the end; None before it.
         report: the page about the run, report.html; None if there is none.
     """
@@ -64,8 +62,8 @@ class Run:
     output_dir: Path
     history: tuple[Mapping[str, float], ...] = field(repr=False)
     metrics: Mapping[str, float] = field(repr=False)
-    AP: float
     best: Path | None
+    AP: float
     final: Path | None
     report: Path | None
 
@@ -74,14 +72,15 @@ class Run:
         if not (folder / CONFIG).is_file():
             raise InputError(f"OUTPUT_DIR {folder}: holds no run, since {CONFIG} is not there; name that of a training")
         history, _ = metrics_by_iteration(folder / METRICS) if (folder / METRICS).is_file() else ([], 0)
-        aps = [value for line in history for name, value in line.items() if _AP.fullmatch(name) and value == value]
+        best, ap = best_weights(folder)
         values = {
             "output_dir": folder,
             "history": tuple(history),
             "metrics": {name: value for line in history for name, value in line.items() if name != "iteration"},
-            "AP": max(aps, default=math.nan),
+            "best": best,
+            "AP": ap,
         }
-        for name, file in {"best": BEST_CHECKPOINT, "final": FINAL_CHECKPOINT, "report": REPORT}.items():
+        for name, file in {"final": FINAL_CHECKPOINT, "report": REPORT}.items():
             values[name] = folder / file if (folder / file).is_file() else None
         for name, value in values.items():
             object.__setattr__(self, name, value)

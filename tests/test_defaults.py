@@ -81,6 +81,7 @@ CHANGING = [
 OWN_TESTS = {
     *("HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"),  # below, and in tests/engine
     *("VAL_LOSS", "CHECKPOINTS_KEPT"),  # in tests/engine/test_trainer.py
+    *("EMA.DECAY", "PATIENCE", "PATIENCE_METRIC"),  # in tests/engine/test_resume.py
     "TRACKERS",  # in tests/tracking/test_trackers.py
     "ACCUMULATION",  # in tests/distributed/test_accumulation.py
     "WEIGHTS_CLASSES",  # in tests/checkpoint/test_class_rows.py
@@ -117,7 +118,7 @@ def test_no_key_is_without_a_test():
     cfg = get_cfg()
     add_focal_det_config(cfg)
     tested = {row[0].removeprefix("MODEL.FOCAL_DET.") for row in CHANGING if "FOCAL_DET" in row[0]}
-    groups = ("LOSS", "SPEED", "AUGMENT", "TILES")
+    groups = ("LOSS", "SPEED", "AUGMENT", "TILES", "EMA")
     keys = {f"{group}.{key}" for group in groups for key in cfg.MODEL.FOCAL_DET[group]} | set(cfg.MODEL.FOCAL_DET)
     assert keys - set(groups) == tested | OWN_TESTS
 

@@ -89,7 +89,8 @@ def test_the_code_of_the_page_about_python(tmp_path, monkeypatch, capsys):
     cv2.imwrite("image.jpg", np.full((64, 64, 3), 90, np.uint8))
     train = focal_det.train
     monkeypatch.setattr(focal_det, "train", lambda *a, **k: train(*a, **k, overrides=SMALL), raising=False)
-    code = "\n".join(blocks("python.md", "python")).replace("score_thresh=0.5", "score_thresh=0.0")
+    *of_training, _ = blocks("python.md", "python")  # that on detections is test_predict_page.py's
+    code = "\n".join(of_training).replace("score_thresh=0.5", "score_thresh=0.0")
     exec(compile(code, "python.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert any(re.fullmatch(r"[\d.]+ output/mine/model_best.pth output/mine/report.html", line) for line in lines)

@@ -76,6 +76,16 @@ def test_the_run_comes_back_and_the_process_is_as_it_was(tmp_path):
         run.curve("loss")
 
 
+def test_the_best_model_is_the_better_of_both_files_and_says_its_ap(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "first/bbox/AP": 30.0, "second/bbox/AP": 90.0}\n')
+    assert (focal_det.Run(tmp_path).best, math.isnan(focal_det.Run(tmp_path).AP)) == (None, True)
+    for name, ap in (("model_best.pth", 30.0), ("model_best_ema.pth", 31.0)):
+        torch.save({"best": {"AP": ap, "iteration": 1}}, tmp_path / name)
+        run = focal_det.Run(tmp_path)
+        assert (run.best, run.AP) == (tmp_path / name, ap)
+
+
 def test_every_problem_is_raised_at_once_and_nothing_is_written(tmp_path, capsys):
     with pytest.raises(focal_det.InputError) as error:
         focal_det.train(

@@ -1,10 +1,11 @@
-"""Whether a .pth file that a run wrote is intact.
+"""Whether a .pth file that a run wrote is intact, and which of its best ones is better.
 
 PyTorch writes a zip archive with a checksum (CRC-32) of each record, but does not look at them when it reads.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 import zipfile
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import cut, first_line
+from ..output_layout import BEST_CHECKPOINT, BEST_EMA_CHECKPOINT
 
 _CHUNK = 1 << 20  # bytes that are read at a time
 _END = struct.Struct("<4s4H2LH")  # of an archive: signature, disks, records here and in all, directory, comment
@@ -58,6 +60,23 @@ def contents(path: Path, *, checksums: bool = False) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise DamagedError(f"it holds a {type(held).__name__}, not a checkpoint")
     return held
+
+
+def best_weights(output_dir: Path) -> tuple[Path | None, float]:
+    """Return the better of model_best.pth and model_best_ema.pth, and the AP that it says it has, in points.
+
+    The AP is nan where the file does not say it, the file None where there is neither.
+    """
+    files = [path for name in (BEST_CHECKPOINT, BEST_EMA_CHECKPOINT) if (path := output_dir / name).is_file()]
+    both = [(path, _recorded_ap(path)) for path in files]
+    return max(both, key=lambda each: -math.inf if math.isnan(each[1]) else each[1], default=(None, math.nan))
+
+
+def _recorded_ap(path: Path) -> float:
+    try:
+        return float(contents(path)["best"]["AP"])
+    except (DamagedError, LookupError, TypeError, ValueError):
+        return math.nan
 
 
 def load_plain(path: str | Path, *, mmap: bool = False) -> Any:

@@ -61,8 +61,9 @@ def _find(args: argparse.Namespace) -> int:
 
     plan = check(replace(options, overrides=(*options.overrides, "OUTPUT_DIR", str(args.out))))
     base_lr = plan.job.cfg.SOLVER.BASE_LR
-    lowest, highest = args.lowest or _LOWEST * base_lr, args.highest or _HIGHEST * base_lr
-    if not 0 < lowest < highest:
+    lowest = _LOWEST * base_lr if args.lowest is None else args.lowest
+    highest = _HIGHEST * base_lr if args.highest is None else args.highest
+    if not 0 < lowest < highest < math.inf:
         raise InputError(f"--from {lowest:g} --to {highest:g}: they must be above 0, and rise")
     images = plan.job.cfg.SOLVER.IMS_PER_BATCH
     print(f"lr from {lowest:.3g} to {highest:.3g} in {args.iterations} steps of {images} images", flush=True)

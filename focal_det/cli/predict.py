@@ -75,7 +75,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change, at the end")
     model = parser.add_argument_group("the detector: one of")
-    text = "OUTPUT_DIR of a training: its model_best.pth, else model_final.pth"
+    text = "OUTPUT_DIR of a training: its best weights, else model_final.pth"
     model.add_argument("--run", dest="run_dir", metavar="DIR", help=text)
     model.add_argument("--weights", metavar="FILE", help="checkpoint")
     text = "what focal-det export wrote, .onnx or .pt2, which needs no Detectron2"

@@ -41,7 +41,7 @@ _EPILOG = """examples:
   change a key     {run} --config-file {configs}quickstart.yaml SOLVER.BASE_LR 0.02
   your own parts   {run} --config-file {configs}quickstart.yaml --plugin my_loss.py \\
                        MODEL.FOCAL_DET.LOSS.NAME MyLoss
-  less memory      {run} --config-file {configs}bccd.yaml --train my_export --split-val 0.2 --batch auto \
+  largest batch    {run} --config-file {configs}bccd.yaml --train my_export --split-val 0.2 --batch auto \\
                        OUTPUT_DIR output/mine
   8 GPUs           {run} --config-file {configs}retinanet_R_50_FPN_1x.yaml --num-gpus 8
   torchrun, SLURM  torchrun --nproc-per-node 8 {module} --config-file {configs}retinanet_R_50_FPN_1x.yaml

@@ -28,7 +28,7 @@ _OBJECTS = 8  # in each image of a measured step
 
 
 class StepMemory(NamedTuple):
-    """Bytes of a step: of weights, gradients and momentum, and of each image that passes at once."""
+    """Bytes of a step: of weights, their EMA, gradients and momentum, and of each image that passes at once."""
 
     fixed: int
     per_image: int
@@ -46,7 +46,8 @@ def count_step(cfg: CfgNode, model: FocalRetinaNet, size: Sequence[int]) -> Step
         size: height and width of the largest batch, in pixels.
     """
     one, two = (_kept_by_network(cfg, model, (images, 3, *size)) for images in (1, 2))
-    weights = sum(p.nbytes for p in model.parameters())
+    copies = 2 if cfg.MODEL.FOCAL_DET.EMA.DECAY else 1
+    weights = copies * sum(p.nbytes for p in model.parameters())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)  # their gradients, and the momentum
     return StepMemory(weights + 2 * trained + max(0, 2 * one - two), two - one)
 
@@ -115,12 +116,14 @@ def measure_step(cfg: CfgNode, plugins: Sequence[str], images: int, size: Sequen
 def _measure(cfg: CfgNode, plugins: Sequence[str], images: int, size: tuple[int, int]) -> Measured:
     from .train_step import step_class
     from .trainer import Trainer
+    from .weight_average import WeightAverage
 
     load_plugins(plugins)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     free = float(torch.cuda.mem_get_info(cfg.MODEL.DEVICE)[0]) if on_gpu else math.inf
     try:
-        model = Trainer.build_model(cfg)
+        model, decay = Trainer.build_model(cfg), cfg.MODEL.FOCAL_DET.EMA.DECAY
+        average = WeightAverage(model, decay) if decay else None  # whose memory a training holds beside its own
         batch = [_generated_image(size, seed) for seed in range(images)]
         optimizer = Trainer.build_optimizer(cfg, model)
         for group in optimizer.param_groups:
@@ -129,6 +132,8 @@ def _measure(cfg: CfgNode, plugins: Sequence[str], images: int, size: tuple[int,
         with EventStorage():
             for step.iter in range(2):  # the first has no momentum yet
                 step.run_step()
+                if average:
+                    average.update(model)
     except torch.OutOfMemoryError:
         return Measured(math.inf, free)
     peak = torch.cuda.max_memory_allocated(cfg.MODEL.DEVICE) if on_gpu else _most_resident()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -14,7 +13,7 @@ from detectron2.modeling import build_model
 
 from .. import plugin  # noqa: F401 - registers what a configuration may name
 from ..checkpoint.compatibility import build_parts, check_weights
-from ..checkpoint.integrity import DamagedError, contents
+from ..checkpoint.integrity import best_weights
 from ..checkpoint.safe_load import SafeCheckpointer
 from ..config.load import UNSET_NUM_CLASSES, load_config
 from ..config.ranges import is_device
@@ -29,7 +28,6 @@ from ..inference.detections import Detections
 from ..inference.detector import ImageDetector, batch_size_problems
 from ..output_layout import (
     BEST_CHECKPOINT,
-    BEST_EMA_CHECKPOINT,
     CHECKPOINT_PATTERN,
     CLASSES_FILE,
     CONFIG,
@@ -133,9 +131,9 @@ def files_of_run(output_dir: Path) -> tuple[Path, Path]:
     The best ones are model_best.pth, or model_best_ema.pth if that has a higher AP.
     """
     config = output_dir / CONFIG
-    best = [path for name in (BEST_CHECKPOINT, BEST_EMA_CHECKPOINT) if (path := output_dir / name).is_file()]
-    final = output_dir / FINAL_CHECKPOINT
-    weights = max(best, key=_best_ap) if best[1:] else best[0] if best else final if final.is_file() else None
+    weights, final = best_weights(output_dir)[0], output_dir / FINAL_CHECKPOINT
+    if weights is None and final.is_file():
+        weights = final
     if not output_dir.is_dir():
         raise InputError(f"{output_dir}: no such folder; name the OUTPUT_DIR of a training")
     if not config.is_file():
@@ -145,14 +143,6 @@ def files_of_run(output_dir: Path) -> tuple[Path, Path]:
         hint = f"give {others[-1]} as weights" if others else "the training has saved no checkpoint yet"
         raise InputError(f"{output_dir} has neither {BEST_CHECKPOINT} nor {FINAL_CHECKPOINT}; {hint}")
     return config, weights
-
-
-def _best_ap(path: Path) -> float:
-    """Return the AP that a file of best weights says it has; -inf if it does not."""
-    try:
-        return float(contents(path)["best"]["AP"])
-    except (DamagedError, LookupError, TypeError, ValueError):
-        return -math.inf
 
 
 def _option_problems(cfg: CfgNode, score_thresh: object, batch_size: object, device: object) -> list[str]:

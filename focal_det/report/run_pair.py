@@ -41,14 +41,14 @@ class Key(NamedTuple):
 
 
 def compare_facts(first: RunFiles, second: RunFiles) -> list[Fact]:
-    """Return what code, data and machine both runs used, what matters most first."""
+    """Return what data, code and machine both runs used, the training data first."""
     runs = (first, second)
     environments = [dict(environment_facts(run.environment)) for run in runs]
     names = list(dict.fromkeys(name for facts in environments for name in facts))
     data = Fact("training data", *(_training_data(run) for run in runs))
     rows = [Fact(name, *(facts.get(name, "not recorded") for facts in environments)) for name in names]
     iterations = Fact("iterations", *(f"{training_curves.iterations_done(run.metrics):,}" for run in runs))
-    return [*rows[:1], data, iterations, *rows[1:]]  # focal_det's version is the first line of environment.txt
+    return [data, iterations, *rows]
 
 
 def compare_keys(first: RunFiles, second: RunFiles) -> list[Key]:
@@ -96,9 +96,12 @@ def compare_curves(
 
 
 def seed_words(keys: list[Key], facts: list[Fact], are_known: bool = True) -> str:
-    """Say what the differences allow to conclude, of one run each; `are_known` if both configurations are there."""
+    """Say what the differences, of `compare_facts` and `compare_keys`, allow to conclude of one run each.
+
+    `are_known` if both configurations are there.
+    """
     names = [row.key for row in keys]
-    if facts[1].differs:
+    if facts[0].differs:
         return "They were trained on different data, so a difference of AP is not that of the keys alone."
     if names == ["SEED"]:
         return "They differ in SEED alone: the difference of AP is the noise of a training."

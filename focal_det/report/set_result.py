@@ -196,15 +196,14 @@ def evaluated_weights(found: EvaluatedSet, run: RunFiles) -> str:
 
 def _better_model(found: EvaluatedSet, best: BestScore | None, run: RunFiles) -> str:
     """Name the training's best model in a sentence; "" if it was the evaluated one or none is known."""
+    better, kept, which = best, BEST_CHECKPOINT, ""
     of_average = best_score(run.metrics, f"{EMA}/{found.metric_prefix}")
     if of_average and (best is None or of_average.ap > best.ap):
-        file = f": {BEST_EMA_CHECKPOINT}, which predict and export take" if BEST_EMA_CHECKPOINT in run.weights else ""
-        when = f"after {of_average.iterations:,} iterations"
-        return f"The training's best was AP {of_average.ap:.1f} {when}, of the EMA of the weights{file}."
-    if best is None or found.iterations == best.iterations or found.weights == BEST_CHECKPOINT:
+        better, kept, which = of_average, BEST_EMA_CHECKPOINT, ", of the EMA of the weights"
+    if better is None or found.weights == kept or (not which and found.iterations == better.iterations):
         return ""
-    # model_best.pth is chosen by the first set that was scored
+    # the best files are chosen by the first set that was scored
     chosen_by = next((s.metric_prefix for s in run.sets if best_score(run.metrics, s.metric_prefix)), None)
-    is_kept = BEST_CHECKPOINT in run.weights and found.metric_prefix == chosen_by
-    file = f": {BEST_CHECKPOINT}, which predict and export take" if is_kept else ""
-    return f"The training's best was AP {best.ap:.1f} after {best.iterations:,} iterations{file}."
+    is_kept = kept in run.weights and found.metric_prefix == chosen_by
+    file = f": {kept}, which predict and export take" if is_kept else ""
+    return f"The training's best was AP {better.ap:.1f} after {better.iterations:,} iterations{which}{file}."

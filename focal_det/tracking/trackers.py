@@ -22,11 +22,12 @@ from typing import Any, Literal
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter
 
+from ..checkpoint.integrity import best_weights
 from ..distributed.graceful_stop import TrainingStopped
 from ..errors import Findings, first_line
 from ..extras import missing_message
 from ..files import write_text_whole
-from ..output_layout import BEST_CHECKPOINT, METRICS, REPORT, TRACKER
+from ..output_layout import METRICS, REPORT, TRACKER
 from ..registries import EVENT_WRITER_REGISTRY
 from ..report.metrics import metrics_lines
 
@@ -41,7 +42,7 @@ class RunEnd:
     """How a run ended, and what it left.
 
     status: "finished"; "stopped" by a signal, to be resumed; or "failed".
-    best: the best checkpoint; None if there is none.
+    best: the better of model_best.pth and model_best_ema.pth; None if there is neither.
     report: report.html; None if it was not written.
     """
 
@@ -196,9 +197,9 @@ class Trackers(EventWriter):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         status: Any = "finished" if kind is None else "stopped" if issubclass(kind, TrainingStopped) else "failed"
-        best, report = (self._folder / name for name in (BEST_CHECKPOINT, REPORT))
+        report = self._folder / REPORT
         is_new = status == "finished" and report.is_file()
-        end = RunEnd(status, best if best.is_file() else None, report if is_new else None)
+        end = RunEnd(status, best_weights(self._folder)[0], report if is_new else None)
         trackers, until = self._trackers(), time.monotonic() + _LAST_SECONDS
         for tracker in trackers.values():
             tracker.end(end)

@@ -67,6 +67,7 @@ def test_ctrl_c_leaves_what_was_measured(words, tmp_path, monkeypatch, capsys):
         (("--num-gpus", "2"), "lr-find takes one process"),
         (("--iterations", "5"), "--iterations is 5; it must be at least 20"),
         (("--stop-at", "1.0"), "--stop-at is 1; it must be above 1"),
+        (("--from", "0"), "--from 0 --to 1: they must be above 0, and rise"),
         (("--from", "1", "--to", "0.1"), "--from 1 --to 0.1: they must be above 0, and rise"),
     ],
 )

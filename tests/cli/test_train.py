@@ -146,6 +146,15 @@ def test_bad_input_exits_2_before_anything_is_written(capsys, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_lines_of_the_examples_are_as_they_are_to_be_copied(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    examples = capsys.readouterr().out.partition("examples:")[2]
+    (auto,) = (line for line in examples.splitlines() if "--batch auto" in line)
+    assert auto.endswith("--batch auto \\")  # and the rest on the next line
+    assert max(map(len, examples.splitlines())) <= 120
+
+
 def test_the_sets_to_evaluate_on_that_were_forgotten_are_asked_for(capsys, own_data, tmp_path):
     words = [*QUICK, *own_data.write()[:4], "DATASETS.TEST", "coco_2017_val", "OUTPUT_DIR", tmp_path / "output"]
     assert any("add --val PATH" in line for line in errors_of(capsys, *words))

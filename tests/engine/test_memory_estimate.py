@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from focal_det.engine import memory_estimate
 from focal_det.engine.memory_estimate import count_step, largest_batch, measure_step
 from focal_det.engine.trainer import Trainer
+from focal_det.engine.weight_average import WeightAverage
 
 pytestmark = pytest.mark.detectron2
 SIZE = (64, 96)
@@ -52,6 +53,15 @@ def test_what_is_counted_is_what_a_pass_keeps(tiny_cfg, options):
     assert step.per_image > 0
 
 
+def test_the_average_of_the_weights_is_one_more_copy(tiny_cfg):
+    cfg = tiny_cfg()
+    model = build_model(cfg)
+    plain, cfg.MODEL.FOCAL_DET.EMA.DECAY = count_step(cfg, model, SIZE), 0.9
+    with_average = count_step(cfg, model, SIZE)
+    assert with_average.fixed - plain.fixed == 4 * sum(p.numel() for p in model.parameters())
+    assert with_average.per_image == plain.per_image
+
+
 def test_a_gpu_without_triton_copies_the_logits(tiny_cfg):
     cfg = tiny_cfg()
     model = build_model(cfg)
@@ -85,7 +95,11 @@ def test_a_gpu_is_asked_for_its_peak_and_one_that_is_too_small_says_so(tiny_cfg,
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7000, 9000))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5000)
     monkeypatch.setattr(Trainer, "build_model", lambda _: build(cfg))
+    on_gpu.MODEL.FOCAL_DET.EMA.DECAY = 0.9
+    averaged = []  # so its memory is there
+    monkeypatch.setattr(WeightAverage, "update", lambda self, model: averaged.append(self))
     assert memory_estimate._measure(on_gpu, (), 1, SIZE) == (5000, 7000)
+    assert len(averaged) == 2
 
     def fill(_):
         raise torch.OutOfMemoryError("CUDA out of memory")

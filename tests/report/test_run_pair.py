@@ -38,24 +38,33 @@ def with_training_set(run, images):
     (folder / "mine.json").write_text(json.dumps({"images": rows, "annotations": [], "categories": []}))
 
 
-def test_code_and_data_come_first(run_of):
+def test_data_and_code_come_first(run_of):
     first, second = run_of("a"), run_of("b")
     (second.folder / "environment.txt").write_text("focal_det 0.2.0\n")
     second = read_run(second.folder)
     facts = compare_facts(first, second)
-    assert facts[0] == Fact("focal_det", "0.1.0, commit abc", "0.2.0")
-    assert facts[1] == Fact("training data", *["mine (by its name; its content was not recorded)"] * 2)
+    assert facts[2] == Fact("focal_det", "0.1.0, commit abc", "0.2.0")
+    assert facts[0] == Fact("training data", *["mine (by its name; its content was not recorded)"] * 2)
     with_training_set(first, 2)
     with_training_set(second, 3)
-    data = compare_facts(first, second)[1]
+    data = compare_facts(first, second)[0]
     assert data.differs
     assert data.first.startswith("mine: 2 images, content ")
     assert data.second.startswith("mine: 3 images, content ")
     with_training_set(second, 2)
-    assert not compare_facts(first, second)[1].differs
+    assert not compare_facts(first, second)[0].differs
 
 
-SAME = [Fact("focal_det", "1", "1"), Fact("training data", "a", "a")]
+def test_without_environments_the_number_of_iterations_is_not_taken_for_the_data(run_of):
+    runs = [run_of("a"), run_of("b")]
+    for run in runs:
+        (run.folder / "environment.txt").unlink()
+    facts = compare_facts(*(read_run(run.folder) for run in runs))
+    facts = [fact._replace(second="2") if fact.label == "iterations" else fact for fact in facts]
+    assert seed_words([], facts).startswith("No key differs")
+
+
+SAME = [Fact("training data", "a", "a"), Fact("iterations", "1", "1")]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +74,7 @@ SAME = [Fact("focal_det", "1", "1"), Fact("training data", "a", "a")]
         (["SEED"], SAME, "They differ in SEED alone: the difference of AP is the noise of a training."),
         (["A"], SAME, "Each is one training"),
         (["A", "SEED"], SAME, "2 keys differ, so it is open which"),
-        (["A"], [SAME[0], Fact("training data", "a", "b")], "They were trained on different data"),
+        (["A"], [Fact("training data", "a", "b"), SAME[1]], "They were trained on different data"),
     ],
 )
 def test_what_may_be_concluded(keys, facts, words):
