@@ -164,7 +164,9 @@ def test_a_line_of_a_thousand_classes_and_any_names_is_taken(tmp_path):
         all_trackers.start(resumes=False)
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("focal_det").experiment_id])
-    taken = dict(zip(("bbox_AP-with_", "bbox_AP-a__b", "bbox/AP-../é", "bbox_AP-x_.._y", "bbox_AP-_"), odd.values()))
+    taken = dict(
+        zip(("bbox_AP-with_", "bbox_AP-a__b", "bbox/AP-../é", "bbox_AP-x_.._y", "bbox_AP-_"), odd.values(), strict=True)
+    )
     assert run.data.metrics == {f"bbox/AP-a_b{i}": float(i) for i in range(1203)} | taken
     assert (len(run.data.params), run.data.params["MINE.KEY100"]) == (101, "100")
     assert run.data.tags["focal_det.iteration"] == "9"
