@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from .report.metrics import metrics_by_iteration
 
 _LOGGERS = ("fvcore", "detectron2", "focal_det", "torch.multiprocessing.spawn")
 _PathLike = str | Path
+_running = threading.Lock()
 
 
 @dataclass(frozen=True, init=False)
@@ -132,9 +134,9 @@ def train(
     """Train a detector and return its run.
 
     Everything is checked first, as on the command line, whose flags have the names of these arguments. Ctrl-C stops
-    after a step and saves. With one process the training is in this one; nothing of the process is left changed but
-    that plug-ins stay imported. Outside of the main thread signals are not handled. With several, each imports the
-    main script anew, so this stands below ``if __name__ == "__main__":``.
+    after a step and saves. With one process the training is in this one, and the only one at a time; nothing of the
+    process is left changed but that plug-ins stay imported. Outside of the main thread signals are not handled. With
+    several, each imports the main script anew, so this stands below ``if __name__ == "__main__":``.
 
     Args:
         config: YAML file, or files, of which later ones win, "focal_det://NAME.yaml" for one of the package's; or a
@@ -155,7 +157,7 @@ def train(
         num_gpus: processes, one per GPU.
 
     Raises:
-        InputError: bad input, with all problems; nothing was written or started.
+        InputError: bad input, with all problems, or a training in another thread; nothing was written or started.
         TrainingStopped: a signal stopped the training, and all is saved; it is no Exception.
         TrainingError: a fault while running.
     """
@@ -168,7 +170,7 @@ def train(
         "MODEL.WEIGHTS": weights and str(weights),
         "OUTPUT_DIR": output_dir and str(output_dir),
     }
-    with _process_kept(), tempfile.TemporaryDirectory() as temporary:
+    with _alone(), _process_kept(), tempfile.TemporaryDirectory() as temporary:
         silence_known_warnings()
         load_plugins(plugins := _texts(plugin))
         options = TrainOptions(
@@ -221,6 +223,17 @@ def _config_files(config: str | Path | Sequence[str | Path] | CfgNode, folder: P
     file = folder / CONFIG
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     return (str(file),)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse a second training beside one of another thread: Detectron2 would write the metrics of both as one's."""
+    if not _running.acquire(blocking=False):
+        raise InputError("a training is already running in this process; wait for it, or start another process")
+    try:
+        yield
+    finally:
+        _running.release()
 
 
 @contextmanager

@@ -98,6 +98,14 @@ def test_every_problem_is_raised_at_once_and_nothing_is_written(tmp_path, capsys
         focal_det.Run(tmp_path)
 
 
+def test_a_second_training_beside_one_is_refused_and_after_it_is_not(tmp_path):
+    (tmp_path / "within.py").write_text("import focal_det\nfocal_det.train('second.yaml')\n")
+    with pytest.raises(focal_det.InputError, match="a training is already running in this process; wait for it"):
+        focal_det.train("first.yaml", plugin=tmp_path / "within.py")
+    with pytest.raises(focal_det.InputError, match=r"third\.yaml"):
+        focal_det.train("third.yaml")
+
+
 def test_a_configuration_and_own_data_train_in_a_thread(tmp_path, write_voc):
     folder = write_voc({f"n{i}": [("cat", 10, 10, 40, 40)] for i in range(4)}, train=["n0", "n1", "n2"], val=["n3"])
     cfg = get_cfg()

@@ -119,7 +119,7 @@ def predict_all(
                     try:
                         writer.add(frame, image, kept)
                     except UnwrittenError as error:
-                        unwritten[error.what] += 1
+                        unwritten[error.what] += error.count
                         on_bad(str(error))
                 on_image()
     return PredictionSummary(images, kept_in_all, bad, unwritten, best_below, notes)

@@ -35,10 +35,10 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class UnwrittenError(Exception):
-    """A file of one image cannot be written, such as for its name; the others can be."""
+    """A file of one image cannot be written, such as for its name; the others can be. `count` such files, if more."""
 
     def __init__(self, what: str, path: Path, error: OSError) -> None:
-        self.what = what
+        self.what, self.count = what, 1
         super().__init__(f"{path}: the {what} cannot be written ({error.strerror or error}); its detections are kept")
 
 
@@ -157,13 +157,14 @@ class YoloWriter:
             place /= f"{frame.number:06d}.jpg"
         path = self.folder / "images" / place
         with written_or_named("image for YOLO", path):
+            # labels first: an image without them would be one without objects
+            lines = "".join(f"{line}\n" for line in _yolo_lines(found, image.shape))
+            write_text_whole(self.folder / "labels" / place.with_suffix(".txt"), lines)
             path.parent.mkdir(parents=True, exist_ok=True)
             if frame.number is None and path.suffix == frame.file.path.suffix:
                 os.symlink(frame.file.path, path)
             else:
                 write_image(path, image)
-            lines = "".join(f"{line}\n" for line in _yolo_lines(found, image.shape))
-            write_text_whole(self.folder / "labels" / place.with_suffix(".txt"), lines)
 
     def close(self) -> list[str]:
         """Write data.yaml, if an image was added."""
@@ -214,6 +215,7 @@ class CropWriter:
         """Write an image's crops."""
         name = frame.file.name if frame.number is None else f"{frame.file.name}/{frame.number:06d}"
         height, width = image.shape[:2]
+        failed: list[UnwrittenError] = []
         for number, (box, score, label, _) in enumerate(found, 1):
             if self._count == _MOST_CROPS:
                 self._left_out += 1
@@ -221,9 +223,15 @@ class CropWriter:
             left, top = np.clip(np.floor(box[:2]), 0, (width - 1, height - 1)).astype(int)
             right, bottom = np.clip(np.ceil(box[2:]), (left + 1, top + 1), (width, height)).astype(int)
             path = self.folders[label] / f"{name}_{number:03d}_{score:.2f}.jpg"
-            with written_or_named("crop", path):
-                write_image(path, np.ascontiguousarray(image[top:bottom, left:right]))
-            self._count += 1
+            try:
+                with written_or_named("crop", path):
+                    write_image(path, np.ascontiguousarray(image[top:bottom, left:right]))
+                self._count += 1
+            except UnwrittenError as error:  # those of other classes may have another folder
+                failed.append(error)
+        if failed:
+            failed[0].count = len(failed)
+            raise failed[0]
 
     def close(self) -> list[str]:
         """Return a note on the crops beyond the number that is written."""

@@ -12,6 +12,7 @@ import json
 import logging
 import netrc
 import os
+import posixpath
 import re
 import time
 from collections.abc import Mapping
@@ -105,8 +106,9 @@ class MLflow(Tracker):
 
 
 def _name(name: str) -> str:
-    """Return a name as MLflow takes it, such as of the AP of a class that is called "a&b"."""
-    return re.sub(r"[^\w./\- :]", "_", name)[:250]
+    """Return a name as MLflow takes it, such as of the AP of a class that is called "a&b", or "with/"."""
+    plain = re.sub(r"[^\w./\- :]", "_", name)[:250]
+    return plain if posixpath.normpath(plain) == plain else plain.replace("/", "_")
 
 
 @EVENT_WRITER_REGISTRY.register()

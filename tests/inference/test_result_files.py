@@ -151,3 +151,19 @@ def test_a_crop_that_cannot_be_written_is_named_as_such(tmp_path):
 )
 def test_folders_of_classes_are_safe_and_differ(names, folders):
     assert folder_names(names) == folders
+
+
+def test_crops_of_a_class_that_cannot_be_written_are_counted_and_the_others_are_there(tmp_path):
+    (tmp_path / "crops").mkdir()
+    (tmp_path / "crops" / "yes").write_text("a file where the best object's folder must be")
+    with pytest.raises(UnwrittenError, match=r"yes/a\.png_001_0\.90\.jpg: the crop cannot be written") as error:
+        write(CropWriter(tmp_path, NAMES), frames(tmp_path, "a.png"), FOUND[[0, 0, 1, 2]])
+    assert error.value.count == 2
+    assert sorted(path.name for path in tmp_path.rglob("*.jpg")) == ["a.png_003_0.12.jpg", "a.png_004_0.10.jpg"]
+
+
+def test_an_image_whose_labels_cannot_be_written_is_not_in_the_data_set_as_one_without_objects(tmp_path):
+    (tmp_path / "yolo" / "labels" / "a.txt").mkdir(parents=True)
+    with pytest.raises(UnwrittenError, match="the image for YOLO cannot be written"):
+        write(YoloWriter(tmp_path, NAMES), frames(tmp_path, "a.png"))
+    assert not list((tmp_path / "yolo" / "images").rglob("*.png"))

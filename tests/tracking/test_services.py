@@ -161,7 +161,8 @@ def test_a_line_of_a_thousand_classes_and_any_names_is_taken(tmp_path):
     from mlflow import MlflowClient
 
     values = {f"bbox/AP-a&b{i}": float(i) for i in range(1203)}
-    (tmp_path / "metrics.json").write_text(json.dumps({**values, "iteration": 9}) + "\n")
+    odd = {"bbox/AP-with/": 1.0, "bbox/AP-a//b": 2.0, "bbox/AP-../é": 3.0, "bbox/AP-x/../y": 4.0, "bbox/AP-/": 5.0}
+    (tmp_path / "metrics.json").write_text(json.dumps({**values, **odd, "iteration": 9}) + "\n")
     changes = [{"key": f"MINE.KEY{i}", "value": i} for i in range(101)]
     (tmp_path / "config_changes.json").write_text(json.dumps(changes))
     (tmp_path / "config.yaml").write_text("SEED: 1\n")
@@ -169,7 +170,10 @@ def test_a_line_of_a_thousand_classes_and_any_names_is_taken(tmp_path):
         all_trackers.start(resumes=False)
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("focal_det").experiment_id])
-    assert run.data.metrics == {f"bbox/AP-a_b{i}": float(i) for i in range(1203)}
+    taken = dict(
+        zip(("bbox_AP-with_", "bbox_AP-a__b", "bbox/AP-../é", "bbox_AP-x_.._y", "bbox_AP-_"), odd.values(), strict=True)
+    )
+    assert run.data.metrics == {f"bbox/AP-a_b{i}": float(i) for i in range(1203)} | taken
     assert (len(run.data.params), run.data.params["MINE.KEY100"]) == (101, "100")
     assert run.data.tags["focal_det.iteration"] == "9"
 
