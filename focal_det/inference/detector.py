@@ -16,6 +16,7 @@ from .detections import Detections
 from .images import ImageInput, as_array
 
 _READ_TOGETHER = 4  # batches; those images of them that have one size go through the network together
+MOST_TOGETHER = 4096  # images or tiles of a batch: a slip is refused before memory is spent on it
 
 
 class ImageDetector(ABC):
@@ -70,6 +71,7 @@ class ImageDetector(ABC):
 
 def batch_size_problems(batch_size: object) -> list[str]:
     """Return what is wrong with a caller's value, which may be of any type."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        return [f"batch_size is {batch_size!r}; it must be a whole number, at least 1"]
+    is_whole = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    if not is_whole or not 1 <= batch_size <= MOST_TOGETHER:  # type: ignore[operator]
+        return [f"batch_size is {batch_size!r}; it must be a whole number, 1 to {MOST_TOGETHER:,}"]
     return []

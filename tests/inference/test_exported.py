@@ -116,7 +116,8 @@ def test_no_more_images_run_together_than_asked(quickstart, monkeypatch):
         ({"device": "tpu"}, "device is 'tpu'; it must be cuda, cuda:<number> or cpu"),
         ({"device": "cpu:1"}, "device is 'cpu:1'; it must be"),
         ({"device": "cuda:x"}, "device is 'cuda:x'; it must be"),
-        ({"batch_size": 0}, "batch_size is 0; it must be a whole number, at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number, 1 to 4,096"),
+        ({"batch_size": 10**20}, "batch_size is 100000000000000000000; it must be a whole number, 1 to 4,096"),
     ],
 )
 def test_an_option_that_cannot_be_is_named(options, message):
