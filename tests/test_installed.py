@@ -116,12 +116,14 @@ print(json.dumps(answers))
 """
 COMMANDS = (
     "train",
+    "lr-find",
     "doctor",
     "data",
     "predict",
     "export",
     "evaluate",
     "report",
+    "compare",
     "replay",
     "reproduce",
     "plot",
@@ -169,7 +171,7 @@ def core(unpacked):
 def test_the_core_shows_the_help_of_every_command(core):
     for line in (f"{name} --help" for name in COMMANDS):
         assert (core[line][0], core[line][2]) == (0, ""), line
-    listed = re.findall(r"^    (\w+)", core["--help"][1], re.MULTILINE)
+    listed = re.findall(r"^    ([\w-]+)", core["--help"][1], re.MULTILINE)
     assert listed == list(COMMANDS)
 
 

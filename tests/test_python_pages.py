@@ -94,7 +94,7 @@ def test_the_code_of_the_page_about_python(tmp_path, monkeypatch, capsys):
     exec(compile(code, "python.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert any(re.fullmatch(r"[\d.]+ output/mine/model_best.pth output/mine/report.html", line) for line in lines)
-    assert re.match(r"(cat|dog) 0\.\d+ \[", lines[-1])
+    assert re.match(r"(cat|dog) 0\.\d+ \(", lines[-1])
 
 
 def test_the_notebook_trains_shows_and_detects(tmp_path, monkeypatch):

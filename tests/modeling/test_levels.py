@@ -343,7 +343,7 @@ def test_padding_is_what_a_larger_image_beside_makes_of_a_batch(tiny_cfg, batch_
     assert logits.shape == expected.shape
     # Detectron2's own padding: the same image in a batch with a larger one, of which the small one's part is cut out.
     with torch.no_grad():
-        maps, _ = plain.network(plain._preprocess(small + large).tensor)
+        maps, _ = plain.network(plain._preprocess(small + large, None).tensor)
     parts = []
     for level, stride in zip(maps, (8, 16, 32, 64, 128), strict=True):
         part = level[:1, :, : -(-64 // stride), : -(-96 // stride)]
