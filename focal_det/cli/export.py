@@ -75,7 +75,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
 
 
 class _Written(NamedTuple):
-    """What was written: how it compares with the model, facts for its card, and why it is not to be kept, if so."""
+    """A file that was written: how it compares with the model, facts for its card, and why not to keep it, if so."""
 
     summary: str
     facts: dict[str, Any]

@@ -23,8 +23,8 @@ def losses_and_gradients(
 ) -> dict[str, Tensor]:
     """Compute the losses of a batch, and add their gradients to the parameters', with the memory of one part.
 
-    A model with `split_batch`, as `FocalRetinaNet` has, gives losses that add up to those of the batch in one pass; of
-    others it is the mean of the parts' losses.
+    A model with `arguments_of_parts`, as `FocalRetinaNet` has, gives losses that add up to those of the batch in one
+    pass; of others it is the mean of the parts' losses.
 
     Args:
         batch: this rank's images.
@@ -36,15 +36,14 @@ def losses_and_gradients(
     Returns:
         The losses by name, without their graphs; "total_loss" if the model returns one loss alone.
     """
-    split: Any = getattr(unwrapped(model), "split_batch", None)
-    if parts == 1:
-        arguments = [(batch,)]
-    elif split is not None:
+    arguments_of: Any = getattr(unwrapped(model), "arguments_of_parts", None)
+    images = [batch] if parts == 1 else equal_parts(batch, parts)
+    if parts > 1 and arguments_of is not None:
         begin_step()  # the normaliser's sum over the ranks waits for those that have no images yet
-        arguments = split(batch, parts)
+        arguments = arguments_of(images)
     else:
-        arguments = [(images,) for images in equal_parts(batch, parts)]
-    is_mean = parts > 1 and split is None
+        arguments = [(part,) for part in images]
+    is_mean = parts > 1 and arguments_of is None
     found: dict[str, Tensor] = {}
     for number, part in enumerate(arguments, 1):
         is_ranks = isinstance(model, DistributedDataParallel)

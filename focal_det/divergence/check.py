@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from torch import nn
 
 from ..distributed.graceful_stop import Agreement
 from .diverged_folder import KEPT, room
@@ -22,6 +23,11 @@ from .dump import plain_image, write_divergence
 _FINITE, _BAD_GRADIENTS, _BAD_LOSSES = range(3)  # all ranks act on the largest that any of them saw
 _Batch = Sequence[Mapping[str, Any]]  # a dictionary for each image, as Detectron2's loader gives them
 _Keep = Callable[[Sequence[_Batch]], Path | None]  # writes the batches of some ranks
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Tell whether no weight is infinite or NaN; a GPU is waited for."""
+    return bool(torch.nn.utils.get_total_norm([weights.detach() for weights in model.parameters()]).isfinite())
 
 
 class NonFiniteCheck(HookBase):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..distributed.graceful_stop import GracefulStop
 from ..distributed.signals import ignore_signals
+from ..divergence.check import weights_are_finite
 from ..divergence.diverged_folder import RESUME_HINT, note_divergence
 from ..modeling.criterion import DenseCriterion
 from ..output_layout import periodic_checkpoint
@@ -89,8 +89,7 @@ class StopOnSignal(HookBase):
         if isinstance(step, DeferredMetrics):
             step.flush_metrics()  # nothing that diverged is saved
             # a finite loss may have had a gradient that was not, at a step where none looked
-            weights = [parameter.detach() for parameter in self.trainer.model.parameters()]
-            if not torch.nn.utils.get_total_norm(weights).isfinite():
+            if not weights_are_finite(self.trainer.model):
                 note_divergence(self.checkpointer.save_dir, self.trainer.iter)
                 raise FloatingPointError(
                     f"Weights became infinite or NaN at iteration={self.trainer.iter} or shortly before, and are not "

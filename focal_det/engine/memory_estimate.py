@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..config.plugins import load_plugins
 from ..modeling.retinanet import FocalRetinaNet
+from ..tracking.writers import peak_bytes
 
 # Copies of the logits, in float32, that the class loss makes on a GPU without Triton's kernels: measured on an H200
 # with 16 images of 800x1216 px and 80 classes, where a step took 17.0 GB in float32, 12.1 in bfloat16, 6.6 with Triton.
@@ -97,7 +97,7 @@ class _Network(nn.Module):
 
 
 class Measured(NamedTuple):
-    """What a step took at its peak, infinite if it did not fit, and what was free before it; bytes."""
+    """The peak of a step, infinite if it did not fit, and what was free before it, in bytes."""
 
     peak: float
     free: float
@@ -136,12 +136,7 @@ def _measure(cfg: CfgNode, plugins: Sequence[str], images: int, size: tuple[int,
                     average.update(model)
     except torch.OutOfMemoryError:
         return Measured(math.inf, free)
-    peak = torch.cuda.max_memory_allocated(cfg.MODEL.DEVICE) if on_gpu else _most_resident()
-    return Measured(float(peak), free)
-
-
-def _most_resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
+    return Measured(float(peak_bytes(torch.device(cfg.MODEL.DEVICE))), free)
 
 
 def _generated_image(size: tuple[int, int], seed: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..checkpoint.checkpointer import RunCheckpointer
+from ..divergence.check import weights_are_finite
 from ..output_layout import FINAL_EMA_CHECKPOINT
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class AverageWeights(HookBase):
             self.average.update(self.model)
 
     def after_step(self) -> None:
-        if self.is_due(self.trainer.iter) and not _are_finite(self.model):
+        if self.is_due(self.trainer.iter) and not weights_are_finite(self.model):
             logger.warning(f"Weights became infinite or NaN at iteration={self.trainer.iter}; the EMA leaves them out")
             return
         self.average.update(self.model)
@@ -106,7 +107,3 @@ class AverageWeights(HookBase):
         done = self.trainer.max_iter
         if self.trainer.iter + 1 >= done:
             self.checkpointer.save_weights(FINAL_EMA_CHECKPOINT, self.average.model.state_dict(), iteration=done - 1)
-
-
-def _are_finite(model: nn.Module) -> bool:
-    return bool(torch.nn.utils.get_total_norm([weights.detach() for weights in model.parameters()]).isfinite())

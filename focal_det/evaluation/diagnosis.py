@@ -1,4 +1,4 @@
-"""What costs AP, what the scores are worth, and how sure a difference is: hotcoco's analyses of COCO's evaluation."""
+"""Causes of lost AP, calibration of the scores, and the interval of a difference, by hotcoco's analyses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a detector finds in an image: `Detections`, their objects, and the interface of every detector."""
+"""The `Detections` of an image, their objects, and the interface of every detector."""
 
 from __future__ import annotations
 

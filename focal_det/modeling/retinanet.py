@@ -205,7 +205,7 @@ class FocalRetinaNet(nn.Module):
                 INPUT.FORMAT; in training "instances" with `gt_boxes` and `gt_classes`, -1 for what is
                 neither an object nor background; at inference optionally "height" and "width", the size
                 to give boxes in.
-            size, targets: in training, of images that are a part of a batch, what `split_batch` says of them.
+            size, targets: in training, of images that are a part of a batch, what `arguments_of_parts` says of them.
 
         Returns:
             In training the losses by name. At inference of each image a dict with "instances", holding
@@ -236,19 +236,17 @@ class FocalRetinaNet(nn.Module):
             for (boxes, scores, classes), size in zip(found, output_sizes, strict=True)
         ]
 
-    def split_batch(self, batched_inputs: list[dict[str, Any]], parts: int) -> list[tuple[Any, ...]]:
-        """Split a batch into equal parts, each as the arguments of a `forward` whose losses add up to the whole's.
+    def arguments_of_parts(self, parts: list[list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
+        """Return the arguments of a `forward` for each part of a batch, so that the losses add up to the whole's.
 
         To be called by all ranks in every step; inputs and errors are training's.
         """
-        size = len(batched_inputs) // parts
-        images = [batched_inputs[start : start + size] for start in range(0, len(batched_inputs), size)]
-        shapes = [torch.empty(x["image"].shape, device="meta") for x in batched_inputs]
+        shapes = [torch.empty(x["image"].shape, device="meta") for part in parts for x in part]
         height, width = self._batch(shapes).tensor.shape[-2:]
         maps = [self.pixel_mean.new_empty(1, 0, *map_size((height, width), stride)) for stride in self.strides]
         anchors = torch.cat([boxes.tensor for boxes in self.anchor_generator(maps)])
-        targets = self.criterion.targets_of_parts(anchors, [self._objects(part) for part in images])
-        return [(part, (height, width), of_part) for part, of_part in zip(images, targets, strict=True)]
+        targets = self.criterion.targets_of_parts(anchors, [self._objects(part) for part in parts])
+        return [(part, (height, width), of_part) for part, of_part in zip(parts, targets, strict=True)]
 
     def train(self, mode: bool = True) -> FocalRetinaNet:
         """Set the mode, as of every module, and count it: see `CapturedOrPlain`."""

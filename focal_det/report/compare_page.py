@@ -19,10 +19,11 @@ COMPARISON = "compare.html"
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What two runs have in common and what not.
+    """The comparison of two runs.
 
     names: of their folders, as they were given.
-    sets: those that both were evaluated on, each with sentences: which weights, how sure the difference is.
+    prefixes: of the sets that both were evaluated on, what the names of their scores begin with; see `compare_curves`.
+    sets: those of them that could be compared, each with sentences: which weights, how sure the difference is.
     notes: what is not compared, and why.
     conclusion: what the differences allow to conclude.
     """
@@ -31,6 +32,7 @@ class RunComparison:
     names: tuple[str, str]
     facts: list[Fact]
     keys: list[Key]
+    prefixes: dict[str, tuple[str, str]]
     sets: list[tuple[SetPair, str]]
     notes: list[str]
     conclusion: str
@@ -73,15 +75,14 @@ def compare_runs(
         sets.append((compared, f"Of A {weights[0]}; of B {weights[1]}. {noise_words(compared)}"))
     facts, keys = compare_facts(*runs), compare_keys(*runs)
     names = (str(first), str(second))
-    return RunComparison(
-        runs, names, facts, keys, sets, notes, seed_words(keys, facts, all(run.config for run in runs))
-    )
+    prefixes = {a.name: (a.metric_prefix, b.metric_prefix) for a, b in partners}
+    conclusion = seed_words(keys, facts, all(run.config for run in runs))
+    return RunComparison(runs, names, facts, keys, prefixes, sets, notes, conclusion)
 
 
 def write_comparison(compared: RunComparison, out: Path) -> Path:
     """Write compare.html to a folder, whole or not at all."""
-    prefixes = {a.name: (a.metric_prefix, b.metric_prefix) for a, b in _partners(*compared.runs)[0]}
-    page = fill("compare.html.j2", c=compared, charts=compare_curves(*compared.runs, prefixes))
+    page = fill("compare.html.j2", c=compared, charts=compare_curves(*compared.runs, compared.prefixes))
     path = out / COMPARISON
     write_text_whole(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path

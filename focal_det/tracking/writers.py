@@ -62,7 +62,7 @@ class ConsoleWriter(EventWriter):
         return [
             f"iteration {done}/{self.max_iter}{epoch}",
             *self._times(storage, done),
-            f"memory {_gigabytes(self.device):.1f} GB",
+            f"memory {peak_bytes(self.device) / 1e9:.1f} GB",
             *(f"lr {value:.4g}" for value, _ in [storage.latest().get("lr", (None, 0))] if value is not None),
             *(f"{name} {value:.4g}" for name, value in medians),
             f"best AP {best[0]:.1f} (after {best[1]})" if best else "best AP -",
@@ -170,9 +170,9 @@ def images_of(loader: Any) -> int | None:
     return len(loader) or None if hasattr(loader, "__len__") else None
 
 
-def _gigabytes(device: torch.device) -> float:
-    """Return the peak memory of this process in units of 10^9 bytes."""
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory so far: of PyTorch's tensors on a GPU, else what the process had resident."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # in which the system counts
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,7 +13,7 @@ from recorded_graphs import RecordedGraphs
 from torch import nn
 
 from focal_det.cli.main import main
-from focal_det.distributed.accumulation import equal_parts, losses_and_gradients
+from focal_det.distributed.accumulation import losses_and_gradients
 from focal_det.distributed.heartbeat import PHASES, Progress
 from focal_det.engine.train_step import in_parallel
 from focal_det.engine.trainer import Trainer
@@ -131,9 +131,9 @@ def test_of_another_architecture_the_parts_losses_are_averaged():
 
 def test_a_rank_that_has_its_images_is_in_the_step_before_it_waits_for_others():
     class Split(Mean):
-        def split_batch(self, batch, parts):
+        def arguments_of_parts(self, parts):
             phases.append(PHASES[progress.heartbeat["phase"]])
-            return [(images,) for images in equal_parts(batch, parts)]
+            return [(images,) for images in parts]
 
     progress, phases = Progress(), []
     progress.begin()
