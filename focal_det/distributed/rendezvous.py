@@ -211,9 +211,12 @@ class Rendezvous:
             self._leave(start, start.get("end").decode())
 
     def end(self, start: dist.Store, message: str) -> NoReturn:
-        """End a start for all that have joined; raise TrainingError, or SystemExit where another rank says it."""
+        """End a start for all that have joined; raise TrainingError, or SystemExit where another rank says it.
+
+        Where another has ended it just before, its message is raised: all say the same.
+        """
         with suppress(RuntimeError):  # the store may be gone, with number 0
-            start.set("end", message)
+            message = start.compare_set("end", "", message).decode()
         self._leave(start, message)
 
     def _leave(self, start: dist.Store, message: str) -> NoReturn:

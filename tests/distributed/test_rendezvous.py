@@ -243,6 +243,13 @@ def test_one_rank_of_each_machine_says_why_a_start_has_ended(port, time_is_up):
         assert silent.code == EXIT_FAULT
 
 
+def test_two_that_end_a_start_at_the_same_time_say_the_same():
+    start = dist.HashStore()
+    for reason in ("rank 4 of 5 did not join", "ranks 3, 4 of 5 did not join"):  # 3 has signed out between them
+        with pytest.raises(TrainingError, match="^rank 4 of 5 did not join"):
+            Rendezvous(1, 5, "rank", "127.0.0.1", 1, "5", 1.0).end(start, reason)
+
+
 def test_a_port_in_use_is_bad_input():
     with socket.socket() as other:
         other.bind(("", 0))
