@@ -246,7 +246,7 @@ def test_one_rank_of_each_machine_says_why_a_start_has_ended(port, time_is_up):
 def test_two_that_end_a_start_at_the_same_time_say_the_same():
     start = dist.HashStore()
     for reason in ("rank 4 of 5 did not join", "ranks 3, 4 of 5 did not join"):  # 3 has signed out between them
-        with pytest.raises(TrainingError, match="^rank 4 of 5 did not join"):
+        with pytest.raises(TrainingError, match=r"^rank 4 of 5 did not join"):
             Rendezvous(1, 5, "rank", "127.0.0.1", 1, "5", 1.0).end(start, reason)
 
 
