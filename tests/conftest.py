@@ -34,7 +34,11 @@ REQUIRED = os.environ.get("FOCAL_DET_REQUIRE_DETECTRON2") == "1"
 DESELECTED = pytest.StashKey[int]()
 
 # Fixtures of the tests that train: a tiny configuration, runs of the command line, forked ranks.
-pytest_plugins = ["time_limit", *(["training_fixtures", "rank_fixtures", "export_fixtures"] if HAS_DETECTRON2 else [])]
+pytest_plugins = [
+    "time_limit",
+    "made_once",
+    *(["training_fixtures", "rank_fixtures", "export_fixtures"] if HAS_DETECTRON2 else []),
+]
 
 
 def is_left_out(path):

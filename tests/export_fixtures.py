@@ -85,11 +85,22 @@ def evaluated_run(finding_run, tmp_path_factory, tiny_cfg):
 
 
 @pytest.fixture(scope="session")
-def plain_onnx(finding_run, tmp_path_factory):
+def exported_run(finding_run, made_once):
+    """Return a function: the run exported by the command under a file name, with these words, once in the session."""
+
+    def export(name, *words):
+        def make(folder):
+            assert main(["export", "--run", str(finding_run), *words, "--out", str(folder / name)]) == 0
+
+        return made_once(name, make) / name
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def plain_onnx(exported_run):
     """The run exported in float32."""
-    path = tmp_path_factory.mktemp("plain") / "m.onnx"
-    assert main(["export", "--run", str(finding_run), "--out", str(path), "--license", "CC-BY-4.0"]) == 0
-    return path
+    return exported_run("m.onnx", "--license", "CC-BY-4.0")
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +120,10 @@ def export_in_8_bits(evaluated_run, plain_onnx):
 
 
 @pytest.fixture(scope="session")
-def calibrated_onnx(export_in_8_bits, tmp_path_factory):
+def calibrated_onnx(export_in_8_bits, made_once):
     """The run exported in 8 bits, with whatever AP."""
-    path = tmp_path_factory.mktemp("calibrated") / "m8.onnx"
-    assert export_in_8_bits(path, 100) == 0
-    return path
+
+    def make(folder):
+        assert export_in_8_bits(folder / "m8.onnx", 100) == 0
+
+    return made_once("calibrated", make) / "m8.onnx"

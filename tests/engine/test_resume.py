@@ -15,6 +15,7 @@ import torch
 from recorded_graphs import RecordedGraphs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
+from training_fixtures import NARROW
 
 from focal_det import Predictor
 from focal_det.cli.train import parse_arguments
@@ -38,6 +39,7 @@ SETTINGS = {
     "INPUT.MIN_SIZE_TEST": 64,
     "INPUT.CROP.ENABLED": True,
     "MODEL.DEVICE": "cpu",  # to the last bit; see test_gpu.py for a GPU
+    **dict(zip(NARROW[::2], NARROW[1::2], strict=True)),
     "MODEL.FPN.OUT_CHANNELS": 64,
     "MODEL.RETINANET.NUM_CONVS": 1,
     "MODEL.FOCAL_DET.NORMALIZER": "ema",

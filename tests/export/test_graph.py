@@ -65,26 +65,26 @@ def _a_program_is_opened_once():
 
 
 @pytest.fixture(scope="module")
-def files(finding_run, tmp_path_factory):
-    """The run exported in each format, by the command."""
-    folder = tmp_path_factory.mktemp("exported")
-    made = {"onnx": folder / "m.onnx", "int8": folder / "m8.onnx", "pt2": folder / "m.pt2"}
-    for name, path in made.items():
-        words = [
-            "export",
-            "--run",
-            finding_run,
-            "--out",
-            path,
-            *(["--weights-format", "int8"] if name == "int8" else []),
-        ]
-        assert main([str(word) for word in words]) == 0
-    return made
+def files(plain_onnx, exported_run):
+    """The run exported in each format, by the command, once it is asked for."""
+
+    class Files:
+        onnx = plain_onnx
+
+        @property
+        def int8(self):
+            return exported_run("m8_weights.onnx", "--weights-format", "int8")
+
+        @property
+        def pt2(self):
+            return exported_run("m.pt2")
+
+    return Files()
 
 
 @pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
 def test_a_file_finds_what_the_run_finds(finding_run, files, name):
-    predictor, detector = Predictor.from_run(finding_run), ExportedDetector(files[name], trusted=True)
+    predictor, detector = Predictor.from_run(finding_run), ExportedDetector(getattr(files, name), trusted=True)
     if name == "int8":
         round_to_8_bits(predictor.model)
     assert (detector.class_names, detector.category_ids) == (["a", "b", "c"], [2, 5, 9])
@@ -98,13 +98,13 @@ def test_a_file_finds_what_the_run_finds(finding_run, files, name):
 
 def test_pytorch_alone_runs_one_small_image(files):
     """PyTorch makes conditions of what it sees in the example: a batch of two, levels of several locations."""
-    boxes, *_, counts = torch.export.load(files["pt2"]).module()(*as_batch(images([(20, 31)])))
+    boxes, *_, counts = torch.export.load(files.pt2).module()(*as_batch(images([(20, 31)])))
     assert boxes.shape == (1, 100, 4)
     assert counts.shape == (1,)
 
 
 def test_8_bits_make_a_quarter_of_the_file_and_are_255_levels(finding_run, files):
-    assert files["int8"].stat().st_size < 0.3 * files["onnx"].stat().st_size
+    assert files.int8.stat().st_size < 0.3 * files.onnx.stat().st_size
     model = Predictor.from_run(finding_run).model
     weight = model.backbone.bottom_up.res2[0].conv1.weight
     before = weight.detach().clone()
@@ -116,24 +116,24 @@ def test_8_bits_make_a_quarter_of_the_file_and_are_255_levels(finding_run, files
 
 
 def test_what_stands_in_an_onnx_file(files):
-    proto = onnx.load(files["onnx"])
+    proto = onnx.load(files.onnx)
     dims = [[d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in proto.graph.input]
     assert dims == [["batch", 3, "height", "width"], ["batch", 2]]
     assert [output.name for output in proto.graph.output] == ["boxes", "scores", "classes", "counts"]
     assert {entry.domain: entry.version for entry in proto.opset_import} == {"": 23}
-    assert b"/focal_det/" not in files["onnx"].read_bytes()  # no paths of the machine that wrote it
+    assert b"/focal_det/" not in files.onnx.read_bytes()  # no paths of the machine that wrote it
 
 
 @pytest.mark.parametrize("name", ["onnx", "pt2"])
 def test_the_threshold_can_be_raised_and_not_lowered(files, name):
     (array,) = images([(128, 128)])
-    (every,) = ExportedDetector(files[name], trusted=True)([array])
+    (every,) = ExportedDetector(getattr(files, name), trusted=True)([array])
     middle = float(np.median(every.scores))
-    (some,) = ExportedDetector(files[name], trusted=True, score_thresh=middle)([array])
+    (some,) = ExportedDetector(getattr(files, name), trusted=True, score_thresh=middle)([array])
     assert 0 < len(some.scores) < len(every.scores)
     assert (some.scores >= middle).all()
     with pytest.raises(InputError, match=r"score threshold 0.1 is below 0.25.*export it again"):
-        ExportedDetector(files[name], trusted=True, score_thresh=0.1)
+        ExportedDetector(getattr(files, name), trusted=True, score_thresh=0.1)
 
 
 @pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
@@ -142,7 +142,9 @@ def test_a_batch_of_several_sizes_is_the_models_own_batch(finding_run, files, na
     if name == "int8":
         round_to_8_bits(model)
     tensors, sizes = as_batch(images([(64, 96), (40, 31), (90, 50)], seed=2))
-    boxes, scores, classes, counts = ExportedDetector(files[name], trusted=True)._run(tensors.numpy(), sizes.numpy())
+    boxes, scores, classes, counts = ExportedDetector(getattr(files, name), trusted=True)._run(
+        tensors.numpy(), sizes.numpy()
+    )
     with torch.no_grad():
         expected = model(
             [
