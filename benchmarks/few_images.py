@@ -15,6 +15,7 @@ import random
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,14 @@ def sets(data: Path, train_json: Path) -> list[Any]:
     return ["--train-json", train_json, "--train-images", images, *test]
 
 
-def run(out: Path, words: list[Any], seed: int, iterations: int, period: int) -> list[dict[str, Any]]:
+def run(
+    out: Path,
+    words: list[Any],
+    seed: int,
+    iterations: int,
+    period: int,
+    script: Sequence[Any] = (ROOT / "train_net.py",),
+) -> list[dict[str, Any]]:
     """Train in bfloat16, evaluated and saved every `period` iterations; return the lines of metrics.json."""
     keys: dict[str, Any] = {
         "OUTPUT_DIR": out,
@@ -95,7 +103,7 @@ def run(out: Path, words: list[Any], seed: int, iterations: int, period: int) ->
         "TEST.EVAL_PERIOD": period,
         "DATALOADER.NUM_WORKERS": 1,
     }
-    command = [sys.executable, ROOT / "train_net.py", "--resume", "auto", *words]
+    command = [sys.executable, *script, "--resume", "auto", *words]
     command += [word for pair in keys.items() for word in pair]
     if not (out / "report.html").is_file():  # which comes last
         with out.with_name(f"{out.name}.log").open("w") as log:
