@@ -38,7 +38,7 @@ def gpu_hours(cfg: CfgNode) -> float | None:
 
 def estimate(plan: SweepPlan) -> str:
     """Return a line on what is left to run and how long it will take."""
-    missing = [run for run in (*plan.backbones.values(), *plan.runs) if not run.is_finished or changed_keys(run)]
+    missing = [run for run in plan.runs if not run.is_finished or changed_keys(run)]
     if not missing:
         return "Estimate: nothing left to run."
     iterations = sum(run.iterations for run in missing)

@@ -16,12 +16,9 @@ from ..config.load import load_config
 from ..data.dataset_spec import name_sources, parse_source
 from ..errors import InputError
 from .results import Record, Status, has_trained, read_metrics, read_record
-from .tables import Table, TableRow, backbone_config, configs_of, load_tables
+from .tables import Table, TableRow, configs_of, load_tables, trains_backbone
 
 _DATA = "--train-json and the like"
-
-# Overrides by hand that the training of a backbone takes over: what it consists of, and what it runs on.
-_BACKBONE_KEYS = ("MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.FPN.", "MODEL.DEVICE", "DATALOADER.", "SOLVER.AMP.")
 
 # What the plan itself sets.
 _RESERVED = {"OUTPUT_DIR": "--out", "SEED": "--seeds"}
@@ -52,7 +49,7 @@ class SweepRun:
     name: "table/row" of the first row that it serves, and the seed.
     folder: its OUTPUT_DIR.
     test_set: the first that it is evaluated on.
-    config: the row's configuration by dotted key, without seed, folder and backbone's file; with the data flags.
+    config: the row's configuration by dotted key, without seed and folders; with the data flags.
     """
 
     name: str
@@ -98,14 +95,14 @@ class SweepPlan:
 
     rows: by name, each with its runs by seed; rows of one configuration share theirs.
     runs: all of them once, seed by seed, so that the table is complete before it is repeated.
-    backbones: the trainings whose backbones the runs start from, by the file of each backbone.
+    backbones: the files of the backbones that the runs start from, each with the configuration of a row that does.
     """
 
     table: Table
     options: SweepOptions
     rows: Mapping[str, Mapping[int, SweepRun]]
     runs: tuple[SweepRun, ...]
-    backbones: Mapping[Path, SweepRun]
+    backbones: Mapping[Path, CfgNode]
     configs: Mapping[str, CfgNode]
 
 
@@ -119,13 +116,13 @@ def plan_table(table: Table, rows: Sequence[TableRow], options: SweepOptions) ->
         if key in _RESERVED:
             raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
     by_row: dict[str, dict[int, SweepRun]] = {}
-    backbones: dict[Path, SweepRun] = {}
+    backbones: dict[Path, CfgNode] = {}
     configs = {row.name: row_config(row, options.scale, options.overrides) for row in rows}
     for row in rows:
         cfg, owner = configs[row.name], _owner(row, options.scale)
         by_row[row.name] = {seed: _run(owner, seed, cfg, options) for seed in options.seeds}
         if file := _backbone_file(cfg, options):
-            backbones[file] = _backbone_run(cfg, file, options)
+            backbones.setdefault(file, cfg)
     runs = {run.folder: run for seed in options.seeds for run in (by_row[row.name][seed] for row in rows)}
     return SweepPlan(table, options, by_row, tuple(runs.values()), backbones, configs)
 
@@ -198,23 +195,9 @@ def _run(owner: TableRow, seed: int, cfg: CfgNode, options: SweepOptions) -> Swe
     line = _command_line(files, [*arguments, "SEED", str(seed)], folder, options)
     flags = zip(options.data_flags[::2], options.data_flags[1::2], strict=False)  # the last may have no value
     config = {_DATA: " ".join(f"{flag} {Path(path).absolute()}" for flag, path in flags), **plain_values(cfg)}
+    config |= {"MODEL.WEIGHTS": backbone.name} if backbone else {}  # a run that began from another is not its like
     test_set = _first_test_set(cfg, options.data_flags)
     return SweepRun(f"{owner.path} seed {seed}", folder, line, cfg.SOLVER.MAX_ITER, test_set, config)
-
-
-def _backbone_run(cfg: CfgNode, file: Path, options: SweepOptions) -> SweepRun:
-    """Return the training of a scale's first configuration, with a row's depth and width."""
-    config = backbone_config(options.scale)
-    assert config is not None
-    overrides = ["MODEL.RESNETS.DEPTH", str(cfg.MODEL.RESNETS.DEPTH)]
-    overrides += ["MODEL.FPN.OUT_CHANNELS", str(cfg.MODEL.FPN.OUT_CHANNELS)]
-    for key, value in key_value_pairs(options.overrides):
-        overrides += [key, value] if key.startswith(_BACKBONE_KEYS) else []
-    folder = file.with_suffix("")
-    line = _command_line([config], overrides, folder, options)
-    cfg = load_config(config, [*overrides, "OUTPUT_DIR", ""])
-    test_set = _first_test_set(cfg, ())
-    return SweepRun(f"backbone {file.stem}", folder, line, cfg.SOLVER.MAX_ITER, test_set, plain_values(cfg))
 
 
 def _command_line(configs: Sequence[str], arguments: list[str], folder: Path, options: SweepOptions) -> tuple[str, ...]:
@@ -239,6 +222,6 @@ def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:
 
 def _backbone_file(cfg: CfgNode, options: SweepOptions) -> Path | None:
     """Return the file with the backbone that a row starts from; None where its configuration names weights itself."""
-    if backbone_config(options.scale) is None or cfg.MODEL.WEIGHTS:
+    if not trains_backbone(options.scale) or cfg.MODEL.WEIGHTS:
         return None
-    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_FPN_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"
+    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}.pth"

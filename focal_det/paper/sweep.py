@@ -29,12 +29,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_SECONDS = 0.5
 
 
-def run_all(runs: Sequence[SweepRun], *, num_gpus: int, after_each: Callable[[], None], wait: bool = False) -> bool:
+def run_all(runs: Sequence[SweepRun], *, num_gpus: int, after_each: Callable[[], None]) -> bool:
     """Run what is not finished, one after the other, whether or not the one before failed.
 
     Args:
         num_gpus: of each training, for its record.
-        wait: for a run that another process trains; else it is left to that process.
 
     Returns:
         Whether a signal stopped it. The same call then continues.
@@ -59,9 +58,6 @@ def run_all(runs: Sequence[SweepRun], *, num_gpus: int, after_each: Callable[[],
 
             tqdm.write(f"{title}: {run.folder}, where log.txt says how far it is")
             status = _run_alone(run, num_gpus, forwarder, show)
-            while wait and status is Status.ELSEWHERE and not forwarder.received:
-                time.sleep(_POLL_SECONDS)
-                status = _run_alone(run, num_gpus, forwarder, show)
             show(run.iterations)
             tqdm.write(f"{title}: {outcome(run, status)}")
             after_each()

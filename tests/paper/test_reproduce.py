@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from focal_det.cli.main import main
-from focal_det.errors import InputError, TrainingError
+from focal_det.errors import InputError
 from focal_det.files import FolderLock
+from focal_det.paper import reproduce as reproduce_module
 from focal_det.paper import sweep
 from focal_det.paper.reproduce import check_plan, describe, run_plan
 from focal_det.paper.results import Status, read_metrics, read_record
@@ -313,22 +314,24 @@ def test_what_is_left_is_estimated_by_what_is_finished(plan_of):
     assert re.search(r"Estimate: 4 trainings, 0\.0 hours here", describe(more))
 
 
-def test_the_backbone_is_trained_first_and_kept_without_the_head(plan_of, tmp_path):
-    overrides = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")]
-    plan = plan_of(overrides=overrides)
-    ((file, backbone),) = plan.backbones.items()
-    assert file == tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
-    assert f"MODEL.WEIGHTS {file}" in " ".join(plan.runs[0].arguments)
-    with pytest.raises(TrainingError, match=r"backbone R_18_FPN_64: failed.*no row can start without it"):
-        run_plan(plan, "command")  # the stand-in knows no training without a seed
-    assert starts(plan.runs[0]) == 0
+def test_the_backbone_is_trained_first_and_once(plan_of, tmp_path, monkeypatch):
+    trained = []
 
-    line = {"iteration": backbone.iterations - 1, "bbox/AP": 1.0}
-    (backbone.folder / "metrics.json").write_text(json.dumps(line))
-    weights = {"backbone.x": torch.ones(2), "head.x": torch.ones(2)}
-    torch.save({"model": weights, "iteration": 3}, backbone.folder / "model_final.pth")
+    def train(cfg, file):
+        trained.append((cfg.MODEL.RESNETS.DEPTH, file))
+        file.parent.mkdir(parents=True)
+        file.touch()
+        return 0.9
+
+    monkeypatch.setattr(reproduce_module, "train_backbone", train)
+    plan = plan_of(overrides=[word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")])
+    file = tmp_path / "out" / "backbones" / "R_18.pth"
+    assert f"MODEL.WEIGHTS {file}" in " ".join(plan.runs[0].arguments)
+    assert plan.runs[0].config["MODEL.WEIGHTS"] == "R_18.pth"  # so one of another start is not taken for it
+    assert f"{file}: a classifier of drawn shapes" in describe(plan)
     run_plan(plan, "command")
-    assert list(torch.load(file)["model"]) == ["backbone.x"]
+    run_plan(plan, "command")
+    assert trained == [(18, file)]
     assert starts(plan.runs[0]) == 1
 
 

@@ -49,7 +49,21 @@ def test_what_the_text_says_of_the_prior_and_of_alpha():
     rows = load_tables()["section5_1"].rows
     assert rows["ce"].published == {"AP": 30.2}
     assert rows["fl_alpha_.5"].published["AP"] == pytest.approx(34.0 - 0.4)
+    assert rows["fl_normalizer_image"].published == {"AP": 34.0}
+    assert rows["ce_no_prior_no_warmup"].statement == "diverges"
     assert (rows["ce_no_prior"].statement, rows["hinge"].statement) == ("diverges", "unstable, no meaningful result")
+
+
+def test_the_grid_of_alpha_and_gamma_has_the_figures_of_tables_1a_and_1b():
+    published = {}
+    for name, row in load_tables()["alpha_gamma"].rows.items():
+        _, gamma, _, alpha = name.split("_")
+        if row.published:
+            published[float(gamma), float(alpha)] = list(row.published.values())
+    of_ce = [(0, alpha) for alpha in (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)]
+    expected = dict(zip(of_ce, figures_of("table1a"), strict=True))
+    best = ((0, 0.75), (0.1, 0.75), (0.2, 0.75), (0.5, 0.5), (1, 0.25), (2, 0.25), (5, 0.25))
+    assert published == expected | dict(zip(best, figures_of("table1b"), strict=True))
 
 
 def test_figure_7_has_table_3s_two_figures():
