@@ -209,9 +209,9 @@ def _comparisons(entry: Mapping[str, Any]) -> list[RowComparison]:
     if "rises" in entry:
         found = []
         for chain in entry["rises"]:
-            ends = (chain[-1], chain[0])
-            pairs = [(later, earlier) for earlier, later in itertools.combinations(chain, 2)]
-            found += [RowComparison("above" if pair == ends else "not below", pair[0], pair[1]) for pair in pairs]
+            for earlier, later in itertools.combinations(chain, 2):
+                kind = "above" if (earlier, later) == (chain[0], chain[-1]) else "not below"
+                found.append(RowComparison(kind, later, earlier))
         return found
     (kind,) = entry.keys() & {"diverges", "learns_nothing"}
     return [RowComparison(kind.replace("_", " "), row) for row in entry[kind]]

@@ -20,6 +20,7 @@ from focal_det.paper.claims import (
 from focal_det.paper.tables import load_tables
 
 ROWS = {row.path: row for table in load_tables().values() for row in table.rows.values()}
+WITHOUT_RESULT = ("diverges", "unstable, no meaningful result")
 HOLDS, FAILS, UNDECIDED, NOT_RUN = Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED, Verdict.NOT_RUN
 
 
@@ -28,15 +29,23 @@ def as_published(row):
     return RowResult([row.published["AP"]] * 2) if row.published else RowResult([0.0, 0.0], diverged=2)
 
 
-@pytest.mark.parametrize("claim", load_claims(), ids=lambda claim: claim.text)
+def has_figures(claim):
+    return all(ROWS[path].published or ROWS[path].statement in WITHOUT_RESULT for path in claim.rows)
+
+
+@pytest.mark.parametrize("claim", filter(has_figures, load_claims()), ids=lambda claim: claim.text)
 def test_the_papers_own_figures_bear_its_claims_out(claim):
-    results = {path: as_published(ROWS[path]) for path in claim.rows if ROWS[path].published or ROWS[path].statement}
-    assert decide(claim, results)[0] is HOLDS
+    assert decide(claim, {path: as_published(ROWS[path]) for path in claim.rows})[0] is HOLDS
+
+
+def test_a_claim_without_figures_is_about_what_the_text_says_of_a_row():
+    for claim in load_claims():
+        assert has_figures(claim) or any(ROWS[path].statement for path in claim.rows), claim.text
 
 
 def test_every_table_with_figures_is_in_a_claim():
     tables = {path.split("/")[0] for claim in load_claims() for path in claim.rows}
-    assert tables == {table.name for table in load_tables().values()} - {"figure7"}  # whose figures table 3 has
+    assert tables >= {"table1a", "table1b", "table1c", "table1d", "table1e", "table2", "table3", "section5_1"}
 
 
 def test_the_difference_of_two_means_has_welchs_interval():
