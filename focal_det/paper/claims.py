@@ -107,7 +107,7 @@ def judge(comparison: RowComparison, results: Mapping[str, RowResult]) -> Verdic
         low, high, within = ap - margin, ap + margin, comparison.within
         holds, fails = {
             "above": (low > 0, high < 0),
-            "not below": (high >= 0, high < 0),
+            "not below": (high >= 0 and math.isfinite(margin), high < 0),
             "close": (-within <= low and high <= within, high < -within or low > within),
             "no gain": (high <= within, low > within),
         }[comparison.kind]
@@ -120,19 +120,22 @@ def judge(comparison: RowComparison, results: Mapping[str, RowResult]) -> Verdic
 
 
 def decide(claim: Claim, results: Mapping[str, RowResult]) -> tuple[Verdict, RowComparison]:
-    """Return a claim's verdict and the comparison that decides it: of those with its verdict, that of the closest rows.
+    """Return a claim's verdict and the comparison that decides it.
+
+    Of those with its verdict that is the one of the closest rows, or of the farthest where they should be close; of
+    rows that rise, the first and the last.
 
     Args:
         results: as for `judge`.
     """
     order = list(Verdict)
 
-    def weight(comparison: RowComparison) -> tuple[int, float]:
+    def weight(comparison: RowComparison) -> tuple[int, bool, float]:
         verdict = judge(comparison, results)
         rows = [results[path].ap for path in (comparison.row, comparison.other) if path]
         closeness = difference(*rows).ap if len(rows) == 2 and all(rows) else 0.0
-        # Of "close", the widest apart; of an order, the narrowest.
-        return order.index(verdict), -abs(closeness) if comparison.kind in ("close", "no gain") else closeness
+        by_distance = {"close": -abs(closeness), "no gain": -closeness}.get(comparison.kind, closeness)
+        return order.index(verdict), comparison.kind == "not below", by_distance
 
     decisive = min(claim.comparisons, key=weight)
     return judge(decisive, results), decisive
@@ -180,7 +183,7 @@ def _figures(
     """Return what a comparison is about as published and as measured."""
     ap, diverged = results[by.row]
     if not by.other:
-        found = f"{diverged} of {len(ap)}" if by.kind == "diverges" else ", ".join(f"{value:.1f}" for value in ap)
+        found = f"{diverged} of {len(ap)} seeds" if by.kind == "diverges" else ", ".join(f"{value:.1f}" for value in ap)
         return _one(published[by.row].get("AP")), found if ap else "—"
     theirs = [published[path]["AP"] for path in (by.row, by.other) if "AP" in published[path]]
     in_paper = f"{theirs[0] - theirs[1]:+.1f}" if len(theirs) == 2 else "—"

@@ -79,6 +79,7 @@ LOW, HIGH, LOOSE = [10.0, 10.1, 10.2], [14.0, 14.1, 14.2], [4.0, 14.0, 24.0]
         ("not below", HIGH, LOW, 0, HOLDS),
         ("not below", LOOSE, LOW, 0, HOLDS),
         ("not below", LOW, HIGH, 0, FAILS),
+        ("not below", HIGH[:1], LOW, 0, UNDECIDED),
         ("close", HIGH, LOW, 5, HOLDS),
         ("close", LOW, HIGH, 5, HOLDS),
         ("close", HIGH, LOW, 3, FAILS),
@@ -126,6 +127,10 @@ def test_what_rises_is_compared_from_end_to_end_and_falls_nowhere():
     assert gammas.comparisons == order_of(*(f"table1b/{row}" for row in rows)).comparisons
     results = {"a": RowResult(LOW), "b": RowResult(HIGH), "c": RowResult([ap - 1 for ap in HIGH])}
     assert decide(order_of("a", "b"), results)[0] is HOLDS
+    between = RowResult([12.0, 12.1, 12.2])
+    verdict, decisive = decide(order_of("a", "between", "b"), results | {"between": between})
+    assert (verdict, decisive) == (HOLDS, RowComparison("above", "b", "a"))
+    assert decide(order_of("a", "between", "b"), results | {"between": RowResult([12.0])})[0] is UNDECIDED
     verdict, decisive = decide(order_of("a", "b", "c"), results)
     assert (verdict, decisive) == (FAILS, RowComparison("not below", "c", "b"))
     assert decide(order_of("a", "b", "d"), results | {"d": RowResult(LOOSE)})[0] is UNDECIDED
@@ -152,6 +157,6 @@ def test_the_page_counts_the_verdicts_and_shows_what_decides():
     first = cells["| The focal loss is ahead of cross-entropy, balanced at its best alpha"]
     assert first == ["gamma_2 - alpha_.75", "+2.9", "+20.9 ± 12.8", "holds"]
     assert cells["| Balancing improves on plain cross-entropy"][2:] == ["+0.1, one seed", "cannot be told"]
-    assert cells["| Without the prior, cross-entropy diverges"] == ["ce_no_prior", "—", "0 of 2", "does not hold"]
+    assert cells["| Without the prior, cross-entropy diverges"] == ["ce_no_prior", "—", "0 of 2 seeds", "does not hold"]
     assert "| table1b/gamma_2 | 34.0 | 51.0 ± 1.4 | 2 |" in lines
     assert "| table1b/gamma_5 | 32.2 | — | 0 |" in lines

@@ -22,7 +22,7 @@ from focal_det.paper import claims, comparison, figures, sweep
 from focal_det.paper import reproduce as paper_reproduce
 from focal_det.paper.claims import Claim, RowComparison
 from focal_det.paper.reproduce import check_plans, describe, plan_tables, run_plans, trainings, write_files
-from focal_det.paper.results import Status, read_metrics, read_record
+from focal_det.paper.results import Record, Status, read_metrics, read_record, write_record
 from focal_det.paper.runs import SweepOptions, SweepRun, plan_table
 from focal_det.paper.sweep import run_all
 from focal_det.paper.tables import load_tables
@@ -355,11 +355,12 @@ def test_two_at_once_share_the_rows(tmp_path, prepared, stand_in):
     env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
     program = f"""
 import sys
+from focal_det.paper import comparison, sweep
 from focal_det.paper.runs import SweepRun
+comparison.save_figures, sweep._POLL_SECONDS = (lambda *_: []), 0.02
 SweepRun.command = property(lambda run: [sys.executable, {str(tmp_path / "training.py")!r}, *run.arguments])
 from focal_det.paper.reproduce import run_plans
 from focal_det.paper.runs import SweepOptions, plan_table
-from focal_det.paper.sweep import run_all
 from focal_det.paper.tables import load_tables
 from pathlib import Path
 table = load_tables()["table3"]
@@ -453,6 +454,9 @@ def test_a_row_stopped_in_the_middle_continues_there(tmp_path, reproduce, wait_f
     torch.save({"model": {}}, tmp_path / "w.pth")
     first = tmp_path / "out" / "runs" / "table1a" / "alpha_.75" / "seed1"
     second = tmp_path / "out" / "runs" / "table1b" / "gamma_2" / "seed1"
+    first.mkdir(parents=True)  # as if it had been trained
+    (first / "metrics.json").write_text(json.dumps({"iteration": 39, "bbox/AP": 20.0}))
+    write_record(first, Record(command="", commit="", hardware="", versions="", config={}, status=Status.DONE))
     process = reproduce(*words)
     wait_for(second / "metrics.json", process)
     while not (second / "metrics.json").read_text() and process.poll() is None:  # 20 of its 40 steps are left then
