@@ -113,7 +113,8 @@ def _with_competitors(plan: SweepPlan) -> list[str]:
         row = plan.table.rows[name]
         lines.append(f"| RetinaNet | 1 | {name}, published | {_joined(row.published)} |")
         found = {column: mean(figures) for column in COLUMNS if (figures := measured(runs, column))}
-        lines.append(f"| RetinaNet | 1 | {name}, measured ({_trained(runs)}) | {_joined(found)} |")
+        if found:
+            lines.append(f"| RetinaNet | 1 | {name}, measured ({_trained(runs)}) | {_joined(found)} |")
     return lines
 
 

@@ -51,7 +51,8 @@ if behaviour == "killed": os.kill(os.getpid(), 9)
 if behaviour == "full" : print("OSError: [Errno 28] No space left on device"); sys.exit(1)
 with open(os.path.join(folder, "metrics.json"), "a") as f:
     f.write(json.dumps({"iteration": 1, "time": 0.5}) + "\\n")
-    f.write(json.dumps({"iteration": 2, "bbox/AP": 30.0 + 2 * seed, "bbox/AP50": 50.0, "bbox/AP75": 30.0}) + "\\n")
+    scores = {"AP": 30.0 + 2 * seed, "AP50": 50.0, "AP75": 30.0, "APs": 11.0, "APm": 22.0, "APl": float("nan")}
+    f.write(json.dumps({"iteration": 2} | {f"bbox/{name}": value for name, value in scores.items()}) + "\\n")
 """
 
 
@@ -124,6 +125,43 @@ def test_the_table_has_published_measured_difference_and_spread(plan_of):
         *(("fl", "1", "32.0", "34.0"), ("fl", "2", "34.0", "34.0")),
     ]
     assert all(line["commit"] and line["hardware"] for line in lines)
+    # no object is that large, and the stand-in leaves no weights to time
+    assert (fl["APs"], fl["APm"], fl["APl"], fl["ms per image"]) == ("11.0", "22.0", "—", "—")
+    assert re.fullmatch(r"\d+\.\d\d", fl["hours"])
+    assert (lines[0]["APs"], lines[0]["APl"], lines[0]["ms"], lines[0]["published_APs"]) == ("11.0", "", "", "")
+    assert float(lines[0]["hours"]) >= 0  # rounded
+
+
+def test_a_trained_model_is_timed_and_its_time_is_in_the_table(plan_of, monkeypatch):
+    timed = []
+    monkeypatch.setattr(sweep, "trained_config", lambda run: timed.append(run.name) or "its configuration")
+    monkeypatch.setattr(sweep, "milliseconds", lambda cfg, repeats: (cfg == "its configuration") * 1.25 * repeats)
+    plan = plan_of("table1e", ("depth_50_scale_400",))
+    files, _ = run_plans([plan], "command")
+    assert timed == [run.name for run in plan.runs]
+    (row,) = cells(files[0])
+    assert row["ms per image"] == "12.5"
+    assert row["published AP / AP50 / AP75 / APs / APm / APl / ms"].endswith(" / 11.2 / 33.8 / 46.1 / 64 ms")
+    line = next(csv.DictReader(files[1].open()))
+    assert (line["ms"], line["published_ms"], line["published_APl"]) == ("12.5", "64", "46.1")
+    monkeypatch.setenv("BEHAVIOUR", "diverges")
+    run_plans([plan_of("table1e", ("depth_50_scale_500",))], "command")
+    assert len(timed) == 1
+
+
+def test_table_2_has_the_papers_competitors(plan_of, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison, "save_figures", lambda named, _: drawn.append(named["table2"]))
+    files, _ = run_plans([plan_of("table2", ("R_101",))], "command")
+    text = files[0].read_text()
+    assert "| Faster R-CNN with FPN | 2 | ResNet-101-FPN | 36.2 | 59.1 | 39.0 | 18.2 | 39.0 | 48.2 |" in text
+    assert "| DSSD513 | 1 | ResNet-101-DSSD | 33.2 | 53.3 | 35.2 | 13.0 | 35.4 | 51.1 |" in text
+    assert "| RetinaNet | 1 | R_101, published | 39.1 | 59.1 | 42.3 | 21.8 | 42.7 | 50.2 |" in text
+    assert "| RetinaNet | 1 | R_101, measured (R-34, 64 px, 3 it) | 32.0 | 50.0 | 30.0 | 11.0 | 22.0 | — |" in text
+    assert "X_101_32x8d, measured" not in text
+    rings, dots = drawn[-1].axes[0].lines[:2]
+    assert list(rings.get_xdata()) == [39.1, 40.8, 34.9, 36.2, 34.7, 36.8, 21.6, 31.2, 33.2]
+    assert list(dots.get_xdata()) == [32.0]
 
 
 def test_the_table_keeps_what_was_run_before(plan_of):
