@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,14 @@ class SweepRun:
         """Return its figures by column; empty before its end."""
         return read_metrics(self.folder, iterations=self.iterations, test_sets=[self.test_set])
 
+    def figures(self) -> dict[str, float]:
+        """Return `metrics` with "hours" of its starts, evaluation included, and "ms" for an image, where recorded."""
+        found, record = self.metrics(), self.record
+        if found and record:
+            times = {"hours": record.seconds / 3600, "ms": record.ms_per_image}
+            found |= {name: value for name, value in times.items() if value}
+        return found
+
     @property
     def status(self) -> Status | None:
         """Its state; None before its first start. It is done if its metrics say so, however it ended."""
@@ -120,7 +128,7 @@ def plan_table(table: Table, rows: Sequence[TableRow], options: SweepOptions) ->
     configs = {row.name: row_config(row, options.scale, options.overrides) for row in rows}
     for row in rows:
         cfg, owner = configs[row.name], _owner(row, options.scale)
-        by_row[row.name] = {seed: _run(owner, seed, cfg, options) for seed in options.seeds}
+        by_row[row.name] = _runs(owner, options.seeds, cfg, options)
         if file := _backbone_file(cfg, options):
             backbones.setdefault(file, cfg)
     runs = {run.folder: run for seed in options.seeds for run in (by_row[row.name][seed] for row in rows)}
@@ -139,8 +147,8 @@ def with_runs_of_before(plan: SweepPlan) -> SweepPlan:
             continue
         owner = _owner(row, options.scale)
         seeds = (path.name[4:] for path in (options.out / "runs" / owner.path).glob("seed*"))
-        for seed in {int(text) for text in seeds if text.isdecimal()} - rows[name].keys():
-            run = _run(owner, seed, cfg, options)
+        before = {int(text) for text in seeds if text.isdecimal()} - rows[name].keys()
+        for seed, run in _runs(owner, before, cfg, options).items():
             if has_trained(run.folder) and not changed_keys(run):
                 rows[name][seed] = run
         rows[name] = dict(sorted(rows[name].items()))
@@ -185,19 +193,24 @@ def _identity(row: TableRow, scale: str) -> str:
     return str(row_config(row, scale).dump())
 
 
-def _run(owner: TableRow, seed: int, cfg: CfgNode, options: SweepOptions) -> SweepRun:
-    """Return a training of a configuration, named by the first row that has it."""
-    folder = options.out / "runs" / owner.path / f"seed{seed}"
+def _runs(owner: TableRow, seeds: Collection[int], cfg: CfgNode, options: SweepOptions) -> dict[int, SweepRun]:
+    """Return the trainings of a configuration by seed, named by the first row that has it."""
+    if not seeds:
+        return {}
     backbone = _backbone_file(cfg, options)
     arguments = [*options.data_flags, *owner.arguments(options.scale), *options.overrides]
     arguments += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
     files = configs_of(load_tables()[owner.table], options.scale)
-    line = _command_line(files, [*arguments, "SEED", str(seed)], folder, options)
     flags = zip(options.data_flags[::2], options.data_flags[1::2], strict=False)  # the last may have no value
     config = {_DATA: " ".join(f"{flag} {Path(path).absolute()}" for flag, path in flags), **plain_values(cfg)}
     config |= {"MODEL.WEIGHTS": backbone.name} if backbone else {}  # a run that began from another is not its like
     test_set = _first_test_set(cfg, options.data_flags)
-    return SweepRun(f"{owner.path} seed {seed}", folder, line, cfg.SOLVER.MAX_ITER, test_set, config)
+    runs = {}
+    for seed in seeds:
+        folder = options.out / "runs" / owner.path / f"seed{seed}"
+        line = _command_line(files, [*arguments, "SEED", str(seed)], folder, options)
+        runs[seed] = SweepRun(f"{owner.path} seed {seed}", folder, line, cfg.SOLVER.MAX_ITER, test_set, config)
+    return runs
 
 
 def _command_line(configs: Sequence[str], arguments: list[str], folder: Path, options: SweepOptions) -> tuple[str, ...]:

@@ -91,11 +91,6 @@ def trains_backbone(scale: str) -> bool:
     return bool(_contents()["scales"][scale].get("trains_backbone"))
 
 
-def compared_detectors() -> Mapping[str, Mapping[str, float]]:
-    """Return the paper's competitors: AP on test-dev and, for those of figure 2, milliseconds per image."""
-    return _contents()["compared"]
-
-
 def default_out(scale: str) -> Path:
     """Return where `focal-det reproduce` puts a scale's results, relative to the working directory."""
     return Path("output/reproduce") / scale
