@@ -24,7 +24,7 @@ from ..environment import has_bfloat16
 from ..errors import TrainingError
 from ..files import written_whole
 
-BACKBONE_STEPS = 300
+BACKBONE_STEPS = 600
 _BATCH = 64
 _SIDE = 32  # of a crop, in pixels
 _SCENE_SIDE = 128  # of the images that they are cut from
