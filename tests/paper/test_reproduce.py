@@ -489,8 +489,9 @@ def test_a_training_that_died_in_its_final_evaluation_is_evaluated_and_done(tmp_
 
 
 def test_a_row_stopped_in_the_middle_continues_there(tmp_path, reproduce, wait_for):
-    words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth", "SOLVER.MAX_ITER", "3")]
-    words += ["MODEL.WEIGHTS", str(tmp_path / "w.pth"), "SOLVER.MAX_ITER", "40", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    keys = dict(zip(TINY[::2], TINY[1::2], strict=True))
+    keys |= {"MODEL.WEIGHTS": str(tmp_path / "w.pth"), "SOLVER.MAX_ITER": "40", "SOLVER.IMS_PER_BATCH": "1"}
+    words = [word for pair in (keys | {"MODEL.BACKBONE.FREEZE_AT": "0"}).items() for word in pair]
     torch.save({"model": {}}, tmp_path / "w.pth")
     first = tmp_path / "out" / "runs" / "table1a" / "alpha_.75" / "seed1"
     second = tmp_path / "out" / "runs" / "table1b" / "gamma_2" / "seed1"
