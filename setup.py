@@ -103,7 +103,7 @@ setup(
     packages=find_packages(include=["focal_det", "focal_det.*"]),
     package_data={
         "focal_det": ["py.typed"],
-        "focal_det.paper": ["tables.yaml"],
+        "focal_det.paper": ["*.yaml"],
         "focal_det.report": ["*.css", "*.j2"],
     },
     cmdclass={"build_py": BuildWithConfigurations},

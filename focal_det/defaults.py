@@ -48,7 +48,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # --split-val; [] splits nothing.
     cfg.DATASETS.SPLIT_VAL = []
 
-    # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3).
+    # Class of the two subnets, by its name in DENSE_HEAD_REGISTRY (section 4, figure 3): the paper's RetinaNetHead, or
+    # ClassSpecificBoxHead, with a box of each class at every anchor, or SharedSubnetHead, with one subnet for both.
     node.HEAD_NAME = "RetinaNetHead"
 
     # Class loss, by its name in DENSE_LOSS_REGISTRY. Each of the keys below is read by the losses that it names, and

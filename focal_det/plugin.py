@@ -12,12 +12,13 @@ except ImportError as error:
 
 from .modeling.anchor_generator import OctaveAnchorGenerator
 from .modeling.dense_losses import DENSE_LOSSES
-from .modeling.head import RetinaNetHead
+from .modeling.head import ClassSpecificBoxHead, RetinaNetHead, SharedSubnetHead
 from .modeling.retinanet import FocalRetinaNet
 from .registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 
 META_ARCH_REGISTRY.register(FocalRetinaNet)
 ANCHOR_GENERATOR_REGISTRY.register(OctaveAnchorGenerator)
-DENSE_HEAD_REGISTRY.register(RetinaNetHead)
+for _head in (RetinaNetHead, ClassSpecificBoxHead, SharedSubnetHead):
+    DENSE_HEAD_REGISTRY.register(_head)
 for _loss in DENSE_LOSSES:
     DENSE_LOSS_REGISTRY.register(_loss)

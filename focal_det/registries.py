@@ -6,7 +6,7 @@ DENSE_HEAD_REGISTRY = Registry("DENSE_HEAD")
 DENSE_HEAD_REGISTRY.__doc__ = """
 Heads over feature pyramids, called as ``head(cfg, input_shape)`` with one ShapeSpec per level. ``forward``
 takes the levels' features (N, C, H, W) and returns their class logits (N, A*K, H, W) and box deltas
-(N, A*4, H, W). Named by MODEL.FOCAL_DET.HEAD_NAME.
+(N, A*4, H, W), or (N, A*K*4, H, W) where its ``boxes_by_class`` is True. Named by MODEL.FOCAL_DET.HEAD_NAME.
 """
 
 DENSE_LOSS_REGISTRY = Registry("DENSE_LOSS")

@@ -58,7 +58,7 @@ def files_below(folder, *suffixes):
 def test_it_holds_the_package_its_configurations_and_nothing_else(unpacked):
     package, configs = ROOT / "focal_det", ROOT / "configs"
     pages = {f"report/{name}" for name in ("style.css", "template.html.j2", "compare.html.j2", "macros.html.j2")}
-    data = {"py.typed", "paper/tables.yaml", *pages}
+    data = {"py.typed", "paper/tables.yaml", "paper/claims.yaml", "paper/competitors.yaml", *pages}
     of_configs = {f"configs/{name}" for name in files_below(configs, ".yaml", ".py")}
     packed = {str(path.relative_to(unpacked / "focal_det")) for path in (unpacked / "focal_det").rglob("*.*")}
     assert packed == files_below(package, ".py") | data | of_configs

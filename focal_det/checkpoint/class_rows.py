@@ -1,7 +1,8 @@
 """Keep the rows of shared classes in the class layer, where a training starts from a detector of other classes.
 
 The last layer of the class subnet has a row for each anchor of a place and each class. Detectors of other classes share
-all other weights; of this layer the rows of classes that have the same name are as good.
+all other weights; of this layer the rows of classes that have the same name are as good. Where each class has boxes of
+its own (`ClassSpecificBoxHead`), so have those of the box layer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .run_record import RunRecord
 
 KEY = "MODEL.FOCAL_DET.WEIGHTS_CLASSES"
 _LAYER = ("head.cls_score.weight", "head.cls_score.bias")
+_BOXES = ("head.bbox_pred.weight", "head.bbox_pred.bias")
 _LONGEST = 400  # letters of a list of names
 
 
@@ -58,24 +60,31 @@ class ClassRows(NamedTuple):
         alike = {_plain(name): label for name, label in labels.items()}
         sources = [labels.get(name, alike.get(_plain(name))) for name in self.model]
         kept = [label for label, source in enumerate(sources) if source is not None]
-        for name in _LAYER:
+        anchors = len(model[_LAYER[1]]) // len(self.model)
+        boxes = [name for name in _BOXES if _is_by_class(name, weights) and _is_by_class(name, model)]
+        for name in (*_LAYER, *boxes):
             theirs, ours = torch.as_tensor(weights[name]), model[name].cpu()
-            anchors = len(ours) // len(self.model)
-            if record is None and len(theirs) != anchors * len(files):
+            of_class = (len(ours) // len(model[_LAYER[1]]), *ours.shape[1:])  # 1 row of the scores, 4 of the boxes
+            if record is None and len(theirs) != anchors * len(files) * of_class[0]:
                 raise ValueError(
                     f"{name} has {len(theirs)} rows, not those of {anchors} anchors and {len(files)} classes: {KEY} "
                     "has to name the data set that the weights were trained on, or '' to initialise the layer anew"
                 )
-            if theirs.shape != (anchors * len(files), *ours.shape[1:]):
+            if theirs.shape != (anchors * len(files) * of_class[0], *ours.shape[1:]):
                 return ""
-            rows = ours.clone().reshape(anchors, len(self.model), *ours.shape[1:])
-            rows[:, kept] = theirs.reshape(anchors, len(files), *ours.shape[1:])[:, [sources[label] for label in kept]]
+            rows = ours.clone().reshape(anchors, len(self.model), *of_class)
+            rows[:, kept] = theirs.reshape(anchors, len(files), *of_class)[:, [sources[label] for label in kept]]
             weights[name] = rows.reshape(ours.shape)
         new = [name for name, source in zip(self.model, sources, strict=True) if source is None]
         return (
             f"Class layer, of {len(files)} classes in the file: kept for {_listed([self.model[i] for i in kept])}; "
             f"initialised anew, with MODEL.RETINANET.PRIOR_PROB, for {_listed(new)}"
         )
+
+
+def _is_by_class(name: str, weights: Mapping[str, Any]) -> bool:
+    """Tell whether a box layer has four rows for each of the class layer's: a box for each class."""
+    return name in weights and len(weights[name]) == 4 * len(weights[_LAYER[1]])
 
 
 def _plain(name: str) -> str:

@@ -7,7 +7,9 @@ import sys
 
 from ..errors import EXIT_DONE, Findings, InputError
 from ..paper.tables import SCALES, default_out
-from .common import add_number, add_out, folder_name, make_folder, too_low
+from .common import add_number, add_out, add_plugin_flag, check_architecture, folder_name, make_folder, too_low
+
+_PAPERS = "focal_det://paper/table1b.yaml"
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], summary: str) -> None:
@@ -32,10 +34,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     speed = figures.add_parser(
         "speed-accuracy",
         help="figure 2: AP against time, depth by scale",
-        description="Time every model of Table 1e on this machine and draw it beside the paper's points and their "
-        "envelope. The AP comes from `focal-det reproduce table1e` where its trainings are finished; else, at full "
-        "scale, it is the published one, and the time excludes the suppression, since an untrained model detects "
-        "nothing.",
+        description="Time every model of Table 1e on this machine and draw it beside the paper's points, its "
+        "competitors' and the envelope of all. The AP comes from `focal-det reproduce table1e` where its trainings are "
+        "finished; else, at full scale, it is the published one, and the time excludes the suppression, since an "
+        "untrained model detects nothing.",
     )
     speed.add_argument("--scale", choices=SCALES, default=SCALES[0], help="that of focal-det reproduce (default: full)")
     text = "reproduce's --out (default: output/reproduce/<scale>)"
@@ -43,6 +45,19 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     add_number(speed, "--repeats", 5, "images timed for each model")
     add_out(speed)
     speed.set_defaults(run=_plot_speed_accuracy)
+
+    architecture = figures.add_parser(
+        "architecture",
+        help="figure 3: backbone, pyramid and subnets of a configuration",
+        description="Draw figure 3 as PNG and SVG from the model of a configuration, with the shapes that it computes "
+        "for a 4:3 image at the size of its tests. Needs neither weights nor data.",
+    )
+    text = f"a configuration, as --config-file of train_net.py (default: {_PAPERS}, R-50 at 600 px)"
+    architecture.add_argument("config", nargs="?", default=_PAPERS, metavar="CONFIG", help=text)
+    architecture.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys to change")
+    add_plugin_flag(architecture)
+    add_out(architecture)
+    architecture.set_defaults(run=_plot_architecture)
 
 
 def _gamma_and_beta(text: str) -> tuple[float, float]:
@@ -73,7 +88,7 @@ def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     from ..environment import hardware
     from ..paper.figures import save_figures
     from ..paper.runs import SweepOptions
-    from ..paper.speed_accuracy import draw_speed_accuracy, time_models, timings_as_csv
+    from ..paper.speed_accuracy import describe_envelope, draw_speed_accuracy, time_models, timings_as_csv
 
     Findings(too_low(args, {"--repeats": 1})).raise_if_errors()
     make_folder(args.out)
@@ -86,7 +101,22 @@ def _plot_speed_accuracy(args: argparse.Namespace) -> int:
         print(f"{timing.row.name}: {size}, {timing.ms:.1f} ms{ap}", flush=True)
     if args.scale != "full" and not any(timing.trained for timing in timings):
         print("no row is trained: run `focal-det reproduce table1e --scale mini` for their AP", file=sys.stderr)
+    print(describe_envelope())
     name = f"figure2_speed_accuracy_{args.scale}"
     figure = draw_speed_accuracy(timings, hardware(num_gpus=1), args.scale)
     print(*save_figures({name: figure}, args.out, {name: timings_as_csv(timings)}), sep="\n")
+    return EXIT_DONE
+
+
+def _plot_architecture(args: argparse.Namespace) -> int:
+    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..config.load import load_config
+    from ..paper.architecture import draw_architecture, read_architecture
+    from ..paper.figures import save_figures
+
+    cfg = load_config(args.config, args.overrides)
+    check_architecture(cfg, "drawn")
+    architecture = read_architecture(cfg)
+    make_folder(args.out)
+    print(*save_figures({"figure3_architecture": draw_architecture(architecture)}, args.out), sep="\n")
     return EXIT_DONE

@@ -1,14 +1,15 @@
-"""focal-det reproduce: a table of the paper, run again."""
+"""focal-det reproduce: a table of the paper, or all of them, run again."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, Findings, InputError
-from ..paper.tables import SCALES, default_out, find_rows, find_table, list_tables, load_tables
+from ..paper.tables import SCALES, Table, default_out, find_rows, find_table, list_tables, load_tables
 from ..preflight.own_datasets import USES, name_sets
 from .common import add_number, add_plugin_flag, folder_name, list_of, too_low
 from .data_flags import add_change_flags, add_data_flags, changes_of, data_words, overrides_of, set_flags
@@ -16,17 +17,22 @@ from .data_flags import add_change_flags, add_data_flags, changes_of, data_words
 if TYPE_CHECKING:
     from ..paper.runs import SweepPlan
 
+_ALL = "all"
+
 _EPILOG = """examples:
   what there is        focal-det reproduce --list
   a table, small       focal-det reproduce table1b --scale mini
   some of its rows     focal-det reproduce table1d --scale mini --rows 'ohem_128*,fl' --seeds 1,2,3
   as in the paper      focal-det reproduce table1b --num-gpus 8 --dry-run
   with a change        focal-det reproduce table1b --num-gpus 8 --out output/gn MODEL.RETINANET.NORM GN
+  every claim, small   focal-det reproduce all --scale mini --seeds 1,2,3
+  only write it up     focal-det reproduce all --scale mini --report
   your own images      focal-det reproduce table3 --scale mini --out output/mine --train-json train.json \\
                            --train-images images --val-json val.json --val-images images
 
 The same command continues where it was stopped: finished rows are not run again, and rows of the same configuration,
-in whatever table, are run once. Two such commands at once over the same --out share the rows.
+in whatever table, are run once. Two such commands at once over the same --out share the rows. `all` begins with what
+the paper's claims need, and writes <out>/claims.md: whether each claim about trainings holds, fails or cannot be told.
 
 exit codes: 0 all rows have their result; 1 a row failed, or another process is running it, or the table could not be
             written; 2 bad input and nothing started; 75 stopped by a signal, the same command continues
@@ -38,10 +44,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     parser = commands.add_parser(
         "reproduce",
         help=summary,
-        description="Train the rows of a table; write <out>/<table>.md, .csv and .png after every row.",
+        description="Train the rows of a table, or of all; write <out>/<table>.md, .csv and .png after every row.",
         epilog=_EPILOG,
     )
-    parser.add_argument("table", nargs="?", help="table1a ... table3, section5_1, figure7")
+    parser.add_argument("table", nargs="?", help="table1a ... table3, section5_1, figure7, or all")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys to change in every row; recorded")
     parser.add_argument("--list", action="store_true", help="print every row with its published figures and stop")
     rows, seeds = list_of(str, "rows"), list_of(_seed, "seeds (integers of 0 to 2^32 - 1)")
@@ -52,6 +58,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     add_number(parser, "--num-gpus", 1, "processes of each training")
     parser.add_argument("--out", type=folder_name, metavar="DIR", help="default: output/reproduce/<scale>")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and an estimate, and stop")
+    text = "train nothing, and write the tables of what is finished"
+    parser.add_argument("--report", action="store_true", help=text)
     add_data_flags(parser)
     add_change_flags(parser)
     add_plugin_flag(parser)
@@ -66,45 +74,58 @@ def _seed(text: str) -> int:
 
 def _reproduce(args: argparse.Namespace) -> int:
     if args.list:
-        print(list_tables([find_table(args.table)] if args.table else load_tables().values()))
+        print(list_tables(_tables(args) if args.table else load_tables().values()))
         return EXIT_DONE
     if args.table is None:
         raise InputError("name a table; --list shows them")
     Findings(too_low(args, {"--num-gpus": 1})).raise_if_errors()
     _check_data_flags(args)
-    table = find_table(args.table)
-    rows = find_rows(table, args.rows)
+    tables = _tables(args)
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..paper import reproduce  # takes seconds to import, which --help need not wait for
-    from ..paper.runs import SweepOptions, plan_table
+    from ..paper.runs import SweepOptions
 
     options = SweepOptions(
         scale=args.scale,
-        seeds=args.seeds,
+        seeds=() if args.report else args.seeds,  # those that there are
         out=args.out or default_out(args.scale),
         num_gpus=args.num_gpus,
         data_flags=tuple(data_words(args)),
         overrides=(*args.overrides, *overrides_of(args)),
         plugins=tuple(args.plugin),
     )
-    plan = plan_table(table, rows, options)
+    plans = reproduce.plan_tables(tables, args.rows, options)
     if args.dry_run:
-        print(reproduce.describe(plan))
-        for problem in reproduce.check_plan(plan).errors:
+        print(reproduce.describe(plans))
+        for problem in reproduce.check_plans(plans).errors:
             print(f"warning: {problem}", file=sys.stderr)
         return EXIT_DONE
-    reproduce.check_plan(plan).raise_if_errors()
-    _check_first(plan)
+    command = shlex.join(["focal-det", *sys.argv[1:]])
+    if args.report:
+        print(*reproduce.write_files(plans, command), sep="\n")
+        return EXIT_DONE
+    reproduce.check_plans(plans).raise_if_errors()
+    _check_first(plans)
     try:
-        files, stopped = reproduce.run_plan(plan, shlex.join(["focal-det", *sys.argv[1:]]))
+        files, stopped = reproduce.run_plans(plans, command)
     except OSError as error:
         raise OSError(f"{error}; what is finished in {options.out} is kept, and the same command continues") from error
     print("\n" + files[0].read_text() + "\n" + "\n".join(map(str, files)))
-    if all(run.is_finished for run in plan.runs):
+    if all(run.is_finished for run in reproduce.trainings(plans)):
         return EXIT_DONE
     if stopped:
         print("stopped; the same command continues", file=sys.stderr)
     return EXIT_STOPPED if stopped else EXIT_FAULT
+
+
+def _tables(args: argparse.Namespace) -> list[Table]:
+    """Return the tables that are named, or raise an InputError for what is not one or has no such rows."""
+    if args.table != _ALL:
+        find_rows(find_table(args.table), args.rows)
+        return [find_table(args.table)]
+    if args.rows:
+        raise InputError("--rows are those of one table; name it instead of `all`")
+    return list(load_tables().values())
 
 
 def _check_data_flags(args: argparse.Namespace) -> None:
@@ -118,12 +139,14 @@ def _check_data_flags(args: argparse.Namespace) -> None:
             )
 
 
-def _check_first(plan: SweepPlan) -> None:
+def _check_first(plans: Sequence[SweepPlan]) -> None:
     """Check the first training as train_net.py would: what is wrong with its input is wrong with all of them."""
+    from ..paper.reproduce import trainings
     from ..preflight.plan import check
     from .train import parse_arguments
 
-    run = next((run for run in plan.runs if not run.is_finished), None)
+    run = next((run for run in trainings(plans) if not run.is_finished), None)
     if run is not None:
-        weights = ["MODEL.WEIGHTS", ""] if plan.backbones else []  # those are still to be trained
+        # Those of a backbone that is still to be trained.
+        weights = ["MODEL.WEIGHTS", ""] if any(plan.backbones for plan in plans) else []
         check(parse_arguments([*run.arguments, *weights]))

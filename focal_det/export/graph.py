@@ -94,7 +94,8 @@ class DetectorGraph(nn.Module):
         batch, _, height, width = logits.shape
         anchors = grid_anchors(cells, height, width, stride, self.offset)  # (R_l, 4)
         logits = logits.permute(0, 2, 3, 1).reshape(batch, anchors.shape[0], self.num_classes)  # (N, R_l, K)
-        deltas = deltas.permute(0, 2, 3, 1).reshape(batch, anchors.shape[0], 4)  # (N, R_l, 4)
+        per_anchor = self.model.box_channels // 4  # 1, or K
+        deltas = deltas.permute(0, 2, 3, 1).reshape(batch, anchors.shape[0] * per_anchor, 4)
         # The best pairs of anchor and class are among the anchors whose best class is best; there are R_l of these,
         # not R_l * K. Small levels are filled up.
         best_class = F.pad(logits.amax(dim=2), (0, self.topk), value=-math.inf)
@@ -104,8 +105,10 @@ class DetectorGraph(nn.Module):
         pairs = torch.where(filled.unsqueeze(2) > -math.inf, pairs, -math.inf)
         values, pair = pairs.flatten(1).topk(self.topk, dim=1)
         anchor = anchor.gather(1, pair // self.num_classes)
-        found = deltas.gather(1, anchor.unsqueeze(2).expand(-1, -1, 4))
-        return found, anchors[anchor], values, pair % self.num_classes
+        classes = pair % self.num_classes
+        place = anchor if per_anchor == 1 else anchor * per_anchor + classes
+        found = deltas.gather(1, place.unsqueeze(2).expand(-1, -1, 4))
+        return found, anchors[anchor], values, classes
 
 
 def free_size(size: int) -> int:

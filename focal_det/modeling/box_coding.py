@@ -64,3 +64,17 @@ def _on_device(weights: tuple[float, ...], dtype: torch.dtype, device: torch.dev
     check_box_weights(weights)
     with torch.inference_mode(False):
         return torch.tensor(weights, dtype=dtype, device=device)
+
+
+def deltas_of_classes(deltas: Tensor, labels: Tensor) -> Tensor:
+    """Return the deltas (..., 4) of each label's class.
+
+    Args:
+        deltas: (..., K*4), class by class; those of one box for all classes, (..., 4), are returned as they are.
+        labels: (...); for one that is no class the deltas are those of some class.
+    """
+    if deltas.shape[-1] == 4:
+        return deltas
+    by_class = deltas.unflatten(-1, (-1, 4))  # (..., K, 4)
+    places = labels.clamp(0, by_class.shape[-2] - 1)[..., None, None].expand(*labels.shape, 1, 4)
+    return by_class.gather(-2, places).squeeze(-2)

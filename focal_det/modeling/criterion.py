@@ -2,7 +2,7 @@
 
 Shapes
     levels:     (N, ..., K) each  class logits of one level; together R anchors, in the order of `anchors`
-    deltas:     (N, R, 4)         predicted box deltas
+    deltas:     (N, R, 4)         predicted box deltas; (N, R, K*4) if each class has its own
     anchors:    (R, 4)            XYXY, the same for every image of the batch
     gt_boxes:   (N, G, 4)         XYXY, each image's objects filled up with empty boxes
     gt_classes: (N, G)            int64
@@ -21,7 +21,7 @@ from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, genera
 from ..losses.box import check_beta, smooth_l1_loss
 from ..losses.threads import map_in_threads
 from .assignment import Assignment, assign_anchors, check_iou_thresholds
-from .box_coding import check_box_weights, decode_boxes, encode_boxes
+from .box_coding import check_box_weights, decode_boxes, deltas_of_classes, encode_boxes
 from .normalizer import LossNormalizer
 
 # Losses of a predicted box and its object's, (P, 4) XYXY each; "smooth_l1" is one of their deltas.
@@ -171,9 +171,11 @@ class DenseCriterion(nn.Module):
         if labels.device.type == "cpu":
             image, anchor = is_assigned.nonzero(as_tuple=True)  # (P,) each
             boxes = gt_boxes[image, matched[image, anchor]]  # (P, 4)
-            losses = self._losses_of_boxes(deltas[image, anchor], boxes, anchors[anchor])
+            own = deltas_of_classes(deltas[image, anchor], labels[image, anchor])
+            losses = self._losses_of_boxes(own, boxes, anchors[anchor])
             return losses.new_zeros(len(labels)).index_add(0, image, losses)
-        return self._masked_box_sums(deltas, anchors, is_assigned, gt_boxes, matched)
+        own = deltas_of_classes(deltas, labels)
+        return self._masked_box_sums(own, anchors, is_assigned, gt_boxes, matched)
 
     def _masked_box_sums(
         self, deltas: Tensor, anchors: Tensor, is_assigned: Tensor, gt_boxes: Tensor, matched: Tensor

@@ -1,6 +1,7 @@
 """From head outputs to detections (section 4.1, "Inference").
 
-Shapes: logits (N, R_l, K) and deltas (N, R_l, 4) of each level l; anchors (R_l, 4) XYXY of each level.
+Shapes: logits (N, R_l, K) and deltas (N, R_l, 4) of each level l, or (N, R_l, K*4) if each class has its own; anchors
+(R_l, 4) XYXY of each level.
 """
 
 from __future__ import annotations
@@ -197,7 +198,9 @@ def _gather(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return logits and classes (N, m), deltas and anchors (N, m, 4) of one level's best."""
     anchor = index // num_classes
-    return values, index % num_classes, deltas.gather(1, _for_corners(anchor)), anchors[anchor]
+    place = anchor if deltas.shape[-1] == 4 else index
+    found = deltas.unflatten(-1, (-1, 4)).flatten(1, 2).gather(1, _for_corners(place))
+    return values, index % num_classes, found, anchors[anchor]
 
 
 def _suppress_one_by_one(found: _Candidates, nms_thresh: float, most: int) -> _Kept:

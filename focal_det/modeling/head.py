@@ -1,4 +1,4 @@
-"""The class and box subnets of section 4, shared over the pyramid's levels.
+"""The class and box subnets of section 4, shared over the pyramid's levels, and two heads that it weighs against them.
 
 Parameter names are those of Detectron2's RetinaNet, so its model-zoo weights load as they are.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
@@ -31,7 +31,12 @@ class RetinaNetHead(nn.Module):
 
     Raises:
         ValueError: prior outside (0, 1), negative number of convolutions, unknown norm.
+
+    Attributes:
+        boxes_by_class: whether there are deltas for each class, (N, A*K*4, H, W), and not for each anchor alone.
     """
+
+    boxes_by_class: ClassVar[bool] = False
 
     @configurable
     def __init__(
@@ -52,13 +57,8 @@ class RetinaNetHead(nn.Module):
             raise ValueError(f'norm "{norm}" is not one of {", ".join(map(repr, NORMS))}')
         self.cls_subnet = _subnet(in_channels, num_convs, norm, num_levels)
         self.bbox_subnet = _subnet(in_channels, num_convs, norm, num_levels)
-        self.cls_score = nn.Conv2d(in_channels, num_anchors * num_classes, kernel_size=3, padding=1)
-        self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, kernel_size=3, padding=1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+        self.cls_score = new_conv(in_channels, num_anchors * num_classes)
+        self.bbox_pred = new_conv(in_channels, num_anchors * 4)
         # A thousand negatives to a positive would swamp the first steps if each began at a score of .5.
         assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, logit_of(prior_prob))
@@ -80,6 +80,51 @@ class RetinaNetHead(nn.Module):
         return logits, deltas
 
 
+class ClassSpecificBoxHead(RetinaNetHead):
+    """`RetinaNetHead` with deltas (N, A*K*4, H, W), of each anchor four for each class, which section 4 does without.
+
+    A class is trained on the objects of its own; a detection has the box of its class. With one class it is
+    `RetinaNetHead`.
+
+    Args:
+        in_channels, num_classes, num_anchors, others: see `RetinaNetHead`, which also says what is raised.
+    """
+
+    boxes_by_class: ClassVar[bool] = True
+
+    @configurable
+    def __init__(self, *, in_channels: int, num_classes: int, num_anchors: int, **others: Any) -> None:
+        super().__init__(in_channels=in_channels, num_classes=num_classes, num_anchors=num_anchors, **others)
+        self.bbox_pred = new_conv(in_channels, num_anchors * num_classes * 4)
+
+
+class SharedSubnetHead(RetinaNetHead):
+    """`RetinaNetHead` whose two output layers see the same subnet, `cls_subnet`, as RPN's do.
+
+    Args:
+        sizes: see `RetinaNetHead`, which also says what is raised.
+    """
+
+    @configurable
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        del self.bbox_subnet
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Do as `RetinaNetHead.forward`."""
+        maps = [self.cls_subnet(level) for level in features]
+        return [self.cls_score(level) for level in maps], [self.bbox_pred(level) for level in maps]
+
+
+def new_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Return a 3x3 convolution as section 4.1 begins it: Gaussian weights of deviation .01, biases 0."""
+    layer = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def logit_of(prior_prob: float) -> float:
     """Return log(pi / (1 - pi)), the logit of the prior; raise ValueError if it is outside (0, 1)."""
     if not 0 < prior_prob < 1:
@@ -93,7 +138,7 @@ NORMS = ("", "GN", "BN", "SyncBN")
 def _subnet(channels: int, num_convs: int, norm: str, num_levels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        layers.append(nn.Conv2d(channels, channels, kernel_size=3, padding=1))
+        layers.append(new_conv(channels, channels))
         if norm in ("BN", "SyncBN"):
             batch_norm = nn.BatchNorm2d if norm == "BN" else nn.SyncBatchNorm
             layers.append(CycleBatchNormList(num_levels, bn_class=batch_norm, num_features=channels))

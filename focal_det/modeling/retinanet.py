@@ -48,7 +48,7 @@ class FocalRetinaNet(nn.Module):
         backbone: images (N, 3, H, W) to features by name.
         num_classes: K.
         in_features: names of the pyramid's levels, finest first; None for all that the backbone has.
-        head: features of each level to logits and deltas of each; None for `RetinaNetHead`.
+        head: features of each level to logits and deltas of each, by its `boxes_by_class`; None for `RetinaNetHead`.
         anchor_generator: None for `OctaveAnchorGenerator`; Detectron2's `DefaultAnchorGenerator` serves too.
         criterion: the losses; holds the normaliser's state. None for `DenseCriterion` with `FocalLoss`.
         decoding: the options of `decode_detections`; those left out are `PAPERS_DECODING`, with the criterion's box
@@ -108,6 +108,7 @@ class FocalRetinaNet(nn.Module):
         self.backbone = backbone
         self.in_features = in_features
         self.head = head
+        self.box_channels = 4 * num_classes if getattr(head, "boxes_by_class", False) else 4
         for module in (*backbone.modules(), *head.modules()):
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=self.memory_format)
@@ -218,7 +219,7 @@ class FocalRetinaNet(nn.Module):
         images = self._preprocess(batched_inputs, size)
         if self.training:
             levels, deltas, anchors = self._predictions(images)
-            all_deltas = torch.cat([level.flatten(1, -2) for level in deltas], dim=1)  # (N, R, 4)
+            all_deltas = torch.cat([level.flatten(1, -2) for level in deltas], dim=1)  # (N, R, 4 or K*4)
             targets_or_objects = targets or self._objects(batched_inputs)
             losses: dict[str, Tensor] = self.criterion(levels, all_deltas, torch.cat(anchors), *targets_or_objects)
             return losses
@@ -260,7 +261,7 @@ class FocalRetinaNet(nn.Module):
         return torch.cat([level.flatten(1, -2) for level in levels], dim=1), labels
 
     def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return each level's logits (N, H, W, A, K), deltas (N, H, W, A, 4) and anchors (H*W*A, 4)."""
+        """Return each level's logits (N, H, W, A, K), deltas (N, H, W, A, 4 or K*4) and anchors (H*W*A, 4)."""
         padded = self.padding.pad(images.tensor)
         sizes = padded.shape[-2:], images.tensor.shape[-2:]
         logits, deltas = (
@@ -269,7 +270,7 @@ class FocalRetinaNet(nn.Module):
         )
         return (
             [classes_last(level, self.num_classes) for level in logits],
-            [classes_last(level, 4) for level in deltas],
+            [classes_last(level, self.box_channels) for level in deltas],
             [boxes.tensor for boxes in self.anchor_generator(logits)],
         )
 

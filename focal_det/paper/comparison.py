@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
 from ..files import write_text_whole
+from .competitors import COLUMNS, compared_in_table2
 from .figures import as_csv, new_axes, save_figures
 from .loss_figures import draw_star_grid
 from .results import Status
@@ -17,6 +18,9 @@ from .sweep import outcome
 from .tables import TableRow
 
 _DIVERGED_AP = 0.0
+_WITH_COMPETITORS = "table2"
+_DIGITS = {"hours": 2, "s_per_iteration": 3}
+_MEASURED = (*COLUMNS, "ms", "hours", "s_per_iteration")
 
 
 def measured(row_runs: Mapping[int, SweepRun], column: str) -> list[float]:
@@ -25,9 +29,14 @@ def measured(row_runs: Mapping[int, SweepRun], column: str) -> list[float]:
     for run in row_runs.values():
         if run.status is Status.DIVERGED and column.startswith("AP"):
             figures.append(_DIVERGED_AP)
-        elif column in (found := run.metrics()):
+        elif column in (found := run.figures()):
             figures.append(found[column])
     return figures
+
+
+def diverged(row_runs: Mapping[int, SweepRun]) -> int:
+    """Return how many of a row's runs diverged."""
+    return sum(run.status is Status.DIVERGED for run in row_runs.values())
 
 
 def report_files(plan: SweepPlan) -> list[Path]:
@@ -52,42 +61,73 @@ def write_report(plan: SweepPlan, command: str) -> list[Path]:
     return files
 
 
-def _markdown(plan: SweepPlan, command: str) -> str:
-    table, options = plan.table, plan.options
-    records = [record for run in plan.runs if run.is_finished and (record := run.record)]
+def provenance(plans: Sequence[SweepPlan], command: str) -> list[str]:
+    """Return what the figures of some plans were measured with, as a list in Markdown."""
+    options = plans[0].options
+    records = [record for plan in plans for run in plan.runs if run.is_finished and (record := run.record)]
     hardware, commits, versions = (
         "; ".join(dict.fromkeys(getattr(record, key) for record in records)) or "—"
         for key in ("hardware", "commit", "versions")
     )
+    return [
+        f"- Last command: `{command}`",
+        f"- Overrides by hand: {'`' + ' '.join(options.overrides) + '`' if options.overrides else 'none'}",
+        *([f"- Data: `{' '.join(options.data_flags)}`"] if options.data_flags else []),
+        f"- Hardware, of the times as well: {hardware}",
+        f"- Commit: {commits}. Versions: {versions}",
+        f"- Seeds: {_seeds(plans)}. The spread is their sample standard deviation, and one that diverged has 0 AP",
+    ]
+
+
+def _markdown(plan: SweepPlan, command: str) -> str:
+    table, options = plan.table, plan.options
     sets = sorted({str(run.config["DATASETS.TEST"][0]) for run in plan.runs})
-    tested_on = "the files given" if options.data_flags else ", ".join(sets)
+    tested_on = "the files given" if options.data_flags else ", ".join(sets) or "nothing yet"
     in_miniature = "" if options.scale == "full" else f", in the scale {options.scale}"
     against = "difference" if _is_comparable(plan) else f"against {next(iter(plan.rows))}: published, measured"
     lines = [
         f"# {table.source}: {table.title}{in_miniature}",
         "",
         f"- Scale: {options.scale}. Published: COCO {table.split}. Measured: {tested_on}.",
-        f"- Last command: `{command}`",
-        f"- Overrides by hand: {'`' + ' '.join(options.overrides) + '`' if options.overrides else 'none'}",
-        *([f"- Data: `{' '.join(options.data_flags)}`"] if options.data_flags else []),
-        f"- Hardware: {hardware}",
-        f"- Commit: {commits}. Versions: {versions}",
-        f"- Seeds: {_seeds(plan)}; the spread is their sample standard deviation, and one that diverged counts as 0 AP",
+        *provenance([plan], command),
         "",
         f"| row | sets | trained | published {' / '.join(table.columns)} | AP measured | {against} | "
-        "each seed | AP50 | AP75 | s per iteration | state |",
-        "|---" * 11 + "|",
+        f"each seed | {' | '.join(COLUMNS[1:])} | ms per image | hours | s per iteration | state |",
+        "|---" * 15 + "|",
     ]
     for name, runs in plan.rows.items():
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(plan, name, runs)) + " |")
+    if table.name == _WITH_COMPETITORS:
+        lines += _with_competitors(plan)
+    lines += ["", "Times are of one image at a time, and of the whole training with its evaluation."]
     return "\n".join(lines) + "\n"
+
+
+def _with_competitors(plan: SweepPlan) -> list[str]:
+    """Return the paper's comparison as a table: its own rows and the others' as published, and ours as measured."""
+    lines = ["", "## Beside other detectors", "", f"| detector | stages | backbone | {' | '.join(COLUMNS)} |"]
+    lines.append("|---" * (3 + len(COLUMNS)) + "|")
+    for name, other in compared_in_table2().items():
+        lines.append(f"| {name} | {other.stages} | {other.backbone} | {_joined(other.table2)} |")
+    for name, runs in plan.rows.items():
+        row = plan.table.rows[name]
+        lines.append(f"| RetinaNet | 1 | {name}, published | {_joined(row.published)} |")
+        found = {column: mean(figures) for column in COLUMNS if (figures := measured(runs, column))}
+        if found:
+            lines.append(f"| RetinaNet | 1 | {name}, measured ({_trained(runs)}) | {_joined(found)} |")
+    return lines
+
+
+def _joined(figures: Mapping[str, float]) -> str:
+    return " | ".join(f"{figures[column]:.1f}" if column in figures else "—" for column in COLUMNS)
 
 
 def _cells(plan: SweepPlan, name: str, runs: Mapping[int, SweepRun]) -> list[str]:
     row = plan.table.rows[name]
     overrides = row.overrides[plan.options.scale].items()
     published = (f"{value:g} ms" if column == "ms" else f"{value:.1f}" for column, value in row.published.items())
-    ap, ap50, ap75, seconds = (measured(runs, column) for column in ("AP", "AP50", "AP75", "s_per_iteration"))
+    ap = measured(runs, "AP")
+    others = [(column, measured(runs, column)) for column in _MEASURED[1:]]
     spread = f" ± {stdev(ap):.1f}" if len(ap) > 1 else ""
     return [
         name,
@@ -97,8 +137,7 @@ def _cells(plan: SweepPlan, name: str, runs: Mapping[int, SweepRun]) -> list[str
         f"{mean(ap):.1f}{spread}" if ap else "—",
         _difference(row, plan, ap),
         ", ".join(f"{value:.1f}" for value in ap) or "—",
-        *(f"{mean(found):.1f}" if found else "—" for found in (ap50, ap75)),
-        f"{mean(seconds):.3f}" if seconds else "—",
+        *(f"{mean(found):.{_DIGITS.get(column, 1)}f}" if found else "—" for column, found in others),
         _state(runs),
     ]
 
@@ -141,24 +180,24 @@ def _state(runs: Mapping[int, SweepRun]) -> str:
 
 
 def _csv(plan: SweepPlan) -> str:
-    columns = plan.table.columns
+    """Return each run as a line; what the paper or the training does not have is empty."""
+    in_paper = (*COLUMNS, "ms")
     lines = []
     for name, runs in plan.rows.items():
         row = plan.table.rows[name]
         for seed, run in runs.items():
             record, status = run.record, run.status
-            found = dict.fromkeys(columns, _DIVERGED_AP) if status is Status.DIVERGED else run.metrics()
+            found = dict.fromkeys(COLUMNS, _DIVERGED_AP) if status is Status.DIVERGED else run.figures()
             lines.append(
                 [
-                    *(name, *(row.published.get(c, "") for c in columns), seed),
-                    *(round(found[c], 3) if c in found else "" for c in columns),
-                    round(found["s_per_iteration"], 4) if "s_per_iteration" in found else "",
+                    *(name, *(row.published.get(column, "") for column in in_paper), seed),
+                    *(round(found[column], 4) if column in found else "" for column in _MEASURED),
                     status.value if status else "not run",
                     *((record.hardware, record.commit) if record else ("", "")),
                 ]
             )
-    published = (f"published_{column}" for column in columns)
-    return as_csv(["row", *published, "seed", *columns, "s_per_iteration", "status", "hardware", "commit"], lines)
+    published = (f"published_{column}" for column in in_paper)
+    return as_csv(["row", *published, "seed", *_MEASURED, "status", "hardware", "commit"], lines)
 
 
 def _plot_grid(plan: SweepPlan) -> Figure:
@@ -174,10 +213,13 @@ def _plot_grid(plan: SweepPlan) -> Figure:
 
 def _plot_rows(plan: SweepPlan) -> Figure:
     """Draw every row's AP: published as a ring, measured as a dot with its spread."""
-    names = list(plan.rows)
+    others = compared_in_table2() if plan.table.name == _WITH_COMPETITORS else {}
+    published = {name: plan.table.rows[name].published for name in plan.rows} | {
+        f"{name} ({other.backbone})": other.table2 for name, other in others.items()
+    }
+    names = list(published)
     figure, axes = new_axes("AP", "", size=(6, 1.2 + 0.3 * len(names)))
-    published = [plan.table.rows[name].published for name in names]
-    rings = [(figures["AP"], y) for y, figures in enumerate(published) if "AP" in figures]
+    rings = [(figures["AP"], y) for y, figures in enumerate(published.values()) if "AP" in figures]
     if rings:
         label = f"published (COCO {plan.table.split})"
         axes.plot(*zip(*rings, strict=True), "o", color="C7", fillstyle="none", label=label)
@@ -185,7 +227,7 @@ def _plot_rows(plan: SweepPlan) -> Figure:
     dots = [(mean(ap), y, stdev(ap) if len(ap) > 1 else 0.0) for y, ap in found]
     if dots:
         means, rows, spreads = zip(*dots, strict=True)
-        label = f"measured ({plan.options.scale}, seeds {_seeds(plan)})"
+        label = f"measured ({plan.options.scale}, seeds {_seeds([plan])})"
         axes.errorbar(means, rows, xerr=spreads, fmt="o", color="C0", capsize=3, label=label)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -197,5 +239,5 @@ def _plot_rows(plan: SweepPlan) -> Figure:
     return figure
 
 
-def _seeds(plan: SweepPlan) -> str:
-    return ", ".join(map(str, sorted({seed for runs in plan.rows.values() for seed in runs})))
+def _seeds(plans: Sequence[SweepPlan]) -> str:
+    return ", ".join(map(str, sorted({seed for plan in plans for runs in plan.rows.values() for seed in runs})))

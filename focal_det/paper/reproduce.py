@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from detectron2.config import CfgNode
 
-from ..checkpoint.safe_load import load_tensors
 from ..data.catalog import dataset_problems, is_writable
-from ..errors import Findings, TrainingError, some
-from ..files import written_whole
-from ..output_layout import FINAL_CHECKPOINT
-from .comparison import report_files, write_report
+from ..errors import Findings, some
+from ..files import write_text_whole
+from .claims import RowResult, claims_page, load_claims
+from .comparison import diverged, measured, provenance, report_files, write_report
 from .cost import estimate
-from .results import Status
-from .runs import SweepPlan, SweepRun, changed_keys, with_runs_of_before
+from .pretraining import train_backbone
+from .runs import SweepOptions, SweepPlan, SweepRun, changed_keys, plan_table, with_runs_of_before
 from .sweep import outcome, run_all
+from .tables import Table, find_rows
+
+CLAIMS = "claims.md"
 
 
-def check_plan(plan: SweepPlan) -> Findings:
+def plan_tables(tables: Sequence[Table], rows: Sequence[str], options: SweepOptions) -> list[SweepPlan]:
+    """Plan some rows of each table, all if there are no patterns, or raise an InputError."""
+    return [plan_table(table, find_rows(table, rows), options) for table in tables]
+
+
+def trainings(plans: Sequence[SweepPlan]) -> list[SweepRun]:
+    """Return every training once, in the order in which they run.
+
+    Of several tables those that the paper's claims need come first, claim by claim, each with all its seeds; of the
+    others, and of a single table, all rows with the first seed come before the next.
+    """
+    needed = [path for claim in load_claims() for path in claim.rows] if len(plans) > 1 else []
+    rows = {f"{plan.table.name}/{name}": runs for plan in plans for name, runs in plan.rows.items()}
+    first = [run for path in needed for run in rows[path].values()]
+    return list(dict.fromkeys([*first, *(run for plan in plans for run in plan.runs)]))
+
+
+def check_plans(plans: Sequence[SweepPlan]) -> Findings:
     """Find missing data sets, a folder that cannot be written, runs that were begun with another configuration."""
-    runs = (*plan.backbones.values(), *plan.runs)
-    out = plan.options.out
-    blocked = [path for path in (out, *(run.folder for run in runs)) if not is_writable(path)]
-    blocked += [path for path in report_files(plan) if path.is_dir()]
+    options, runs = plans[0].options, trainings(plans)
+    folders = (options.out, *(run.folder for run in runs), *(file.parent for file in _backbones(plans)))
+    blocked = [path for path in folders if not is_writable(path)]
+    blocked += [path for path in _files(plans) if path.is_dir()]
     if blocked:
-        return Findings([f"--out {out}: {blocked[0]} cannot be written there; name another"])
+        return Findings([f"--out {options.out}: {blocked[0]} cannot be written there; name another"])
     # The user's own files are checked elsewhere.
-    with_named_sets = plan.backbones.values() if plan.options.data_flags else runs
+    with_named_sets = () if options.data_flags else runs
     names = [n for run in with_named_sets for key in ("DATASETS.TRAIN", "DATASETS.TEST") for n in run.config[key]]
     problems = dataset_problems(dict.fromkeys(names))
     for run in runs:
@@ -38,52 +58,77 @@ def check_plan(plan: SweepPlan) -> Findings:
     return Findings(problems)
 
 
-def describe(plan: SweepPlan) -> str:
+def describe(plans: Sequence[SweepPlan]) -> str:
     """Return the commands of what is not finished, and what they will cost."""
-    lines = []
-    files = {run: file for file, run in plan.backbones.items()}
-    rows = {run: name for name, runs in plan.rows.items() for run in runs.values()}
-    for run in (*plan.backbones.values(), *plan.runs):
+    missing = [file for file in _backbones(plans) if not file.is_file()]
+    lines = [f"# {file}: a classifier of drawn shapes, trained first" for file in missing]
+    rows = {run: name for plan in reversed(plans) for name, runs in plan.rows.items() for run in runs.values()}
+    for run in trainings(plans):
         state = "begun with another configuration" if changed_keys(run) else outcome(run, run.status)
         lines.append(f"# {rows[run] + ': ' if run in rows else ''}{run.name}: {state}")
         if not run.is_finished or changed_keys(run):
             lines.append(shlex.join(run.command))
-        if run in files:
-            lines.append(f"# and its backbone goes to {files[run]}")
-    return "\n".join([*lines, "", estimate(plan)])
+    return "\n".join([*lines, "", estimate(plans)])
 
 
-def run_plan(plan: SweepPlan, command: str) -> tuple[list[Path], bool]:
-    """Run what is not finished and write the table after every run.
+def run_plans(plans: Sequence[SweepPlan], command: str) -> tuple[list[Path], bool]:
+    """Run what is not finished; after every run write the tables that it belongs to, and of several also the claims.
 
     Args:
         command: the command line, for the record.
 
     Returns:
-        The files of the table, and whether a signal stopped it.
+        The files that are written, the claims' first, and whether a signal stopped it.
 
     Raises:
-        TrainingError: the training of a backbone failed, so no row can start.
-        OSError: the table or a record cannot be written.
+        TrainingError: the training of a backbone diverged, so no row can start.
+        OSError: a file or a record cannot be written.
     """
 
-    def write() -> None:
-        write_report(with_runs_of_before(plan), command)
+    def write(run: SweepRun) -> None:
+        write_files(plans, command, run)
 
-    num_gpus = plan.options.num_gpus
-    stopped = run_all(list(plan.backbones.values()), num_gpus=num_gpus, after_each=write, wait=True)
-    if not stopped:
-        for file, run in plan.backbones.items():
-            if not file.is_file():
-                _keep_backbone(run, file)
-        stopped = run_all(plan.runs, num_gpus=num_gpus, after_each=write)
-    return write_report(with_runs_of_before(plan), command), stopped
+    for file, cfg in _backbones(plans).items():
+        if not file.is_file():
+            share = train_backbone(cfg, file)
+            print(f"{file}: classifies {share:.1%} of the drawn shapes rightly", flush=True)
+    stopped = run_all(trainings(plans), num_gpus=plans[0].options.num_gpus, after_each=write)
+    return write_files(plans, command), stopped
 
 
-def _keep_backbone(run: SweepRun, file: Path) -> None:
-    """Write the backbone of a finished training to a file of its own, without the head."""
-    if run.status is not Status.DONE:
-        raise TrainingError(f"{run.name}: {outcome(run, run.status)}; no row can start without it")
-    weights = load_tensors(run.folder / FINAL_CHECKPOINT)["model"]
-    with written_whole(file) as partial:
-        torch.save({"model": {k: v for k, v in weights.items() if k.startswith("backbone.")}}, partial)
+def write_files(plans: Sequence[SweepPlan], command: str, run: SweepRun | None = None) -> list[Path]:
+    """Write the tables, of several also the claims, from what is finished, and return the files.
+
+    Args:
+        command: the command line, for the record.
+        run: write only the tables with this training; None for all of them.
+
+    Raises:
+        OSError: a file cannot be written; files from before stay intact.
+    """
+    full = [with_runs_of_before(plan) for plan in plans]
+    if len(plans) > 1:
+        heading = [
+            f"# The paper's claims about trainings, in the scale {plans[0].options.scale}",
+            *("", *provenance(full, command)),
+        ]
+        results = {
+            f"{plan.table.name}/{name}": RowResult(measured(runs, "AP"), diverged(runs))
+            for plan in full
+            for name, runs in plan.rows.items()
+        }
+        published = {row.path: row.published for plan in full for row in plan.table.rows.values()}
+        write_text_whole(plans[0].options.out / CLAIMS, claims_page(results, published, heading))
+    for plan in full:
+        if run is None or run in plan.runs:
+            write_report(plan, command)
+    return _files(plans)
+
+
+def _files(plans: Sequence[SweepPlan]) -> list[Path]:
+    claims = [plans[0].options.out / CLAIMS] if len(plans) > 1 else []
+    return [*claims, *(path for plan in plans for path in report_files(plan))]
+
+
+def _backbones(plans: Sequence[SweepPlan]) -> dict[Path, CfgNode]:
+    return {file: cfg for plan in plans for file, cfg in plan.backbones.items()}

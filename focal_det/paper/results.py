@@ -41,6 +41,7 @@ class Record:
     status: Status = Status.UNFINISHED
     seconds: float = 0.0  # over all its starts
     error: str = ""  # of the last start
+    ms_per_image: float = 0.0  # of the trained model on `hardware`, one image at a time; 0 where it was not timed
 
 
 def read_record(folder: Path) -> Record | None:
@@ -54,8 +55,9 @@ def read_record(folder: Path) -> Record | None:
         texts = (record.command, record.commit, record.hardware, record.versions, record.error)
         if not all(isinstance(text, str) for text in texts) or not isinstance(record.config, dict):
             raise ValueError("a value of the wrong kind")
-        if not (isinstance(record.seconds, (int, float)) and math.isfinite(record.seconds)):
-            raise ValueError(f"seconds is {record.seconds!r}")
+        for number in (record.seconds, record.ms_per_image):
+            if not (isinstance(number, (int, float)) and math.isfinite(number)):
+                raise ValueError(f"a time is {number!r}")
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); move the folder away to train it anew") from error
     return record

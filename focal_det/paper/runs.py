@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,9 @@ from ..config.load import load_config
 from ..data.dataset_spec import name_sources, parse_source
 from ..errors import InputError
 from .results import Record, Status, has_trained, read_metrics, read_record
-from .tables import Table, TableRow, backbone_config, configs_of, load_tables
+from .tables import Table, TableRow, configs_of, load_tables, trains_backbone
 
 _DATA = "--train-json and the like"
-
-# Overrides by hand that the training of a backbone takes over: what it consists of, and what it runs on.
-_BACKBONE_KEYS = ("MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.FPN.", "MODEL.DEVICE", "DATALOADER.", "SOLVER.AMP.")
 
 # What the plan itself sets.
 _RESERVED = {"OUTPUT_DIR": "--out", "SEED": "--seeds"}
@@ -52,7 +49,7 @@ class SweepRun:
     name: "table/row" of the first row that it serves, and the seed.
     folder: its OUTPUT_DIR.
     test_set: the first that it is evaluated on.
-    config: the row's configuration by dotted key, without seed, folder and backbone's file; with the data flags.
+    config: the row's configuration by dotted key, without seed and folders; with the data flags.
     """
 
     name: str
@@ -76,6 +73,14 @@ class SweepRun:
         """Return its figures by column; empty before its end."""
         return read_metrics(self.folder, iterations=self.iterations, test_sets=[self.test_set])
 
+    def figures(self) -> dict[str, float]:
+        """Return `metrics` with "hours" of its starts, evaluation included, and "ms" for an image, where recorded."""
+        found, record = self.metrics(), self.record
+        if found and record:
+            times = {"hours": record.seconds / 3600, "ms": record.ms_per_image}
+            found |= {name: value for name, value in times.items() if value}
+        return found
+
     @property
     def status(self) -> Status | None:
         """Its state; None before its first start. It is done if its metrics say so, however it ended."""
@@ -98,14 +103,14 @@ class SweepPlan:
 
     rows: by name, each with its runs by seed; rows of one configuration share theirs.
     runs: all of them once, seed by seed, so that the table is complete before it is repeated.
-    backbones: the trainings whose backbones the runs start from, by the file of each backbone.
+    backbones: the files of the backbones that the runs start from, each with the configuration of a row that does.
     """
 
     table: Table
     options: SweepOptions
     rows: Mapping[str, Mapping[int, SweepRun]]
     runs: tuple[SweepRun, ...]
-    backbones: Mapping[Path, SweepRun]
+    backbones: Mapping[Path, CfgNode]
     configs: Mapping[str, CfgNode]
 
 
@@ -119,13 +124,13 @@ def plan_table(table: Table, rows: Sequence[TableRow], options: SweepOptions) ->
         if key in _RESERVED:
             raise InputError(f"{key} is set for each run; use {_RESERVED[key]}")
     by_row: dict[str, dict[int, SweepRun]] = {}
-    backbones: dict[Path, SweepRun] = {}
+    backbones: dict[Path, CfgNode] = {}
     configs = {row.name: row_config(row, options.scale, options.overrides) for row in rows}
     for row in rows:
         cfg, owner = configs[row.name], _owner(row, options.scale)
-        by_row[row.name] = {seed: _run(owner, seed, cfg, options) for seed in options.seeds}
+        by_row[row.name] = _runs(owner, options.seeds, cfg, options)
         if file := _backbone_file(cfg, options):
-            backbones[file] = _backbone_run(cfg, file, options)
+            backbones.setdefault(file, cfg)
     runs = {run.folder: run for seed in options.seeds for run in (by_row[row.name][seed] for row in rows)}
     return SweepPlan(table, options, by_row, tuple(runs.values()), backbones, configs)
 
@@ -142,8 +147,8 @@ def with_runs_of_before(plan: SweepPlan) -> SweepPlan:
             continue
         owner = _owner(row, options.scale)
         seeds = (path.name[4:] for path in (options.out / "runs" / owner.path).glob("seed*"))
-        for seed in {int(text) for text in seeds if text.isdecimal()} - rows[name].keys():
-            run = _run(owner, seed, cfg, options)
+        before = {int(text) for text in seeds if text.isdecimal()} - rows[name].keys()
+        for seed, run in _runs(owner, before, cfg, options).items():
             if has_trained(run.folder) and not changed_keys(run):
                 rows[name][seed] = run
         rows[name] = dict(sorted(rows[name].items()))
@@ -188,33 +193,24 @@ def _identity(row: TableRow, scale: str) -> str:
     return str(row_config(row, scale).dump())
 
 
-def _run(owner: TableRow, seed: int, cfg: CfgNode, options: SweepOptions) -> SweepRun:
-    """Return a training of a configuration, named by the first row that has it."""
-    folder = options.out / "runs" / owner.path / f"seed{seed}"
+def _runs(owner: TableRow, seeds: Collection[int], cfg: CfgNode, options: SweepOptions) -> dict[int, SweepRun]:
+    """Return the trainings of a configuration by seed, named by the first row that has it."""
+    if not seeds:
+        return {}
     backbone = _backbone_file(cfg, options)
     arguments = [*options.data_flags, *owner.arguments(options.scale), *options.overrides]
     arguments += ["MODEL.WEIGHTS", str(backbone)] if backbone else []
     files = configs_of(load_tables()[owner.table], options.scale)
-    line = _command_line(files, [*arguments, "SEED", str(seed)], folder, options)
     flags = zip(options.data_flags[::2], options.data_flags[1::2], strict=False)  # the last may have no value
     config = {_DATA: " ".join(f"{flag} {Path(path).absolute()}" for flag, path in flags), **plain_values(cfg)}
+    config |= {"MODEL.WEIGHTS": backbone.name} if backbone else {}  # a run that began from another is not its like
     test_set = _first_test_set(cfg, options.data_flags)
-    return SweepRun(f"{owner.path} seed {seed}", folder, line, cfg.SOLVER.MAX_ITER, test_set, config)
-
-
-def _backbone_run(cfg: CfgNode, file: Path, options: SweepOptions) -> SweepRun:
-    """Return the training of a scale's first configuration, with a row's depth and width."""
-    config = backbone_config(options.scale)
-    assert config is not None
-    overrides = ["MODEL.RESNETS.DEPTH", str(cfg.MODEL.RESNETS.DEPTH)]
-    overrides += ["MODEL.FPN.OUT_CHANNELS", str(cfg.MODEL.FPN.OUT_CHANNELS)]
-    for key, value in key_value_pairs(options.overrides):
-        overrides += [key, value] if key.startswith(_BACKBONE_KEYS) else []
-    folder = file.with_suffix("")
-    line = _command_line([config], overrides, folder, options)
-    cfg = load_config(config, [*overrides, "OUTPUT_DIR", ""])
-    test_set = _first_test_set(cfg, ())
-    return SweepRun(f"backbone {file.stem}", folder, line, cfg.SOLVER.MAX_ITER, test_set, plain_values(cfg))
+    runs = {}
+    for seed in seeds:
+        folder = options.out / "runs" / owner.path / f"seed{seed}"
+        line = _command_line(files, [*arguments, "SEED", str(seed)], folder, options)
+        runs[seed] = SweepRun(f"{owner.path} seed {seed}", folder, line, cfg.SOLVER.MAX_ITER, test_set, config)
+    return runs
 
 
 def _command_line(configs: Sequence[str], arguments: list[str], folder: Path, options: SweepOptions) -> tuple[str, ...]:
@@ -239,6 +235,6 @@ def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:
 
 def _backbone_file(cfg: CfgNode, options: SweepOptions) -> Path | None:
     """Return the file with the backbone that a row starts from; None where its configuration names weights itself."""
-    if backbone_config(options.scale) is None or cfg.MODEL.WEIGHTS:
+    if not trains_backbone(options.scale) or cfg.MODEL.WEIGHTS:
         return None
-    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_FPN_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"
+    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}.pth"

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ..checkpoint.safe_load import SafeCheckpointer
-from ..config.load import load_config
 from ..data.catalog import class_names
-from ..data.shapes import draw_image
-from ..output_layout import CONFIG, FINAL_CHECKPOINT
 from .comparison import measured
+from .competitors import envelope, load_competitors, published_speeds
+from .cost import image_size, milliseconds, trained_config
 from .figures import as_csv, new_axes
 from .runs import SweepOptions, SweepRun, plan_table, row_config, with_runs_of_before
-from .tables import TableRow, compared_detectors, load_tables
+from .tables import TableRow, load_tables
 
 TABLE = "table1e"
-
-_LONGER_TO_SHORTER = 4 / 3  # COCO's images are mostly 640 x 480
 
 
 class Timing(NamedTuple):
@@ -59,54 +52,25 @@ def time_models(options: SweepOptions, *, repeats: int) -> Iterator[Timing]:
     for name, runs in plan.rows.items():
         row, ap = table.rows[name], measured(runs, "AP")
         cfg = _config(row, runs.values(), options)
-        height = int(cfg.INPUT.MIN_SIZE_TEST)
-        width = min(round(height * _LONGER_TO_SHORTER), int(cfg.INPUT.MAX_SIZE_TEST))
-        ms = _milliseconds(cfg, (height, width), repeats)
+        height, width = image_size(cfg)
+        ms = milliseconds(cfg, repeats)
         depth, mean_ap = int(cfg.MODEL.RESNETS.DEPTH), statistics.mean(ap) if ap else None
         yield Timing(row, depth, height, width, ms, mean_ap, trained=bool(cfg.MODEL.WEIGHTS))
 
 
 def _config(row: TableRow, runs: Iterable[SweepRun], options: SweepOptions) -> CfgNode:
-    """Return the configuration of a finished run with its weights, else the row's without any."""
-    for run in runs:
-        weights = run.folder / FINAL_CHECKPOINT
-        if run.metrics() and weights.is_file():
-            return load_config(run.folder / CONFIG, ["MODEL.WEIGHTS", str(weights)])
-    cfg = row_config(row, options.scale)
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.RETINANET.NUM_CLASSES = len(class_names(cfg.DATASETS.TEST[0]) or ())
+    """Return the configuration of a finished run with its weights, else the row's without any; on the GPU if any."""
+    cfg = next((cfg for run in runs if (cfg := trained_config(run))), None)
+    if cfg is None:
+        cfg = row_config(row, options.scale)
+        cfg.MODEL.WEIGHTS = ""
+        cfg.MODEL.RETINANET.NUM_CLASSES = len(class_names(cfg.DATASETS.TEST[0]) or ())
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return cfg
 
 
-def _milliseconds(cfg: CfgNode, size: tuple[int, int], repeats: int) -> float:
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(cfg).eval()
-    if cfg.MODEL.WEIGHTS:
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    drawn, _, _ = draw_image("val", 0, max(size))  # with objects to find, for a model that has learned them
-    image = torch.from_numpy(cv2.resize(drawn, size[::-1])).permute(2, 0, 1)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        with torch.inference_mode():
-            model([{"image": image}])
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1000)
-    return statistics.median(times[1:])
-
-
-def envelope(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return those of (ms, AP) that no other beats in both, fastest first."""
-    best: list[tuple[float, float]] = []
-    for ms, ap in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or ap > best[-1][1]:
-            best.append((ms, ap))
-    return best
-
-
 def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> Figure:
-    """Draw the paper's points with their envelope, its competitors, and this machine's times.
+    """Draw the paper's points and its competitors' with the envelope of all, and this machine's times.
 
     At the full scale a row that was not trained here is drawn as a ring at its published AP.
     """
@@ -133,10 +97,12 @@ def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> 
             axes.plot(ms, aps, ":", color=color, label=f"R-{of_depth[0].depth} ({scale}), timed here")
         for x, y, fill in here:
             axes.plot(x, y, "s", color=color, fillstyle=fill)
-    axes.plot(*zip(*envelope(published.values()), strict=True), color="0.6", linewidth=5, alpha=0.4, label="envelope")
-    for name, figures in compared_detectors().items():
-        if "ms" in figures:
-            at = figures["ms"], figures["AP"]
+    speeds = published_speeds()
+    best = envelope(speeds.values())
+    label = "envelope of all, published: none is faster and better"
+    axes.step(*zip(*best, strict=True), where="post", color="0.6", linewidth=5, alpha=0.4, label=label)
+    for name, at in speeds.items():
+        if name in load_competitors():
             axes.plot(*at, "D", color="0.4", markersize=4)
             axes.annotate(name, at, (0, 5), textcoords="offset points", ha="center", fontsize=5.5)
     title = f"timed on {machine}; ring: AP published, not measured"
@@ -145,6 +111,13 @@ def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> 
     axes.set_title(title, fontsize="small", loc="left")
     axes.legend(frameon=False, fontsize="small")
     return figure
+
+
+def describe_envelope() -> str:
+    """Return which published detectors lie on the envelope of figure 2, fastest first."""
+    names = {point: name for name, point in published_speeds().items()}
+    found = ", ".join(f"{names[ms, ap]} ({ms:g} ms, AP {ap:.1f})" for ms, ap in envelope(names))
+    return f"on the envelope of all published: {found}"
 
 
 def timings_as_csv(timings: Sequence[Timing]) -> str:

@@ -20,6 +20,7 @@ from ..environment import hardware, source_commit, versions
 from ..errors import EXIT_STOPPED, InputError
 from ..files import FolderLock
 from ..output_layout import LAST_CHECKPOINT
+from .cost import milliseconds, trained_config
 from .results import Record, Status, iterations_done, write_record
 from .runs import SweepRun
 
@@ -27,14 +28,15 @@ LOG = "reproduce.log"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_SECONDS = 0.5
+_TIMED_IMAGES = 10
 
 
-def run_all(runs: Sequence[SweepRun], *, num_gpus: int, after_each: Callable[[], None], wait: bool = False) -> bool:
+def run_all(runs: Sequence[SweepRun], *, num_gpus: int, after_each: Callable[[SweepRun], None]) -> bool:
     """Run what is not finished, one after the other, whether or not the one before failed.
 
     Args:
         num_gpus: of each training, for its record.
-        wait: for a run that another process trains; else it is left to that process.
+        after_each: is given every run after its turn.
 
     Returns:
         Whether a signal stopped it. The same call then continues.
@@ -59,12 +61,9 @@ def run_all(runs: Sequence[SweepRun], *, num_gpus: int, after_each: Callable[[],
 
             tqdm.write(f"{title}: {run.folder}, where log.txt says how far it is")
             status = _run_alone(run, num_gpus, forwarder, show)
-            while wait and status is Status.ELSEWHERE and not forwarder.received:
-                time.sleep(_POLL_SECONDS)
-                status = _run_alone(run, num_gpus, forwarder, show)
             show(run.iterations)
             tqdm.write(f"{title}: {outcome(run, status)}")
-            after_each()
+            after_each(run)
             if forwarder.received:
                 return True
     return False
@@ -147,7 +146,9 @@ def _run(run: SweepRun, num_gpus: int, forwarder: _Forwarder, show: Callable[[in
         output = written.read().decode(errors="replace")
     status, error = _judge(run, child.returncode, output, stopped=bool(forwarder.received))
     seconds = round(record.seconds + time.monotonic() - started, 3)
-    write_record(run.folder, replace(record, status=status, error=error, seconds=seconds))
+    timed = trained_config(run) if status is Status.DONE else None
+    ms = round(milliseconds(timed, _TIMED_IMAGES), 3) if timed else 0.0
+    write_record(run.folder, replace(record, status=status, error=error, seconds=seconds, ms_per_image=ms))
     return status
 
 

@@ -86,14 +86,9 @@ def configs_of(table: Table, scale: str) -> list[str]:
     return [table.config, *([extra] if extra else [])]
 
 
-def backbone_config(scale: str) -> str | None:
-    """Return the configuration whose training gives a scale's rows their backbone; None where they name weights."""
-    return _contents()["scales"][scale].get("backbone")
-
-
-def compared_detectors() -> Mapping[str, Mapping[str, float]]:
-    """Return the paper's competitors: AP on test-dev and, for those of figure 2, milliseconds per image."""
-    return _contents()["compared"]
+def trains_backbone(scale: str) -> bool:
+    """Tell whether a scale's rows start from a backbone of `pretraining`; else they name weights."""
+    return bool(_contents()["scales"][scale].get("trains_backbone"))
 
 
 def default_out(scale: str) -> Path:

@@ -43,3 +43,21 @@ def test_a_hopeless_example_costs_its_logit_and_no_more():
     # -log sigmoid(u) / gamma -> -x_t - beta / gamma for x_t -> -inf, whatever gamma
     value, slope = value_and_slope(-1e6, 0, gamma=4.0, beta=2.0)
     assert (value, slope) == (pytest.approx(1e6 - 0.5), -1.0)
+
+
+@pytest.mark.parametrize(("gamma", "beta"), [(2.0, 1.0), (4.0, 0.0), (4.0, -1.0), (8.0, 0.0)])
+def test_where_few_positives_and_many_negatives_cancel_the_loss_bends_by_gamma(gamma, beta):
+    """Which docs/reproduction.md explains the instability of large gamma with."""
+    negatives = 2640
+
+    def pull(x):
+        return (
+            value_and_slope(x, 0, gamma=gamma, beta=beta)[1]
+            + negatives * value_and_slope(x, 1, gamma=gamma, beta=beta)[1]
+        )
+
+    low, high = -20.0, 5.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if pull(middle) < 0 else (low, middle)
+    assert (pull(low + 1e-4) - pull(low - 1e-4)) / 2e-4 == pytest.approx(gamma, rel=0.01)

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from focal_det.cli import reproduce as cli_reproduce
 from focal_det.cli.main import main
-from focal_det.errors import InputError, TrainingError
+from focal_det.errors import InputError
 from focal_det.files import FolderLock
-from focal_det.paper import sweep
-from focal_det.paper.reproduce import check_plan, describe, run_plan
-from focal_det.paper.results import Status, read_metrics, read_record
+from focal_det.paper import claims, comparison, figures, sweep
+from focal_det.paper import reproduce as paper_reproduce
+from focal_det.paper.claims import Claim, RowComparison
+from focal_det.paper.reproduce import check_plans, describe, plan_tables, run_plans, trainings, write_files
+from focal_det.paper.results import Record, Status, read_metrics, read_record, write_record
 from focal_det.paper.runs import SweepOptions, SweepRun, plan_table
 from focal_det.paper.sweep import run_all
 from focal_det.paper.tables import load_tables
@@ -48,14 +51,16 @@ if behaviour == "killed": os.kill(os.getpid(), 9)
 if behaviour == "full" : print("OSError: [Errno 28] No space left on device"); sys.exit(1)
 with open(os.path.join(folder, "metrics.json"), "a") as f:
     f.write(json.dumps({"iteration": 1, "time": 0.5}) + "\\n")
-    f.write(json.dumps({"iteration": 2, "bbox/AP": 30.0 + 2 * seed, "bbox/AP50": 50.0, "bbox/AP75": 30.0}) + "\\n")
+    scores = {"AP": 30.0 + 2 * seed, "AP50": 50.0, "AP75": 30.0, "APs": 11.0, "APm": 22.0, "APl": float("nan")}
+    f.write(json.dumps({"iteration": 2} | {f"bbox/{name}": value for name, value in scores.items()}) + "\\n")
 """
 
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Every training is the stand-in, whose end is not waited for longer than it takes."""
+    """Every training is the stand-in, whose end is not waited for longer than it takes; nothing is drawn."""
     monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(comparison, "save_figures", lambda *_: [])
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
@@ -91,11 +96,19 @@ def all_cells(path):
     return [dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines[1:]]
 
 
+def test_the_files_of_a_table(plan_of, monkeypatch, tmp_path):
+    monkeypatch.setattr(comparison, "save_figures", figures.save_figures)
+    plan = plan_of()
+    run_all(plan.runs, num_gpus=1, after_each=lambda _: None)
+    names = ["table3.csv", "table3.md", "table3.png", "table3.svg"]
+    assert sorted(path.name for path in write_files([plan], "command")) == names
+    assert sorted(path.name for path in (tmp_path / "out").glob("table3.*") if path.stat().st_size) == names
+
+
 def test_the_table_has_published_measured_difference_and_spread(plan_of):
     plan = plan_of(seeds=(1, 2))
-    files, stopped = run_plan(plan, "the command")
+    files, stopped = run_plans([plan], "the command")
     assert not stopped
-    assert [path.name for path in files] == ["table3.md", "table3.csv", "table3.png", "table3.svg"]
     text = files[0].read_text()
     assert "Last command: `the command`" in text
     assert f"Overrides by hand: `{' '.join(TINY)}`" in text
@@ -112,11 +125,48 @@ def test_the_table_has_published_measured_difference_and_spread(plan_of):
         *(("fl", "1", "32.0", "34.0"), ("fl", "2", "34.0", "34.0")),
     ]
     assert all(line["commit"] and line["hardware"] for line in lines)
+    # no object is that large, and the stand-in leaves no weights to time
+    assert (fl["APs"], fl["APm"], fl["APl"], fl["ms per image"]) == ("11.0", "22.0", "—", "—")
+    assert re.fullmatch(r"\d+\.\d\d", fl["hours"])
+    assert (lines[0]["APs"], lines[0]["APl"], lines[0]["ms"], lines[0]["published_APs"]) == ("11.0", "", "", "")
+    assert float(lines[0]["hours"]) >= 0  # rounded
+
+
+def test_a_trained_model_is_timed_and_its_time_is_in_the_table(plan_of, monkeypatch):
+    timed = []
+    monkeypatch.setattr(sweep, "trained_config", lambda run: timed.append(run.name) or "its configuration")
+    monkeypatch.setattr(sweep, "milliseconds", lambda cfg, repeats: (cfg == "its configuration") * 1.25 * repeats)
+    plan = plan_of("table1e", ("depth_50_scale_400",))
+    files, _ = run_plans([plan], "command")
+    assert timed == [run.name for run in plan.runs]
+    (row,) = cells(files[0])
+    assert row["ms per image"] == "12.5"
+    assert row["published AP / AP50 / AP75 / APs / APm / APl / ms"].endswith(" / 11.2 / 33.8 / 46.1 / 64 ms")
+    line = next(csv.DictReader(files[1].open()))
+    assert (line["ms"], line["published_ms"], line["published_APl"]) == ("12.5", "64", "46.1")
+    monkeypatch.setenv("BEHAVIOUR", "diverges")
+    run_plans([plan_of("table1e", ("depth_50_scale_500",))], "command")
+    assert len(timed) == 1
+
+
+def test_table_2_has_the_papers_competitors(plan_of, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison, "save_figures", lambda named, _: drawn.append(named["table2"]))
+    files, _ = run_plans([plan_of("table2", ("R_101",))], "command")
+    text = files[0].read_text()
+    assert "| Faster R-CNN with FPN | 2 | ResNet-101-FPN | 36.2 | 59.1 | 39.0 | 18.2 | 39.0 | 48.2 |" in text
+    assert "| DSSD513 | 1 | ResNet-101-DSSD | 33.2 | 53.3 | 35.2 | 13.0 | 35.4 | 51.1 |" in text
+    assert "| RetinaNet | 1 | R_101, published | 39.1 | 59.1 | 42.3 | 21.8 | 42.7 | 50.2 |" in text
+    assert "| RetinaNet | 1 | R_101, measured (R-34, 64 px, 3 it) | 32.0 | 50.0 | 30.0 | 11.0 | 22.0 | — |" in text
+    assert "X_101_32x8d, measured" not in text
+    rings, dots = drawn[-1].axes[0].lines[:2]
+    assert list(rings.get_xdata()) == [39.1, 40.8, 34.9, 36.2, 34.7, 36.8, 21.6, 31.2, 33.2]
+    assert list(dots.get_xdata()) == [32.0]
 
 
 def test_the_table_keeps_what_was_run_before(plan_of):
-    run_plan(plan_of(seeds=(1, 2)), "first")
-    files, _ = run_plan(plan_of(rows=("fl_star_2_1",), seeds=(3,)), "second")
+    run_plans([plan_of(seeds=(1, 2))], "first")
+    files, _ = run_plans([plan_of(rows=("fl_star_2_1",), seeds=(3,))], "second")
     rows = {row["row"]: (row["each seed"], row["state"]) for row in all_cells(files[0])}
     assert rows == {
         "ce": ("32.0, 34.0", "done"),
@@ -129,7 +179,7 @@ def test_the_table_keeps_what_was_run_before(plan_of):
 def test_a_row_whose_own_key_is_changed_by_hand_is_not_compared_with_the_papers(plan_of, tmp_path):
     def difference(*overrides):
         plan = plan_of(rows=("ce",), overrides=overrides, scale="full")
-        (row,) = cells(run_plan(plan, "command")[0][0])
+        (row,) = cells(run_plans([plan], "command")[0][0])
         return row["AP measured"], row["difference"]
 
     words = ["MODEL.WEIGHTS", "none.pth", "SOLVER.MAX_ITER", "3"]
@@ -140,16 +190,91 @@ def test_a_row_whose_own_key_is_changed_by_hand_is_not_compared_with_the_papers(
 
 def test_an_override_that_fits_only_the_rows_asked_for_is_no_error(plan_of):
     plan = plan_of("table1d", ("ohem_128_.5",), overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.BATCH_SIZE", "64"])
-    files, _ = run_plan(plan, "command")
+    files, _ = run_plans([plan], "command")
     assert [row["row"] for row in cells(files[0])] == ["ohem_128_.5"]
     with pytest.raises(InputError, match=r"table1d/fl: command line: .*BATCH_SIZE is 64, but the loss is Focal"):
         plan_of("table1d", ("fl",), overrides=[*TINY, "MODEL.FOCAL_DET.LOSS.BATCH_SIZE", "64"])
 
 
+@pytest.fixture
+def plans_of(tmp_path):
+    def make(tables):
+        options = SweepOptions("mini", (1, 2), tmp_path / "out", overrides=tuple(TINY))
+        return plan_tables(list(tables.values()), (), options)
+
+    return make
+
+
+def test_of_several_tables_what_the_claims_need_is_trained_first_and_each_once(plans_of, monkeypatch):
+    monkeypatch.setattr(paper_reproduce, "load_claims", lambda: claims.load_claims()[:2])
+    names = ("table1a", "table1b", "table1c", "table3", "section5_1")
+    plans = plans_of({name: load_tables()[name] for name in names})
+    runs = trainings(plans)
+    assert [run.name for run in runs[:6]] == [
+        *("table1b/gamma_2 seed 1", "table1b/gamma_2 seed 2", "table1a/alpha_.75 seed 1", "table1a/alpha_.75 seed 2"),
+        *("section5_1/ce seed 1", "section5_1/ce seed 2"),
+    ]
+    assert len(runs) == len({run.folder for run in runs})
+    assert {run.folder for run in runs} == {run.folder for plan in plans for run in plan.runs}
+    assert runs[-1].name == "section5_1/hinge seed 2"
+    lines = describe(plans).splitlines()
+    # 4 rows, of which 1b shares gamma_2 with 1c, and 1a alpha .75 with 1b: counted where they come first
+    counts = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("table")}
+    assert {name: counts[name] for name in ("table1a", "table1b", "table1c", "table3")} == {
+        **{"table1a": "14", "table1b": "12", "table1c": "12", "table3": "4"}
+    }
+    assert lines[-1].startswith(f"Estimate: {len(runs)} trainings, ")
+
+
+@pytest.fixture
+def one_claim(monkeypatch):
+    """The only claim, about rows of two tables, which are all that there are for the command line."""
+    above = RowComparison("above", "table3/fl_star_2_1", "section5_1/hinge")
+    claims_made = (Claim("FL* beats the hinge", "text", (above,)),)
+    for module in (claims, paper_reproduce):
+        monkeypatch.setattr(module, "load_claims", lambda: claims_made)
+    tables = {name: load_tables()[name] for name in ("table3", "section5_1")}
+    monkeypatch.setattr(cli_reproduce, "load_tables", lambda: tables)
+    return tables
+
+
+def test_the_claims_and_the_tables_with_a_training_are_written_after_it(plans_of, stand_in, one_claim, monkeypatch):
+    written = []
+    monkeypatch.setattr(paper_reproduce, "write_report", lambda plan, _: written.append(plan.table.name))
+    plans = plans_of(one_claim)
+    files, stopped = run_plans(plans, "the command")
+    assert not stopped
+    assert [path.name for path in files[:2]] == ["claims.md", "table3.md"]
+    text = files[0].read_text()
+    assert "# The paper's claims about trainings, in the scale mini" in text
+    assert "Last command: `the command`" in text
+    assert "- Seeds: 1, 2. " in text
+    # both reach 32 and 34 with seeds 1 and 2: squared errors of 1 each, two degrees of freedom, 4.303 sqrt(2)
+    assert "| FL* beats the hinge | text | fl_star_2_1 - hinge | — | +0.0 ± 6.1 | cannot be told |" in text
+    # both rows with both seeds first, then table 3's other three and the section's three, seed by seed; then all
+    first = ["table3", "table3", "section5_1", "section5_1"]
+    assert written == first + ["table3"] * 6 + ["section5_1"] * 6 + ["table3", "section5_1"]
+
+
+def test_a_report_trains_nothing(plan_of, one_claim, monkeypatch, capsys, tmp_path):
+    run_plans([plan_of(rows=("fl_star_2_1",))], "first")
+    capsys.readouterr()
+    monkeypatch.setattr(paper_reproduce, "run_all", None)
+    words = ["--scale", "mini", "--seeds", "1,2", "--out", str(tmp_path / "out"), "--report", *TINY]
+    assert main(["reproduce", "all", *words]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == [str(tmp_path / "out" / name) for name in ("claims.md", "table3.md")]
+    assert "| table3/fl_star_2_1 | 33.8 | 32.0 | 1 |" in (tmp_path / "out" / "claims.md").read_text()
+    assert [row["AP measured"] for row in cells(tmp_path / "out" / "table3.md")] == ["32.0"]
+    assert "Measured: nothing yet" in (tmp_path / "out" / "section5_1.md").read_text()
+    assert main(["reproduce", "all", "--rows", "fl", *words]) == 2
+    assert "--rows are those of one table" in capsys.readouterr().err
+
+
 def test_finished_rows_are_not_run_again_in_whatever_table(plan_of):
-    run_plan(plan_of(), "first")
+    run_plans([plan_of()], "first")
     again = plan_of("table1b", ("gamma_0", "gamma_1", "gamma_2"))
-    run_plan(again, "second")
+    run_plans([again], "second")
     assert [starts(run) for run in again.runs] == [1, 1, 1]
 
 
@@ -165,12 +290,12 @@ def test_finished_rows_are_not_run_again_in_whatever_table(plan_of):
 def test_it_keeps_going_after_a_row_that_failed(plan_of, monkeypatch, behaviour, status, error):
     plan = plan_of()
     monkeypatch.setenv("BEHAVIOUR", behaviour)
-    files, stopped = run_plan(plan, "command")
+    files, stopped = run_plans([plan], "command")
     assert not stopped
     assert [run.status for run in plan.runs] == [status, status]
     assert all(error in row["state"] for row in cells(files[0]))
     monkeypatch.delenv("BEHAVIOUR")
-    run_plan(plan, "again")
+    run_plans([plan], "again")
     # one that diverged has its result, 0 AP; the others are tried again
     assert [starts(run) for run in plan.runs] == ([1, 1] if status is Status.DIVERGED else [2, 2])
 
@@ -178,33 +303,33 @@ def test_it_keeps_going_after_a_row_that_failed(plan_of, monkeypatch, behaviour,
 def test_a_row_that_another_process_trains_is_left_to_it(plan_of):
     plan = plan_of()
     with FolderLock(str(plan.runs[0].folder), ".reproduce.lock"):
-        files, _ = run_plan(plan, "command")
+        files, _ = run_plans([plan], "command")
     assert [starts(run) for run in plan.runs] == [0, 1]
     assert [row["state"] for row in all_cells(files[0])[:2]] == ["seed 1: not run", "done"]
 
 
 def test_a_row_begun_with_another_configuration_is_not_taken_for_this_one(plan_of):
-    run_plan(plan_of(), "command")
+    run_plans([plan_of()], "command")
     other = plan_of(overrides=[*TINY, "SOLVER.BASE_LR", "0.01"])
-    assert describe(other).count("begun with another configuration") == 2
-    assert "Estimate: 2 trainings" in describe(other)
+    assert describe([other]).count("begun with another configuration") == 2
+    assert "Estimate: 2 trainings" in describe([other])
     with pytest.raises(InputError) as caught:
-        check_plan(other).raise_if_errors()
+        check_plans([other]).raise_if_errors()
     assert "was begun with another configuration (SOLVER.BASE_LR 0.03 -> 0.01); name another --out" in str(caught.value)
 
 
 def test_other_data_are_not_taken_for_the_same_row(plan_of, tmp_path):
-    run_plan(plan_of(), "command")
+    run_plans([plan_of()], "command")
     with pytest.raises(
         InputError, match=r"begun with another configuration \(--train-json and the like  -> .*mine\.json"
     ):
-        check_plan(plan_of(data_flags=("--train-json", str(tmp_path / "mine.json")))).raise_if_errors()
+        check_plans([plan_of(data_flags=("--train-json", str(tmp_path / "mine.json")))]).raise_if_errors()
 
 
 def test_a_start_that_trained_nothing_binds_to_nothing(plan_of, monkeypatch):
     monkeypatch.setenv("BEHAVIOUR", "bad input")
-    run_plan(plan_of(), "command")
-    check_plan(plan_of(overrides=[*TINY, "SOLVER.BASE_LR", "0.01"])).raise_if_errors()
+    run_plans([plan_of()], "command")
+    check_plans([plan_of(overrides=[*TINY, "SOLVER.BASE_LR", "0.01"])]).raise_if_errors()
 
 
 def test_missing_data_sets_are_named_once_and_nothing_is_written(tmp_path, monkeypatch, capsys):
@@ -219,22 +344,22 @@ def test_missing_data_sets_are_named_once_and_nothing_is_written(tmp_path, monke
 
 def test_a_damaged_record_is_named(plan_of):
     plan = plan_of()
-    run_plan(plan, "command")
+    run_plans([plan], "command")
     record = plan.runs[0].folder / "reproduce.json"
     sound = json.loads(record.read_text())
     damages = ["{", "[]", json.dumps(sound | {"status": "weird"}), json.dumps(sound | {"seconds": "x"})]
     for damage in [*damages, json.dumps(sound | {"config": None}), json.dumps(sound | {"hardware": []})]:
         record.write_text(damage)
         with pytest.raises(InputError, match=r"reproduce\.json is damaged"):
-            check_plan(plan).raise_if_errors()
+            check_plans([plan]).raise_if_errors()
     record.unlink()
     with pytest.raises(InputError, match="there is no record of it"):
-        check_plan(plan).raise_if_errors()
+        check_plans([plan]).raise_if_errors()
 
 
 def test_a_record_of_done_without_metrics_is_not_done(plan_of):
     plan = plan_of()
-    run_plan(plan, "command")
+    run_plans([plan], "command")
     (plan.runs[0].folder / "metrics.json").unlink()
     assert [run.status for run in plan.runs] == [Status.UNFINISHED, Status.DONE]
 
@@ -246,7 +371,7 @@ def test_a_checkpoint_that_was_never_whole_is_set_aside(plan_of):
     (folder / "model_0000001.pth").write_bytes(b"half")
     record = {"command": "", "commit": "", "hardware": "", "versions": "", "config": {}, "status": "unfinished"}
     (folder / "reproduce.json").write_text(json.dumps(record))
-    run_plan(plan, "command")
+    run_plans([plan], "command")
     assert (folder / "model_0000001.torn").read_bytes() == b"half"
     assert not list(folder.glob("*.pth"))
     assert plan.runs[0].status is Status.DONE
@@ -258,7 +383,7 @@ def test_what_nohup_ignores_stays_ignored(plan_of, ignored):
     try:
         seen = []
         plan = plan_of(rows=("ce",))
-        run_all(plan.runs, num_gpus=1, after_each=lambda: seen.append(signal.getsignal(ignored)))
+        run_all(plan.runs, num_gpus=1, after_each=lambda _: seen.append(signal.getsignal(ignored)))
     finally:
         signal.signal(ignored, before)
     assert seen == [signal.SIG_IGN]
@@ -268,16 +393,17 @@ def test_two_at_once_share_the_rows(tmp_path, prepared, stand_in):
     env = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
     program = f"""
 import sys
+from focal_det.paper import comparison, sweep
 from focal_det.paper.runs import SweepRun
+comparison.save_figures, sweep._POLL_SECONDS = (lambda *_: []), 0.02
 SweepRun.command = property(lambda run: [sys.executable, {str(tmp_path / "training.py")!r}, *run.arguments])
-from focal_det.paper.reproduce import run_plan
+from focal_det.paper.reproduce import run_plans
 from focal_det.paper.runs import SweepOptions, plan_table
-from focal_det.paper.sweep import run_all
 from focal_det.paper.tables import load_tables
 from pathlib import Path
 table = load_tables()["table3"]
 options = SweepOptions("mini", (1, 2), Path({str(tmp_path / "out")!r}), overrides=tuple({TINY!r}))
-run_plan(plan_table(table, list(table.rows.values()), options), "command")
+run_plans([plan_table(table, list(table.rows.values()), options)], "command")
 """
     (tmp_path / "both.py").write_text(program)
     both = [prepared.popen(program=tmp_path / "both.py", env=env) for _ in range(2)]
@@ -307,28 +433,30 @@ def test_a_dry_run_prints_the_commands_and_the_cost(capsys, tmp_path):
 
 def test_what_is_left_is_estimated_by_what_is_finished(plan_of):
     plan = plan_of()
-    run_plan(plan, "command")
-    assert "nothing left to run" in describe(plan)
+    run_plans([plan], "command")
+    assert "nothing left to run" in describe([plan])
     more = plan_of(seeds=(1, 2, 3))
-    assert re.search(r"Estimate: 4 trainings, 0\.0 hours here", describe(more))
+    assert re.search(r"Estimate: 4 trainings, 0\.0 hours here", describe([more]))
 
 
-def test_the_backbone_is_trained_first_and_kept_without_the_head(plan_of, tmp_path):
-    overrides = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")]
-    plan = plan_of(overrides=overrides)
-    ((file, backbone),) = plan.backbones.items()
-    assert file == tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
+def test_the_backbone_is_trained_first_and_once(plan_of, tmp_path, monkeypatch):
+    trained = []
+
+    def train(cfg, file):
+        trained.append((cfg.MODEL.RESNETS.DEPTH, file))
+        file.parent.mkdir(parents=True)
+        file.touch()
+        return 0.9
+
+    monkeypatch.setattr(paper_reproduce, "train_backbone", train)
+    plan = plan_of(overrides=[word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")])
+    file = tmp_path / "out" / "backbones" / "R_18.pth"
     assert f"MODEL.WEIGHTS {file}" in " ".join(plan.runs[0].arguments)
-    with pytest.raises(TrainingError, match=r"backbone R_18_FPN_64: failed.*no row can start without it"):
-        run_plan(plan, "command")  # the stand-in knows no training without a seed
-    assert starts(plan.runs[0]) == 0
-
-    line = {"iteration": backbone.iterations - 1, "bbox/AP": 1.0}
-    (backbone.folder / "metrics.json").write_text(json.dumps(line))
-    weights = {"backbone.x": torch.ones(2), "head.x": torch.ones(2)}
-    torch.save({"model": weights, "iteration": 3}, backbone.folder / "model_final.pth")
-    run_plan(plan, "command")
-    assert list(torch.load(file)["model"]) == ["backbone.x"]
+    assert plan.runs[0].config["MODEL.WEIGHTS"] == "R_18.pth"  # so one of another start is not taken for it
+    assert f"{file}: a classifier of drawn shapes" in describe([plan])
+    run_plans([plan], "command")
+    run_plans([plan], "command")
+    assert trained == [(18, file)]
     assert starts(plan.runs[0]) == 1
 
 
@@ -361,11 +489,15 @@ def test_a_training_that_died_in_its_final_evaluation_is_evaluated_and_done(tmp_
 
 
 def test_a_row_stopped_in_the_middle_continues_there(tmp_path, reproduce, wait_for):
-    words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth", "SOLVER.MAX_ITER", "3")]
-    words += ["MODEL.WEIGHTS", str(tmp_path / "w.pth"), "SOLVER.MAX_ITER", "40", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    keys = dict(zip(TINY[::2], TINY[1::2], strict=True))
+    keys |= {"MODEL.WEIGHTS": str(tmp_path / "w.pth"), "SOLVER.MAX_ITER": "40", "SOLVER.IMS_PER_BATCH": "1"}
+    words = [word for pair in (keys | {"MODEL.BACKBONE.FREEZE_AT": "0"}).items() for word in pair]
     torch.save({"model": {}}, tmp_path / "w.pth")
     first = tmp_path / "out" / "runs" / "table1a" / "alpha_.75" / "seed1"
     second = tmp_path / "out" / "runs" / "table1b" / "gamma_2" / "seed1"
+    first.mkdir(parents=True)  # as if it had been trained
+    (first / "metrics.json").write_text(json.dumps({"iteration": 39, "bbox/AP": 20.0}))
+    write_record(first, Record(command="", commit="", hardware="", versions="", config={}, status=Status.DONE))
     process = reproduce(*words)
     wait_for(second / "metrics.json", process)
     while not (second / "metrics.json").read_text() and process.poll() is None:  # 20 of its 40 steps are left then
@@ -390,7 +522,7 @@ def test_a_row_stopped_in_the_middle_continues_there(tmp_path, reproduce, wait_f
 
 def test_a_full_disk_is_named_and_the_table_of_before_stays(plan_of, monkeypatch, capsys, tmp_path):
     plan = plan_of()
-    files, _ = run_plan(plan, "command")
+    files, _ = run_plans([plan], "command")
     before = files[0].read_text()
 
     def full(*_args, **_kwargs):
@@ -398,6 +530,6 @@ def test_a_full_disk_is_named_and_the_table_of_before_stays(plan_of, monkeypatch
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        run_plan(plan, "another command")
+        run_plans([plan], "another command")
     assert files[0].read_text() == before
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
