@@ -80,8 +80,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # level from MODEL.ANCHOR_GENERATOR.SIZES, in pixels (section 4, "Anchors"; Table 1c).
     node.SCALES_PER_OCTAVE = 3
 
-    # Also assign to each object the anchor that overlaps it most, whatever their IoU. The authors' code does so; the
-    # paper's text (section 4, "Anchors") does not mention it.
+    # Also assign to each object the anchor that overlaps it most, whatever their IoU. So does RPN's rule, from which
+    # the paper's comes (section 4, "Anchors"); the authors' code does so from an IoU of .4 on.
     node.MATCH_BEST_ANCHOR = True
 
     # What the summed losses are divided by (section 4.1): "global", the number of assigned anchors in the batch on all

@@ -34,6 +34,7 @@ TOPICS = {
         "rules",
         "scaling_page",
         "serving_page",
+        "statements",
         "time_limit",
         "training_habits_page",
         "tutorial",

@@ -68,8 +68,9 @@ def assign_anchors(
         background_iou, object_iou: 0 < background_iou <= object_iou <= 1; the paper's are .4 and .5.
         match_best_anchor: an anchor that overlaps some object more than every other anchor does is
             assigned whatever its IoU, ties included, so that no object in reach is left without one. It
-            still takes the object of its own highest IoU (the authors' code; the text does not say so). Of a box
-            of class -1 the best anchors are ignored, if they take it, and become no other object's.
+            still takes the object of its own highest IoU. (RPN's rule, which the paper adapts; the authors' code
+            leaves out those below `background_iou`.) Of a box of class -1 the best anchors are ignored, if they take
+            it, and become no other object's.
 
     Raises:
         ValueError: see `check_iou_thresholds`.

@@ -121,6 +121,16 @@ class Mean(nn.Module):
         return self.weight * torch.tensor(data).max()
 
 
+def test_the_gradient_is_that_of_the_sum_of_the_losses():
+    class Two(Mean):
+        def forward(self, data):
+            return {"loss_cls": 2 * self.weight, "loss_box_reg": 3 * self.weight}
+
+    model = Two()
+    losses_and_gradients(model, [1.0], 1)
+    assert model.weight.grad == 5
+
+
 def test_of_another_architecture_the_parts_losses_are_averaged():
     model = Mean()
     losses = losses_and_gradients(model, [1.0, 3.0, 5.0, 6.0], 2)

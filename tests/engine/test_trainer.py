@@ -71,6 +71,7 @@ def test_the_fused_update_is_the_same(tiny_cfg):
         torch.manual_seed(0)
         model = nn.Conv2d(3, 8, 3)
         optimizer = Trainer.build_optimizer(tiny_cfg(SPEED + "FUSED_SGD", value), model)
+        assert isinstance(optimizer, torch.optim.SGD)
         assert all(group["fused"] is (True if value == "True" else None) for group in optimizer.param_groups)
         for step in range(3):
             optimizer.zero_grad()

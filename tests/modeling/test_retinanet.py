@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
@@ -15,6 +16,7 @@ from focal_det.modeling.head import RetinaNetHead
 pytestmark = pytest.mark.detectron2
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+PAPERS = Path(__file__).parents[2] / "configs" / "paper" / "Base-600.yaml"
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.1])
@@ -37,6 +39,44 @@ def test_the_subnets_share_no_parameters():
     logits, deltas = head([torch.zeros(2, 8, 6, 4), torch.zeros(2, 8, 3, 2)])
     assert [tuple(x.shape) for x in logits] == [(2, 6, 6, 4), (2, 6, 3, 2)]
     assert [tuple(x.shape) for x in deltas] == [(2, 12, 6, 4), (2, 12, 3, 2)]
+
+
+def test_the_papers_pyramid_subnets_and_anchors():
+    # Section 4 with its second footnote, from the configuration that the paper's rows share
+    cfg = load_config(PAPERS, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.RETINANET.NUM_CLASSES", "80"])
+    model = build_model(cfg)
+    pyramid, head = model.backbone, model.head
+    assert model.in_features == ("p3", "p4", "p5", "p6", "p7")
+    assert [(s.channels, s.stride) for s in pyramid.output_shape().values()] == [(256, 2**k) for k in range(3, 8)]
+    assert [name for name, _ in pyramid.named_children() if "lateral" in name] == [f"fpn_lateral{k}" for k in (3, 4, 5)]
+    top = pyramid.top_block
+    c3, c4, c5 = (torch.randn(1, 256 * 2**k, 32 >> k, 16 >> k) for k in (1, 2, 3))
+    pyramid.bottom_up = nn.Identity()
+    levels = pyramid({"res3": c3, "res4": c4, "res5": c5})
+    merged = pyramid.fpn_lateral4(c4) + F.interpolate(pyramid.fpn_lateral5(c5), scale_factor=2)
+    torch.testing.assert_close(levels["p4"], pyramid.fpn_output4(merged))
+    torch.testing.assert_close(levels["p6"], F.conv2d(c5, top.p6.weight, top.p6.bias, stride=2, padding=1))
+    assert levels["p6"].min() < 0
+    p7 = F.conv2d(levels["p6"].relu(), top.p7.weight, top.p7.bias, stride=2, padding=1)
+    torch.testing.assert_close(levels["p7"], p7)
+    new = [layer for name, layer in pyramid.named_modules() if name.startswith("fpn_") or "top_block.p" in name]
+    assert len(new) == 8
+    for layer in new:  # the authors' XavierFill: uniform, with a variance of 1 / inputs
+        bound = math.sqrt(3 / layer.weight[0].numel())
+        assert 0.99 * bound < layer.weight.abs().max().item() <= bound
+        assert layer.bias.eq(0).all()
+    for subnet, last, outputs in (
+        (head.cls_subnet, head.cls_score, 9 * 80),
+        (head.bbox_subnet, head.bbox_pred, 9 * 4),
+    ):
+        assert [type(layer) for layer in subnet] == [nn.Conv2d, nn.ReLU] * 4
+        assert [tuple(layer.weight.shape) for layer in (*subnet[::2], last)] == [
+            *[(256, 256, 3, 3)] * 4,
+            (outputs, 256, 3, 3),
+        ]
+    # An image of 480 x 640 at a shorter side of 600: 600 x 800, padded to 608 x 800; "~100k"
+    sizes = [(76, 100), (38, 50), (19, 25), (10, 13), (5, 7)]
+    assert sum(map(len, model.anchor_generator.anchors(sizes))) == 91_260
 
 
 @pytest.mark.parametrize(
