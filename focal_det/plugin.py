@@ -10,14 +10,19 @@ try:
 except ImportError as error:
     raise ImportError(training_message(error)) from error
 
+from .heirs.quality_focal import QualityFocalLoss
+from .heirs.varifocal import VarifocalLoss
 from .modeling.anchor_generator import OctaveAnchorGenerator
+from .modeling.assigners import ASSIGNERS
 from .modeling.dense_losses import DENSE_LOSSES
 from .modeling.head import RetinaNetHead
 from .modeling.retinanet import FocalRetinaNet
-from .registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+from .registries import ASSIGNER_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 
 META_ARCH_REGISTRY.register(FocalRetinaNet)
 ANCHOR_GENERATOR_REGISTRY.register(OctaveAnchorGenerator)
 DENSE_HEAD_REGISTRY.register(RetinaNetHead)
-for _loss in DENSE_LOSSES:
+for _assigner in ASSIGNERS:
+    ASSIGNER_REGISTRY.register(_assigner)
+for _loss in (*DENSE_LOSSES, QualityFocalLoss, VarifocalLoss):
     DENSE_LOSS_REGISTRY.register(_loss)
