@@ -138,7 +138,7 @@ def test_a_target_out_of_its_range_is_named(target):
 
 
 def test_a_batch_is_its_images_and_that_of_the_dense_targets(monkeypatch):
-    monkeypatch.setattr("focal_det.losses.fused._BLOCK_ELEMENTS", 21)  # 7 rows: several blocks
+    monkeypatch.setattr(fused, "_BLOCK_ELEMENTS", 21)  # 7 rows: several blocks
     levels = [torch.randn(2, 12, 3, requires_grad=True), torch.randn(2, 8, 3, requires_grad=True)]
     logits, divisors = torch.cat(levels, dim=1), torch.tensor([2.0, 5.0])
     labels, quality = torch.randint(-1, 4, (2, 20)), torch.rand(2, 20)
