@@ -130,7 +130,7 @@ class DenseCriterion(nn.Module):
         quality: Tensor | None = None
         if takes_quality or self.box_weighting == "iou":
             quality = self._quality(deltas, all_anchors, labels, gt_boxes, matched)  # (N, R)
-        per_anchor = [quality] if takes_quality else []  # what the class loss gets besides
+        per_anchor = [quality] if quality is not None and takes_quality else []  # what the class loss gets besides
         sums: Tensor | None = None
         if not _has_batch_loss(self.class_loss):
             images = torch.cat([level.flatten(1, -2) for level in levels], dim=1)  # (N, R, K)
@@ -202,13 +202,16 @@ class DenseCriterion(nn.Module):
         """Return the weight of each anchor's box loss, (N, R), whose mean over an image's assigned is 1; None for 1."""
         if self.box_weighting == "none":
             return None
-        if self.box_weighting == "score":
+        if self.box_weighting == "iou":
+            assert quality is not None
+            weights = quality
+        else:
             highest = torch.cat([level.flatten(1, -2).amax(dim=-1) for level in levels], dim=1)
-            quality = highest.float().sigmoid()
-        assert quality is not None
-        weights = torch.where(self._is_assigned(labels), quality.clamp(min=_LEAST_WEIGHT), 0)
-        number = self._is_assigned(labels).sum(dim=1, keepdim=True)
-        return weights * (number / weights.sum(dim=1, keepdim=True).clamp(min=_LEAST_WEIGHT))
+            weights = highest.float().sigmoid()
+        is_assigned = self._is_assigned(labels)
+        weights = torch.where(is_assigned, weights.clamp(min=_LEAST_WEIGHT), 0)
+        total = weights.sum(dim=1, keepdim=True).clamp(min=_LEAST_WEIGHT)  # (N, 1)
+        return weights * (is_assigned.sum(dim=1, keepdim=True) / total)
 
     def _box_sums(
         self,
