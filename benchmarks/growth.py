@@ -15,11 +15,10 @@ import torch
 from measure import in_turns
 from torch import Tensor
 
+from focal_det.assigners.iou import assign_by_iou
 from focal_det.losses import focal_loss
-from focal_det.modeling.assignment import assign_anchors
 from focal_det.modeling.decode import decode_detections
 
-THRESHOLDS = {"num_classes": 80, "background_iou": 0.4, "object_iou": 0.5, "match_best_anchor": True}
 DECODING = {"score_thresh": 0.05, "topk_per_level": 1000, "nms_thresh": 0.5, "max_detections": 100}
 
 
@@ -45,7 +44,7 @@ def assignment(anchors: int, objects: int, device: torch.device) -> Callable[[],
     classes = torch.zeros(1, objects, dtype=torch.int64, device=device)
 
     def run() -> None:
-        assign_anchors(places, gt_boxes, classes, **THRESHOLDS)
+        assign_by_iou([places], gt_boxes, classes, num_classes=80)
 
     return run
 

@@ -5,8 +5,9 @@
 One anchor with one class, at every logit from -100 to 100 in steps of .5, at powers of two near 0, and at 400 random
 ones each within 3, 30 and 100 (on round ones alone, gamma * x would be exact), rounded to the dtype, as a positive, as
 background and ignored. The exact loss and gradient of that rounded logit come from mpmath. Soft targets are t for a
-positive and 1 - t for background, and their gradient's error is relative to the sum of what draws to either side. The
-softmax is of the logit, 0 and -1; the positive is the logit's class, the background that of 0.
+positive and 1 - t for background (0 for the varifocal loss), and their gradient's error is relative to the sum of what
+draws to either side; that of the quality focal loss is relative to itself, which vanishes where p = t. The softmax is
+of the logit, 0 and -1; the positive is the logit's class, the background that of 0.
 An error is relative to the exact number, or to the dtype's smallest normal number where that is larger: below it
 no floating-point number is relatively precise. For comparison, on the same logits: fvcore's and torchvision's focal
 loss, and the formula of mmdetection's, written here from its definition. They take and return the dtype itself, while
@@ -29,6 +30,8 @@ from figures import write_figures
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
+from focal_det.heirs.quality_focal import quality_focal_loss
+from focal_det.heirs.varifocal import varifocal_loss
 from focal_det.losses import (
     cross_entropy_loss,
     focal_loss,
@@ -115,6 +118,43 @@ def exact_soft(gamma: float, alpha: float, target: float) -> Callable[[int], Exa
     return of_sign
 
 
+def exact_quality(beta: float, target: float) -> Callable[[int], Exact]:
+    """Return the quality focal loss of a target, or of 1 - target for a negative."""
+
+    def of_sign(sign: int) -> Exact:
+        t = mpmath.mpf(target) if sign > 0 else 1 - mpmath.mpf(target)
+
+        def exact(z: mpmath.mpf) -> tuple[mpmath.mpf, ...]:
+            p, q = 1 / (1 + mpmath.exp(-sign * z)), 1 / (1 + mpmath.exp(sign * z))
+            gap = (1 - t) * p - t * q
+            entropy = t * mpmath.log1p(mpmath.exp(-sign * z)) + (1 - t) * mpmath.log1p(mpmath.exp(sign * z))
+            spread = beta * abs(gap) ** (beta - 1) * mpmath.sign(gap) * p * q * entropy if beta and gap else 0
+            return abs(gap) ** beta * entropy, sign * (abs(gap) ** beta * gap + spread)
+
+        return exact
+
+    return of_sign
+
+
+def exact_varifocal(alpha: float, gamma: float, target: float) -> Callable[[int], Exact]:
+    """Return the varifocal loss of a target, or of 0 for a negative."""
+    negative = exact_focal(gamma, 1 - alpha)(-1)
+
+    def of_sign(sign: int) -> Exact:
+        if sign < 0:
+            return negative
+        t = mpmath.mpf(target)
+
+        def exact(z: mpmath.mpf) -> tuple[mpmath.mpf, ...]:
+            p, q = 1 / (1 + mpmath.exp(-z)), 1 / (1 + mpmath.exp(z))
+            entropy = t * mpmath.log1p(mpmath.exp(-z)) + (1 - t) * mpmath.log1p(mpmath.exp(z))
+            return t * entropy, t * ((1 - t) * p - t * q), t * ((1 - t) * p + t * q)
+
+        return exact
+
+    return of_sign
+
+
 def exact_softmax(gamma: float) -> Callable[[int], Exact]:
     """Return the loss of three classes with the logits x, 0 and -1, and its derivative by x or -x."""
     binary = exact_focal(gamma, None)(1)
@@ -135,11 +175,12 @@ def ours(loss: Callable[..., Tensor], **options: float | Tensor | None) -> Loss:
     return lambda logits, labels: loss(logits, labels, reduction="none", **options)
 
 
-def soft(loss: Callable[..., Tensor], target: float, **options: float) -> Loss:
-    """Give a loss the target for label 0, 1 - target for label 1, -1 for those ignored."""
+def soft(loss: Callable[..., Tensor], target: float, negative: float | None = None, **options: float) -> Loss:
+    """Give a loss the target for label 0, 1 - target or another for label 1, -1 for those ignored."""
+    negative = 1 - target if negative is None else negative
 
     def of_labels(logits: Tensor, labels: Tensor) -> Tensor:
-        targets = torch.tensor([target, 1 - target, -1.0], dtype=torch.float64)[labels].unsqueeze(-1)
+        targets = torch.tensor([target, negative, -1.0], dtype=torch.float64)[labels].unsqueeze(-1)
         return loss(logits, targets, reduction="none", **options)
 
     return of_labels
@@ -195,6 +236,19 @@ def competitors() -> dict[str, dict[str, tuple[Loss, Callable[[int], Exact]]]]:
             for g, b in ((2.0, 1.0), (4.0, 0.0), (0.5, -1.5))
         },
         "hinge_loss": {f"margin {m:g}": (ours(hinge_loss, margin=m), exact_hinge(m)) for m in (0.5, 0.8, 1.0)},
+        "quality_focal_loss": {
+            f"beta {b:g}, t {t:g}": (soft(quality_focal_loss, t, beta=b), exact_quality(b, t))
+            for b in (1.0, 2.0)
+            for t in (*TARGETS, 1.0)
+        },
+        "varifocal_loss": {
+            f"alpha 0.75, gamma {g:g}, t {t:g}": (
+                soft(varifocal_loss, t, negative=0.0, gamma=g),
+                exact_varifocal(0.75, g, t),
+            )
+            for g in (0.5, 2.0)
+            for t in (*TARGETS, 1.0)
+        },
         "fvcore": {},
         "torchvision": {},
         "mmdetection's formula": {},

@@ -27,11 +27,11 @@ from measure import extra_megabytes, in_turns
 from peers import detectron2_model, focal_det_model, random_images, torchvision_model
 from torch import Tensor
 
+from focal_det.assigners.assignment import pad_objects
 from focal_det.losses import focal_loss_reference
 from focal_det.losses.focal import focal_formula
 from focal_det.losses.fused import batch_loss
 from focal_det.losses.triton_loss import triton_missing
-from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.decode import decode_detections
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -52,7 +52,7 @@ class Scene:
         self.objects = pad_objects([x.gt_boxes.tensor for x in self.instances], [x.gt_classes for x in self.instances])
         self.features = [torch.zeros(images, 1, -(-size[0] // s), -(-size[1] // s), device=device) for s in STRIDES]
         self.anchors = self.detectron2.anchor_generator(self.features)
-        self.labels, self.matched = self.ours.criterion.assign(Boxes.cat(self.anchors).tensor, *self.objects)
+        self.labels, self.matched = self.ours.criterion.assign([Boxes.cat(self.anchors).tensor], *self.objects)
         # Around the prior, as early in training.
         self.logits = [self._outputs(f, num_classes) - 4.6 for f in self.features]
         self.deltas = [self._outputs(f, 4) * 0.1 for f in self.features]
@@ -226,7 +226,7 @@ def assignment(scene: Scene, repeats: int) -> dict[str, Any]:
 
     def ours() -> None:
         gt_boxes, gt_classes = pad_objects(boxes, classes)
-        labels, matched = scene.ours.criterion.assign(anchors, gt_boxes, gt_classes)
+        labels, matched = scene.ours.criterion.assign([anchors], gt_boxes, gt_classes)
         gt_boxes.gather(1, matched.unsqueeze(-1).expand(-1, -1, 4))  # the others give every anchor its box
         found["focal_det"] = list(labels)
 

@@ -59,11 +59,12 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     loss.NAME = "FocalLoss"
 
     # BalancedCrossEntropyLoss: weight of a positive, in [0, 1]; the default is the paper's best (section 3.1; Table
-    # 1a).
+    # 1a). VarifocalLoss: weight of a negative, in [0, 1e6], with the same default.
     loss.ALPHA = 0.75
 
     # FocalLossStar: steepness, in [1e-6, 1e6], and shift, in [-1e6, 1e6]; the paper's settings are (2, 1) and (4, 0)
-    # (appendix A; Table 3).
+    # (appendix A; Table 3). Of the losses by the quality of the box GAMMA is the focusing parameter: QualityFocalLoss's
+    # beta, 0 or in [1, 1e6], and VarifocalLoss's gamma, in [0, 1e6], 2 in both papers.
     loss.GAMMA = 2.0
     loss.BETA = 1.0
 
@@ -80,9 +81,24 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # level from MODEL.ANCHOR_GENERATOR.SIZES, in pixels (section 4, "Anchors"; Table 1c).
     node.SCALES_PER_OCTAVE = 3
 
-    # Also assign to each object the anchor that overlaps it most, whatever their IoU. So does RPN's rule, from which
-    # the paper's comes (section 4, "Anchors"); the authors' code does so from an IoU of .4 on.
+    # Which anchor answers for which object, by a name in ASSIGNER_REGISTRY: IoUAssigner, by
+    # MODEL.RETINANET.IOU_THRESHOLDS (section 4, "Anchors"); or ATSSAssigner, adaptive training sample selection (Zhang
+    # et al., CVPR 2020), whose threshold follows for each object from the IoU of the anchors around it. TOPK is so many
+    # anchors of each level, >= 1; the default is that paper's, for one anchor per location.
+    assigner = node.ASSIGNER = type(cfg)()
+    assigner.NAME = "IoUAssigner"
+    assigner.TOPK = 9
+
+    # IoUAssigner: also assign to each object the anchor that overlaps it most, whatever their IoU. So does RPN's rule,
+    # from which the paper's comes (section 4, "Anchors"); the authors' code does so from an IoU of .4 on.
     node.MATCH_BEST_ANCHOR = True
+
+    # The box loss: its factor beside the class loss, in [0, 1e6], and what shares it among the anchors of an image:
+    # "none", all count alike; "iou", the IoU of the predicted box with its object; "score", the highest class score of
+    # the anchor. The weights are divided by their mean over the assigned anchors of the image.
+    box_loss = node.BOX_LOSS = type(cfg)()
+    box_loss.FACTOR = 1.0
+    box_loss.WEIGHTING = "none"
 
     # What the summed losses are divided by (section 4.1): "global", the number of assigned anchors in the batch on all
     # ranks; "image", each image by its own number, as in the paper's text; "ema", Detectron2's moving average.

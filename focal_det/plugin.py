@@ -10,15 +10,20 @@ try:
 except ImportError as error:
     raise ImportError(training_message(error)) from error
 
+from .heirs.quality_focal import QualityFocalLoss
+from .heirs.varifocal import VarifocalLoss
 from .modeling.anchor_generator import OctaveAnchorGenerator
+from .modeling.assigners import ASSIGNERS
 from .modeling.dense_losses import DENSE_LOSSES
 from .modeling.head import ClassSpecificBoxHead, RetinaNetHead, SharedSubnetHead
 from .modeling.retinanet import FocalRetinaNet
-from .registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+from .registries import ASSIGNER_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 
 META_ARCH_REGISTRY.register(FocalRetinaNet)
 ANCHOR_GENERATOR_REGISTRY.register(OctaveAnchorGenerator)
 for _head in (RetinaNetHead, ClassSpecificBoxHead, SharedSubnetHead):
     DENSE_HEAD_REGISTRY.register(_head)
-for _loss in DENSE_LOSSES:
+for _assigner in ASSIGNERS:
+    ASSIGNER_REGISTRY.register(_assigner)
+for _loss in (*DENSE_LOSSES, QualityFocalLoss, VarifocalLoss):
     DENSE_LOSS_REGISTRY.register(_loss)

@@ -14,8 +14,18 @@ DENSE_LOSS_REGISTRY.__doc__ = """
 Class losses over all anchors, called as ``loss(cfg)``. ``forward`` takes logits (R, K) and labels (R,) of one
 image, with labels 0..K-1 class, K background, -1 ignored, and returns their sum. One that trains on a part of
 the anchors also has ``select``, which takes logits, labels and anchors (R, 4) and returns the labels with the rest
-ignored; the box loss follows it. ``reads`` names the configuration keys that it reads, in full; a loss without it may
+ignored; the box loss follows it. One whose targets are how good the predicted boxes are has ``takes_quality = True``,
+and ``forward`` takes the quality (R,) besides: of each assigned anchor the IoU of its box with the object's, without
+gradient. ``reads`` names the configuration keys that it reads, in full; a loss without it may
 read all. Named by MODEL.FOCAL_DET.LOSS.NAME.
+"""
+
+ASSIGNER_REGISTRY = Registry("ASSIGNER")
+ASSIGNER_REGISTRY.__doc__ = """
+Which anchor answers for which object, called as ``assigner(cfg)``, whose result is called with the levels' anchors
+(R_l, 4) each, gt_boxes (N, G, 4), gt_classes (N, G) and ``num_classes=K``, and returns an ``Assignment``: see
+``focal_det.assigners.assignment``. On a processor it is called with one image at a time, in several threads. Named by
+MODEL.FOCAL_DET.ASSIGNER.NAME.
 """
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")

@@ -12,7 +12,9 @@ PACKAGE = "focal_det"
 FLOORS = [
     {"defaults", "errors", "extras", "files", "plain_data", "registries", "output_layout"},
     {"losses"},
+    {"assigners"},
     {"modeling"},
+    {"heirs"},
     {"plugin"},
     {"distributed"},
     {"formats"},

@@ -57,8 +57,13 @@ CHANGING = [
     (LOSS + "NAME", "HingeLoss", {"loss_cls"}),
     (LOSS + "NAME", "OHEMLoss", {"loss_cls", "loss_box_reg"}),
     (LOSS + "NAME", "OHEMOneToThreeLoss", {"loss_cls", "loss_box_reg"}),
+    (LOSS + "NAME", "QualityFocalLoss", {"loss_cls"}),
+    (LOSS + "NAME", "VarifocalLoss", {"loss_cls"}),
     (LOSS + "ALPHA", "0.5", {"loss_cls"}, LOSS + "NAME", "BalancedCrossEntropyLoss"),
     (LOSS + "GAMMA", "4.0", {"loss_cls"}, LOSS + "NAME", "FocalLossStar"),
+    (LOSS + "GAMMA", "1.0", {"loss_cls"}, LOSS + "NAME", "QualityFocalLoss"),
+    (LOSS + "ALPHA", "0.5", {"loss_cls"}, LOSS + "NAME", "VarifocalLoss"),
+    (LOSS + "GAMMA", "1.0", {"loss_cls"}, LOSS + "NAME", "VarifocalLoss"),
     (LOSS + "BETA", "0.0", {"loss_cls"}, LOSS + "NAME", "FocalLossStar"),
     (LOSS + "MARGIN", "0.995", {"loss_cls"}, LOSS + "NAME", "HingeLoss"),
     (LOSS + "BATCH_SIZE", "4", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMLoss"),
@@ -66,6 +71,17 @@ CHANGING = [
     (LOSS + "BATCH_SIZE", "4", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMOneToThreeLoss"),
     (LOSS + "NMS_THRESH", "0.1", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMOneToThreeLoss"),
     ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "2", {"loss_cls", "loss_box_reg"}),
+    ("MODEL.FOCAL_DET.ASSIGNER.NAME", "ATSSAssigner", {"loss_cls", "loss_box_reg"}),
+    (
+        "MODEL.FOCAL_DET.ASSIGNER.TOPK",
+        "30",
+        {"loss_cls", "loss_box_reg"},
+        "MODEL.FOCAL_DET.ASSIGNER.NAME",
+        "ATSSAssigner",
+    ),
+    ("MODEL.FOCAL_DET.BOX_LOSS.FACTOR", "2.0", {"loss_box_reg"}),
+    ("MODEL.FOCAL_DET.BOX_LOSS.WEIGHTING", "iou", {"loss_box_reg"}),
+    ("MODEL.FOCAL_DET.BOX_LOSS.WEIGHTING", "score", {"loss_box_reg"}),
     ("MODEL.FOCAL_DET.MATCH_BEST_ANCHOR", "False", {"loss_cls", "loss_box_reg"}),
     ("MODEL.FOCAL_DET.NORMALIZER", "ema", {"loss_cls", "loss_box_reg"}),
     ("MODEL.FOCAL_DET.NORMALIZER", "image", {"loss_cls", "loss_box_reg"}),
@@ -118,7 +134,7 @@ def test_no_key_is_without_a_test():
     cfg = get_cfg()
     add_focal_det_config(cfg)
     tested = {row[0].removeprefix("MODEL.FOCAL_DET.") for row in CHANGING if "FOCAL_DET" in row[0]}
-    groups = ("LOSS", "SPEED", "AUGMENT", "TILES", "EMA")
+    groups = ("LOSS", "ASSIGNER", "BOX_LOSS", "SPEED", "AUGMENT", "TILES", "EMA")
     keys = {f"{group}.{key}" for group in groups for key in cfg.MODEL.FOCAL_DET[group]} | set(cfg.MODEL.FOCAL_DET)
     assert keys - set(groups) == tested | OWN_TESTS
 
@@ -185,7 +201,9 @@ def test_every_loss_is_made_of_a_configuration_without_our_keys(loss):
     logits, labels = torch.randn(9, 3), torch.tensor([0, 1, 2, 3, 3, 3, 3, 3, -1])
     cfg, full = get_cfg(), get_cfg()
     add_focal_det_config(full)
-    bare, same = (DENSE_LOSS_REGISTRY.get(loss)(c)(logits, labels) for c in (cfg, full))
+    made = [DENSE_LOSS_REGISTRY.get(loss)(c) for c in (cfg, full)]
+    quality = [torch.full((9,), 0.5)] if getattr(made[0], "takes_quality", False) else []
+    bare, same = (one(logits, labels, *quality) for one in made)
     assert bare == same > 0
 
 

@@ -16,7 +16,7 @@ PROJECT = Tree.read(Path(__file__).parents[1])
 RULES = []
 
 # Functions on tensors, beside the losses; and which of both import none of ours.
-MATHEMATICS = {"anchors", "assignment", "box_coding", "criterion", "decode", "nms", "normalizer"}
+MATHEMATICS = {"anchors", "box_coding", "criterion", "decode", "nms", "normalizer"}
 LEAVES = {"anchors", "assignment", "box", "box_coding", "formula", "normalizer"}
 # What a test file may be about that is not one module, by folder of tests/.
 TOPICS = {
@@ -106,7 +106,8 @@ MIXED = {"losses/ohem": "from ..errors import cut", "losses/box": "import torch\
 
 @rule({**MIXED, "modeling/decode": "import numpy\nfrom ..losses import box", "errors": ""}, *MIXED, "modeling/decode")
 def mathematics_imports_torch_alone(tree):
-    files = [f for f in tree.package if f.room == "losses" or (f.room == "modeling" and f.stem in MATHEMATICS)]
+    rooms = ("losses", "assigners")
+    files = [f for f in tree.package if f.room in rooms or (f.room == "modeling" and f.stem in MATHEMATICS)]
     for file in files:
         allowed = {"torch", "torchvision", "triton" if file.stem == "triton_kernels" else "", *sys.stdlib_module_names}
         for _, name in file.imports:

@@ -30,8 +30,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import focal_det.plugin  # noqa: F401
+from focal_det.assigners import iou
 from focal_det.losses import focal_loss, focal_loss_reference, focal_loss_star
-from focal_det.modeling import assignment
 from focal_det.modeling.anchor_generator import OctaveAnchorGenerator
 from focal_det.modeling.box_coding import decode_boxes, encode_boxes
 
@@ -80,7 +80,7 @@ def our_get_cfg() -> Any:
 
 
 class OurMatcher:
-    """`assign_anchors` behind Detectron2's interface, which takes overlaps instead of boxes."""
+    """`assign_by_iou` behind Detectron2's interface, which takes overlaps instead of boxes."""
 
     def __init__(self, thresholds: list[float], labels: list[int], allow_low_quality_matches: bool = False) -> None:
         assert labels == [0, -1, 1]
@@ -88,14 +88,13 @@ class OurMatcher:
 
     def __call__(self, overlaps: Tensor) -> tuple[Tensor, Tensor]:
         boxes, anchors = (torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(count, 4) for count in overlaps.shape)
-        with mock.patch.object(assignment, "pairwise_iou", return_value=overlaps[None]):
-            labels, matched = assignment.assign_anchors(
-                anchors,
+        with mock.patch.object(iou, "pairwise_iou", return_value=overlaps[None]):
+            labels, matched = iou.assign_by_iou(
+                [anchors],
                 boxes[None],
                 torch.zeros(1, len(boxes), dtype=torch.int64),
                 num_classes=1,
-                background_iou=self.thresholds[0],
-                object_iou=self.thresholds[1],
+                iou_thresholds=self.thresholds,
                 match_best_anchor=self.allow_low_quality_matches,
             )
         return matched[0], torch.tensor([1, 0, -1], dtype=torch.int8)[labels[0]]  # object, background, ignored

@@ -17,17 +17,24 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
+from ..assigners.atss import check_topk
+from ..assigners.iou import check_iou_thresholds
 from ..data.catalog import known_classes
 from ..defaults import check_overlap, check_tile
 from ..losses.box import check_beta
 from ..modeling.anchors import cell_anchors
-from ..modeling.assignment import check_iou_thresholds
 from ..modeling.box_coding import check_box_weights
-from ..modeling.criterion import BOX_LOSSES
+from ..modeling.criterion import BOX_LOSSES, BOX_WEIGHTINGS, check_box_factor
 from ..modeling.decode import check_decoding
 from ..modeling.head import NORMS, logit_of
 from ..modeling.normalizer import MODES
-from ..registries import AUGMENTATION_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY, EVENT_WRITER_REGISTRY
+from ..registries import (
+    ASSIGNER_REGISTRY,
+    AUGMENTATION_REGISTRY,
+    DENSE_HEAD_REGISTRY,
+    DENSE_LOSS_REGISTRY,
+    EVENT_WRITER_REGISTRY,
+)
 from .load import UNSET_NUM_CLASSES
 from .read_when import BATCH_NORMS, FPN_BACKBONES, SAMPLERS, norms_of
 
@@ -39,6 +46,8 @@ CHOICES: tuple[tuple[str, Any], ...] = (
     ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
     ("MODEL.FOCAL_DET.HEAD_NAME", DENSE_HEAD_REGISTRY),
     ("MODEL.FOCAL_DET.LOSS.NAME", DENSE_LOSS_REGISTRY),
+    ("MODEL.FOCAL_DET.ASSIGNER.NAME", ASSIGNER_REGISTRY),
+    ("MODEL.FOCAL_DET.BOX_LOSS.WEIGHTING", BOX_WEIGHTINGS),
     ("MODEL.FOCAL_DET.NORMALIZER", MODES),
     ("MODEL.RETINANET.NORM", NORMS),
     ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", BOX_LOSSES),
@@ -80,6 +89,8 @@ PARTS: tuple[tuple[str, Callable[[Any], object]], ...] = (
     ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", check_beta),
     ("MODEL.RETINANET.BBOX_REG_WEIGHTS", check_box_weights),
     ("MODEL.RETINANET.IOU_THRESHOLDS", check_iou_thresholds),
+    ("MODEL.FOCAL_DET.ASSIGNER.TOPK", check_topk),
+    ("MODEL.FOCAL_DET.BOX_LOSS.FACTOR", check_box_factor),
     ("MODEL.RETINANET.SCORE_THRESH_TEST", lambda v: _decoding(score_thresh=v)),
     ("MODEL.RETINANET.NMS_THRESH_TEST", lambda v: _decoding(nms_thresh=v)),
     ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", lambda v: _decoding(topk_per_level=v)),

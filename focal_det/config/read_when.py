@@ -37,6 +37,8 @@ SAMPLERS = (
     *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
     *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
 )
+# Losses without a kernel in `losses/triton_kernels.py`.
+WITHOUT_KERNEL = ("OHEMLoss", "OHEMOneToThreeLoss", "QualityFocalLoss", "VarifocalLoss")
 BATCH_NORMS = {"BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"}
 FPN_BACKBONES = ("build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone")
 RESNETS = ("build_resnet_backbone", *FPN_BACKBONES)
@@ -110,8 +112,26 @@ OF_ALL: tuple[Condition, ...] = (
 OF_DENSE: tuple[Condition, ...] = (
     _one_of(("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",), "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1"),
     _one_of(
-        (_OURS + "HEAD_NAME", _OURS + "MATCH_BEST_ANCHOR", _OURS + "NORMALIZER"),
+        (
+            _OURS + "HEAD_NAME",
+            _OURS + "ASSIGNER.",
+            _OURS + "BOX_LOSS.",
+            _OURS + "MATCH_BEST_ANCHOR",
+            _OURS + "NORMALIZER",
+        ),
         *("MODEL.META_ARCHITECTURE", "FocalRetinaNet"),
+    ),
+    Condition(  # an assigner of one's own may read all of them
+        ("MODEL.RETINANET.IOU_THRESHOLDS", _OURS + "MATCH_BEST_ANCHOR"),
+        (_OURS + "ASSIGNER.NAME",),
+        lambda cfg: cfg.MODEL.FOCAL_DET.ASSIGNER.NAME != "ATSSAssigner",
+        f"{_OURS}ASSIGNER.NAME IoUAssigner",
+    ),
+    Condition(
+        (_OURS + "ASSIGNER.TOPK",),
+        (_OURS + "ASSIGNER.NAME",),
+        lambda cfg: cfg.MODEL.FOCAL_DET.ASSIGNER.NAME != "IoUAssigner",
+        f"{_OURS}ASSIGNER.NAME ATSSAssigner",
     ),
     Condition(
         (_OURS + "SCALES_PER_OCTAVE",),
@@ -122,8 +142,8 @@ OF_DENSE: tuple[Condition, ...] = (
     Condition(
         (_OURS + "SPEED.TRITON",),
         (_OURS + "LOSS.NAME",),
-        lambda cfg: not cfg.MODEL.FOCAL_DET.LOSS.NAME.startswith("OHEM"),
-        f"a loss that has a kernel, which OHEM in {_OURS}LOSS.NAME has not",
+        lambda cfg: cfg.MODEL.FOCAL_DET.LOSS.NAME not in WITHOUT_KERNEL,
+        f"a loss that has a kernel, which {', '.join(WITHOUT_KERNEL)} in {_OURS}LOSS.NAME have not",
     ),
     Condition(
         (_OURS + "WEIGHTS_CLASSES",),

@@ -6,6 +6,7 @@ Shapes
     labels:   (N, R)             int64: 0..K-1 object class, K background, -1 ignored
               (N, R, K)          floating point: targets from 0 to 1, -1 ignored
     divisors: (N,)               of each image's summed loss
+    quality:  (N, R)             with int64 labels: the target of each assigned anchor's own class, if that is not 1
 
 On the CPU each thread turns a few rows at a time into losses and gradient while they are in its cache: each logit is
 read from memory once, and its gradient written once, divided already. The blocks, and with them every bit, are the same
@@ -15,7 +16,7 @@ for any number of threads. On a GPU a level at a time, or with `triton_loss` all
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ def batch_loss(
     *,
     use_triton: bool = False,
     hand_over: bool = True,
+    quality: Tensor | None = None,
 ) -> Tensor:
     """Sum over images of the image's summed loss divided by its divisor.
 
@@ -47,10 +49,11 @@ def batch_loss(
         labels: not looked at whether they are in -1..K; others count as background. Targets outside of [0, 1] make
             the loss NaN.
         use_triton: by the kernels of `triton_loss`, for logits on a GPU. There is none for float64, float targets and
-            weights by class, which are computed without.
+            weights by class, which are computed without, and none for a quality.
         hand_over: on the CPU, if nothing scales the loss, the levels get the very gradient that was kept, without a
             copy. Not for leaves, which keep what they get, nor for views of leaves: a second backward would meet what
             has become of it.
+        quality: for a formula with soft targets; not looked at whether it is in [0, 1].
 
     Returns:
         A scalar in float32 (float64 for float64 logits), with a gradient by every level in the level's dtype. For
@@ -64,11 +67,11 @@ def batch_loss(
     positive, negative = formula.weights
     if isinstance(positive, Tensor):
         check_number_of_weights(positive, levels[0])
-    elif use_triton and levels[0].dtype != torch.float64 and not labels.is_floating_point():
+    elif use_triton and quality is None and levels[0].dtype != torch.float64 and not labels.is_floating_point():
         kind, weights, gamma, shift = formula.kind, (positive, float(negative)), formula.gamma, formula.shift
         return triton_batch_loss(levels, labels, divisors, kind=kind, weights=weights, gamma=gamma, shift=shift)
     hand_over = hand_over and not any(level.is_leaf for level in levels)
-    loss: Tensor = _BatchLoss.apply(labels, divisors, formula, wants_grad(levels), hand_over, *levels)
+    loss: Tensor = _BatchLoss.apply(labels, quality, divisors, formula, wants_grad(levels), hand_over, *levels)
     return loss
 
 
@@ -76,7 +79,9 @@ class _BatchLoss(torch.autograd.Function):
     """The loss, with the gradient written in the same pass over the logits: the one thing kept for the backward."""
 
     @staticmethod
-    def forward(ctx, labels, divisors, formula, needs_grad, hand_over, *levels):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, labels, quality, divisors, formula, needs_grad, hand_over, *levels
+    ):
         ctx.dtype, dtype = levels[0].dtype, computed_in(levels[0])
         on_cpu = labels.device.type == "cpu"
         # Rounded at once where no loss scale can follow that lifts what would round to zero.
@@ -85,7 +90,7 @@ class _BatchLoss(torch.autograd.Function):
         grads = [empty(level.shape, dtype=kept_as) for level in levels] if needs_grad else []
 
         def summed_loss(block: _Block) -> Tensor:
-            losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, formula, needs_grad)
+            losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, formula, needs_grad, block.quality)
             if grad is not None:
                 torch.mul(grad, block.scale, out=block.grad)
             return (losses.sum(dim=1, keepdim=True) * block.scale).sum()
@@ -93,9 +98,9 @@ class _BatchLoss(torch.autograd.Function):
         scales = divisors.to(dtype).reciprocal()
         total = torch.zeros((), dtype=dtype, device=labels.device)
         if on_cpu:
-            sums = map_in_threads(summed_loss, _cached_blocks(levels, labels, scales, grads))
+            sums = map_in_threads(summed_loss, _cached_blocks(levels, labels, quality, scales, grads))
         else:
-            sums = map(summed_loss, _large_blocks(levels, labels, scales, grads))
+            sums = map(summed_loss, _large_blocks(levels, labels, quality, scales, grads))
         for one in sums:
             total += one
 
@@ -110,50 +115,61 @@ class _BatchLoss(torch.autograd.Function):
             grads = tuple(grad.to(ctx.dtype) for grad in ctx.saved_tensors)
         else:
             grads = tuple((grad * grad_output).to(ctx.dtype) for grad in ctx.saved_tensors)
-        return None, None, None, None, None, *grads
+        return None, None, None, None, None, None, *grads
 
 
 class _Block(NamedTuple):
     """Rows that are handled at a time.
 
-    logits: (M, K). labels: (M,) or (M, K). scale: of losses and gradient, () or (M, 1). grad: where it goes, (M, K), if
-    anywhere.
+    logits: (M, K). labels: (M,) or (M, K). quality: (M,), if there is one. scale: of losses and gradient, () or (M, 1).
+    grad: where it goes, (M, K), if anywhere.
     """
 
     logits: Tensor
     labels: Tensor
+    quality: Tensor | None
     scale: Tensor
     grad: Tensor | None
 
 
 def _large_blocks(
-    levels: Sequence[Tensor], labels: Tensor, scales: Tensor, grads: Sequence[Tensor]
+    levels: Sequence[Tensor], labels: Tensor, quality: Tensor | None, scales: Tensor, grads: Sequence[Tensor]
 ) -> Iterator[_Block]:
     """A level at a time, for a GPU: few launches, and no waiting for the number of special rows."""
     sizes = [level[0].numel() // level.shape[-1] for level in levels]
-    for level, level_labels, grad in zip(levels, labels.split(sizes, dim=1), grads or repeat(None), strict=False):
+    parts = labels.split(sizes, dim=1), _split(quality, sizes, dim=1), grads or repeat(None)
+    for level, level_labels, level_quality, grad in zip(levels, *parts, strict=False):
         rows = level.reshape(-1, level.shape[-1])  # (N * R_l, K)
         scale = scales.unsqueeze(1).expand(level_labels.shape[:2]).reshape(-1, 1)
-        yield _Block(rows, level_labels.flatten(0, 1), scale, None if grad is None else grad.view(rows.shape))
+        of_rows = None if level_quality is None else level_quality.flatten(0, 1)
+        yield _Block(rows, level_labels.flatten(0, 1), of_rows, scale, None if grad is None else grad.view(rows.shape))
 
 
 def _cached_blocks(
-    levels: Sequence[Tensor], labels: Tensor, scales: Tensor, grads: Sequence[Tensor]
+    levels: Sequence[Tensor], labels: Tensor, quality: Tensor | None, scales: Tensor, grads: Sequence[Tensor]
 ) -> Iterator[_Block]:
     """Some thousand rows of an image at a time, for a processor's caches."""
     for i, image_labels in enumerate(labels):
         rows = [level[i].reshape(-1, level.shape[-1]) for level in levels]
         grad_rows = [grad[i].view(-1, grad.shape[-1]) for grad in grads]
-        labels_of_levels = image_labels.split(list(map(len, rows)))
-        for level, level_labels, grad in zip(rows, labels_of_levels, grad_rows or repeat(None), strict=False):
+        sizes = list(map(len, rows))
+        of_levels = image_labels.split(sizes), _split(None if quality is None else quality[i], sizes)
+        for level, level_labels, level_quality, grad in zip(rows, *of_levels, grad_rows or repeat(None), strict=False):
             size = max(1, _BLOCK_ELEMENTS // level.shape[-1])
-            grad_parts = repeat(None) if grad is None else grad.split(size)
-            parts = zip(level.split(size), level_labels.split(size), repeat(scales[i]), grad_parts, strict=False)
+            of_labels = level_labels.split(size), _split(level_quality, size)
+            parts = zip(level.split(size), *of_labels, repeat(scales[i]), _split(grad, size), strict=False)
             yield from (_Block(*part) for part in parts)
 
 
-def losses_and_grad(x: Tensor, labels: Tensor, formula: Formula, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
-    """Loss and its derivative by x, (M, K) each, for logits x (M, K) and labels (M,) or targets (M, K).
+def _split(values: Tensor | None, sizes: int | list[int], dim: int = 0) -> Iterable[Tensor | None]:
+    """Split what may not be there."""
+    return repeat(None) if values is None else values.split(sizes, dim)
+
+
+def losses_and_grad(
+    x: Tensor, labels: Tensor, formula: Formula, needs_grad: bool, quality: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Loss and its derivative by x, (M, K) each, for logits x (M, K), labels (M,) and quality (M,), or targets (M, K).
 
     With labels all K problems are first taken as negative; then the rows that are not background are written over.
     """
@@ -170,25 +186,33 @@ def losses_and_grad(x: Tensor, labels: Tensor, formula: Formula, needs_grad: boo
     # A GPU would have to be waited for to know how many rows there are.
     special = (labels != x.shape[-1]).nonzero().squeeze(1) if x.device.type == "cpu" else None
     if special is None or len(special) == len(labels):
-        _write_own_class(x, labels, formula, losses, grad)
+        _write_own_class(x, labels, quality, formula, losses, grad)
     elif len(special):
         some_losses, some_grad = losses[special], None if grad is None else grad[special]
-        _write_own_class(x[special], labels[special], formula, some_losses, some_grad)
+        some_quality = None if quality is None else quality[special]
+        _write_own_class(x[special], labels[special], some_quality, formula, some_losses, some_grad)
         losses[special] = some_losses
         if grad is not None and some_grad is not None:
             grad[special] = some_grad
     return losses, grad
 
 
-def _write_own_class(x: Tensor, labels: Tensor, formula: Formula, losses: Tensor, grad: Tensor | None) -> None:
+def _write_own_class(
+    x: Tensor, labels: Tensor, quality: Tensor | None, formula: Formula, losses: Tensor, grad: Tensor | None
+) -> None:
     """Write the one positive of each assigned anchor, and zeros for the ignored, into losses and grad (M, K)."""
     own_class = labels.clamp(0, x.shape[-1] - 1).unsqueeze(-1)  # (M, 1); of no use where not assigned
     is_assigned = ((labels >= 0) & (labels < x.shape[-1])).unsqueeze(-1)
     is_ignored = (labels == IGNORED).unsqueeze(-1)
 
-    positive, negative = formula.weights
-    by_class = {"weights": (positive[own_class], negative)} if isinstance(positive, Tensor) else {}
-    own_losses, own_grad = formula.terms(x.gather(-1, own_class), 1, grad is not None, **by_class)
+    own_x = x.gather(-1, own_class)
+    if quality is not None:
+        assert formula.soft_terms is not None
+        own_losses, own_grad = formula.soft_terms(own_x, quality.unsqueeze(-1).to(x.dtype), grad is not None)
+    else:
+        positive, negative = formula.weights
+        by_class = {"weights": (positive[own_class], negative)} if isinstance(positive, Tensor) else {}
+        own_losses, own_grad = formula.terms(own_x, 1, grad is not None, **by_class)
     for values, own_values in ((losses, own_losses), (grad, own_grad)):
         if values is not None and own_values is not None:
             values.scatter_(-1, own_class, torch.where(is_assigned, own_values, values.gather(-1, own_class)))

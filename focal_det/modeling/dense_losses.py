@@ -6,7 +6,7 @@ constructors raise ValueError for a constant out of the range that its function 
 A class loss takes logits (R, K), under autocast in half precision, and labels (R,) of one image, and returns their
 summed loss, a scalar in float32. For that the logits of all levels are copied into one tensor. If it also has a
 `batch_loss` of its own, that is called instead and nothing is copied: see `ElementwiseLoss`, which makes one of a
-`Formula`. If it has a `select`, see `OHEMLoss`.
+`Formula`. If it has a `select`, see `OHEMLoss`. One with `takes_quality` gets a third argument, see `QualityLoss`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,29 @@ class ElementwiseLoss(nn.Module):
             _say_once(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
         use_triton = self.triton and missing is None
         return batch_loss(levels, labels, divisors, self.formula, use_triton=use_triton)
+
+
+class QualityLoss(nn.Module):
+    """A loss whose target for an assigned anchor's own class is the quality of its box: the IoU with the object's.
+
+    Args:
+        formula: of the loss, with soft targets.
+    """
+
+    takes_quality: ClassVar[bool] = True
+
+    def __init__(self, formula: Formula) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """Logits (R, K), labels (R,) and quality (R,) to a scalar in float32."""
+        image = [logits.unsqueeze(0)], labels.unsqueeze(0), quality.new_ones(1), self.formula
+        return batch_loss(*image, quality=quality.unsqueeze(0), hand_over=False)
+
+    def batch_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor, quality: Tensor) -> Tensor:
+        """See `focal_det.losses.fused.batch_loss`."""
+        return batch_loss(levels, labels, divisors, self.formula, quality=quality)
 
 
 @functools.lru_cache(maxsize=16)

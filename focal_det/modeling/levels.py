@@ -16,7 +16,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from torch import Tensor, nn
 
-from .assignment import pad_objects
+from ..assigners.assignment import pad_objects
 
 
 def level_shapes(backbone: Backbone, in_features: Sequence[str]) -> list[ShapeSpec]:

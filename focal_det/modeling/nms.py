@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from .assignment import pairwise_iou
+from ..assigners.assignment import pairwise_iou
 
 FARTHEST = 10**6  # pixels; a box that reaches further out of its image, inf and NaN included, is as good as this one
 APART = 2 * FARTHEST + 1  # pixels between two images or classes

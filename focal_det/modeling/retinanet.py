@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ..defaults import with_own_keys
-from ..registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
+from ..registries import ASSIGNER_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 from .anchor_generator import OctaveAnchorGenerator
 from .captured import CapturedOrPlain
 from .compiled import CompiledOrPlain, NetworkRunner
@@ -153,11 +153,12 @@ class FocalRetinaNet(nn.Module):
             num_classes=retinanet.NUM_CLASSES,
             class_loss=DENSE_LOSS_REGISTRY.get(extra.LOSS.NAME)(cfg),
             normalizer=LossNormalizer(extra.NORMALIZER),
-            iou_thresholds=retinanet.IOU_THRESHOLDS,
-            match_best_anchor=extra.MATCH_BEST_ANCHOR,
+            assigner=ASSIGNER_REGISTRY.get(extra.ASSIGNER.NAME)(cfg),
             smooth_l1_beta=retinanet.SMOOTH_L1_LOSS_BETA,
             box_loss=retinanet.BBOX_REG_LOSS_TYPE,
             box_weights=retinanet.BBOX_REG_WEIGHTS,
+            box_factor=extra.BOX_LOSS.FACTOR,
+            box_weighting=extra.BOX_LOSS.WEIGHTING,
         )
         return {
             "backbone": backbone,
@@ -221,7 +222,7 @@ class FocalRetinaNet(nn.Module):
             levels, deltas, anchors = self._predictions(images)
             all_deltas = torch.cat([level.flatten(1, -2) for level in deltas], dim=1)  # (N, R, 4 or K*4)
             targets_or_objects = targets or self._objects(batched_inputs)
-            losses: dict[str, Tensor] = self.criterion(levels, all_deltas, torch.cat(anchors), *targets_or_objects)
+            losses: dict[str, Tensor] = self.criterion(levels, all_deltas, anchors, *targets_or_objects)
             return losses
         with torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16_inference else nullcontext():
             levels, deltas, anchors = self._predictions(images)
@@ -245,7 +246,7 @@ class FocalRetinaNet(nn.Module):
         shapes = [torch.empty(x["image"].shape, device="meta") for part in parts for x in part]
         height, width = self._batch(shapes).tensor.shape[-2:]
         maps = [self.pixel_mean.new_empty(1, 0, *map_size((height, width), stride)) for stride in self.strides]
-        anchors = torch.cat([boxes.tensor for boxes in self.anchor_generator(maps)])
+        anchors = [boxes.tensor for boxes in self.anchor_generator(maps)]
         targets = self.criterion.targets_of_parts(anchors, [self._objects(part) for part in parts])
         return [(part, (height, width), of_part) for part, of_part in zip(parts, targets, strict=True)]
 
@@ -257,7 +258,7 @@ class FocalRetinaNet(nn.Module):
     def class_logits_and_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return every anchor's class logits (N, R, K) and label (N, R); inputs and errors are training's."""
         levels, _, anchors = self._predictions(self._preprocess(batched_inputs, None))
-        labels, _ = self.criterion.assign(torch.cat(anchors), *self._objects(batched_inputs))
+        labels, _ = self.criterion.assign(anchors, *self._objects(batched_inputs))
         return torch.cat([level.flatten(1, -2) for level in levels], dim=1), labels
 
     def _predictions(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

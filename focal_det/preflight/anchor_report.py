@@ -40,6 +40,7 @@ class AnchorReport(NamedTuple):
     """The result of `report_anchors`."""
 
     fit: AnchorFit  # of each object
+    decides: bool  # whether the thresholds of the IoU say which objects have an anchor, as they do by IoUAssigner
     rows: FitRows  # of groups of them
     better: list[tuple[str, float]]  # overrides, and the share of objects that they reach
     tiles: Proposal | None
@@ -75,9 +76,10 @@ def report_anchors(
     fit = fit_objects(objects, setup)
     if tiles.size:
         fit = fit._replace(size=f"{fit.size} in tiles of {tiles.size} px")
-    better = _better(cfg, grid, sample(objects, _FOR_CANDIDATES), shorter)
+    decides = cfg.MODEL.META_ARCHITECTURE == "RetinaNet" or cfg.MODEL.FOCAL_DET.ASSIGNER.NAME == "IoUAssigner"
+    better = _better(cfg, grid, sample(objects, _FOR_CANDIDATES), shorter) if decides else []
     proposal = None if tiles.size else _proposal(cfg, objects, shorter, _SMALL * grid.strides[0])
-    return AnchorReport(fit, group_fit(objects, fit, class_names), better, proposal)
+    return AnchorReport(fit, decides, group_fit(objects, fit, class_names), better, proposal)
 
 
 def anchor_warnings(report: AnchorReport) -> list[str]:
@@ -86,7 +88,7 @@ def anchor_warnings(report: AnchorReport) -> list[str]:
     unreached, warnings = 1 - whole.reached, []
     if whole.number < FEW:
         return []
-    if unreached >= _UNREACHED:
+    if report.decides and unreached >= _UNREACHED:
         better = "".join(f"; {overrides} would leave {1 - share:.0%}" for overrides, share in report.better)
         warnings.append(
             f"{unreached:.0%} of boxes have no anchor with IoU >= {iou_text(report.fit.thresholds[1])} at this size, "

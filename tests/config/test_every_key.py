@@ -67,7 +67,7 @@ RUNS = {
         *("MODEL.RETINANET.IN_FEATURES", "['res4']", "MODEL.ANCHOR_GENERATOR.SIZES", "[[64]]"),
         *("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou", "DATALOADER.SAMPLER_TRAIN", "WeightedCategoryTrainingSampler"),
         *("MODEL.FOCAL_DET.LOSS.NAME", "HingeLoss", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"),
-        *("MODEL.FOCAL_DET.TILES.SIZE", "48"),
+        *("MODEL.FOCAL_DET.TILES.SIZE", "48", "MODEL.FOCAL_DET.ASSIGNER.NAME", "ATSSAssigner"),
     ],
 }
 READ_AT_LOADING = {

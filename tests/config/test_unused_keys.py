@@ -43,6 +43,11 @@ CONSTANTS = {
         {"BATCH_SIZE": 32, "NMS_THRESH": 0.7},
         lambda loss: (loss.batch_size, loss.nms_threshold) == (32, 0.7),
     ),
+    "QualityFocalLoss": ({"GAMMA": 1.5}, lambda loss: loss.formula.soft_terms.keywords == {"beta": 1.5}),
+    "VarifocalLoss": (
+        {"ALPHA": 0.3, "GAMMA": 1.5},
+        lambda loss: loss.formula.plain.keywords == {"alpha": 0.3, "gamma": 1.5},
+    ),
 }
 
 
@@ -67,9 +72,10 @@ def test_every_registered_loss_is_tested():
 
 
 # A key, a value, the loss that is chosen, what that loss reads, and the losses that read the key.
+OF_ALPHA = "BalancedCrossEntropyLoss or VarifocalLoss"
 FOREIGN = [
-    (LOSS + "ALPHA", "0.5", "FocalLoss", " and ".join(FocalLoss.reads), "BalancedCrossEntropyLoss"),
-    (LOSS + "ALPHA", "0.75", "CrossEntropyLoss", "no key", "BalancedCrossEntropyLoss"),  # its default, but meant
+    (LOSS + "ALPHA", "0.5", "FocalLoss", " and ".join(FocalLoss.reads), OF_ALPHA),
+    (LOSS + "ALPHA", "0.75", "CrossEntropyLoss", "no key", OF_ALPHA),  # its default, but meant
     (LOSS + "NMS_THRESH", "0.7", "FocalLossStar", f"{LOSS}GAMMA and {LOSS}BETA", "OHEMLoss or OHEMOneToThreeLoss"),
     ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2.0", "HingeLoss", f"{LOSS}MARGIN", "FocalLoss"),  # likewise
 ]

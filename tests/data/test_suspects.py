@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from focal_det.assigners.assignment import pairwise_iou
 from focal_det.data.suspects import describe_suspects, find_suspects, twins
-from focal_det.modeling.assignment import pairwise_iou
 
 
 def coco(*boxes, size=(200, 100)):

@@ -10,10 +10,10 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from focal_det.assigners.assignment import pad_objects
 from focal_det.distributed.accumulation import losses_and_gradients
 from focal_det.engine.initial_loss import InitialLossCheck
 from focal_det.engine.trainer import Trainer
-from focal_det.modeling.assignment import pad_objects
 from focal_det.modeling.head import logit_of
 
 pytestmark = pytest.mark.detectron2
@@ -34,7 +34,7 @@ def first_step(model, batch, prior, steps=1):
 def labels_of(model, instances):
     """(R,) of one image, as the criterion assigns them."""
     levels = list(model.backbone(torch.zeros(1, 3, 96, 128)).values())
-    anchors = torch.cat([boxes.tensor for boxes in model.anchor_generator(levels)])
+    anchors = [boxes.tensor for boxes in model.anchor_generator(levels)]
     objects = pad_objects([instances.gt_boxes.tensor], [instances.gt_classes])
     return model.criterion.assign(anchors, *objects).labels[0]
 

@@ -3,16 +3,18 @@
 import pytest
 import torch
 
+from focal_det.assigners.assignment import pad_objects
+from focal_det.assigners.iou import assign_by_iou
 from focal_det.losses import focal_loss, smooth_l1_loss
 from focal_det.losses.focal import focal_formula
 from focal_det.losses.fused import batch_loss
 from focal_det.modeling import normalizer
-from focal_det.modeling.assignment import assign_anchors, pad_objects
 from focal_det.modeling.box_coding import encode_boxes
 from focal_det.modeling.criterion import BOX_LOSSES, DenseCriterion
 from focal_det.modeling.normalizer import LossNormalizer
 
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [40.0, 0, 50, 10], [60.0, 0, 70, 10], [0.0, 0, 10, 6]])
+LEVELS = [ANCHORS[:3], ANCHORS[3:]]
 NO_OBJECTS = pad_objects([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2)
 
 
@@ -38,16 +40,15 @@ class BatchLoss(PlainLoss):
         return batch_loss(levels, labels, divisors, focal_formula(0.25, 2.0))
 
 
-def criterion(normalizer="global", class_loss=None, box_loss="smooth_l1"):
+def criterion(normalizer="global", class_loss=None, box_loss="smooth_l1", **options):
     return DenseCriterion(
         num_classes=2,
         class_loss=class_loss or PlainLoss(),
         normalizer=LossNormalizer(normalizer),
-        iou_thresholds=(0.4, 0.5),
-        match_best_anchor=True,
         smooth_l1_beta=0.11,
         box_weights=(1, 1, 1, 1),
         box_loss=box_loss,
+        **options,
     )
 
 
@@ -70,7 +71,7 @@ LABELS = [torch.tensor([1, 2, 2, 2, 1]), torch.tensor([2, 0, 1, 0, 2])]
 def test_sums_over_anchors_divided_as_the_mode_says(mode, divisors, class_loss):
     # 2 + 3 assigned anchors; "image" also takes the mean of 2 images; "ema" is .9 * 100 + .1 * 5 = 90.5
     logits, deltas = predictions(2)
-    losses = criterion(mode, class_loss)([logits], deltas, ANCHORS, *OBJECTS)
+    losses = criterion(mode, class_loss)([logits], deltas, LEVELS, *OBJECTS)
     expected_cls = sum(focal_loss(logits[i], LABELS[i]) / divisors[i] for i in range(2))
     box_sums = [
         smooth_l1_loss(
@@ -85,7 +86,7 @@ def test_sums_over_anchors_divided_as_the_mode_says(mode, divisors, class_loss):
 @pytest.mark.parametrize("mode", ["global", "image", "ema"])
 def test_a_batch_without_objects(mode):
     logits, deltas = predictions(2)
-    losses = criterion(mode)([logits], deltas, ANCHORS, *NO_OBJECTS)
+    losses = criterion(mode)([logits], deltas, LEVELS, *NO_OBJECTS)
     assert losses["loss_cls"] > 0
     assert losses["loss_box_reg"] == 0
     sum(losses.values()).backward()
@@ -95,7 +96,7 @@ def test_a_batch_without_objects(mode):
 
 def test_the_number_of_assigned_anchors_is_kept_for_logging():
     module = criterion()
-    module(*one_level(2), ANCHORS, *OBJECTS)
+    module(*one_level(2), LEVELS, *OBJECTS)
     assert module.num_assigned.tolist() == [2, 3]
 
 
@@ -109,9 +110,9 @@ def test_anchors_that_are_not_selected_have_no_loss_of_either_kind_but_count_in_
         return kept[len(seen) - 1]
 
     logits, deltas = predictions(2)
-    losses = criterion(class_loss=PlainLoss(select))([logits], deltas, ANCHORS, *OBJECTS)
+    losses = criterion(class_loss=PlainLoss(select))([logits], deltas, LEVELS, *OBJECTS)
     assert [labels for _, labels, _ in seen] == [labels.tolist() for labels in LABELS]
-    assert all(torch.equal(seen[i][0], logits[i]) and seen[i][2] is ANCHORS for i in range(2))
+    assert all(torch.equal(seen[i][0], logits[i]) and torch.equal(seen[i][2], ANCHORS) for i in range(2))
     torch.testing.assert_close(losses["loss_cls"], focal_loss(logits[0], kept[0]) / 5)
     torch.testing.assert_close(losses["loss_box_reg"], smooth_l1_loss(deltas[0, :1], torch.zeros(1, 4), beta=0.11) / 5)
     sum(losses.values()).backward()
@@ -127,14 +128,14 @@ def test_a_loss_with_hooks_or_another_forward_is_called(way):
     else:
         loss.forward = lambda logits, labels: called.append(1) or focal_loss(logits, labels)
     logits, deltas = predictions(2)
-    criterion(class_loss=loss)([logits], deltas, ANCHORS, *OBJECTS)
+    criterion(class_loss=loss)([logits], deltas, LEVELS, *OBJECTS)
     assert called == [1, 1]
 
 
 def test_a_loss_that_selects_is_given_images_though_it_knows_batches():
     loss = BatchLoss(select=lambda logits, labels, anchors: torch.full_like(labels, -1))
     logits, deltas = predictions(2)
-    assert criterion(class_loss=loss)([logits], deltas, ANCHORS, *OBJECTS)["loss_cls"] == 0
+    assert criterion(class_loss=loss)([logits], deltas, LEVELS, *OBJECTS)["loss_cls"] == 0
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_called():
@@ -144,7 +145,7 @@ def test_a_subclass_with_a_forward_of_its_own_is_called():
 
     logits, deltas = predictions(2)
     once, twice = (
-        criterion(class_loss=loss)([logits], deltas, ANCHORS, *OBJECTS)["loss_cls"] for loss in (BatchLoss(), Doubled())
+        criterion(class_loss=loss)([logits], deltas, LEVELS, *OBJECTS)["loss_cls"] for loss in (BatchLoss(), Doubled())
     )
     torch.testing.assert_close(twice, 2 * once)
 
@@ -155,8 +156,8 @@ def test_the_masked_box_loss_of_a_gpu_is_the_same(objects, box_loss):
     module, (logits, deltas) = criterion("image", box_loss=box_loss), predictions(2)
     with torch.no_grad():
         deltas[0, 1] = torch.nan  # of an anchor without a target
-    loss = module([logits], deltas, ANCHORS, *objects)["loss_box_reg"]
-    labels, matched = module.assign(ANCHORS, *objects)
+    loss = module([logits], deltas, LEVELS, *objects)["loss_box_reg"]
+    labels, matched = module.assign(LEVELS, *objects)
     divisors = module.normalizer(module.num_assigned)
     masked = (module._masked_box_sums(deltas, ANCHORS, labels < 2, objects[0], matched) / divisors).sum()
     torch.testing.assert_close(masked, loss)
@@ -187,18 +188,110 @@ def test_degenerate_boxes_have_a_finite_loss_and_gradient(box_loss, dtype):
     assert deltas.grad.isfinite().all()
 
 
-def test_an_unknown_box_loss_is_named():
-    with pytest.raises(ValueError, match='box_loss="iou" is not one of smooth_l1, giou, diou, ciou'):
-        criterion(box_loss="iou")
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("box_loss", "iou", 'box_loss="iou" is not one of smooth_l1, giou, diou, ciou'),
+        ("box_weighting", "giou", 'box_weighting="giou" is not one of none, iou, score'),
+        ("box_factor", -1.0, r"box_factor=-1.0 is outside \[0, 1e6\]"),
+        ("box_factor", float("nan"), r"box_factor=nan is outside \[0, 1e6\]"),
+    ],
+)
+def test_what_the_box_loss_cannot_be_is_named(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        criterion(**{option: value})
+
+
+class SeenQuality(torch.nn.Module):
+    """A class loss that keeps what it is told of the boxes."""
+
+    takes_quality = True
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, logits, labels, quality):
+        self.seen.append(quality)
+        return logits.sum()
+
+
+@pytest.mark.parametrize("device", ["cpu", "as on a GPU"])
+def test_the_quality_is_the_iou_of_the_predicted_box(device, monkeypatch):
+    loss, (logits, deltas) = SeenQuality(), predictions(2)
+    with torch.no_grad():
+        deltas.zero_()
+        deltas[1, 2] = torch.tensor([0.5, 0, 0, 0])  # half of its anchor to the right: IoU 5 / 15
+        deltas[1, 0] = torch.nan  # of an anchor without an object
+    module = criterion(class_loss=loss)
+    if device == "cpu":
+        module([logits], deltas, LEVELS, *OBJECTS)
+        quality = torch.stack(loss.seen)
+    else:
+        labels, matched = (part.as_subclass(OnGPU) for part in module.assign(LEVELS, *OBJECTS))
+        quality = module._quality(deltas, ANCHORS, labels, OBJECTS[0], matched).as_subclass(torch.Tensor)
+    assert not quality.requires_grad
+    # Image 0: its object is anchor 0, of which anchor 4 is .6.
+    torch.testing.assert_close(quality, torch.tensor([[1, 0, 0, 0, 0.6], [0, 1, 1 / 3, 1, 0]]))
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    @property
+    def device(self):
+        return torch.device("cuda")
+
+
+def test_losses_that_do_not_ask_for_the_quality_cost_nothing(monkeypatch):
+    monkeypatch.setattr(DenseCriterion, "_quality", None)
+    monkeypatch.setattr(DenseCriterion, "_is_assigned", lambda self, labels: (labels >= 0) & (labels < 2))
+    assert criterion(class_loss=BatchLoss())(*one_level(2), LEVELS, *OBJECTS)["loss_box_reg"] > 0
+
+
+@pytest.mark.parametrize("weighting", ["iou", "score"])
+def test_weights_share_the_box_loss_of_an_image_among_its_anchors(weighting):
+    logits, deltas = predictions(2)
+    options = {"box_loss": "giou", "box_weighting": weighting, "box_factor": 2.0}
+    loss = SeenQuality()
+    module = criterion(class_loss=loss, **options)
+    found = module([logits], deltas, LEVELS, *OBJECTS)["loss_box_reg"]
+    expected = 0
+    for i, (anchors, boxes) in enumerate((([0, 4], ANCHORS[[0, 0]]), ([1, 2, 3], ANCHORS[1:4]))):
+        losses = module._losses_of_boxes(deltas[i, anchors], boxes, ANCHORS[anchors])
+        weights = loss.seen[i][anchors].clamp(min=1e-6) if weighting == "iou" else logits[i, anchors].sigmoid().amax(1)
+        expected += (weights.detach() * losses).sum() / weights.detach().mean() / 5
+    torch.testing.assert_close(found, 2 * expected)
+    (grad,) = torch.autograd.grad(found, logits, allow_unused=True)
+    assert grad is None  # the weights are constants
+    labels, matched = module.assign(LEVELS, *OBJECTS)
+    weights = module._box_loss_weights([logits], labels, torch.stack(loss.seen))
+    masked = module._masked_box_sums(deltas, ANCHORS, labels < 2, OBJECTS[0], matched, weights)
+    torch.testing.assert_close(2 * masked.sum() / 5, found)
+
+
+@pytest.mark.parametrize("weighting", ["iou", "score"])
+def test_boxes_that_all_miss_and_images_without_objects_have_finite_weights(weighting):
+    logits, deltas = predictions(2)
+    with torch.no_grad():
+        deltas[..., 0] = 100.0  # a thousand pixels to the right
+    module = criterion(box_loss="giou", box_weighting=weighting)
+    plain = criterion(box_loss="giou")
+    for objects in (OBJECTS, NO_OBJECTS):
+        found = module([logits], deltas, LEVELS, *objects)["loss_box_reg"]
+        (grad,) = torch.autograd.grad(found, deltas)
+        assert grad.isfinite().all()
+        if weighting == "iou":  # as if there were none
+            torch.testing.assert_close(found, plain([logits], deltas, LEVELS, *objects)["loss_box_reg"])
 
 
 def test_moving_average_is_a_saved_buffer_and_continues_after_loading():
     first = criterion("ema")
-    first(*one_level(2), ANCHORS, *OBJECTS)
+    first(*one_level(2), LEVELS, *OBJECTS)
     assert first.state_dict()["normalizer.ema"].item() == pytest.approx(90.5)
     second = criterion("ema")
     second.load_state_dict(first.state_dict())
-    second(*one_level(1), ANCHORS, *(part[:1] for part in NO_OBJECTS))
+    second(*one_level(1), LEVELS, *(part[:1] for part in NO_OBJECTS))
     assert second.normalizer.ema.item() == pytest.approx(0.9 * 90.5 + 0.1 * 1)  # no anchor counts as one
 
 
@@ -249,12 +342,12 @@ class OtherRank:
 @pytest.mark.parametrize("mode", ["global", "ema"])
 def test_the_sum_over_ranks_is_awaited_as_late_as_possible(monkeypatch, mode, class_loss):
     alone, (levels, deltas) = criterion(mode, class_loss), one_level(2)
-    expected = alone(levels, deltas, ANCHORS, *OBJECTS)
+    expected = alone(levels, deltas, LEVELS, *OBJECTS)
     seen, module = [], criterion(mode, class_loss)
     monkeypatch.setattr(normalizer, "dist", OtherRank(seen))
     box_sums = module._box_sums
     monkeypatch.setattr(module, "_box_sums", lambda *args: seen.append("boxes") or box_sums(*args))
-    losses = module(levels, deltas, ANCHORS, *OBJECTS)
+    losses = module(levels, deltas, LEVELS, *OBJECTS)
     assert seen == ["sent", "boxes", "there"]
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss)
@@ -278,7 +371,7 @@ def test_another_normalizer_is_called_as_it_is():
     for own in (Own(), Derived(), hooked):
         module = criterion()
         module.normalizer = own
-        values.append(module(levels, deltas, ANCHORS, *OBJECTS)["loss_cls"].item())
+        values.append(module(levels, deltas, LEVELS, *OBJECTS)["loss_cls"].item())
     own, derived, with_hook = values
     assert own == derived == pytest.approx(with_hook)
 
@@ -290,12 +383,11 @@ def test_images_are_assigned_one_by_one_as_they_are_together(num_threads):
     anchors = torch.cat((corners, corners + 5 + torch.rand(300, 2) * 20), dim=1)
     gt_boxes, gt_classes = anchors[:12].reshape(3, 4, 4) + 1, torch.randint(7, (3, 4))
     criterion = DenseCriterion(num_classes=7, class_loss=None)
-    thresholds = {"background_iou": 0.4, "object_iou": 0.5, "match_best_anchor": True}
     try:
         torch.set_num_threads(num_threads)
-        found = criterion.assign(anchors, gt_boxes, gt_classes)
+        found = criterion.assign([anchors], gt_boxes, gt_classes)
     finally:
         torch.set_num_threads(before)
-    expected = assign_anchors(anchors, gt_boxes, gt_classes, num_classes=7, **thresholds)
+    expected = assign_by_iou([anchors], gt_boxes, gt_classes, num_classes=7)
     assert (expected.labels < 7).any()
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

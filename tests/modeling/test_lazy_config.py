@@ -1,5 +1,6 @@
 """The detector in Detectron2's LazyConfig: few arguments, the keys' defaults, a training by Detectron2's own loops."""
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling import build_model
 
+from focal_det.assigners.iou import assign_by_iou
 from focal_det.config.load import load_config
+from focal_det.modeling.assigners import IoUAssigner
 from focal_det.modeling.criterion import DenseCriterion
 from focal_det.modeling.dense_losses import HingeLoss
 
@@ -39,8 +42,12 @@ def test_what_is_left_out_has_the_defaults_of_the_keys(tiny_cfg, small):
     kept = ("in_features", "num_classes", "memory_format", "bfloat16_inference")
     assert [getattr(lazy, name) for name in kept] == [getattr(keys, name) for name in kept]
     assert type(lazy.runner) is type(keys.runner)
-    kept = ("background_iou", "object_iou", "match_best_anchor", "smooth_l1_beta", "box_weights", "num_classes")
+    kept = ("smooth_l1_beta", "box_weights", "num_classes", "box_loss", "box_factor", "box_weighting")
     assert [getattr(lazy.criterion, name) for name in kept] == [getattr(keys.criterion, name) for name in kept]
+    assert lazy.criterion.assigner is assign_by_iou
+    options = vars(keys.criterion.assigner).items()
+    assert type(keys.criterion.assigner) is IoUAssigner
+    assert options <= {x.name: x.default for x in signature(assign_by_iou).parameters.values()}.items()
     assert lazy.criterion.normalizer.mode == keys.criterion.normalizer.mode
     assert lazy.criterion.class_loss.formula[1:5] == keys.criterion.class_loss.formula[1:5]
     assert lazy.head.cls_score.bias.equal(keys.head.cls_score.bias)

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
-from focal_det.modeling.assignment import pad_objects
+from focal_det.assigners.assignment import pad_objects
 
 pytestmark = pytest.mark.detectron2
 
@@ -70,7 +70,7 @@ def test_labels_are_identical(models, batch_of):
         instances = [x["instances"] for x in batch_of(counts, size=(128, 128), seed=seed)]
         their_labels, their_boxes = theirs.label_anchors(anchors, instances)
         objects = pad_objects([x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances])
-        assignment = ours.criterion.assign(Boxes.cat(anchors).tensor, *objects)
+        assignment = ours.criterion.assign([Boxes.cat(anchors).tensor], *objects)
         for image, our_labels, matched, labels, boxes in zip(
             instances, *assignment, their_labels, their_boxes, strict=True
         ):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
 
+from focal_det.assigners.assignment import pairwise_iou
 from focal_det.modeling.anchors import cell_anchors, grid_anchors
-from focal_det.modeling.assignment import pairwise_iou
 from focal_det.preflight.anchor_fit import AnchorGrid, AnchorSetup, best_ious, resized
 
 pytestmark = pytest.mark.detectron2

@@ -80,6 +80,20 @@ def test_objects_that_no_anchor_reaches_are_told_with_the_anchors_that_would(tin
     assert promised > report.rows.whole.reached + 0.03
 
 
+def test_where_the_iou_does_not_decide_nothing_is_proposed(tiny_cfg):
+    words = ["INPUT.MIN_SIZE_TRAIN", "(640,)", "OUTPUT_DIR", "x"]
+    found = []
+    for assigner in ("IoUAssigner", "ATSSAssigner"):
+        cfg = tiny_cfg(*words, "MODEL.FOCAL_DET.ASSIGNER.NAME", assigner)
+        found.append(report_anchors(cfg, build_cpu_model(cfg), objects_of(16), ["thing"]))
+    by_iou, by_atss = found
+    assert by_iou.better
+    assert "have no anchor with IoU" in anchor_warnings(by_iou)[0]
+    assert by_atss.rows == by_iou.rows
+    assert not by_atss.better
+    assert not any("have no anchor" in warning for warning in anchor_warnings(by_atss))
+
+
 def test_a_larger_image_is_proposed_too(tiny_cfg):
     cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(640,)")
     report = report_anchors(cfg, build_cpu_model(cfg), objects_of(14), ["thing"])

@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from torchvision.ops import box_iou
 
-from focal_det.modeling import assignment
-from focal_det.modeling.assignment import Assignment, assign_anchors, pad_objects, pairwise_iou
+from focal_det.assigners import assignment, iou
+from focal_det.assigners.assignment import Assignment, pad_objects, pairwise_iou
+from focal_det.assigners.iou import assign_by_iou
 
-SETTINGS = {"num_classes": 3, "background_iou": 0.4, "object_iou": 0.5, "match_best_anchor": True}
+SETTINGS = {"num_classes": 3, "iou_thresholds": (0.4, 0.5), "match_best_anchor": True}
 
 
 def boxes(n, side=100.0):
@@ -19,7 +19,7 @@ def boxes(n, side=100.0):
 
 def assign(anchors, gt_boxes, gt_classes, **changes):
     """Of one image."""
-    outcome = assign_anchors(anchors, *pad_objects([gt_boxes], [gt_classes]), **{**SETTINGS, **changes})
+    outcome = assign_by_iou([anchors], *pad_objects([gt_boxes], [gt_classes]), **{**SETTINGS, **changes})
     return Assignment(*(part[0] for part in outcome))
 
 
@@ -38,17 +38,6 @@ def reference(anchors, gt_boxes, gt_classes, match_best_anchor):
         else:
             labels.append(3 if row[best] < 0.4 else -1)
     return labels
-
-
-def test_iou_by_hand():
-    # 2x2 boxes that share 1x2: 2 / (4 + 4 - 2)
-    iou = pairwise_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2], [5.0, 5, 6, 6], [0.0, 0, 0, 0]]))
-    assert iou.tolist() == [[pytest.approx(1 / 3), 0.0, 0.0]]
-
-
-def test_iou_equals_torchvision():
-    a, b = boxes(20), boxes(30)
-    torch.testing.assert_close(pairwise_iou(a, b), box_iou(a, b))
 
 
 def test_three_bands_by_hand():
@@ -113,7 +102,7 @@ def test_equals_the_rules_one_pair_at_a_time(seed, match_best_anchor):
 def test_a_batch_gives_what_its_images_give():
     anchors = boxes(60)
     gt_boxes, gt_classes = zip(*[(boxes(n), torch.randint(3, (n,))) for n in (7, 0, 2)], strict=True)
-    together = assign_anchors(anchors, *pad_objects(gt_boxes, gt_classes), **SETTINGS)
+    together = assign_by_iou([anchors], *pad_objects(gt_boxes, gt_classes), **SETTINGS)
     for i in range(3):
         one = assign(anchors, gt_boxes[i], gt_classes[i])
         assert together.labels[i].equal(one.labels)
@@ -124,10 +113,8 @@ def test_a_batch_gives_what_its_images_give():
 def test_a_gpu_matches_the_batch_as_a_processor_its_images(match_best_anchor):
     anchors = boxes(60)
     objects = pad_objects([boxes(n) for n in (7, 0, 2)], [torch.randint(-1, 3, (n,)) for n in (7, 0, 2)])
-    together = assignment._match(anchors, *objects, match_best_anchor)
-    one_by_one = [
-        assignment._match(anchors, *(part[i : i + 1] for part in objects), match_best_anchor) for i in range(3)
-    ]
+    together = iou._match(anchors, *objects, match_best_anchor)
+    one_by_one = [iou._match(anchors, *(part[i : i + 1] for part in objects), match_best_anchor) for i in range(3)]
     for whole, parts in zip(together, zip(*one_by_one, strict=True), strict=True):
         assert whole.equal(torch.cat(parts))
 
@@ -136,7 +123,7 @@ def test_more_objects_than_one_matrix_holds(monkeypatch):
     anchors, gt, classes = boxes(200), boxes(50), torch.randint(3, (50,))
     gt[30] = gt[3]  # equal objects in different chunks: the first keeps its anchors
     whole = assign(anchors, gt, classes)
-    monkeypatch.setitem(assignment._MAX_PAIRS, "cpu", 200 * 7)  # 8 chunks
+    monkeypatch.setitem(assignment.MAX_PAIRS, "cpu", 200 * 7)  # 8 chunks
     chunked = assign(anchors, gt, classes)
     assert chunked.labels.equal(whole.labels)
     assert chunked.matched.equal(whole.matched)
@@ -144,6 +131,5 @@ def test_more_objects_than_one_matrix_holds(monkeypatch):
 
 @pytest.mark.parametrize("thresholds", [(0.6, 0.5), (0.0, 0.5), (0.5, 1.5)])
 def test_thresholds_out_of_order_are_named(thresholds):
-    options = {"background_iou": thresholds[0], "object_iou": thresholds[1]}
     with pytest.raises(ValueError, match=re.escape(f"iou_thresholds={list(thresholds)} must be [background")):
-        assign(boxes(2), boxes(1), torch.tensor([0]), **options)
+        assign(boxes(2), boxes(1), torch.tensor([0]), iou_thresholds=thresholds)

@@ -1,0 +1,1 @@
+"""Which anchor answers for which object, as functions on tensors: torch alone."""

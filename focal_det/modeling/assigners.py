@@ -1,0 +1,58 @@
+"""Registered assigners: thin classes that read the constants of `focal_det.assigners` from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from ..assigners.assignment import Assignment
+from ..assigners.atss import assign_by_atss, check_topk
+from ..assigners.iou import assign_by_iou, check_iou_thresholds
+from ..defaults import with_own_keys
+
+
+class IoUAssigner:
+    """`assign_by_iou` (section 4, "Anchors")."""
+
+    @configurable
+    def __init__(self, *, iou_thresholds: Sequence[float], match_best_anchor: bool) -> None:
+        check_iou_thresholds(iou_thresholds)
+        self.iou_thresholds, self.match_best_anchor = tuple(iou_thresholds), match_best_anchor
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            "iou_thresholds": cfg.MODEL.RETINANET.IOU_THRESHOLDS,
+            "match_best_anchor": with_own_keys(cfg).MODEL.FOCAL_DET.MATCH_BEST_ANCHOR,
+        }
+
+    def __call__(
+        self, levels: Sequence[Tensor], gt_boxes: Tensor, gt_classes: Tensor, *, num_classes: int
+    ) -> Assignment:
+        """Label every anchor."""
+        return assign_by_iou(levels, gt_boxes, gt_classes, num_classes=num_classes, **vars(self))
+
+
+class ATSSAssigner:
+    """`assign_by_atss` (Zhang et al., CVPR 2020)."""
+
+    @configurable
+    def __init__(self, *, topk: int) -> None:
+        check_topk(topk)
+        self.topk = topk
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"topk": with_own_keys(cfg).MODEL.FOCAL_DET.ASSIGNER.TOPK}
+
+    def __call__(
+        self, levels: Sequence[Tensor], gt_boxes: Tensor, gt_classes: Tensor, *, num_classes: int
+    ) -> Assignment:
+        """Label every anchor."""
+        return assign_by_atss(levels, gt_boxes, gt_classes, num_classes=num_classes, topk=self.topk)
+
+
+ASSIGNERS = (IoUAssigner, ATSSAssigner)
