@@ -10,6 +10,9 @@ try:
 except ImportError as error:
     raise ImportError(training_message(error)) from error
 
+from .heirs.asymmetric import AsymmetricLoss
+from .heirs.class_balanced import ClassBalancedFocalLoss
+from .heirs.federated import FederatedFocalLoss
 from .modeling.anchor_generator import OctaveAnchorGenerator
 from .modeling.dense_losses import DENSE_LOSSES
 from .modeling.head import RetinaNetHead
@@ -19,5 +22,5 @@ from .registries import DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 META_ARCH_REGISTRY.register(FocalRetinaNet)
 ANCHOR_GENERATOR_REGISTRY.register(OctaveAnchorGenerator)
 DENSE_HEAD_REGISTRY.register(RetinaNetHead)
-for _loss in DENSE_LOSSES:
+for _loss in (*DENSE_LOSSES, AsymmetricLoss, ClassBalancedFocalLoss, FederatedFocalLoss):
     DENSE_LOSS_REGISTRY.register(_loss)

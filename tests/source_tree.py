@@ -13,6 +13,7 @@ FLOORS = [
     {"defaults", "errors", "extras", "files", "plain_data", "registries", "output_layout"},
     {"losses"},
     {"modeling"},
+    {"heirs"},
     {"plugin"},
     {"distributed"},
     {"formats"},

@@ -6,6 +6,7 @@ Shapes
     labels:   (N, R)             int64: 0..K-1 object class, K background, -1 ignored
               (N, R, K)          floating point: targets from 0 to 1, -1 ignored
     divisors: (N,)               of each image's summed loss
+    weights:  (N, 1|R, 1|K)      of the losses of each image, anchor or class, where they do not all count alike
 
 On the CPU each thread turns a few rows at a time into losses and gradient while they are in its cache: each logit is
 read from memory once, and its gradient written once, divided already. The blocks, and with them every bit, are the same
@@ -40,6 +41,7 @@ def batch_loss(
     *,
     use_triton: bool = False,
     hand_over: bool = True,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum over images of the image's summed loss divided by its divisor.
 
@@ -47,7 +49,7 @@ def batch_loss(
         labels: not looked at whether they are in -1..K; others count as background. Targets outside of [0, 1] make
             the loss NaN.
         use_triton: by the kernels of `triton_loss`, for logits on a GPU. There is none for float64, float targets and
-            weights by class, which are computed without.
+            weights of any kind, which are computed without.
         hand_over: on the CPU, if nothing scales the loss, the levels get the very gradient that was kept, without a
             copy. Not for leaves, which keep what they get, nor for views of leaves: a second backward would meet what
             has become of it.
@@ -64,11 +66,11 @@ def batch_loss(
     positive, negative = formula.weights
     if isinstance(positive, Tensor):
         check_number_of_weights(positive, levels[0])
-    elif use_triton and levels[0].dtype != torch.float64 and not labels.is_floating_point():
-        kind, weights, gamma, shift = formula.kind, (positive, float(negative)), formula.gamma, formula.shift
-        return triton_batch_loss(levels, labels, divisors, kind=kind, weights=weights, gamma=gamma, shift=shift)
+    elif use_triton and levels[0].dtype != torch.float64 and not labels.is_floating_point() and weights is None:
+        kind, alphas, gamma, shift = formula.kind, (positive, float(negative)), formula.gamma, formula.shift
+        return triton_batch_loss(levels, labels, divisors, kind=kind, weights=alphas, gamma=gamma, shift=shift)
     hand_over = hand_over and not any(level.is_leaf for level in levels)
-    loss: Tensor = _BatchLoss.apply(labels, divisors, formula, wants_grad(levels), hand_over, *levels)
+    loss: Tensor = _BatchLoss.apply(labels, divisors, formula, wants_grad(levels), hand_over, weights, *levels)
     return loss
 
 
@@ -76,7 +78,9 @@ class _BatchLoss(torch.autograd.Function):
     """The loss, with the gradient written in the same pass over the logits: the one thing kept for the backward."""
 
     @staticmethod
-    def forward(ctx, labels, divisors, formula, needs_grad, hand_over, *levels):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, labels, divisors, formula, needs_grad, hand_over, weights, *levels
+    ):
         ctx.dtype, dtype = levels[0].dtype, computed_in(levels[0])
         on_cpu = labels.device.type == "cpu"
         # Rounded at once where no loss scale can follow that lifts what would round to zero.
@@ -88,9 +92,14 @@ class _BatchLoss(torch.autograd.Function):
             losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, formula, needs_grad)
             if grad is not None:
                 torch.mul(grad, block.scale, out=block.grad)
-            return (losses.sum(dim=1, keepdim=True) * block.scale).sum()
+            if not is_by_class:
+                losses = losses.sum(dim=1, keepdim=True)
+            return (losses * block.scale).sum()
 
         scales = divisors.to(dtype).reciprocal()
+        if weights is not None:
+            scales = (scales.view(-1, 1, 1) * weights).to(dtype).expand(*labels.shape[:2], -1)
+        is_by_class = scales.dim() == 3 and scales.shape[-1] > 1
         total = torch.zeros((), dtype=dtype, device=labels.device)
         if on_cpu:
             sums = map_in_threads(summed_loss, _cached_blocks(levels, labels, scales, grads))
@@ -110,14 +119,14 @@ class _BatchLoss(torch.autograd.Function):
             grads = tuple(grad.to(ctx.dtype) for grad in ctx.saved_tensors)
         else:
             grads = tuple((grad * grad_output).to(ctx.dtype) for grad in ctx.saved_tensors)
-        return None, None, None, None, None, *grads
+        return None, None, None, None, None, None, *grads
 
 
 class _Block(NamedTuple):
     """Rows that are handled at a time.
 
-    logits: (M, K). labels: (M,) or (M, K). scale: of losses and gradient, () or (M, 1). grad: where it goes, (M, K), if
-    anywhere.
+    logits: (M, K). labels: (M,) or (M, K). scale: of losses and gradient, (), (M, 1) or (M, K). grad: where it goes,
+    (M, K), if anywhere.
     """
 
     logits: Tensor
@@ -131,10 +140,12 @@ def _large_blocks(
 ) -> Iterator[_Block]:
     """A level at a time, for a GPU: few launches, and no waiting for the number of special rows."""
     sizes = [level[0].numel() // level.shape[-1] for level in levels]
-    for level, level_labels, grad in zip(levels, labels.split(sizes, dim=1), grads or repeat(None), strict=False):
+    scales = scales if scales.dim() == 3 else scales.view(-1, 1, 1).expand(*labels.shape[:2], 1)
+    parts = zip(levels, labels.split(sizes, dim=1), scales.split(sizes, dim=1), grads or repeat(None), strict=False)
+    for level, level_labels, scale, grad in parts:
         rows = level.reshape(-1, level.shape[-1])  # (N * R_l, K)
-        scale = scales.unsqueeze(1).expand(level_labels.shape[:2]).reshape(-1, 1)
-        yield _Block(rows, level_labels.flatten(0, 1), scale, None if grad is None else grad.view(rows.shape))
+        grad_rows = None if grad is None else grad.view(rows.shape)
+        yield _Block(rows, level_labels.flatten(0, 1), scale.flatten(0, 1), grad_rows)
 
 
 def _cached_blocks(
@@ -144,11 +155,15 @@ def _cached_blocks(
     for i, image_labels in enumerate(labels):
         rows = [level[i].reshape(-1, level.shape[-1]) for level in levels]
         grad_rows = [grad[i].view(-1, grad.shape[-1]) for grad in grads]
-        labels_of_levels = image_labels.split(list(map(len, rows)))
-        for level, level_labels, grad in zip(rows, labels_of_levels, grad_rows or repeat(None), strict=False):
+        sizes = list(map(len, rows))
+        of_levels = scales[i].split(sizes) if scales.dim() == 3 else repeat(scales[i])
+        for level, level_labels, scale, grad in zip(
+            rows, image_labels.split(sizes), of_levels, grad_rows or repeat(None), strict=False
+        ):
             size = max(1, _BLOCK_ELEMENTS // level.shape[-1])
+            scale_parts = scale.split(size) if scale.dim() else repeat(scale)
             grad_parts = repeat(None) if grad is None else grad.split(size)
-            parts = zip(level.split(size), level_labels.split(size), repeat(scales[i]), grad_parts, strict=False)
+            parts = zip(level.split(size), level_labels.split(size), scale_parts, grad_parts, strict=False)
             yield from (_Block(*part) for part in parts)
 
 

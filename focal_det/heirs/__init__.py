@@ -1,0 +1,1 @@
+"""Losses that came after the focal loss, each registered as a dense loss."""
