@@ -140,12 +140,12 @@ def exact_asymmetric(gamma_pos: float, gamma_neg: float, prob_shift: float) -> C
     positive, shift = exact_focal(gamma_pos, None)(1), mpmath.mpf(prob_shift)
 
     def negative(z: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
-        p = 1 / (1 + mpmath.exp(z))
+        p, q = 1 / (1 + mpmath.exp(z)), 1 / (1 + mpmath.exp(-z))
         shifted = p - shift
         if shifted <= 0:
             return mpmath.mpf(0), mpmath.mpf(0)
-        log_rest = mpmath.log(1 - shifted)
-        slope = p * (1 - p) * shifted**gamma_neg * (1 / (1 - shifted) - gamma_neg * log_rest / shifted)
+        log_rest = mpmath.log1p(-shifted) if shifted < 0.5 else mpmath.log(q + shift)
+        slope = p * q * shifted**gamma_neg * (1 / (q + shift) - gamma_neg * log_rest / shifted)
         return -(shifted**gamma_neg) * log_rest, -slope
 
     return lambda sign: positive if sign > 0 else negative

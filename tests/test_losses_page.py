@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from focal_det.cli.main import main as focal_det
+import focal_det.plugin  # noqa: F401 - registers the losses
+from focal_det.cli.main import main as run_tool
 from focal_det.cli.train import main as train
 from focal_det.registries import DENSE_LOSS_REGISTRY
 
@@ -34,7 +35,7 @@ def test_the_commands_start(capsys):
     words = shlex.split(command.replace("\\\n", " "))[2:]
     assert train([*words, *SMALL, "--preflight-only"]) == 0, capsys.readouterr().err
     (command,) = re.findall(r"`focal-det (analyze alpha [^`]*)`", PAGE)
-    assert focal_det([*shlex.split(command), *SMALL]) == 0, capsys.readouterr().err
+    assert run_tool([*shlex.split(command), *SMALL]) == 0, capsys.readouterr().err
     assert "alpha by inverse frequency" in capsys.readouterr().out
 
 

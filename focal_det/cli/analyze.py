@@ -113,7 +113,7 @@ def _alpha(args: argparse.Namespace) -> int:
 
     Findings(too_low(args, {"--images": 1})).raise_if_errors()
     list(key_value_pairs(args.overrides))  # before words that the user never typed come after them
-    of_sets = {
+    of_sets: dict[str, Any] = {
         f"{use}_{kind}": tuple(values) for use in USES for kind, values in set_flags(args, use)._asdict().items()
     }
     with TemporaryDirectory() as folder:  # of the checked annotations

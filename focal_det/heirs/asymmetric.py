@@ -90,16 +90,18 @@ def asymmetric_formula(gamma_pos: float, gamma_neg: float, prob_shift: float) ->
     if not 0 <= prob_shift < 1:
         raise ValueError(f"prob_shift={prob_shift} is outside [0, 1)")
     positive, negative = focal_formula(None, gamma_pos), focal_formula(None, gamma_neg)
-    terms, plain = {"positive": positive.terms, "negative": negative.terms}, (positive.plain, negative.plain)
+    of_negatives, plain_of_negatives = negative.terms, negative.plain
     if prob_shift > 0:
-        constants = {"gamma": float(gamma_neg), "shift": float(prob_shift)}
-        terms["negative"] = functools.partial(_shifted_terms, **constants)
-        plain = positive.plain, functools.partial(_plain_shifted, **constants)
+        gamma, shift = float(gamma_neg), float(prob_shift)
+        of_negatives = functools.partial(_shifted_terms, gamma=gamma, shift=shift)
+        plain_of_negatives = functools.partial(_plain_shifted, gamma=gamma, shift=shift)
+    assert positive.plain is not None
+    assert plain_of_negatives is not None
     return Formula(
-        functools.partial(_terms, **terms),
+        functools.partial(_terms, positive=positive.terms, negative=of_negatives),
         "asymmetric",
-        soft_terms=functools.partial(_soft_terms, **terms),
-        plain=functools.partial(_plain, of_signs=plain),
+        soft_terms=functools.partial(_soft_terms, positive=positive.terms, negative=of_negatives),
+        plain=functools.partial(_plain, positive=positive.plain, negative=plain_of_negatives),
     )
 
 
@@ -148,9 +150,8 @@ def _shifted_terms(
     return s.mul_(modulating), slope.masked_fill_(shifted <= 0, 0)
 
 
-def _plain(x: Tensor, t: Tensor, *, of_signs: tuple[Plain, Plain]) -> Tensor:
+def _plain(x: Tensor, t: Tensor, *, positive: Plain, negative: Plain) -> Tensor:
     """The loss of targets t for autograd."""
-    positive, negative = of_signs
     return t * positive(x, torch.ones_like(x)) + (1 - t) * negative(x, torch.zeros_like(x))
 
 

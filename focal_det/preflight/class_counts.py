@@ -57,7 +57,7 @@ def count_classes(cfg: CfgNode, data: DataSets) -> tuple[CfgNode, Findings]:
 def _counts(key: str, sets: Sequence[DescribedSet]) -> list[int]:
     """Return the sum over the sets by class; [] where they differ in their classes, which is an error elsewhere."""
     contents = [one.content for one in sets if one.content is not None]
-    rows = [content.instances if key == BOXES else content.class_images for content in contents]
+    rows = [list(content.instances if key == BOXES else content.class_images) for content in contents]
     if len({len(row) for row in rows}) != 1:
         return []
     return [int(count) for count in np.sum(rows, axis=0)]
