@@ -10,6 +10,7 @@ import torch
 import focal_det.plugin  # noqa: F401 - registers the losses
 from focal_det.cli.main import main as run_tool
 from focal_det.cli.train import main as train
+from focal_det.config.load import load_config
 from focal_det.registries import DENSE_LOSS_REGISTRY
 
 pytestmark = pytest.mark.detectron2
@@ -50,3 +51,15 @@ def test_the_python_runs():
 def test_every_loss_is_in_the_table():
     rows = re.findall(r"^\| `(\w+)`.* \| \$?.* \| .* \| .* \|$", PAGE, re.MULTILINE)
     assert {name for name, _ in DENSE_LOSS_REGISTRY} - set(rows) == set()
+
+
+def test_every_heir_has_a_full_configuration_that_makes_it():
+    found, of_paper = set(), load_config(ROOT / "configs" / "paper" / "table3.yaml")
+    for path in (ROOT / "configs" / "heirs").glob("*.yaml"):
+        cfg = load_config(path)
+        name = cfg.MODEL.FOCAL_DET.LOSS.NAME
+        assert type(DENSE_LOSS_REGISTRY.get(name)(cfg)).__name__ == name
+        assert cfg.DATASETS.TRAIN == of_paper.DATASETS.TRAIN
+        found.add(name)
+    heirs = {name for name, loss in DENSE_LOSS_REGISTRY if loss.__module__.startswith("focal_det.heirs.")}
+    assert found == heirs

@@ -1,5 +1,7 @@
 """The asymmetric loss: the paper's formulas in 50 digits, its derivatives, its special cases."""
 
+import itertools
+
 import mpmath
 import pytest
 import torch
@@ -102,9 +104,9 @@ def test_finite_at_every_extreme():
     for dtype, limit in ((torch.float64, 1e30), (torch.float32, 1e30), (torch.float16, 6e4)):
         x = torch.tensor([-limit, -1000, -100, -1e-8, 0, 100, 1000, limit], dtype=torch.float64).to(dtype)
         for labels in (torch.zeros(8, dtype=torch.int64), torch.ones(8, dtype=torch.int64), torch.full((8, 1), 0.5)):
-            for loss in (asymmetric_loss, asymmetric_loss_reference):
+            for loss, shift in itertools.product((asymmetric_loss, asymmetric_loss_reference), (0.0, 1e-12, 0.05)):
                 logits = x[:, None].clone().requires_grad_()
-                total = loss(logits, labels)
+                total = loss(logits, labels, prob_shift=shift)
                 total.backward()
                 assert total.isfinite()
                 assert logits.grad.isfinite().all()
