@@ -7,7 +7,9 @@ ones each within 3, 30 and 100 (on round ones alone, gamma * x would be exact), 
 background and ignored. The exact loss and gradient of that rounded logit come from mpmath. Soft targets are t for a
 positive and 1 - t for background (0 for the varifocal loss), and their gradient's error is relative to the sum of what
 draws to either side; that of the quality focal loss is relative to itself, which vanishes where p = t. The softmax is
-of the logit, 0 and -1; the positive is the logit's class, the background that of 0.
+of the logit, 0 and -1; the positive is the logit's class, the background that of 0. The class-balanced loss has two
+classes, of which the second has the logit 0 and the negative's anchor. The federated loss is the focal loss of the
+classes that count, and has no row of its own.
 An error is relative to the exact number, or to the dtype's smallest normal number where that is larger: below it
 no floating-point number is relatively precise. For comparison, on the same logits: fvcore's and torchvision's focal
 loss, and the formula of mmdetection's, written here from its definition. They take and return the dtype itself, while
@@ -30,6 +32,8 @@ from figures import write_figures
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
+from focal_det.heirs.asymmetric import asymmetric_loss
+from focal_det.heirs.class_balanced import class_balanced_focal_loss
 from focal_det.heirs.quality_focal import quality_focal_loss
 from focal_det.heirs.varifocal import varifocal_loss
 from focal_det.losses import (
@@ -171,6 +175,42 @@ def exact_softmax(gamma: float) -> Callable[[int], Exact]:
     return of_sign
 
 
+def exact_asymmetric(gamma_pos: float, gamma_neg: float, prob_shift: float) -> Callable[[int], Exact]:
+    """Return the asymmetric loss of its paper and its derivative."""
+    positive, shift = exact_focal(gamma_pos, None)(1), mpmath.mpf(prob_shift)
+
+    def negative(z: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
+        p, q = 1 / (1 + mpmath.exp(z)), 1 / (1 + mpmath.exp(-z))
+        shifted = p - shift
+        if shifted <= 0:
+            return mpmath.mpf(0), mpmath.mpf(0)
+        log_rest = mpmath.log1p(-shifted) if shifted < 0.5 else mpmath.log(q + shift)
+        slope = p * q * shifted**gamma_neg * (1 / (q + shift) - gamma_neg * log_rest / shifted)
+        return -(shifted**gamma_neg) * log_rest, -slope
+
+    return lambda sign: positive if sign > 0 else negative
+
+
+def exact_balanced(gamma: float, beta: float, counts: tuple[int, int]) -> Callable[[int], Exact]:
+    """Return the class-balanced focal loss of the first class, for an anchor of the first or of the second."""
+    numbers = [1 / (1 - mpmath.mpf(beta) ** n) for n in counts]
+
+    def of_sign(sign: int) -> Exact:
+        weight, binary = 2 * numbers[0 if sign > 0 else 1] / sum(numbers), exact_focal(gamma, None)(sign)
+        return lambda z: tuple(weight * number for number in binary(z))
+
+    return of_sign
+
+
+def balanced(gamma: float, beta: float, counts: tuple[int, int]) -> Loss:
+    def of_two(logits: Tensor, labels: Tensor) -> Tensor:
+        both = torch.cat([logits, torch.zeros_like(logits)], 1)
+        losses = class_balanced_focal_loss(both, labels, class_boxes=counts, beta=beta, gamma=gamma, reduction="none")
+        return losses[:, :1]
+
+    return of_two
+
+
 def ours(loss: Callable[..., Tensor], **options: float | Tensor | None) -> Loss:
     return lambda logits, labels: loss(logits, labels, reduction="none", **options)
 
@@ -248,6 +288,17 @@ def competitors() -> dict[str, dict[str, tuple[Loss, Callable[[int], Exact]]]]:
             )
             for g in (0.5, 2.0)
             for t in (*TARGETS, 1.0)
+        },
+        "asymmetric_loss": {
+            f"gamma {a:g} and {b:g}, shift {m:g}": (
+                ours(asymmetric_loss, gamma_pos=a, gamma_neg=b, prob_shift=m),
+                exact_asymmetric(a, b, m),
+            )
+            for a, b, m in ((0.0, 4.0, 0.05), (1.0, 2.0, 0.2), (0.0, 4.0, 0.0))
+        },
+        "class_balanced_focal_loss": {
+            f"gamma {g:g}, beta {b:g}": (balanced(g, b, (1000, 10)), exact_balanced(g, b, (1000, 10)))
+            for g, b in ((2.0, 0.9999), (0.5, 0.9))
         },
         "fvcore": {},
         "torchvision": {},

@@ -77,6 +77,24 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     loss.BATCH_SIZE = 128
     loss.NMS_THRESH = 0.5
 
+    # AsymmetricLoss: focusing parameters of positives and of negatives, in [0, 1e6], and the probability up to which a
+    # negative has no loss, in [0, 1) (Ridnik et al. 2021, whose values for COCO's labels these are).
+    loss.GAMMA_POS = 0.0
+    loss.GAMMA_NEG = 4.0
+    loss.PROB_SHIFT = 0.05
+
+    # ClassBalancedFocalLoss: beta, in [0, 1), of the effective number of samples; and how many boxes of each class the
+    # training set has, in the order of the labels, each >= 1 (Cui et al. 2019). [] is counted before a training starts.
+    loss.CB_BETA = 0.9999
+    loss.CLASS_BOXES = []
+
+    # FederatedFocalLoss: how many classes count in an image in a step, >= 1 and fewer than there are; the power, in
+    # [0, 10], of a class's number of images by which those that the image does not have are drawn; and how many images
+    # of the training set have each class, likewise counted where it is [] (Zhou et al. 2021).
+    loss.FED_NUM_CLASSES = 50
+    loss.FED_FREQ_POWER = 0.5
+    loss.CLASS_IMAGES = []
+
     # Anchor scales per octave, S, an integer >= 1: sizes are base * 2^(k/S) for k = 0..S-1, with one base size per
     # level from MODEL.ANCHOR_GENERATOR.SIZES, in pixels (section 4, "Anchors"; Table 1c).
     node.SCALES_PER_OCTAVE = 3

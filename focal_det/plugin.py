@@ -10,6 +10,9 @@ try:
 except ImportError as error:
     raise ImportError(training_message(error)) from error
 
+from .heirs.asymmetric import AsymmetricLoss
+from .heirs.class_balanced import ClassBalancedFocalLoss
+from .heirs.federated import FederatedFocalLoss
 from .heirs.quality_focal import QualityFocalLoss
 from .heirs.varifocal import VarifocalLoss
 from .modeling.anchor_generator import OctaveAnchorGenerator
@@ -25,5 +28,6 @@ for _head in (RetinaNetHead, ClassSpecificBoxHead, SharedSubnetHead):
     DENSE_HEAD_REGISTRY.register(_head)
 for _assigner in ASSIGNERS:
     ASSIGNER_REGISTRY.register(_assigner)
-for _loss in (*DENSE_LOSSES, QualityFocalLoss, VarifocalLoss):
+_HEIRS = (QualityFocalLoss, VarifocalLoss, AsymmetricLoss, ClassBalancedFocalLoss, FederatedFocalLoss)
+for _loss in (*DENSE_LOSSES, *_HEIRS):
     DENSE_LOSS_REGISTRY.register(_loss)

@@ -70,6 +70,14 @@ CHANGING = [
     (LOSS + "NMS_THRESH", "0.1", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMLoss"),
     (LOSS + "BATCH_SIZE", "4", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMOneToThreeLoss"),
     (LOSS + "NMS_THRESH", "0.1", {"loss_cls", "loss_box_reg"}, LOSS + "NAME", "OHEMOneToThreeLoss"),
+    *(
+        (LOSS + key, value, {"loss_cls"}, LOSS + "NAME", "AsymmetricLoss", "MODEL.RETINANET.PRIOR_PROB", "0.1")
+        for key, value in (("GAMMA_POS", "1.0"), ("GAMMA_NEG", "2.0"), ("PROB_SHIFT", "0.0"))
+    ),
+    *(
+        (LOSS + key, value, {"loss_cls"}, LOSS + "NAME", "ClassBalancedFocalLoss", LOSS + "CLASS_BOXES", "[9, 5, 1]")
+        for key, value in (("CB_BETA", "0.5"), ("CLASS_BOXES", "[9, 5, 2]"))
+    ),
     ("MODEL.FOCAL_DET.SCALES_PER_OCTAVE", "2", {"loss_cls", "loss_box_reg"}),
     ("MODEL.FOCAL_DET.ASSIGNER.NAME", "ATSSAssigner", {"loss_cls", "loss_box_reg"}),
     (
@@ -95,6 +103,7 @@ CHANGING = [
     ("MODEL.RETINANET.NUM_CONVS", "2", {"loss_cls", "loss_box_reg"}),
 ]
 OWN_TESTS = {
+    *("LOSS.FED_NUM_CLASSES", "LOSS.FED_FREQ_POWER", "LOSS.CLASS_IMAGES"),  # in tests/heirs/test_federated.py
     *("HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"),  # below, and in tests/engine
     *("VAL_LOSS", "CHECKPOINTS_KEPT"),  # in tests/engine/test_trainer.py
     *("EMA.DECAY", "PATIENCE", "PATIENCE_METRIC"),  # in tests/engine/test_resume.py
@@ -201,6 +210,10 @@ def test_every_loss_is_made_of_a_configuration_without_our_keys(loss):
     logits, labels = torch.randn(9, 3), torch.tensor([0, 1, 2, 3, 3, 3, 3, 3, -1])
     cfg, full = get_cfg(), get_cfg()
     add_focal_det_config(full)
+    if loss in ("ClassBalancedFocalLoss", "FederatedFocalLoss"):  # which need counts of the classes for it
+        with pytest.raises(ValueError, match=r"LOSS\.CLASS_\w+ has 0 numbers, and there are 3 classes: a training"):
+            DENSE_LOSS_REGISTRY.get(loss)(cfg)(logits, labels)
+        return
     made = [DENSE_LOSS_REGISTRY.get(loss)(c) for c in (cfg, full)]
     quality = [torch.full((9,), 0.5)] if getattr(made[0], "takes_quality", False) else []
     bare, same = (one(logits, labels, *quality) for one in made)

@@ -28,6 +28,7 @@ TOPICS = {
         "forked",
         "house",
         "installed",
+        "losses_page",
         "own_data_page",
         "predict_page",
         "python_pages",

@@ -20,8 +20,8 @@ from focal_det.registries import AUGMENTATION_REGISTRY, CONFIG_REGISTRY, DENSE_L
 
 ROOT = Path(__file__).parents[1]
 
-# A backbone whose step takes a quarter of R-18's, which cannot have fewer channels, and its checkpoint a third: as few as
-# group norm allows.
+# A backbone whose step takes a quarter of R-18's, which cannot have fewer channels, and its checkpoint a third. Group
+# norm allows no fewer.
 NARROW = [
     *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "32", "MODEL.RESNETS.NORM", "GN"),

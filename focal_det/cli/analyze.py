@@ -1,21 +1,36 @@
-"""focal-det analyze: what a trained model shows."""
+"""focal-det analyze: what a trained model shows, and which alpha the anchors of a training set call for."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..data.dataset_spec import USES
 from ..errors import EXIT_DONE, Findings, InputError
 from ..output_layout import FINAL_CHECKPOINT
-from .common import add_out, add_plugin_flag, check_architecture, config_files, list_of, make_folder, too_low
-from .data_flags import add_data_flags
+from .common import (
+    add_number,
+    add_out,
+    add_plugin_flag,
+    check_architecture,
+    config_files,
+    list_of,
+    make_folder,
+    too_low,
+)
+from .data_flags import add_data_flags, set_flags
 
 _EXAMPLE = f"output/quickstart/{FINAL_CHECKPOINT}"
 _EPILOG = f"""examples:
   a run of your own      focal-det analyze loss-cdf {_EXAMPLE}
   Detectron2's weights   focal-det analyze loss-cdf model_final_971ab9.pkl \\
                              --config-file configs/retinanet_R_101_FPN_3x.yaml --pictures 500
+"""
+_ALPHA_EPILOG = """examples:
+  a configuration        focal-det analyze alpha --config-file configs/paper/table1a.yaml
+  sets of your own       focal-det analyze alpha --config-file configs/bccd.yaml --train mine/train --val mine/val
 """
 
 
@@ -41,6 +56,19 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     add_out(cdf)
     add_plugin_flag(cdf)
     cdf.set_defaults(run=_loss_cdf)
+    alpha = analyses.add_parser(
+        "alpha",
+        help="section 3.1: alpha by inverse class frequency",
+        description="Assign the anchors of a configuration to the objects of its training sets, and print the alpha "
+        "with which positives and negatives weigh the same, over all and for each class. Nothing is written.",
+        epilog=_ALPHA_EPILOG,
+    )
+    alpha.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    alpha.add_argument("--config-file", action="append", required=True, metavar="FILE", help="of the training")
+    add_data_flags(alpha)
+    add_number(alpha, "--images", 1000, "count in so many, evenly spread over the sets")
+    add_plugin_flag(alpha)
+    alpha.set_defaults(run=_alpha)
 
 
 def _loss_cdf(args: argparse.Namespace) -> int:
@@ -72,6 +100,38 @@ def _loss_cdf(args: argparse.Namespace) -> int:
             print(f"{gamma:>10g}" + "".join(f"{share[kind, gamma, fraction]:>9.1%}" for fraction in HARDEST))
     files = save_figures(draw_loss_cdf(kinds), args.out, {"figure4_loss_cdf": shares_as_csv(kinds)})
     print(*files, sep="\n")
+    return EXIT_DONE
+
+
+def _alpha(args: argparse.Namespace) -> int:
+    from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
+    from ..config.layers import key_value_pairs
+    from ..data.catalog import register_datasets
+    from ..paper.inverse_frequency import count_anchors
+    from ..preflight.options import TrainOptions
+    from ..preflight.plan import check, write
+
+    Findings(too_low(args, {"--images": 1})).raise_if_errors()
+    list(key_value_pairs(args.overrides))  # before words that the user never typed come after them
+    of_sets: dict[str, Any] = {
+        f"{use}_{kind}": tuple(values) for use in USES for kind, values in set_flags(args, use)._asdict().items()
+    }
+    with TemporaryDirectory() as folder:  # of the checked annotations
+        overrides = (*args.overrides, "OUTPUT_DIR", folder)
+        plan = check(TrainOptions(tuple(args.config_file), overrides, allow_outside=args.allow_outside, **of_sets))
+        check_architecture(plan.job.cfg, "analysed")
+        write(plan)
+        register_datasets(plan.job.cfg.DATASETS.TRAIN, plan.job.json_datasets)
+        counts = count_anchors(plan.job.cfg, args.images)
+    print(f"{counts.assigned:,} of {counts.anchors:,} anchors in {counts.images:,} images are assigned to objects")
+    print(f"alpha by inverse frequency: {counts.of_anchors:.6f} of anchors, assigned against background;")
+    print(f"{counts.of_problems:.6f} of the binary problems that the loss weights, K for each anchor")
+    rows = zip(plan.classes.names, counts.of_classes.tolist(), counts.by_class.tolist(), strict=True)
+    print(f"\n{'class':20}{'assigned':>10}{'alpha':>12}")
+    for name, assigned, of_class in rows:
+        print(f"{name:20}{assigned:10,}{of_class:12.6f}")
+    loss = "MODEL.FOCAL_DET.LOSS"
+    print(f"\n{loss}.NAME BalancedCrossEntropyLoss {loss}.ALPHA {counts.of_problems:.6f}")
     return EXIT_DONE
 
 

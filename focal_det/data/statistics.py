@@ -67,6 +67,7 @@ class SetStatistics(NamedTuple):
     """Counts of a set: its images, those with an object, the annotations that are crowds, and the others.
 
     tiles, tiles_with_objects: of its images that need more than one.
+    class_images: (K,) the number of images that have an object of each class.
     """
 
     images: int
@@ -77,6 +78,7 @@ class SetStatistics(NamedTuple):
     objects: Objects
     tiles: int = 0
     tiles_with_objects: int = 0
+    class_images: Sequence[int] = ()
 
     @property
     def instances(self) -> np.ndarray:
@@ -102,7 +104,14 @@ def statistics(coco: Mapping[str, Any], tiles: Tiles | None = None) -> SetStatis
         objects=Objects(boxes[kept], sizes[kept], classes[kept], areas[kept]),
         tiles=in_tiles[0],
         tiles_with_objects=in_tiles[1],
+        class_images=_images_by_class([a["image_id"] for a in index.objects], classes, kept, len(index.names)),
     )
+
+
+def _images_by_class(image_ids: list[int], classes: np.ndarray, kept: np.ndarray, num_classes: int) -> list[int]:
+    _, places = np.unique(image_ids, return_inverse=True)
+    pairs = np.unique(places.reshape(-1)[kept] * num_classes + classes[kept])
+    return np.bincount(pairs % max(1, num_classes), minlength=num_classes).tolist()
 
 
 def _tile_counts(coco: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], tiles: Tiles) -> tuple[int, int]:

@@ -38,7 +38,8 @@ class InitialLossCheck(HookBase):
         def compare(_: nn.Module, args: tuple[Any, ...], losses: dict[str, Tensor]) -> None:
             levels, *rest = args
             prior = logit_of(self.prior_prob)
-            with torch.no_grad():
+            # a loss that draws, draws for the next part what it would have drawn
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 expected = untouched([torch.full_like(level, prior) for level in levels], *rest)["loss_cls"].item()
             found.append((losses["loss_cls"].item(), expected))
             if len(found) < self.parts:

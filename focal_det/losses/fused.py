@@ -7,6 +7,7 @@ Shapes
               (N, R, K)          floating point: targets from 0 to 1, -1 ignored
     divisors: (N,)               of each image's summed loss
     quality:  (N, R)             with int64 labels: the target of each assigned anchor's own class, if that is not 1
+    weights:  (N, 1|R, 1|K)      of the losses of each image, anchor or class, where they do not all count alike
 
 On the CPU each thread turns a few rows at a time into losses and gradient while they are in its cache: each logit is
 read from memory once, and its gradient written once, divided already. The blocks, and with them every bit, are the same
@@ -42,14 +43,15 @@ def batch_loss(
     use_triton: bool = False,
     hand_over: bool = True,
     quality: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum over images of the image's summed loss divided by its divisor.
 
     Args:
         labels: not looked at whether they are in -1..K; others count as background. Targets outside of [0, 1] make
             the loss NaN.
-        use_triton: by the kernels of `triton_loss`, for logits on a GPU. There is none for float64, float targets and
-            weights by class, which are computed without, and none for a quality.
+        use_triton: by the kernels of `triton_loss`, for logits on a GPU. There is none for float64, float targets, a
+            quality and weights of any kind, which are computed without.
         hand_over: on the CPU, if nothing scales the loss, the levels get the very gradient that was kept, without a
             copy. Not for leaves, which keep what they get, nor for views of leaves: a second backward would meet what
             has become of it.
@@ -65,13 +67,15 @@ def batch_loss(
         RuntimeError: from a backward with create_graph=True.
     """
     positive, negative = formula.weights
+    has_kernel = quality is None and weights is None and not labels.is_floating_point()
     if isinstance(positive, Tensor):
         check_number_of_weights(positive, levels[0])
-    elif use_triton and quality is None and levels[0].dtype != torch.float64 and not labels.is_floating_point():
-        kind, weights, gamma, shift = formula.kind, (positive, float(negative)), formula.gamma, formula.shift
-        return triton_batch_loss(levels, labels, divisors, kind=kind, weights=weights, gamma=gamma, shift=shift)
+    elif use_triton and has_kernel and levels[0].dtype != torch.float64:
+        kind, alphas, gamma, shift = formula.kind, (positive, float(negative)), formula.gamma, formula.shift
+        return triton_batch_loss(levels, labels, divisors, kind=kind, weights=alphas, gamma=gamma, shift=shift)
     hand_over = hand_over and not any(level.is_leaf for level in levels)
-    loss: Tensor = _BatchLoss.apply(labels, quality, divisors, formula, wants_grad(levels), hand_over, *levels)
+    given = labels, quality, weights, divisors
+    loss: Tensor = _BatchLoss.apply(*given, formula, wants_grad(levels), hand_over, *levels)
     return loss
 
 
@@ -80,7 +84,7 @@ class _BatchLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, labels, quality, divisors, formula, needs_grad, hand_over, *levels
+        ctx, labels, quality, weights, divisors, formula, needs_grad, hand_over, *levels
     ):
         ctx.dtype, dtype = levels[0].dtype, computed_in(levels[0])
         on_cpu = labels.device.type == "cpu"
@@ -93,9 +97,14 @@ class _BatchLoss(torch.autograd.Function):
             losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, formula, needs_grad, block.quality)
             if grad is not None:
                 torch.mul(grad, block.scale, out=block.grad)
-            return (losses.sum(dim=1, keepdim=True) * block.scale).sum()
+            if not is_by_class:
+                losses = losses.sum(dim=1, keepdim=True)
+            return (losses * block.scale).sum()
 
         scales = divisors.to(dtype).reciprocal()
+        if weights is not None:
+            scales = (scales.view(-1, 1, 1) * weights).to(dtype).expand(*labels.shape[:2], -1)
+        is_by_class = scales.dim() == 3 and scales.shape[-1] > 1
         total = torch.zeros((), dtype=dtype, device=labels.device)
         if on_cpu:
             sums = map_in_threads(summed_loss, _cached_blocks(levels, labels, quality, scales, grads))
@@ -121,8 +130,8 @@ class _BatchLoss(torch.autograd.Function):
 class _Block(NamedTuple):
     """Rows that are handled at a time.
 
-    logits: (M, K). labels: (M,) or (M, K). quality: (M,), if there is one. scale: of losses and gradient, () or (M, 1).
-    grad: where it goes, (M, K), if anywhere.
+    logits: (M, K). labels: (M,) or (M, K). quality: (M,), if there is one. scale: of losses and gradient, (), (M, 1)
+    or (M, K). grad: where it goes, (M, K), if anywhere.
     """
 
     logits: Tensor
@@ -137,12 +146,13 @@ def _large_blocks(
 ) -> Iterator[_Block]:
     """A level at a time, for a GPU: few launches, and no waiting for the number of special rows."""
     sizes = [level[0].numel() // level.shape[-1] for level in levels]
-    parts = labels.split(sizes, dim=1), _split(quality, sizes, dim=1), grads or repeat(None)
-    for level, level_labels, level_quality, grad in zip(levels, *parts, strict=False):
+    scales = scales if scales.dim() == 3 else scales.view(-1, 1, 1).expand(*labels.shape[:2], 1)
+    parts = labels.split(sizes, dim=1), _split(quality, sizes, dim=1), scales.split(sizes, dim=1), grads or repeat(None)
+    for level, level_labels, level_quality, scale, grad in zip(levels, *parts, strict=False):
         rows = level.reshape(-1, level.shape[-1])  # (N * R_l, K)
-        scale = scales.unsqueeze(1).expand(level_labels.shape[:2]).reshape(-1, 1)
         of_rows = None if level_quality is None else level_quality.flatten(0, 1)
-        yield _Block(rows, level_labels.flatten(0, 1), of_rows, scale, None if grad is None else grad.view(rows.shape))
+        grad_rows = None if grad is None else grad.view(rows.shape)
+        yield _Block(rows, level_labels.flatten(0, 1), of_rows, scale.flatten(0, 1), grad_rows)
 
 
 def _cached_blocks(
@@ -154,10 +164,13 @@ def _cached_blocks(
         grad_rows = [grad[i].view(-1, grad.shape[-1]) for grad in grads]
         sizes = list(map(len, rows))
         of_levels = image_labels.split(sizes), _split(None if quality is None else quality[i], sizes)
-        for level, level_labels, level_quality, grad in zip(rows, *of_levels, grad_rows or repeat(None), strict=False):
+        scales_of_levels = scales[i].split(sizes) if scales.dim() == 3 else repeat(scales[i])
+        of_all = *of_levels, scales_of_levels, grad_rows or repeat(None)
+        for level, level_labels, level_quality, scale, grad in zip(rows, *of_all, strict=False):
             size = max(1, _BLOCK_ELEMENTS // level.shape[-1])
             of_labels = level_labels.split(size), _split(level_quality, size)
-            parts = zip(level.split(size), *of_labels, repeat(scales[i]), _split(grad, size), strict=False)
+            scale_parts = scale.split(size) if scale.dim() else repeat(scale)
+            parts = zip(level.split(size), *of_labels, scale_parts, _split(grad, size), strict=False)
             yield from (_Block(*part) for part in parts)
 
 

@@ -30,7 +30,7 @@ from ..losses.formula import Formula
 from ..losses.fused import batch_loss
 from ..losses.hinge import hinge_formula
 from ..losses.ohem import check_mining
-from ..losses.triton_loss import triton_missing
+from ..losses.triton_loss import KINDS, triton_missing
 
 logger = logging.getLogger(__name__)
 _LOSS = "MODEL.FOCAL_DET.LOSS."
@@ -51,18 +51,29 @@ class ElementwiseLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (R, K) and labels (R,) to a scalar in float32."""
-        return elementwise_loss(logits, labels, self.formula, reduction="sum")
+        weights = self.weights_of(labels.unsqueeze(0), logits.shape[-1])
+        if weights is None:
+            return elementwise_loss(logits, labels, self.formula, reduction="sum")
+        one, levels = torch.ones(1, device=labels.device), [logits.unsqueeze(0)]
+        return batch_loss(levels, labels.unsqueeze(0), one, self.formula, hand_over=False, weights=weights)
 
     def batch_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor) -> Tensor:
         """See `focal_det.losses.fused.batch_loss`."""
+        weights = self.weights_of(labels, levels[0].shape[-1])
         missing = None
         if self.triton:
+            has_kernel = self.formula.kind in KINDS and weights is None
             by_class = "alpha is a weight for each class" if self.formula.is_by_class else None
-            missing = by_class or triton_missing(labels.device)
+            other = None if has_kernel else f"there is none for {type(self).__name__}"
+            missing = by_class or other or triton_missing(labels.device)
         if missing:
             _say_once(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
         use_triton = self.triton and missing is None
-        return batch_loss(levels, labels, divisors, self.formula, use_triton=use_triton)
+        return batch_loss(levels, labels, divisors, self.formula, use_triton=use_triton, weights=weights)
+
+    def weights_of(self, labels: Tensor, num_classes: int) -> Tensor | None:
+        """Return weights of the losses for labels (N, R), (N, 1 or R, 1 or K); None where all count alike."""
+        return None
 
 
 class QualityLoss(nn.Module):

@@ -31,6 +31,7 @@ from ..formats.coco import CocoFile
 from ..inference.classes import Classes, write_classes
 from ..tracking.trackers import check_trackers
 from .batch_memory import check_memory, choose_batch
+from .class_counts import count_classes
 from .datasets import DataSets, check_classes, classes_of, read_datasets
 from .image_shapes import check_image_shapes
 from .options import TrainOptions, check_options
@@ -84,13 +85,14 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     found.add(check_patience(cfg, data.scores) if options.training else Findings())
     num_classes, of_classes = check_classes(cfg, data, _trained_in(options, cfg, resumption))
     cfg = _with(cfg, "MODEL.RETINANET.NUM_CLASSES", num_classes)
+    cfg, of_counts = count_classes(cfg, data) if options.training else (cfg, Findings())
     # where values are wrong, the parts would trip over the same
     model, of_parts = (None, Findings()) if found.errors else build_parts(cfg, training=options.training)
     of_folder = resumption.findings if resumption else Findings()
     of_flags = check_options(options)
     if options.training:
         of_flags.add(check_trackers(cfg))
-    for of_stage in (of_machine, of_flags, of_schedule, of_data, of_folder, of_choice, of_classes, of_parts):
+    for of_stage in (of_machine, of_flags, of_schedule, of_data, of_folder, of_choice, of_classes, of_counts, of_parts):
         found.add(of_stage)
     _raise_if_errors(found)
     assert model is not None

@@ -1,4 +1,7 @@
-"""focal-det analyze: how the loss of a trained model is spread over its examples."""
+"""focal-det analyze: how the loss of a trained model is spread over its examples; alpha by inverse class frequency."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,8 @@ from focal_det.config.unused_keys import without_unread_keys
 from focal_det.engine.trainer import Trainer
 
 pytestmark = pytest.mark.detectron2
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
 @pytest.fixture
@@ -65,3 +70,26 @@ def test_a_checkpoint_without_a_configuration_asks_for_one(tmp_path, capsys):
     (tmp_path / "model.pth").write_bytes(b"")
     assert main(["analyze", "loss-cdf", str(tmp_path / "model.pth")]) == 2
     assert "config.yaml is not there; name the model's configuration with --config-file" in capsys.readouterr().err
+
+
+def test_alpha_of_a_configuration_is_printed_with_the_keys_that_set_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    small = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "DATASETS.TEST", "('shapes_val_2_64px',)"]
+    words = ["--config-file", str(QUICKSTART), "--images", "2", "DATASETS.TRAIN", "('shapes_train_3_64px',)", *small]
+    assert main(["analyze", "alpha", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = re.fullmatch(r"([\d,]+) of ([\d,]+) anchors in 2 images are assigned to objects", lines[0])
+    assigned, anchors = (int(number.replace(",", "")) for number in found.groups())
+    assert 0 < assigned < 200
+    assert 0.9 * 2 * 86 * 9 < anchors <= 2 * 86 * 9  # 64 px: 8^2 + 4^2 + 2^2 + 1 + 1 locations
+    assert lines[1] == (
+        f"alpha by inverse frequency: {1 - assigned / anchors:.6f} of anchors, assigned against background;"
+    )
+    assert lines[2].startswith(f"{1 - assigned / anchors / 3:.6f} of the binary problems")
+    assert sum(int(line.split()[1]) for line in lines[5:8]) == assigned
+    assert lines[-1].endswith(f"BalancedCrossEntropyLoss MODEL.FOCAL_DET.LOSS.ALPHA {1 - assigned / anchors / 3:.6f}")
+
+
+def test_alpha_of_no_image_is_refused(capsys):
+    assert main(["analyze", "alpha", "--config-file", str(QUICKSTART), "--images", "0"]) == 2
+    assert "--images 0 must be at least 1" in capsys.readouterr().err

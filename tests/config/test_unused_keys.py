@@ -1,6 +1,7 @@
 """A key that the chosen loss or architecture does not read is refused, and not saved."""
 
 import pytest
+import torch
 import yaml
 from config_files import problems_of, write_layers
 from torch import nn
@@ -8,6 +9,8 @@ from torch import nn
 from focal_det.config.load import load_config
 from focal_det.config.unused_keys import without_unread_keys
 from focal_det.config.validate import check_config
+from focal_det.heirs.asymmetric import asymmetric_loss
+from focal_det.heirs.class_balanced import class_weights
 from focal_det.modeling.dense_losses import FocalLoss
 from focal_det.registries import DENSE_LOSS_REGISTRY
 
@@ -48,7 +51,23 @@ CONSTANTS = {
         {"ALPHA": 0.3, "GAMMA": 1.5},
         lambda loss: loss.formula.plain.keywords == {"alpha": 0.3, "gamma": 1.5},
     ),
+    "AsymmetricLoss": (
+        {"GAMMA_POS": 1.0, "GAMMA_NEG": 3.0, "PROB_SHIFT": 0.2},
+        lambda loss: loss(ONE_OF_3, torch.tensor([0])) == asymmetric_loss(ONE_OF_3, torch.tensor([0]), **ASYMMETRIC),
+    ),
+    "ClassBalancedFocalLoss": (
+        {"CB_BETA": 0.5, "CLASS_BOXES": [9, 2, 1]},
+        lambda loss: torch.equal(loss.class_weights[:3], class_weights([9, 2, 1], 0.5).float()),
+    ),
+    "FederatedFocalLoss": (
+        {"FED_NUM_CLASSES": 2, "FED_FREQ_POWER": 1.0, "CLASS_IMAGES": [9, 2, 1]},
+        lambda loss: (
+            (loss.class_images.tolist(), loss.sample.keywords) == ([9, 2, 1], {"num_classes": 2, "power": 1.0})
+        ),
+    ),
 }
+ONE_OF_3 = torch.tensor([[0.5, 1.0, -1.0]])
+ASYMMETRIC = {"gamma_pos": 1.0, "gamma_neg": 3.0, "prob_shift": 0.2}
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
@@ -59,7 +78,7 @@ def test_a_registered_loss_reads_its_constants_and_only_they_are_saved(tiny_cfg,
     loss = DENSE_LOSS_REGISTRY.get(name)(cfg)
     assert holds(loss)
     assert set(without_unread_keys(cfg).MODEL.FOCAL_DET.LOSS) == {"NAME", *constants}
-    assert set(loss.reads) == {LOSS + key for key in constants}
+    assert {key for key in loss.reads if key.startswith(LOSS)} == {LOSS + key for key in constants}
 
 
 def test_the_focal_loss_reads_its_constants_where_detectron2_has_them(tiny_cfg):
@@ -71,13 +90,14 @@ def test_every_registered_loss_is_tested():
     assert {name for name, _ in DENSE_LOSS_REGISTRY} == {*CONSTANTS, "FocalLoss"}
 
 
+OF_GAMMA = "FocalLoss or ClassBalancedFocalLoss or FederatedFocalLoss"
 # A key, a value, the loss that is chosen, what that loss reads, and the losses that read the key.
 OF_ALPHA = "BalancedCrossEntropyLoss or VarifocalLoss"
 FOREIGN = [
     (LOSS + "ALPHA", "0.5", "FocalLoss", " and ".join(FocalLoss.reads), OF_ALPHA),
     (LOSS + "ALPHA", "0.75", "CrossEntropyLoss", "no key", OF_ALPHA),  # its default, but meant
     (LOSS + "NMS_THRESH", "0.7", "FocalLossStar", f"{LOSS}GAMMA and {LOSS}BETA", "OHEMLoss or OHEMOneToThreeLoss"),
-    ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2.0", "HingeLoss", f"{LOSS}MARGIN", "FocalLoss"),  # likewise
+    ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2.0", "HingeLoss", f"{LOSS}MARGIN", OF_GAMMA),  # likewise
 ]
 OURS = ["MODEL.META_ARCHITECTURE", "FocalRetinaNet"]
 

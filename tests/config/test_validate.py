@@ -197,6 +197,9 @@ READ_WITH = {
     **{f"{LOSS}{key}": [LOSS + "NAME", "OHEMLoss"] for key in ("BATCH_SIZE", "NMS_THRESH")},
     LOSS + "ALPHA": [LOSS + "NAME", "BalancedCrossEntropyLoss"],
     LOSS + "MARGIN": [LOSS + "NAME", "HingeLoss"],
+    **{f"{LOSS}{key}": [LOSS + "NAME", "AsymmetricLoss"] for key in ("GAMMA_POS", "GAMMA_NEG", "PROB_SHIFT")},
+    LOSS + "CB_BETA": [LOSS + "NAME", "ClassBalancedFocalLoss"],
+    **{f"{LOSS}{key}": [LOSS + "NAME", "FederatedFocalLoss"] for key in ("FED_NUM_CLASSES", "FED_FREQ_POWER")},
     "MODEL.FOCAL_DET.TILES.OVERLAP": ["MODEL.FOCAL_DET.TILES.SIZE", "64"],
 }
 
@@ -246,6 +249,11 @@ def test_numbers_of_no_use_are_refused_by_name(tiny_cfg):
         ("OHEMOneToThreeLoss", "BATCH_SIZE", "3"),
         ("OHEMLoss", "NMS_THRESH", "1.5"),
         ("OHEMOneToThreeLoss", "NMS_THRESH", "-0.1"),
+        ("AsymmetricLoss", "GAMMA_NEG", "-1.0"),
+        ("AsymmetricLoss", "PROB_SHIFT", "1.0"),
+        ("ClassBalancedFocalLoss", "CB_BETA", "1.0"),
+        ("FederatedFocalLoss", "FED_NUM_CLASSES", "0"),
+        ("FederatedFocalLoss", "FED_FREQ_POWER", "-0.5"),
     ],
 )
 def test_a_loss_constant_that_cannot_work_is_named(tiny_cfg, name, key, value):

@@ -250,7 +250,7 @@ def test_detection_in_bfloat16_leaves_training_as_it_is(tiny_cfg, batch_of):
 def test_the_kernels_are_used_where_they_can_be(tiny_cfg, batch_of, monkeypatch, name):
     seen = []
 
-    def kernels(levels, labels, divisors, formula, *, use_triton):
+    def kernels(levels, labels, divisors, formula, *, use_triton, weights):
         seen.append((use_triton, formula))
         return sum(level.sum() for level in levels) * 0
 

@@ -1,0 +1,146 @@
+"""The federated loss over classes, by sampling (Zhou et al., "Probabilistic two-stage detection", 2021, for LVIS).
+
+In LVIS (Gupta et al., 2019) an image is annotated for some of the classes alone, so most of its negatives are only
+presumed, and a rare class drowns in them. For each image a set S of classes is drawn anew in every step:
+
+    S holds every class that the image has, and of the others as many as make |S| = 50 in all, drawn without
+    replacement with probabilities in proportion to the square root of the number of training images with the class.
+    The loss is the focal loss of the binary problems of the classes in S; the others have neither loss nor gradient.
+
+An image that has 50 classes or more keeps them all, and no other. gamma = 0 without alpha is the authors'
+cross-entropy. Their code draws a set for the images of a GPU together; here each image has its own, as in the text, so
+that the classes of an image do not depend on which others come with it, or in how many parts a batch is passed.
+
+The other definition, to count an image's negatives only for the classes that its annotators have looked for (LVIS's
+neg_category_ids), is not what trains best: the authors found the background too weak then. And it needs
+annotations that hardly any other data set has.
+
+The numbers are drawn by the exponential race: of independent exponential times with the classes' rates, the earliest
+ones belong to a sample without replacement. They come from PyTorch's generator of the processor, which a training seeds
+for each step, so that a resumed run draws what the first would have drawn.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from ..defaults import with_own_keys
+from ..errors import cut
+from ..losses.elementwise import reduced
+from ..losses.focal import focal_formula, focal_loss
+from ..losses.formula import check_number
+from ..modeling.dense_losses import ElementwiseLoss
+from .class_balanced import check_counts, check_number_of_classes
+
+_LOSS = "MODEL.FOCAL_DET.LOSS."
+_MOST_CLASSES, _MOST_POWER = 100_000, 10.0
+
+
+def federated_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "sum",
+) -> Tensor:
+    """The focal loss of the classes that count in each image.
+
+    Args:
+        logits: (N, R, K) of N images.
+        labels: (N, R) int64 class indices, or (N, R, K) float targets. See `elementwise_loss`, which also says what is
+            returned and raised.
+        counted: (N, K) bool, such as `sample_classes` draws.
+        alpha, gamma: see `focal_loss`.
+        reduction: "sum", "mean" over every element, also of classes that do not count, or "none".
+
+    Raises:
+        ValueError: `counted` of another shape.
+    """
+    if logits.dim() != 3 or counted.shape != (len(logits), logits.shape[-1]):
+        raise ValueError(f"counted {tuple(counted.shape)} must be (N, K) of logits (N, R, K), {tuple(logits.shape)}")
+    losses = focal_loss(logits, labels, alpha=alpha, gamma=gamma, reduction="none")
+    return reduced(losses * counted.unsqueeze(1), reduction)
+
+
+def sample_classes(labels: Tensor, class_images: Tensor, *, num_classes: int = 50, power: float = 0.5) -> Tensor:
+    """Draw the classes that count in each image, (N, K) bool.
+
+    Args:
+        labels: (N, R) int64, 0..K-1 class, K background, -1 ignored.
+        class_images: (K,) floating point, on the same device: numbers of training images that have the class.
+        num_classes: how many count in an image, unless it has more.
+        power: of the number of images, to which probabilities are proportional; 0 draws every class alike.
+    """
+    count, num_all = len(labels), len(class_images)
+    own = torch.where(labels < 0, num_all, labels)
+    has = torch.zeros(count, num_all + 1, dtype=torch.bool, device=labels.device).scatter_(1, own, True)[:, :num_all]
+    # On the processor whatever the device: its numbers are the same for any split of the images into parts.
+    uniform = torch.rand(count, num_all, dtype=torch.float64).to(labels.device, non_blocking=True)
+    times = -torch.log1p(-uniform) / class_images.double() ** power
+    first = times.masked_fill(has, -1.0).topk(min(num_classes, num_all), dim=1, largest=False).indices
+    return has | torch.zeros_like(has).scatter_(1, first, True)
+
+
+class FederatedFocalLoss(ElementwiseLoss):
+    """`federated_focal_loss` of classes that `sample_classes` draws anew in every step; of all in an evaluation.
+
+    Without counts it can be built, such as to detect, and not be trained on.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = (
+        *("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA"),
+        *(_LOSS + "FED_NUM_CLASSES", _LOSS + "FED_FREQ_POWER", _LOSS + "CLASS_IMAGES"),
+    )
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        class_images: Sequence[int],
+        num_classes: int,
+        power: float,
+        alpha: float | None = 0.25,
+        gamma: float = 2.0,
+        triton: bool = False,
+    ) -> None:
+        super().__init__(focal_formula(alpha, gamma), triton=triton)
+        check_counts("class_images", class_images)
+        most = len(class_images) - 1 if class_images else _MOST_CLASSES
+        if not 1 <= num_classes <= most:
+            hint = ": with all classes this is FocalLoss" if class_images and num_classes > most else ""
+            raise ValueError(f"num_classes={cut(num_classes, 60)} is outside [1, {most}]{hint}")
+        check_number("power", power)
+        if not 0 <= power <= _MOST_POWER:
+            raise ValueError(f"power={power} is outside [0, {_MOST_POWER:g}]")
+        self.class_images: Tensor
+        images = torch.tensor([float(n) for n in class_images], dtype=torch.float64)
+        self.register_buffer("class_images", images, persistent=False)  # the configuration has them
+        self.sample = functools.partial(sample_classes, num_classes=num_classes, power=power)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        extra = with_own_keys(cfg).MODEL.FOCAL_DET
+        alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
+        return {
+            "class_images": extra.LOSS.CLASS_IMAGES,
+            "num_classes": extra.LOSS.FED_NUM_CLASSES,
+            "power": extra.LOSS.FED_FREQ_POWER,
+            "alpha": None if alpha < 0 else alpha,
+            "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
+            "triton": extra.SPEED.TRITON,
+        }
+
+    def weights_of(self, labels: Tensor, num_classes: int) -> Tensor | None:
+        """Return 1 for the classes that count in each image, else 0, (N, 1, K)."""
+        check_number_of_classes(_LOSS + "CLASS_IMAGES", len(self.class_images), num_classes)
+        if not self.training:  # a validation loss that is the same every time
+            return None
+        return self.sample(labels, self.class_images).float().unsqueeze(1)

@@ -1,0 +1,65 @@
+"""docs/losses.md, run as it stands, but small: its commands are checked as a start is, its Python is executed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import focal_det.plugin  # noqa: F401 - registers the losses
+from focal_det.cli.main import main as run_tool
+from focal_det.cli.train import main as train
+from focal_det.config.load import load_config
+from focal_det.registries import DENSE_LOSS_REGISTRY
+
+pytestmark = pytest.mark.detectron2
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "losses.md").read_text()
+OWN = PAGE.index("## A loss of your own")  # tests/config/test_plugins.py runs what follows
+SMALL = [
+    *("DATASETS.TRAIN", "('shapes_train_3_64px',)", "DATASETS.TEST", "('shapes_val_2_64px',)"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+
+
+def test_the_commands_start(capsys):
+    (command,) = re.findall(r"```sh\n(python train_net\.py .*?)```", PAGE[:OWN], re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))[2:]
+    assert train([*words, *SMALL, "--preflight-only"]) == 0, capsys.readouterr().err
+    (command,) = re.findall(r"`focal-det (analyze alpha [^`]*)`", PAGE)
+    assert run_tool([*shlex.split(command), *SMALL]) == 0, capsys.readouterr().err
+    assert "alpha by inverse frequency" in capsys.readouterr().out
+
+
+def test_the_python_runs():
+    blocks = re.findall(r"```python\n(.*?)```", PAGE[:OWN], re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        torch.manual_seed(0)
+        exec(block, {})
+
+
+def test_every_loss_is_in_the_table():
+    rows = re.findall(r"^\| `(\w+)`.* \| \$?.* \| .* \| .* \|$", PAGE, re.MULTILINE)
+    assert {name for name, _ in DENSE_LOSS_REGISTRY} - set(rows) == set()
+
+
+def test_every_heir_has_a_full_configuration_that_makes_it():
+    found, of_paper = set(), load_config(ROOT / "configs" / "paper" / "table3.yaml")
+    for path in (ROOT / "configs" / "heirs").glob("*.yaml"):
+        cfg = load_config(path)
+        name = cfg.MODEL.FOCAL_DET.LOSS.NAME
+        assert type(DENSE_LOSS_REGISTRY.get(name)(cfg)).__name__ == name
+        assert cfg.DATASETS.TRAIN == of_paper.DATASETS.TRAIN
+        found.add(name)
+    heirs = {name for name, loss in DENSE_LOSS_REGISTRY if loss.__module__.startswith("focal_det.heirs.")}
+    assert found == heirs
