@@ -31,9 +31,9 @@ SHAPES = {"DATASETS.TRAIN": ("shapes_train_8_64px",), "DATASETS.TEST": ("shapes_
 
 
 SHORTER = {  # of the notebook
-    **{"train_400_64px": "train_8_64px", "val_20_64px": "val_4_64px", "(60,)": "(3,)"},
+    **{"train_400_64px": "train_8_64px", "val_20_64px": "val_4_64px", "(80,)": "(3,)"},
     **{'IMS_PER_BATCH\\": 8': 'IMS_PER_BATCH\\": 2', 'WARMUP_ITERS\\": 10': 'WARMUP_ITERS\\": 1'},
-    **{'MAX_ITER\\": 80': 'MAX_ITER\\": 4', 'EVAL_PERIOD\\": 20': 'EVAL_PERIOD\\": 2'},
+    **{'MAX_ITER\\": 100': 'MAX_ITER\\": 4', 'EVAL_PERIOD\\": 25': 'EVAL_PERIOD\\": 2'},
 }
 
 
