@@ -53,7 +53,7 @@ EXTRAS = {
     "openvino": ["openvino>=2025.0"],
 }
 ALL = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
-NOTEBOOK = ["ipykernel", "nbclient", "nbformat"]
+NOTEBOOK = ["ipykernel"]
 DEV = [*ALL, *NOTEBOOK, "hypothesis", "mpmath", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
 
 

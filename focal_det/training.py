@@ -37,7 +37,7 @@ from .engine.predictor import Predictor
 from .errors import EXIT_DONE, EXIT_STOPPED, InputError, TrainingError, silence_known_warnings
 from .launch import run_as_launcher, run_as_rank
 from .output_layout import CONFIG, FINAL_CHECKPOINT, LOG, METRICS, REPORT
-from .preflight.options import TrainOptions
+from .preflight.options import KeyFlag, TrainOptions
 from .report.metrics import metrics_by_iteration
 
 _LOGGERS = ("fvcore", "detectron2", "focal_det", "torch.multiprocessing.spawn")
@@ -121,6 +121,7 @@ def train(
     merge_classes: Sequence[str] = (),
     tile: int | None = None,
     overlap: float | None = None,
+    batch: int | Literal["auto"] | None = None,
     weights: str | Path | None = None,
     output_dir: str | Path | None = None,
     overrides: Mapping[str, object] | Sequence[str] = (),
@@ -146,6 +147,8 @@ def train(
         classes: to keep, of your own sets; all if there are none.
         merge_classes: texts "NEW=OLD,OLD".
         tile, overlap: side in pixels of the tiles of large images, and the share by which they overlap.
+        batch: images in a step, of all processes, or "auto" for as many as fit into memory; lr and schedule are fitted
+            to it. None for SOLVER.IMS_PER_BATCH.
         weights: checkpoint to start from; None for MODEL.WEIGHTS.
         output_dir: None for OUTPUT_DIR.
         overrides: keys with their values, or KEY, VALUE, KEY, VALUE, ...; they win over the files.
@@ -161,21 +164,26 @@ def train(
         TrainingStopped: a signal stopped the training, and all is saved; it is no Exception.
         TrainingError: a fault while running.
     """
-    given = {
-        "DATASETS.CLASSES": list(classes) or None,
-        "DATASETS.MERGE_CLASSES": list(merge_classes) or None,
-        "DATASETS.SPLIT_VAL": [split_val, 0] if isinstance(split_val, int | float) else split_val and list(split_val),
-        "MODEL.FOCAL_DET.TILES.SIZE": tile,
-        "MODEL.FOCAL_DET.TILES.OVERLAP": overlap,
-        "MODEL.WEIGHTS": weights and str(weights),
-        "OUTPUT_DIR": output_dir and str(output_dir),
+    values: dict[str, tuple[str, Any]] = {
+        "classes": ("DATASETS.CLASSES", list(classes) or None),
+        "merge_classes": ("DATASETS.MERGE_CLASSES", list(merge_classes) or None),
+        "split_val": (
+            "DATASETS.SPLIT_VAL",
+            [split_val, 0] if isinstance(split_val, int | float) else split_val and list(split_val),
+        ),
+        "tile": ("MODEL.FOCAL_DET.TILES.SIZE", tile),
+        "overlap": ("MODEL.FOCAL_DET.TILES.OVERLAP", overlap),
+        "weights": ("MODEL.WEIGHTS", weights and str(weights)),
+        "output_dir": ("OUTPUT_DIR", output_dir and str(output_dir)),
     }
     with _alone(), _process_kept(), tempfile.TemporaryDirectory() as temporary:
         silence_known_warnings()
         load_plugins(plugins := _texts(plugin))
         options = TrainOptions(
             config_file=_config_files(config, Path(temporary)),
-            overrides=(*_words(overrides), *_words({key: v for key, v in given.items() if v is not None})),
+            overrides=_words(overrides),
+            of_flags=tuple(KeyFlag(name, key, _word(v)) for name, (key, v) in values.items() if v is not None),
+            batch=batch,
             plugin=plugins,
             train_data=_texts(train),
             val_data=_texts(val),
@@ -187,7 +195,7 @@ def train(
         )
         cluster = cluster_environment(os.environ)
         code = run_as_launcher(options) if cluster is None else run_as_rank(options, cluster)
-        folder = read_config(options.config_file, options.overrides).cfg.OUTPUT_DIR
+        folder = read_config(options.config_file, options.settings).cfg.OUTPUT_DIR
     if code == EXIT_STOPPED:
         raise TrainingStopped(f"the training was stopped by a signal; all is saved, and resume=True continues {folder}")
     if code != EXIT_DONE:
@@ -203,8 +211,11 @@ def _words(overrides: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
     """Return them as KEY VALUE ..., where a value is a literal of Python's, or a text."""
     if not isinstance(overrides, Mapping):
         return tuple(map(str, overrides))
-    pairs = ((key, value if isinstance(value, str) else repr(value)) for key, value in overrides.items())
-    return tuple(word for pair in pairs for word in pair)
+    return tuple(word for key, value in overrides.items() for word in (key, _word(value)))
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else repr(value)
 
 
 def _config_files(config: str | Path | Sequence[str | Path] | CfgNode, folder: Path) -> tuple[str, ...]:

@@ -19,18 +19,22 @@ from detectron2.utils.events import EventWriter
 from training_fixtures import TINY
 
 import focal_det
+from focal_det import training
+from focal_det.cli.train import parse_arguments
+from focal_det.engine import run as engine_run
+from focal_det.errors import EXIT_STOPPED
 from focal_det.registries import DENSE_LOSS_REGISTRY, EVENT_WRITER_REGISTRY
 
 pytestmark = pytest.mark.detectron2
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "configs" / "Base-RetinaNet-FPN.yaml"
-TRAIN, TEST = ("shapes_train_8_64px",), ("shapes_val_12_64px",)
+TRAIN, TEST = ("shapes_train_8_64px",), ("shapes_val_4_64px",)
 SMALL = {
     **dict(zip(TINY[::2], TINY[1::2], strict=True)),
     **{"SOLVER.MAX_ITER": 4, "SOLVER.STEPS": (), "SOLVER.WARMUP_ITERS": 0, "SOLVER.IMS_PER_BATCH": 2, "SEED": 3},
     **{"INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.MIN_SIZE_TEST": 64, "DATALOADER.NUM_WORKERS": 0},
     **{"DATASETS.TRAIN": TRAIN, "DATASETS.TEST": TEST, "TEST.EVAL_PERIOD": 2, "MODEL.FOCAL_DET.DRAW_IMAGES": 0},
-    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+    **{"MODEL.RETINANET.SCORE_THRESH_TEST": 0.0, "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 20},
 }
 
 
@@ -38,6 +42,12 @@ SMALL = {
 def _shapes(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path_factory.getbasetemp() / "shapes"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """No page at the end, for time."""
+    monkeypatch.setattr(engine_run, "write_last_page", lambda folder: None)
 
 
 def state():
@@ -98,6 +108,28 @@ def test_every_problem_is_raised_at_once_and_nothing_is_written(tmp_path, capsys
         focal_det.Run(tmp_path)
 
 
+@pytest.mark.parametrize("batch", [4, "auto", None])
+def test_the_arguments_are_the_flags(tmp_path, monkeypatch, batch):
+    def launched(options):
+        words = ["--config-file", str(BASE), "--tile", "96", "--split-val", "0.2", "SEED", "3"]
+        of_flags = [(key, value) for _, key, value in parse_arguments(words).of_flags]
+        assert {(key, value) for _, key, value in options.of_flags} == {*of_flags, ("OUTPUT_DIR", str(tmp_path))}
+        assert (options.overrides, options.batch) == (("SEED", "3"), batch)
+        return EXIT_STOPPED
+
+    monkeypatch.setattr(training, "run_as_launcher", launched)
+    with pytest.raises(focal_det.TrainingStopped, match=str(tmp_path)):
+        focal_det.train(BASE, tile=96, split_val=0.2, output_dir=tmp_path, batch=batch, overrides={"SEED": 3})
+
+
+def test_an_argument_and_the_key_that_it_stands_for_are_two_answers(tmp_path):
+    with pytest.raises(focal_det.InputError) as error:
+        focal_det.train(BASE, batch=4, weights="w.pth", overrides={**SMALL, "OUTPUT_DIR": str(tmp_path / "run")})
+    text = "\n".join(error.value.problems)
+    assert "--batch 4 and SOLVER.IMS_PER_BATCH 2 both set SOLVER.IMS_PER_BATCH; leave one of them out" in text
+    assert "weights w.pth and MODEL.WEIGHTS '' both set MODEL.WEIGHTS" in text
+
+
 def test_a_second_training_beside_one_is_refused_and_after_it_is_not(tmp_path):
     (tmp_path / "within.py").write_text("import focal_det\nfocal_det.train('second.yaml')\n")
     with pytest.raises(focal_det.InputError, match="a training is already running in this process; wait for it"):
@@ -106,6 +138,7 @@ def test_a_second_training_beside_one_is_refused_and_after_it_is_not(tmp_path):
         focal_det.train("third.yaml")
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_configuration_and_own_data_train_in_a_thread(tmp_path, write_voc):
     folder = write_voc({f"n{i}": [("cat", 10, 10, 40, 40)] for i in range(4)}, train=["n0", "n1", "n2"], val=["n3"])
     cfg = get_cfg()
@@ -113,6 +146,7 @@ def test_a_configuration_and_own_data_train_in_a_thread(tmp_path, write_voc):
     cfg.merge_from_file(str(BASE))
     cfg.merge_from_list(TINY[:-2])  # the number of classes follows from the data
     settings = {key: value for key, value in SMALL.items() if not key.startswith(("DATASETS.", "MODEL.RE"))}
+    settings |= {"SOLVER.MAX_ITER": 1, "TEST.EVAL_PERIOD": 0}
     results, before = [], state()["signals"]
 
     def work():
@@ -135,6 +169,7 @@ def test_a_configuration_and_own_data_train_in_a_thread(tmp_path, write_voc):
     assert not math.isnan(run.metrics["val/total_loss"])
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_stopped_run_is_saved_and_continued_and_a_fault_is_raised(tmp_path):
     class StopsOnce(EventWriter):
         def __init__(self, cfg):

@@ -17,7 +17,7 @@ from ..data.train_loader import check_own_augmentation
 from ..errors import Findings, first_line, visible
 from ..modeling.levels import check_upright
 from .class_rows import ClassRows
-from .safe_load import SafeCheckpointer
+from .safe_load import NonFiniteWeightsError, SafeCheckpointer
 
 Shape = tuple[int, ...]
 _AVERAGE = "criterion.normalizer.ema"  # state of the training, which detecting never reads
@@ -98,6 +98,8 @@ def check_weights(
         else:
             checkpointer._load_model({**contents, "model": dict(contents["model"])})  # which takes entries out of both
         report = checkpointer.report
+    except NonFiniteWeightsError as error:
+        return Findings([f"{path}: {error}"])
     except Exception as error:  # whatever a reader of somebody's file may raise
         return Findings([f"{path} cannot be read as a checkpoint ({_described(error)})"])
     misshapen = {name for name, _, _ in report.incorrect_shapes}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ..extras import missing_message
@@ -17,11 +19,30 @@ from .restricted_pickle import load_arrays
 SAFETENSORS = ".safetensors"
 
 
+class NonFiniteWeightsError(ValueError):
+    """Weights of a file are infinite or NaN."""
+
+
+def nonfinite_weights(weights: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tensors and arrays that are not finite throughout."""
+    return [name for name, value in weights.items() if not torch.as_tensor(value).isfinite().all()]
+
+
+def check_finite(weights: Mapping[str, Any], whose: str = "its") -> None:
+    """Raise NonFiniteWeightsError if there are any such."""
+    if bad := nonfinite_weights(weights):
+        raise NonFiniteWeightsError(
+            f"{len(bad)} of {whose} {len(weights)} weights are infinite or NaN, first {bad[0]}: the training that they "
+            "come from had diverged; use an earlier checkpoint of it, or other weights"
+        )
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's, which reads .pkl files by `load_arrays`, .safetensors by their library, others by `load_tensors`.
 
-    A .pkl file is of the model zoo, a dictionary with "model" and "__author__", or of Caffe2, the weights themselves or
-    under "blobs", whose names Detectron2 matches with its own.
+    Weights that are infinite or NaN are an error, whatever file they come from: no detector works with them. A .pkl
+    file is of the model zoo, a dictionary with "model" and "__author__", or of Caffe2, the weights themselves or under
+    "blobs", whose names Detectron2 matches with its own.
 
     Args:
         model, save_dir, checkpointables: Detectron2's.
@@ -58,7 +79,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         return load_tensors(f)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        """Keep what did not match as `report`, and rows of the class layer as `class_rows` says."""
+        """Keep what did not match as `report`, and rows of the class layer as `class_rows` says.
+
+        Raises NonFiniteWeightsError.
+        """
+        check_finite(checkpoint["model"])
         self.kept_rows = self.class_rows.keep(checkpoint, self.model.state_dict()) if self.class_rows else ""
         self.report = super()._load_model(checkpoint)
         return self.report

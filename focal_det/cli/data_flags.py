@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from ..data.class_map import split_names
 from ..data.dataset_spec import USES, Use
+from ..errors import Findings
 from ..formats.image_files import FLAG as OUTSIDE_FLAG
-from ..preflight.options import SetFlags
+from ..preflight.options import KeyFlag, SetFlags, keys_given_twice
 from .common import add_outside_flag
 
 
@@ -32,7 +33,7 @@ def add_data_flags(parser: argparse.ArgumentParser, uses: Sequence[Use] = USES) 
 
 
 def add_change_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --classes, --merge-classes and --split-val, each short for a key, see `overrides_of`."""
+    """Add --classes, --merge-classes and --split-val, each short for a key, see `key_flags`."""
     group = parser.add_argument_group("changes to your own data sets")
     group.add_argument(
         "--classes", type=split_names, metavar="A,B,...", help="keep these classes alone (DATASETS.CLASSES)"
@@ -66,17 +67,26 @@ def _share_and_seed(text: str) -> list[float | int]:
 _share_and_seed.__name__ = "SHARE[:SEED]"  # argparse's name for it in an error
 
 
-def overrides_of(args: argparse.Namespace) -> list[str]:
-    """Return the flags that are short for keys, and given, as KEY VALUE ...
+def key_flags(args: argparse.Namespace) -> list[KeyFlag]:
+    """Return the flags that were given and stand for keys.
 
     They are those of `add_change_flags` and, in a command that has them, of `add_tile_flags`.
     """
-    given = {"CLASSES": args.classes, "MERGE_CLASSES": args.merge_classes, "SPLIT_VAL": args.split_val}
-    words = [word for key, value in given.items() if value for word in (f"DATASETS.{key}", repr(value))]
-    for key, name in (("SIZE", "tile"), ("OVERLAP", "overlap")):
-        if (number := getattr(args, name, None)) is not None:
-            words += [f"MODEL.FOCAL_DET.TILES.{key}", repr(number)]
-    return words
+    given = {
+        "--classes": ("DATASETS.CLASSES", args.classes or None),
+        "--merge-classes": ("DATASETS.MERGE_CLASSES", args.merge_classes or None),
+        "--split-val": ("DATASETS.SPLIT_VAL", args.split_val or None),
+        "--tile": ("MODEL.FOCAL_DET.TILES.SIZE", getattr(args, "tile", None)),
+        "--overlap": ("MODEL.FOCAL_DET.TILES.OVERLAP", getattr(args, "overlap", None)),
+    }
+    return [KeyFlag(flag, key, repr(value)) for flag, (key, value) in given.items() if value is not None]
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """Return what `key_flags` set as KEY VALUE ...; raise InputError where `args.overrides` sets it as well."""
+    given = key_flags(args)
+    Findings(keys_given_twice(args.overrides, given)).raise_if_errors()
+    return [word for one in given for word in (one.key, one.value)]
 
 
 def set_flags(args: argparse.Namespace, use: Use) -> SetFlags:

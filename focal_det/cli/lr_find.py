@@ -8,11 +8,13 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..distributed.signals import SignalListener
 from ..errors import EXIT_DONE, InputError
-from .common import add_number, add_out
+from ..preflight.options import KeyFlag
+from .common import add_number, add_out, make_folder
 from .train import add_arguments, options_of
 
 if TYPE_CHECKING:
@@ -45,9 +47,14 @@ def _find(args: argparse.Namespace) -> int:
     refused = [f"lr-find trains from the start, and only tries: leave out {flag}" for flag in given]
     if args.iterations < 20:
         refused.append(f"--iterations is {args.iterations}; it must be at least 20")
-    if not args.stop_at > 1:
-        refused.append(f"--stop-at is {args.stop_at:g}; it must be above 1")
+    if not 1 < args.stop_at < math.inf:
+        refused.append(f"--stop-at is {args.stop_at:g}; it must be a number above 1")
+    for flag, lr in (("--from", args.lowest), ("--to", args.highest)):
+        if lr is not None and not 0 < lr < math.inf:
+            refused.append(f"{flag} is {lr:g}; it must be a number above 0")
     options = options_of(args)
+    if "OUTPUT_DIR" in options.overrides[::2]:
+        refused.append("lr-find writes to --out, and touches no run: leave out OUTPUT_DIR")
     if options.world_size > 1:
         refused.append(
             "lr-find takes one process; MODEL.FOCAL_DET.ACCUMULATION passes the batch of several in parts, by the same "
@@ -59,24 +66,26 @@ def _find(args: argparse.Namespace) -> int:
     from ..engine.lr_range_test import range_test, suggest, until_it_rises
     from ..preflight.plan import check, write
 
-    plan = check(replace(options, overrides=(*options.overrides, "OUTPUT_DIR", str(args.out))))
-    base_lr = plan.job.cfg.SOLVER.BASE_LR
-    lowest = _LOWEST * base_lr if args.lowest is None else args.lowest
-    highest = _HIGHEST * base_lr if args.highest is None else args.highest
-    if not 0 < lowest < highest < math.inf:
-        raise InputError(f"--from {lowest:g} --to {highest:g}: they must be above 0, and rise")
-    images = plan.job.cfg.SOLVER.IMS_PER_BATCH
-    print(f"lr from {lowest:.3g} to {highest:.3g} in {args.iterations} steps of {images} images", flush=True)
-    write(plan)
-    measured: list[Measurement] = []
-    with SignalListener() as listener:
-        for one in until_it_rises(range_test(plan.job, lowest, highest, args.iterations), args.stop_at):
-            measured.append(one)
-            if len(measured) % 10 == 0:
-                about = f"lr {one.lr:.3g}, loss {one.smoothed:.4g}"
-                print(f"step {len(measured)} of {args.iterations}: {about}", flush=True)
-            if listener.received:
-                break
+    with TemporaryDirectory() as temporary:  # of the annotations that the job reads
+        plan = check(replace(options, of_flags=(*options.of_flags, KeyFlag("--out", "OUTPUT_DIR", temporary))))
+        base_lr = plan.job.cfg.SOLVER.BASE_LR
+        lowest = _LOWEST * base_lr if args.lowest is None else args.lowest
+        highest = _HIGHEST * base_lr if args.highest is None else args.highest
+        if not lowest < highest:
+            raise InputError(f"--from {lowest:g} --to {highest:g}: the lr must rise")
+        make_folder(args.out)
+        images = plan.job.cfg.SOLVER.IMS_PER_BATCH
+        print(f"lr from {lowest:.3g} to {highest:.3g} in {args.iterations} steps of {images} images", flush=True)
+        write(plan)
+        measured: list[Measurement] = []
+        with SignalListener() as listener:
+            for one in until_it_rises(range_test(plan.job, lowest, highest, args.iterations), args.stop_at):
+                measured.append(one)
+                if len(measured) % 10 == 0:
+                    about = f"lr {one.lr:.3g}, loss {one.smoothed:.4g}"
+                    print(f"step {len(measured)} of {args.iterations}: {about}", flush=True)
+                if listener.received:
+                    break
     _write_and_say(args.out, measured, suggest(measured, args.stop_at), base_lr, bool(listener.received))
     return 128 + listener.received if listener.received else EXIT_DONE
 

@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.packaged import SCHEME
 from ..distributed.signals import nothing_to_save, stopping_before_training
 from ..errors import EXIT_INTERRUPTED
-from ..preflight.options import TrainOptions
+from ..preflight.options import AUTO, TrainOptions
 from .common import (
     ENDING_ERRORS,
     CommandParser,
@@ -23,7 +23,7 @@ from .common import (
     prepare_output,
     report_error,
 )
-from .data_flags import add_change_flags, add_data_flags, overrides_of
+from .data_flags import add_change_flags, add_data_flags, key_flags
 
 if TYPE_CHECKING:
     from ..config.plugins import AddConfig
@@ -55,7 +55,6 @@ exit codes: 0 done, 1 a fault while running, 2 bad input and nothing started,
             75 stopped by a signal after saving (run again with --resume),
             130 or 143 an evaluation that was stopped; torchrun's own is 0 or 1
 """
-AUTO = "auto"  # of --batch
 SCRIPT, COMMAND = "train_net.py", "focal-det train"
 _WORDS = {  # of the examples, in a checkout and where the package is installed
     SCRIPT: {"module": SCRIPT, "process": f"python {SCRIPT}", "configs": "configs/"},
@@ -123,7 +122,7 @@ def seconds(text: str) -> float:
     return value
 
 
-def batch(text: str) -> int | str:
+def batch(text: str) -> int | Literal["auto"]:
     """Parse the value of --batch: a number of images, or "auto"."""
     return AUTO if text == AUTO else int(text)
 
@@ -142,10 +141,7 @@ def parse_arguments(argv: Sequence[str], prog: str = SCRIPT) -> TrainOptions:
 
 def options_of(args: argparse.Namespace) -> TrainOptions:
     """Return the flags of `add_arguments` as options."""
-    args.overrides = [*args.overrides, *overrides_of(args)]
-    if args.batch is not None:
-        args.batch_auto, args.scale_lr = args.batch == AUTO, args.scale_lr or args.batch != AUTO
-        args.overrides += [] if args.batch_auto else ["SOLVER.IMS_PER_BATCH", str(args.batch)]
+    args.of_flags = key_flags(args)
     fields = {field.name for field in dataclasses.fields(TrainOptions)}
     parsed = {name: value for name, value in vars(args).items() if name in fields}
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parsed.items()}

@@ -78,7 +78,10 @@ def scale_to_processes(cfg: CfgNode, world_size: int) -> tuple[CfgNode, Findings
 
 
 def check_schedule(cfg: CfgNode) -> Findings:
-    """Warn of steps that never happen, a warm-up that never ends, a learning rate that is likely to diverge."""
+    """Warn of steps that never happen, a warm-up that never ends, a learning rate that is likely to diverge.
+
+    An early stopping that cannot come is an error.
+    """
     solver, warnings = cfg.SOLVER, []
     longest = solver.MAX_ITER
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.STEPS and longest >= 1:
@@ -103,7 +106,22 @@ def check_schedule(cfg: CfgNode) -> Findings:
                 "times the paper's lr for each image, with frozen normalisation in the backbone, which is likely to "
                 f"diverge; the paper's is SOLVER.BASE_LR {_PAPERS_LR * solver.IMS_PER_BATCH:.2g}"
             )
-    return Findings(warnings=warnings)
+    return Findings(_patience_errors(cfg), warnings)
+
+
+def _patience_errors(cfg: CfgNode) -> list[str]:
+    """Refuse a PATIENCE that needs more evaluations than come before the end: one for the best, and its own."""
+    patience, period, longest = cfg.MODEL.FOCAL_DET.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER
+    if min(patience, period, longest) < 1 or (longest - 1) // period > patience:
+        return []
+    evaluations, shorter = (longest - 1) // period, (longest - 1) // (patience + 1)
+    fixes = [f"TEST.EVAL_PERIOD to {shorter} or less"] if shorter else []
+    fixes += [f"PATIENCE to {evaluations - 1} or less"] if evaluations > 1 else []
+    return [
+        f"MODEL.FOCAL_DET.PATIENCE is {patience}, so that a training stops after {patience + 1} evaluations or more, "
+        f"and TEST.EVAL_PERIOD {period} makes {evaluations} before SOLVER.MAX_ITER {longest}: it never stops; set "
+        f"{', or '.join([*fixes, 'PATIENCE to 0'])}"
+    ]
 
 
 def epoch_warnings(cfg: CfgNode, images: int | None) -> list[str]:

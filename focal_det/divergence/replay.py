@@ -12,6 +12,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..checkpoint.safe_load import nonfinite_weights
 from ..distributed.accumulation import losses_and_gradients
 from ..errors import cut, some
 from .dump import Divergence
@@ -153,11 +154,10 @@ def _box_problems(image: Mapping[str, Any]) -> str:
 def _verdict(divergence: Divergence, whole: ByPrecision, alone: Sequence[ByPrecision], noise: ByPrecision) -> str:
     """Say what did it, from the outcomes of the batch, of each image, and of noise, with which nothing is wrong."""
     record = divergence.record
-    nonfinite_weights = [name for name, value in record["model"].items() if not value.isfinite().all()]
-    if nonfinite_weights:
+    if bad_weights := nonfinite_weights(record["model"]):
         return (
-            f"the weights were not finite before this step: {len(nonfinite_weights)} of {len(record['model'])}, first "
-            f"{nonfinite_weights[0]}. An earlier step did it"
+            f"the weights were not finite before this step: {len(bad_weights)} of {len(record['model'])}, first "
+            f"{bad_weights[0]}. An earlier step did it"
             + ("" if record["is_first"] else ", one of those since the last look: --resume looks at each of them")
         )
     names = [f"image {n} of {len(record['batch'])}, {p['file_name']}" for n, p in enumerate(record["batch"], 1)]

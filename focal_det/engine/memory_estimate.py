@@ -6,6 +6,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -18,12 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..config.plugins import load_plugins
+from ..errors import first_line
 from ..modeling.retinanet import FocalRetinaNet
 from ..tracking.writers import peak_bytes
 
 # Copies of the logits, in float32, that the class loss makes on a GPU without Triton's kernels: measured on an H200
 # with 16 images of 800x1216 px and 80 classes, where a step took 17.0 GB in float32, 12.1 in bfloat16, 6.6 with Triton.
 _COPIES_IN_LOSS = 6
+# In the messages of the CUDA runtime, of cuBLAS and cuDNN, and of PyTorch's allocator on a processor.
+_NO_MEMORY = ("out of memory", "alloc_failed", "allocation_failed", "can't allocate memory")
 _OBJECTS = 8  # in each image of a measured step
 
 
@@ -97,20 +101,29 @@ class _Network(nn.Module):
 
 
 class Measured(NamedTuple):
-    """The peak of a step, infinite if it did not fit, and what was free before it, in bytes."""
+    """What a step took, in bytes.
+
+    peak: infinite if there was not enough memory, or the step failed.
+    free: what was free before it; None if the process that was to say it was killed.
+    failure: the first line of an error that is none of memory; "" if there was none.
+    """
 
     peak: float
-    free: float
+    free: float | None
+    failure: str = ""
 
 
 def measure_step(cfg: CfgNode, plugins: Sequence[str], images: int, size: Sequence[int]) -> Measured:
     """Do two steps with generated images in a process of their own, which leaves the device as it was.
 
-    On a GPU the peak is that of PyTorch's tensors, `torch.cuda.max_memory_allocated`; on a processor that of the whole
-    process.
+    `images` pass at once, of a batch in as many parts as MODEL.FOCAL_DET.ACCUMULATION says. On a GPU the peak is that
+    of PyTorch's tensors, `torch.cuda.max_memory_allocated`; on a processor that of the whole process.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_measure, cfg, tuple(plugins), images, (size[0], size[1])).result()
+        try:
+            return process.submit(_measure, cfg, tuple(plugins), images, (size[0], size[1])).result()
+        except BrokenProcessPool:  # by the system, for the memory of the machine
+            return Measured(math.inf, None)
 
 
 def _measure(cfg: CfgNode, plugins: Sequence[str], images: int, size: tuple[int, int]) -> Measured:
@@ -124,19 +137,26 @@ def _measure(cfg: CfgNode, plugins: Sequence[str], images: int, size: tuple[int,
     try:
         model, decay = Trainer.build_model(cfg), cfg.MODEL.FOCAL_DET.EMA.DECAY
         average = WeightAverage(model, decay) if decay else None  # whose memory a training holds beside its own
-        batch = [_generated_image(size, seed) for seed in range(images)]
+        parts = cfg.MODEL.FOCAL_DET.ACCUMULATION
+        batch = [_generated_image(size, seed) for seed in range(images * parts)]
         optimizer = Trainer.build_optimizer(cfg, model)
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # else weights that are not the run's may diverge
-        step = step_class(cfg)(model, [batch] * 2, optimizer, is_due=lambda _: False)
+        step = step_class(cfg)(model, [batch] * 2, optimizer, is_due=lambda _: False, parts=parts)
         with EventStorage():
             for step.iter in range(2):  # the first has no momentum yet
                 step.run_step()
                 if average:
                     average.update(model)
-    except torch.OutOfMemoryError:
-        return Measured(math.inf, free)
+    except Exception as error:  # of a backbone or loss of one's own, too
+        return Measured(math.inf, free, "" if is_out_of_memory(error) else first_line(error))
     return Measured(float(peak_bytes(torch.device(cfg.MODEL.DEVICE))), free)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory was short: PyTorch's allocator has a class for that, CUDA's libraries only say it."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY)
 
 
 def _generated_image(size: tuple[int, int], seed: int) -> dict[str, Any]:

@@ -169,23 +169,23 @@ class Trainer(DefaultTrainer):
         self.metric_history.recall(self.storage)
         if self.start_iter >= self.max_iter and Path(self.checkpointer.get_checkpoint_file()).name != FINAL_CHECKPOINT:
             self.checkpointer.save(Path(FINAL_CHECKPOINT).stem, iteration=last)  # killed between its last two
-        # Cut the metrics back to what the checkpoint knows, and do what follows its step if that is not among them.
-        is_done = False
+        # Do what follows the checkpoint's step if the metrics do not have it, or if its evaluation ends the run.
+        is_done, is_over = False, self.early_stopping is not None and self.early_stopping.is_over()
         if comm.is_main_process():
-            is_done = self.metrics_file.has_beyond(last, self.ap_name)
+            is_done = self.metrics_file.has_beyond(last, self.ap_name) and not is_over
             self.metrics_file.continue_after(last if is_done else last - 1)
             self.tensorboard.continue_after(self.metrics_file.written)
         self.trackers.start(resumes=True)
         if not comm.all_gather(is_done)[0]:  # evaluating is for all ranks or none
             for hook in self._after_saving:
                 hook.after_step()
-        if self.early_stopping and self.start_iter < self.max_iter:
-            self.early_stopping.stop_if_over()
 
     def after_train(self) -> None:
         """Do as Detectron2 does; after a fault only write what was measured, and evaluate nothing."""
         for line in writers.speed_summary(unwrapped(self.model)):
             logger.info(line)
+        if self.early_stopping and self.early_stopping.has_stopped:  # what has just been evaluated is not once more
+            self._hooks: list[HookBase] = [hook for hook in self._hooks if hook not in self._evaluating]
         if not isinstance(sys.exc_info()[1], Exception):
             super().after_train()
             return
@@ -278,13 +278,13 @@ class Trainer(DefaultTrainer):
             evaluating.append(EvalHook(period, lambda: self.test_average(average)))
         if self.cfg.MODEL.FOCAL_DET.VAL_LOSS:
             evaluating.append(ValidationLoss(self.cfg, period, average))
+        self._evaluating = tuple(evaluating)
         if self.cfg.TEST.AUG.ENABLED:
             evaluating.append(EvalHook(0, lambda: self.test_with_augmentation(self.cfg, self.model)))
         # Not Detectron2's writer, which loses all but the last of the evaluations between two writes.
         writing = [writers.WriteMetrics(self.writers, WRITE_PERIOD, period)] if self.writers else []
-        drawing = DrawDetections(self.cfg.VIS_PERIOD)
-        last = [self.early_stopping] if self.early_stopping else []
-        self._after_saving: list[HookBase] = [*evaluating, *self.best_checkpointers, drawing, *writing, *last]
+        last = [DrawDetections(self.cfg.VIS_PERIOD), *writing, *filter(None, [self.early_stopping])]
+        self._after_saving: list[HookBase] = [*evaluating, *self.best_checkpointers, *last]
         stop = [StopOnSignal(self.checkpointer, self.stopping)] if self.stopping else []
         return [*stepping, *saving, *stop, *self._after_saving]
 

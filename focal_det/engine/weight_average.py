@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..checkpoint.checkpointer import RunCheckpointer
+from ..checkpoint.safe_load import check_finite
 from ..divergence.check import weights_are_finite
 from ..output_layout import FINAL_EMA_CHECKPOINT
 
@@ -57,6 +58,8 @@ class WeightAverage:
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load it; raise NonFiniteWeightsError for an average that is infinite or NaN."""
+        check_finite(state["model"], "the EMA's")
         self.model.load_state_dict(state["model"])
         self.updates = int(state["updates"])
 

@@ -13,7 +13,7 @@ from ..config.plugins import absolute
 from ..config.sampling import images_of_epoch
 from ..engine.memory_estimate import count_step, largest_batch, measure_step
 from ..environment import free_bytes_of_gpus, free_bytes_of_machine, own_bytes
-from ..errors import Findings, first_line
+from ..errors import Findings, counted, first_line
 from ..modeling.retinanet import FocalRetinaNet
 from .anchor_fit import resized
 from .datasets import DataSets
@@ -34,7 +34,7 @@ class _Need:
         self, options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.nn.Module, *, measured: bool
     ) -> None:
         self.size = largest_size(cfg, data, getattr(getattr(model, "backbone", None), "size_divisibility", 0))
-        self.how, self.problem = "", ""
+        self.how, self.problem = "", ""  # the latter also once a step could not be measured
         on_gpu, ranks = cfg.MODEL.DEVICE.startswith("cuda"), options.num_gpus
         free = free_bytes_of_gpus(ranks) if on_gpu else free_bytes_of_machine()
         self.free = math.inf if free is None else free if on_gpu else free / ranks
@@ -56,7 +56,8 @@ class _Need:
 
     def _measured(self, options: TrainOptions, cfg: CfgNode, images: int) -> float:
         found = measure_step(cfg, absolute(options.plugin), images, self.size)
-        self.free = found.free
+        self.free = self.free if found.free is None else found.free
+        self.problem = f"a step of {counted(images, 'image')} fails ({found.failure})" if found.failure else ""
         return found.peak
 
 
@@ -66,17 +67,16 @@ def check_memory(options: TrainOptions, cfg: CfgNode, data: DataSets, model: tor
         return Findings()
     found, parts = Findings(warnings=_part_warnings(cfg, model)), cfg.MODEL.FOCAL_DET.ACCUMULATION
     need = _Need(options, cfg, data, model, measured=options.preflight_only)
+    images = max(1, cfg.SOLVER.IMS_PER_BATCH // options.world_size // parts)
+    bytes_needed = math.nan if need.problem else need.of(images)
     if need.problem:
         found.notes.append(f"memory: not known, since {need.problem}")
         return found
-    images = max(1, cfg.SOLVER.IMS_PER_BATCH // options.world_size // parts)
-    bytes_needed = need.of(images)
     where = "a GPU" if cfg.MODEL.DEVICE.startswith("cuda") else "this machine"
     of_each = "" if options.num_gpus == 1 else " for each process"
     at_once = f"{images} images of at most {need.size[1]}x{need.size[0]} px at once{of_each}"
     free = "" if math.isinf(need.free) else f", of {_gigabytes(need.free)} free on {where}{of_each}"
-    takes = "more than there is" if math.isinf(bytes_needed) else f"about {_gigabytes(bytes_needed)}"
-    line = f"{takes} ({need.how}) for {at_once}{free}"
+    line = f"{_amount(bytes_needed)} ({need.how}) for {at_once}{free}"
     found.notes.append(f"memory: {line}")
     if bytes_needed > need.free:
         fix = f"raise MODEL.FOCAL_DET.ACCUMULATION, which is {parts}" if images > 1 else "lower INPUT.MIN_SIZE_TRAIN"
@@ -111,16 +111,22 @@ def choose_batch(
 
     def fits(count: int) -> bool:
         needed[count] = need.of(count)
-        return needed[count] <= _SHARE * need.free
+        return math.isfinite(needed[count]) and needed[count] <= _SHARE * need.free
 
     count = largest_batch(fits, max(1, limit // step))
     batch = max(1, count) * step
-    takes = f"{batch} images a step take about {_gigabytes(needed[max(1, count)])} of {_gigabytes(need.free)} free"
-    if max(1, 2 * count) in needed:
-        why = f"{_SHARE:.0%} of that"
-    less = "these" if count == 0 else "twice as many"
+    if count == 0 and need.problem:
+        return max(step, written_for // step * step), f"--batch auto: the configuration's batch, since {need.problem}"
     each = "" if options.world_size == 1 else " for each process"
-    return batch, f"--batch auto: {takes}{each}; {less} would be more than {why}"
+    free = ", and it is not known how much is free" if math.isinf(need.free) else f" of {_gigabytes(need.free)} free"
+    takes = f"{batch} images a step take" if batch > 1 else "1 image a step takes"
+    takes += f" {_amount(needed[max(1, count)])}{free}{each}"
+    if count == 0:
+        fix = f"not even {counted(step, 'image')} fit into {_SHARE:.0%} of that: lower INPUT.MIN_SIZE_TRAIN"
+        return batch, f"--batch auto: {takes}; {fix}"
+    if 2 * count in needed:
+        why = f"{_SHARE:.0%} of that"
+    return batch, f"--batch auto: {takes}; " + (need.problem or f"twice as many would be more than {why}")
 
 
 def largest_size(cfg: CfgNode, data: DataSets, divisor: int) -> Size:
@@ -160,6 +166,10 @@ def _part_warnings(cfg: CfgNode, model: torch.nn.Module) -> list[str]:
             "loss is the mean of the parts' losses, each normalised by itself, which FocalRetinaNet's is not"
         )
     return found
+
+
+def _amount(number: float) -> str:
+    return "more than there is" if math.isinf(number) else f"about {_gigabytes(number)}"
 
 
 def _gigabytes(number: float) -> str:

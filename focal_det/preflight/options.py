@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 from ..data.dataset_spec import Use
 from ..errors import Findings
 
+AUTO: Literal["auto"] = "auto"  # of --batch
+_BATCH = "SOLVER.IMS_PER_BATCH"
+
 
 class SetFlags(NamedTuple):
     """The data sets that flags name for one use, each flag's values in the order in which they were given."""
@@ -26,12 +29,21 @@ class SetFlags(NamedTuple):
         return bool(self.data or self.json or self.voc)
 
 
+class KeyFlag(NamedTuple):
+    """A flag that was given and stands for a key, such as --tile 640 for MODEL.FOCAL_DET.TILES.SIZE 640."""
+
+    flag: str
+    key: str
+    value: str
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """The flags of train_net.py, by their names; the defaults are here alone."""
 
     config_file: tuple[str, ...] = ()  # YAML files, of which a later one wins
     overrides: tuple[str, ...] = ()  # KEY VALUE KEY VALUE ..., which win over the files
+    of_flags: tuple[KeyFlag, ...] = ()  # other flags that stand for keys
     plugin: tuple[str, ...] = ()  # modules and files to import first, see `config.plugins`
     eval_only: bool = False  # evaluate MODEL.WEIGHTS, or with `resume` the run's checkpoint, instead of training
     # "required" is --resume, "auto" also does without where there is nothing to resume from
@@ -39,7 +51,8 @@ class TrainOptions:
     allow_changes: bool = False  # resume although settings or data differ from those of the checkpoint
     preflight_only: bool = False  # check everything, write nothing
     scale_lr: bool = False  # fit lr and schedule to the batch
-    batch_auto: bool = False  # choose the batch that fits into memory, and fit lr and schedule to it
+    # images in a step, "auto" for as many as fit into memory; lr and schedule are fitted to it
+    batch: int | Literal["auto"] | None = None
     train_data: tuple[str, ...] = ()  # the user's own sets to train on, see `SetFlags`; the flag is --train
     train_json: tuple[str, ...] = ()
     train_images: tuple[str, ...] = ()
@@ -67,6 +80,22 @@ class TrainOptions:
         """The number of processes over all machines."""
         return max(1, self.num_gpus * self.num_machines)  # a number below 1 is an error of its own
 
+    @property
+    def batch_auto(self) -> bool:
+        """Whether the batch is the largest that fits."""
+        return self.batch == AUTO
+
+    @property
+    def key_flags(self) -> tuple[KeyFlag, ...]:
+        """All flags that stand for keys."""
+        number = () if self.batch is None or self.batch_auto else (KeyFlag("--batch", _BATCH, str(self.batch)),)
+        return (*self.of_flags, *number)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The overrides, and what flags set: KEY VALUE KEY VALUE ..."""
+        return (*self.overrides, *(word for given in self.key_flags for word in (given.key, given.value)))
+
     def own_sets(self, use: Use) -> SetFlags:
         """The user's own sets for one use."""
         if use == "train":
@@ -87,10 +116,13 @@ def check_options(options: TrainOptions) -> Findings:
         errors.append("--num-machines above 1 needs --dist-url tcp://HOST:PORT of machine 0, the same on each machine")
     if not 0 <= options.hang_timeout < math.inf:
         errors.append(f"--hang-timeout is {options.hang_timeout:g}; it must be 0 (never) or a number of seconds")
-    if options.batch_auto and options.eval_only:
-        errors.append("--batch auto is for a training, and --eval-only trains nothing; leave it out")
-    if options.batch_auto and "SOLVER.IMS_PER_BATCH" in options.overrides[::2]:
-        errors.append("--batch auto and SOLVER.IMS_PER_BATCH both choose the batch; leave one of them out")
+    if not isinstance(options.batch, int | None) and not options.batch_auto:  # from Python
+        errors.append(f'batch is {options.batch!r}; it must be a number of images, or "auto"')
+    if options.batch is not None and options.eval_only:
+        errors.append(f"--batch {options.batch} is for a training, and --eval-only trains nothing; leave it out")
+    if options.batch_auto and _BATCH in options.overrides[::2]:
+        errors.append(f"--batch auto and {_BATCH} both choose the batch; leave one of them out")
+    errors += keys_given_twice(options.overrides, options.key_flags)
     if options.allow_changes and options.eval_only:
         errors.append("--allow-changes is for a training that is resumed, and --eval-only trains nothing; leave it out")
     elif options.allow_changes and not options.resume:
@@ -98,3 +130,13 @@ def check_options(options: TrainOptions) -> Findings:
     if options.skip_bad_images < 0:
         errors.append(f"--skip-bad-images is {options.skip_bad_images}; it must be 0 or more")
     return Findings(errors)
+
+
+def keys_given_twice(overrides: Sequence[str], of_flags: Sequence[KeyFlag]) -> list[str]:
+    """Return what is wrong where KEY VALUE KEY VALUE ... has a key that a flag stands for as well."""
+    by_hand = dict(zip(overrides[::2], overrides[1::2], strict=False))
+    return [
+        f"{flag} {value} and {key} {by_hand[key] or repr('')} both set {key}; leave one of them out"
+        for flag, key, value in of_flags
+        if key in by_hand
+    ]

@@ -138,7 +138,7 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
 def configured_device(options: TrainOptions) -> str:
     """Return MODEL.DEVICE as it is configured, whatever this machine has; "" where that cannot be read."""
     try:
-        return str(read_config(options.config_file, options.overrides).cfg.MODEL.DEVICE)
+        return str(read_config(options.config_file, options.settings).cfg.MODEL.DEVICE)
     except InputError:  # which `check` will say
         return ""
 
@@ -180,7 +180,7 @@ def _load(options: TrainOptions) -> ConfigAsRead:
     Raises InputError if one cannot be read at all, with what can still be said of the flags and the data they name.
     """
     try:
-        return read_config(options.config_file, options.overrides)
+        return read_config(options.config_file, options.settings)
     except InputError as error:
         _, of_sets = read_own_sets(options, load_config(()))
         raise InputError([*error.problems, *check_options(options).errors, *of_sets.errors]) from error
@@ -203,7 +203,7 @@ def _choose_weights(options: TrainOptions, cfg: CfgNode, checkpoint: Checkpoint 
     if checkpoint is None:
         return cfg, Findings(notes=[f"evaluate MODEL.WEIGHTS {weights}, since {cfg.OUTPUT_DIR} has no checkpoint"])
     found = Findings(notes=[f"evaluate {checkpoint.path}, after {checkpoint.done} iterations"])
-    if weights and "MODEL.WEIGHTS" in options.overrides[::2]:
+    if weights and "MODEL.WEIGHTS" in options.settings[::2]:
         message = f"--resume: {checkpoint.path} is evaluated, not MODEL.WEIGHTS {weights}"
         found.warnings.append(f"{message}; leave out --resume to evaluate that")
     return _with(cfg, "MODEL.WEIGHTS", str(checkpoint.path)), found
@@ -214,9 +214,9 @@ def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> 
     if options.eval_only or not is_readable:
         return cfg, Findings()
     cfg, found = cfg.clone(), Findings()
-    set_by_user, written_for = set(options.overrides[::2]), _written_for(options)
+    set_by_user, written_for = set(options.settings[::2]), _written_for(options)
     scaled, of_processes = scale_to_processes(cfg, options.world_size)
-    scale_lr = options.scale_lr or options.batch_auto
+    scale_lr = options.scale_lr or options.batch is not None
     if scale_lr and cfg.SOLVER.REFERENCE_WORLD_SIZE:
         found.errors.append(
             f"SOLVER.REFERENCE_WORLD_SIZE is {cfg.SOLVER.REFERENCE_WORLD_SIZE}, which scales lr and schedule to the "
@@ -225,7 +225,7 @@ def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> 
     elif scale_lr:
         if change := scale_schedule(cfg, written_for, set_by_user):
             found.warnings.append(f"--scale-lr: {change}")
-        elif not options.batch_auto:
+        elif options.scale_lr:
             found.warnings.append("--scale-lr: the batch is that of the config file, nothing to scale")
     elif written_for != cfg.SOLVER.IMS_PER_BATCH and "SOLVER.BASE_LR" not in set_by_user:
         message = f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but lr and schedule were written for"
@@ -237,7 +237,7 @@ def _fit_schedule(options: TrainOptions, cfg: CfgNode, *, is_readable: bool) -> 
 
 def _written_for(options: TrainOptions) -> int:
     """Return the batch that lr and schedule are written for: the files', without the command line's."""
-    others = [pair for pair in key_value_pairs(options.overrides) if pair[0] != "SOLVER.IMS_PER_BATCH"]
+    others = [pair for pair in key_value_pairs(options.settings) if pair[0] != "SOLVER.IMS_PER_BATCH"]
     return int(load_config(options.config_file, [word for pair in others for word in pair]).SOLVER.IMS_PER_BATCH)
 
 

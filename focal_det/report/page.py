@@ -103,6 +103,8 @@ def _facts(run: RunFiles, sets: list[SetResult]) -> list[tuple[str, str]]:
     if done:
         is_short = isinstance(planned, int) and done < planned
         facts.append(("iterations", f"{done:,} of {planned:,}" if is_short else f"{done:,}"))
+        if is_short and (reason := _early_stop(run)):
+            facts.append(("ended", reason))
     if (passes := training_curves.epochs(run.metrics)) is not None:
         facts.append(("epochs", f"{passes:.1f}"))
     if (seconds := training_curves.training_seconds(run.metrics)) is not None:
@@ -110,6 +112,16 @@ def _facts(run: RunFiles, sets: list[SetResult]) -> list[tuple[str, str]]:
     if first and first.weights:
         facts.append(("evaluated weights", first.weights))
     return facts
+
+
+def _early_stop(run: RunFiles) -> str:
+    """Say why early stopping ended the run; "" if it did not."""
+    patience, metric = (run.config_value(f"MODEL.FOCAL_DET.PATIENCE{end}") for end in ("", "_METRIC"))
+    # without a metric it goes by the first set that is scored
+    names = [metric] if metric else [f"{found.metric_prefix}AP" for found in run.sets]
+    measured = {name for record in run.metrics for name in record}
+    name = next((name for name in names if name in measured), None)
+    return training_curves.early_stop(run.metrics, name, patience) if name and isinstance(patience, int) else ""
 
 
 def _training_charts(run: RunFiles) -> list[tuple[str, Chart]]:

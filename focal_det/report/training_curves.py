@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
+from ..errors import counted
 from ..output_layout import EMA
 
 Course = list[tuple[int, float]]  # (iterations done, value)
 Metrics = list[dict[str, float]]
 _WEIGHTS = (("", ""), (f"{EMA}/", " of the EMA"))
+
+
+class Standing(NamedTuple):
+    """The best value so far of a metric, the iteration of its evaluation, and the evaluations since."""
+
+    best: float
+    iteration: int
+    since: int
+
+    def sentence(self, metric: str) -> str:
+        """Say how it stands, of a run with early stopping by that metric."""
+        return (
+            f"{metric} was best after {self.iteration + 1:,} iterations, {self.best:.4g}, and not better in "
+            f"{counted(self.since, 'evaluation')} since (MODEL.FOCAL_DET.PATIENCE)"
+        )
 
 
 class BestScore(NamedTuple):
@@ -56,6 +73,34 @@ def best_score(metrics: Metrics, prefix: str) -> BestScore | None:
     """Return the best evaluation of the test set whose scores' names begin so; None if no AP was finite."""
     scores = [BestScore(ap, iterations) for iterations, ap in course(metrics, f"{prefix}AP")]
     return max(scores, key=lambda score: score.ap, default=None)
+
+
+def standing(evaluations: Iterable[tuple[int, float]], *, is_loss: bool) -> Standing | None:
+    """Return how the evaluations, (iteration, value) in order, stand: of a loss the lowest is best, else the highest.
+
+    None while nothing was found: each is nan, or 0 if not of a loss.
+    """
+    found: Standing | None = None
+    for iteration, value in evaluations:
+        is_better = not math.isnan(value) if found is None else value < found.best if is_loss else value > found.best
+        if is_better:
+            found = Standing(value, iteration, 0) if is_loss or value != 0 or found else None
+        elif found:
+            found = found._replace(since=found.since + 1)
+    return found
+
+
+def early_stop(metrics: Metrics, metric: str, patience: int) -> str:
+    """Say in a sentence why early stopping ended the training; "" if it did not, or has not yet.
+
+    `patience` is in evaluations, of which those before the last iteration count.
+    """
+    done = iterations_done(metrics)
+    evaluations = [(int(m["iteration"]), m[metric]) for m in metrics if metric in m and m["iteration"] < done]
+    found = standing(evaluations, is_loss="loss" in metric)
+    if patience < 1 or found is None or found.since < patience or evaluations[-1][0] != done - 1:
+        return ""
+    return f"by early stopping: {found.sentence(metric)}"
 
 
 def losses(metrics: Metrics) -> dict[str, Course]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from focal_det.checkpoint.compatibility import check_weights
-from focal_det.checkpoint.safe_load import SafeCheckpointer, load_arrays
+from focal_det.checkpoint.safe_load import NonFiniteWeightsError, SafeCheckpointer, load_arrays
 from focal_det.cli.train import main
 
 pytestmark = pytest.mark.detectron2
@@ -110,6 +110,30 @@ def test_a_sound_safetensors_file_is_read(tmp_path):
     model = torch.nn.Linear(1, 1, bias=False)
     assert check_weights(model, str(path), needs_all=True).errors == []
     assert model.weight.item() == 2.5
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pyth", ".pkl", ".safetensors"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused_whatever_file_they_are_in(tmp_path, suffix, value):
+    path = tmp_path / f"w{suffix}"
+    model = torch.nn.Linear(2, 1)
+    weight, bias = torch.tensor([[1.0, value]]), torch.zeros(1)
+    if suffix == ".pth":
+        torch.save({"model": {"weight": weight, "bias": bias}}, path)
+    elif suffix == ".pyth":
+        torch.save({"model_state": {"weight": weight, "bias": bias}}, path)
+    elif suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"model": {"weight": weight.numpy(), "bias": bias.numpy()}, "__author__": "me"}))
+    else:
+        tensor = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
+        header = {"weight": tensor, "bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}
+        path.write_bytes(safetensors_file(header, struct.pack("<fff", 1.0, value, 0.0)))
+    for needs_all in (True, False):  # of an evaluation, of a training
+        (problem,) = check_weights(model, str(path), needs_all=needs_all).errors
+        assert problem.startswith(f"{path}: 1 of its 2 weights are infinite or NaN, first weight: the training")
+    with pytest.raises(NonFiniteWeightsError, match="1 of its 2 weights"):
+        SafeCheckpointer(model).load(str(path))  # as a training does that fetches an address
+    assert all(weights.isfinite().all() for weights in model.parameters())
 
 
 def test_a_missing_library_is_named_with_what_installs_it(tmp_path, monkeypatch):

@@ -131,6 +131,7 @@ WEIGHTED = ["DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "DATASETS.TRA
         ),
         (["MODEL.RETINANET.IOU_LABELS", "[1, -1, 0]"], "FocalRetinaNet labels the bands"),
         (["SOLVER.IMS_PER_BATCH", "0", "--scale-lr"], "SOLVER.IMS_PER_BATCH is 0"),
+        (["--batch", "4", "SOLVER.IMS_PER_BATCH", "8"], "--batch 4 and SOLVER.IMS_PER_BATCH 8 both set"),
         (["SOLVER.IMS_PER_BATCH", "12800", "--scale-lr"], "SOLVER.STEPS is (1, 1)"),
         (["MODEL.WEIGHTS", "setup.py"], "setup.py cannot be read as a checkpoint"),
     ],

@@ -46,7 +46,7 @@ DETECTRON2S = [
 RUNS = {
     "the paper's": ["MODEL.FOCAL_DET.DRAW_IMAGES", "1"],
     "Detectron2's RetinaNet": [
-        *(*DETECTRON2S, "MODEL.FOCAL_DET.DRAW_IMAGES", "0", "TEST.EVAL_PERIOD", "2"),
+        *(*DETECTRON2S, "MODEL.FOCAL_DET.DRAW_IMAGES", "0", "TEST.EVAL_PERIOD", "1"),
         *("MODEL.FOCAL_DET.EMA.DECAY", "0.9", "MODEL.FOCAL_DET.PATIENCE", "2"),
     ],
     "cosine": [

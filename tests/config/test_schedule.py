@@ -3,6 +3,7 @@
 import pytest
 from detectron2.config import get_cfg
 
+from focal_det import add_focal_det_config
 from focal_det.config.schedule import check_schedule, scale_schedule, scale_to_processes
 
 pytestmark = pytest.mark.detectron2
@@ -10,6 +11,7 @@ pytestmark = pytest.mark.detectron2
 
 def schedule(batch):
     cfg = get_cfg()
+    add_focal_det_config(cfg)
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = batch, 0.01, 90000
     cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD = (60000, 80000), 1000, 5000
     cfg.TEST.EVAL_PERIOD = 500
@@ -81,3 +83,21 @@ def test_what_cannot_be_multiplied_is_left_to_its_own_check(key, value):
     assert scale_to_processes(cfg, 8)[0] is cfg
     assert scale_schedule(cfg, 16, kept=()) is None
     assert check_schedule(cfg).errors == []
+
+
+@pytest.mark.parametrize(
+    ("patience", "period", "iterations", "fix"),
+    [
+        (3, 25, 101, None),  # after 25 the best, after 50, 75 and 100 the patience
+        (3, 25, 100, "set TEST.EVAL_PERIOD to 24 or less, or PATIENCE to 2 or less, or PATIENCE to 0"),
+        (3, 60, 100, "set TEST.EVAL_PERIOD to 24 or less, or PATIENCE to 0"),
+        (200, 60, 100, "set PATIENCE to 0"),
+        (0, 60, 100, None),
+        (3, 0, 100, None),  # which `check_patience` refuses
+    ],
+)
+def test_an_early_stopping_that_the_evaluations_are_too_few_for_is_refused(patience, period, iterations, fix):
+    cfg = schedule(16)
+    cfg.MODEL.FOCAL_DET.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER = patience, period, iterations
+    errors = check_schedule(cfg).errors
+    assert [error.partition("it never stops; ")[2] for error in errors] == ([fix] if fix else [])

@@ -1,30 +1,14 @@
 """When a training is over early; `test_resume.py` has whole trainings."""
 
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
 
-from focal_det.engine.early_stopping import EarlyStopping, StoppedEarly, standing
+from focal_det.engine.early_stopping import EarlyStopping, StoppedEarly
 from focal_det.errors import TrainingError
 
 pytestmark = pytest.mark.detectron2
-
-
-@pytest.mark.parametrize(
-    ("values", "is_loss", "expected"),
-    [
-        ([10.0, 12.0, 11.0, 12.0], False, (12.0, 1, 2)),  # as good is not better
-        ([3.0, 2.0, 2.5], True, (2.0, 1, 1)),
-        ([math.nan, 0.0, 0.0], False, None),  # nothing is found yet
-        ([math.nan, 0.0, 4.0, math.nan, 0.0], False, (4.0, 2, 2)),  # and now no more
-        ([0.0, 1.0], True, (0.0, 0, 1)),
-        ([], False, None),
-    ],
-)
-def test_evaluations_are_counted_from_the_best(values, is_loss, expected):
-    assert standing(list(enumerate(values)), is_loss=is_loss) == expected
 
 
 def evaluated(tiny_cfg, folder, metric, values, *, max_iter=100):
@@ -48,7 +32,20 @@ def test_the_training_is_over_as_after_its_last_iteration(tiny_cfg, tmp_path, li
         hook.after_step()
     assert saved == [("model_final", 19)]
     assert (hook.trainer.iter, hook.trainer.max_iter) == (20, 20)
-    assert lines[0].startswith("The training is stopped early, after 20 iterations: bbox/AP was best after 10, 12, and")
+    assert lines[0].startswith(
+        "The training is stopped early, after 20 iterations: bbox/AP was best after 10 iterations, 12, and not better "
+        "in 2 evaluations since (MODEL.FOCAL_DET.PATIENCE). To train on: "
+    )
+    assert hook.has_stopped
+
+
+def test_a_resumed_run_knows_that_it_was_over_where_it_stands(tiny_cfg, tmp_path):
+    over, _ = evaluated(tiny_cfg, tmp_path, "bbox/AP", [10.0, 12.0, 11.0, 9.0])
+    assert over.is_over()
+    for changed in ({"iter": 17}, {"iter": 14}, {"max_iter": 20}):  # no evaluation; before it was over; at its end
+        hook, _ = evaluated(tiny_cfg, tmp_path, "bbox/AP", [10.0, 12.0, 11.0, 9.0])
+        vars(hook.trainer).update(changed)
+        assert not hook.is_over()
 
 
 def test_where_nothing_was_evaluated_nothing_stops(tiny_cfg, tmp_path):

@@ -2,6 +2,8 @@
 
 import math
 import multiprocessing
+from concurrent.futures.process import BrokenProcessPool
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from focal_det.engine import memory_estimate
 from focal_det.engine.memory_estimate import count_step, largest_batch, measure_step
+from focal_det.engine.train_step import DeferredMetrics
 from focal_det.engine.trainer import Trainer
 from focal_det.engine.weight_average import WeightAverage
 
@@ -98,11 +101,34 @@ def test_a_gpu_is_asked_for_its_peak_and_one_that_is_too_small_says_so(tiny_cfg,
     on_gpu.MODEL.FOCAL_DET.EMA.DECAY = 0.9
     averaged = []  # so its memory is there
     monkeypatch.setattr(WeightAverage, "update", lambda self, model: averaged.append(self))
-    assert memory_estimate._measure(on_gpu, (), 1, SIZE) == (5000, 7000)
+    assert memory_estimate._measure(on_gpu, (), 1, SIZE) == (5000, 7000, "")
     assert len(averaged) == 2
 
-    def fill(_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    for error, failure in (
+        (torch.OutOfMemoryError("CUDA out of memory"), ""),
+        (RuntimeError("CUDA error: out of memory\nCompile with ..."), ""),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), ""),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), ""),
+        (MemoryError(), ""),
+        (RuntimeError("integers are too small\nCompile with ..."), "integers are too small"),
+    ):
+        monkeypatch.setattr(Trainer, "build_model", Mock(side_effect=error))
+        assert memory_estimate._measure(on_gpu, (), 1, SIZE) == (math.inf, 7000, failure)
 
-    monkeypatch.setattr(Trainer, "build_model", fill)
-    assert memory_estimate._measure(on_gpu, (), 1, SIZE) == (math.inf, 7000)
+
+def test_a_step_is_measured_in_the_parts_that_it_will_have(tiny_cfg, monkeypatch):
+    passed = []
+
+    def run_step(self):
+        passed.append((len(next(self._data_loader_iter)), self._parts))
+
+    monkeypatch.setattr(DeferredMetrics, "run_step", run_step)
+    memory_estimate._measure(tiny_cfg("MODEL.FOCAL_DET.ACCUMULATION", "3"), (), 2, SIZE)
+    assert passed == [(6, 3)] * 2  # 2 images at once
+
+
+def test_a_process_that_is_killed_as_it_measures_says_nothing_of_what_is_free(tiny_cfg, monkeypatch):
+    pool = MagicMock()
+    pool.return_value.__enter__.return_value.submit.return_value.result.side_effect = BrokenProcessPool
+    monkeypatch.setattr(memory_estimate, "ProcessPoolExecutor", pool)
+    assert measure_step(tiny_cfg(), (), 1, SIZE) == (math.inf, None, "")

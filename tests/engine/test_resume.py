@@ -371,13 +371,13 @@ def stopped_early(tmp_path_factory):
 def test_it_stops_early_as_if_that_had_been_its_end(stopped_early):
     (_, _, iteration), (metrics, _) = outcome(stopped_early)
     assert iteration == 8  # 9 of 16: after 3 for the best, after 6 and 9 for the patience
-    assert [line["iteration"] for line in metrics if "val/total_loss" in line] == [2, 5, 8, 9]
+    assert [line["iteration"] for line in metrics if "val/total_loss" in line] == [2, 5, 8]
     assert (stopped_early / "last_checkpoint").read_text() == "model_final.pth"
     log = (stopped_early / "log.txt").read_text()
-    assert "stopped early, after 9 iterations: val/total_loss was best after 3, " in log
+    assert "stopped early, after 9 iterations: val/total_loss was best after 3 iterations, " in log
     assert "Done: 9 iterations" in log
     assert "iteration 10/16" not in log
-    assert "epoch" not in metrics[-1]  # the evaluation's line has nothing of a step
+    assert log.count("Start inference on") == 3  # that of the end is the one that ended it
     (evaluated,) = (stopped_early / "inference").glob("*/dataset.json")
     assert json.loads(evaluated.read_text())["iterations"] == 9
 

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from focal_det.checkpoint.checkpointer import RunCheckpointer
+from focal_det.checkpoint.safe_load import NonFiniteWeightsError
 from focal_det.engine.weight_average import AverageWeights, WeightAverage, decay_after
 from focal_det.modeling.captured import CapturedOrPlain
 
@@ -32,6 +33,13 @@ def test_the_average_warms_up_from_the_first_weights():
     assert averaged(0.9998, 1.0, 2.0, 4.0) == pytest.approx(38 / 11)
     assert averaged(0.1, 1.0, 2.0) == pytest.approx(1.9)  # a decay below the warm-up's
     assert [decay_after(n, 0.9998) for n in (990, 10**6)] == [0.991, 0.9998]
+
+
+def test_an_average_that_is_not_finite_is_not_resumed():
+    average = WeightAverage(nn.Linear(1, 1), 0.9)
+    state = {"model": {"weight": torch.tensor([[math.nan]]), "bias": torch.zeros(1)}, "updates": 3}
+    with pytest.raises(NonFiniteWeightsError, match="1 of the EMA's 2 weights are infinite or NaN, first weight"):
+        average.load_state_dict(state)
 
 
 def test_statistics_are_averaged_counters_copied_and_the_model_is_left_alone():

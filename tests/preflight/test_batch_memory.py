@@ -100,7 +100,7 @@ def test_on_a_gpu_it_is_measured_where_there_is_time(tiny_cfg, machine, monkeypa
     assert "about 6.0 GB (counted)" in both[0]
     assert "about 4.0 GB (measured)" in both[1]
     assert both[1].endswith("of 9.0 GB free on a GPU")
-    options = TrainOptions(batch_auto=True)
+    options = TrainOptions(batch="auto")
     batch, reason = choose_batch(options, cfg, data_of((128, 96)), model, None, 16)
     assert batch == 4
     assert reason == (
@@ -116,7 +116,7 @@ def test_on_a_gpu_it_is_measured_where_there_is_time(tiny_cfg, machine, monkeypa
         (10, 3, 16, {}, 1, 2, "the images to train on"),
         (1000, 100, 2, {}, 1, 16, "8 times the configuration's 2"),
         (12, 100, 16, {"num_gpus": 2}, 1, 2, "80% of that"),  # each has 6 GB, 1 of them taken, and 4.8 are its room
-        (1, 100, 16, {}, 1, 1, "these would be more than 80% of that"),
+        (1, 100, 16, {}, 1, 1, "not even 1 image fit into 80% of that: lower INPUT.MIN_SIZE_TRAIN"),
     ],
 )
 def test_the_batch_is_the_largest_power_of_two_that_fits(
@@ -124,18 +124,70 @@ def test_the_batch_is_the_largest_power_of_two_that_fits(
 ):
     machine.free = free * GB
     cfg = tiny_cfg("MODEL.FOCAL_DET.ACCUMULATION", str(parts))
-    options = TrainOptions(batch_auto=True, **options)
+    options = TrainOptions(batch="auto", **options)
     data = data_of((128, 96), images=images)
     batch, why = choose_batch(options, cfg, data, build_model(cfg), None, written_for)
     assert batch == expected
     assert why.endswith(reason)
 
 
+@pytest.fixture
+def gpu(tiny_cfg, machine, monkeypatch):
+    """Choose a batch, by default in one part, on a GPU on which steps of so many images end so."""
+
+    def choose(outcomes, parts=1):
+        def measured(cfg, plugins, images, size):
+            found = outcomes.get(images, GB)
+            return found if isinstance(found, Measured) else Measured(found, 9 * GB)
+
+        monkeypatch.setattr(batch_memory, "measure_step", measured)
+        cfg = tiny_cfg("MODEL.FOCAL_DET.ACCUMULATION", str(parts))
+        model = build_model(cfg)
+        cfg.MODEL.DEVICE = "cuda"
+        return choose_batch(TrainOptions(batch="auto"), cfg, data_of((128, 96)), model, None, 16)
+
+    return choose
+
+
+def test_a_gpu_that_is_too_small_for_one_image_is_said_without_a_number_that_there_is_not(gpu):
+    batch, why = gpu({1: math.inf}, parts=2)
+    assert batch == 2
+    assert why == (
+        "--batch auto: 2 images a step take more than there is of 9.0 GB free; not even 2 images fit into 80% of that: "
+        "lower INPUT.MIN_SIZE_TRAIN"
+    )
+
+
+def test_a_process_that_was_killed_had_too_little_memory(gpu):
+    batch, why = gpu({8: Measured(math.inf, None)})
+    assert batch == 4
+    assert why.endswith(
+        "4 images a step take about 1.0 GB of 9.0 GB free; twice as many would be more than 80% of that"
+    )
+
+
+def test_a_step_that_fails_for_another_reason_is_named(gpu):
+    fails = Measured(math.inf, 9 * GB, "integers are too small")
+    batch, why = gpu({4: fails})
+    assert batch == 2
+    assert why.endswith("of 9.0 GB free; a step of 4 images fails (integers are too small)")
+    why = "since a step of 1 image fails (integers are too small)"
+    assert gpu({1: fails}) == (16, f"--batch auto: the configuration's batch, {why}")
+
+
+def test_where_it_is_not_known_what_is_free_no_number_is_made_up(tiny_cfg, machine):
+    machine.free = None
+    cfg = tiny_cfg()
+    batch, why = choose_batch(TrainOptions(batch="auto"), cfg, data_of((128, 96)), build_model(cfg), None, 2)
+    assert batch == 16
+    assert "16 images a step take about 18.0 GB, and it is not known how much is free; twice as many" in why
+
+
 @pytest.mark.parametrize(("iterations", "expected"), [(400, 8), (1999, 8), (2000, 16), (90000, 64)])
 def test_a_larger_batch_leaves_iterations_enough(tiny_cfg, machine, iterations, expected):
     machine.free = 1000 * GB
     cfg = tiny_cfg("SOLVER.MAX_ITER", str(iterations))
-    options = TrainOptions(batch_auto=True)
+    options = TrainOptions(batch="auto")
     batch, why = choose_batch(options, cfg, data_of((128, 96)), build_model(cfg), None, 8)
     assert batch == expected
     assert why.endswith("8 times the configuration's 8" if expected == 64 else "would leave fewer than 1000 iterations")
@@ -146,7 +198,7 @@ def test_what_cannot_be_counted_is_said_and_keeps_the_batch(tiny_cfg, machine):
     why = "since a step of RetinaNet is measured on a GPU alone"
     model = build_model(cfg)
     assert check_memory(TrainOptions(), cfg, data_of((128, 96)), model).notes == [f"memory: not known, {why}"]
-    found = choose_batch(TrainOptions(batch_auto=True), cfg, data_of((128, 96)), model, None, 16)
+    found = choose_batch(TrainOptions(batch="auto"), cfg, data_of((128, 96)), model, None, 16)
     assert found == (16, f"--batch auto: the configuration's batch, {why}")
 
 
@@ -224,6 +276,8 @@ def test_a_number_is_the_batch_with_its_schedule(tmp_path):
     [
         (("--eval-only", "MODEL.WEIGHTS", "x.pth"), "--batch auto is for a training"),
         (("SOLVER.IMS_PER_BATCH", "4"), "--batch auto and SOLVER.IMS_PER_BATCH both choose the batch"),
+        (("--batch", "4", "SOLVER.IMS_PER_BATCH", "8"), "--batch 4 and SOLVER.IMS_PER_BATCH 8 both set SOLVER.IMS_P"),
+        (("--tile", "64", "MODEL.FOCAL_DET.TILES.SIZE", "32"), "--tile 64 and MODEL.FOCAL_DET.TILES.SIZE 32 both set"),
         (("SOLVER.REFERENCE_WORLD_SIZE", "4"), "--scale-lr or --batch to the batch; leave one of them out"),
     ],
 )

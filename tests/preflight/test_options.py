@@ -63,6 +63,41 @@ def test_processes_are_those_of_all_machines():
     assert TrainOptions(num_gpus=0).world_size == 1
 
 
+def test_flags_that_stand_for_keys_come_after_the_overrides():
+    options = parse_arguments(["--batch", "4", "SEED", "1", "--classes", "a,b", "--overlap", "0.1"])
+    assert options.settings == (
+        *("SEED", "1", "DATASETS.CLASSES", "['a', 'b']", "MODEL.FOCAL_DET.TILES.OVERLAP", "0.1"),
+        *("SOLVER.IMS_PER_BATCH", "4"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--batch 4 SOLVER.IMS_PER_BATCH 8",
+            "--batch 4 and SOLVER.IMS_PER_BATCH 8 both set SOLVER.IMS_PER_BATCH; leave",
+        ),
+        ("--batch 8 SOLVER.IMS_PER_BATCH 8", "--batch 8 and SOLVER.IMS_PER_BATCH 8 both set"),
+        ("--batch auto SOLVER.IMS_PER_BATCH 8", "--batch auto and SOLVER.IMS_PER_BATCH both choose the batch"),
+        ("--classes a DATASETS.CLASSES ('b',)", "--classes ['a'] and DATASETS.CLASSES ('b',) both set"),
+        ("--split-val .2 DATASETS.SPLIT_VAL [.1,1]", "--split-val [0.2, 0] and DATASETS.SPLIT_VAL [.1,1] both set"),
+        ("--merge-classes a=b DATASETS.MERGE_CLASSES ('c=d',)", "--merge-classes ['a=b'] and DATASETS.MERGE_CLASSES"),
+        ("--overlap .5 MODEL.FOCAL_DET.TILES.OVERLAP .1", "--overlap 0.5 and MODEL.FOCAL_DET.TILES.OVERLAP .1 both"),
+        ("--eval-only --batch 4", "--batch 4 is for a training, and --eval-only trains nothing; leave it out"),
+    ],
+)
+def test_two_answers_to_one_question_are_refused(words, message):
+    (error,) = check_options(parse_arguments(words.split())).errors
+    assert error.startswith(message)
+
+
+def test_a_batch_from_python_that_is_none_is_named():
+    assert check_options(TrainOptions(batch="big")).errors == [
+        "batch is 'big'; it must be a number of images, or \"auto\""
+    ]
+
+
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
 def test_a_time_that_is_none_is_named(seconds):
     (error,) = check_options(TrainOptions(hang_timeout=seconds)).errors

@@ -221,7 +221,7 @@ def test_an_evaluation_numbers_classes_as_the_training_did(voc, tmp_path):
 
     def labels(*more):
         options = parse_arguments([*QUICK, *map(str, words), *map(str, more)])
-        sets, found = read_own_sets(options, load_config(options.config_file, options.overrides))
+        sets, found = read_own_sets(options, load_config(options.config_file, options.settings))
         return found.errors or [file.class_names for file in sets.files.values()]
 
     assert labels() == [["cat"]]  # nothing else is known
@@ -456,7 +456,7 @@ def test_the_part_to_evaluate_on_is_that_of_the_folder(yolo):
 def test_an_evaluation_reads_the_part_that_was_set_aside(yolo, tmp_path):
     words = ["--train", yolo, "--split-val", "0.2", "--eval-only", "MODEL.WEIGHTS", tmp_path / "m.pth"]
     options = parse_arguments([*QUICK, *map(str, words)])
-    sets, found = read_own_sets(options, load_config(options.config_file, options.overrides))
+    sets, found = read_own_sets(options, load_config(options.config_file, options.settings))
     assert found.errors == []
     of_training = checked(*words[:4]).json_files
     assert next(iter(sets.files.values())).coco == {d.name: f for d, f in of_training.items()}["val_data"].coco

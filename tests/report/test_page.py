@@ -60,6 +60,21 @@ def test_what_a_reader_looks_for(tmp_path, make_run):
     assert "$_owl$" in text
 
 
+def test_early_stopping_is_named_as_what_ended_the_run(tmp_path, make_run):
+    folder = make_run(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(
+        config.replace("MAX_ITER: 400", "MAX_ITER: 900").replace("FOCAL_DET:", "FOCAL_DET:\n    PATIENCE: 1")
+    )
+    assert "early stopping" not in text_of(write_report(folder).read_text())  # at 400 it was going on, or was killed
+    metrics = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(metrics.replace('"iteration": 400', '"iteration": 399'))
+    reason = "by early stopping: bbox/AP was best after 300 iterations, 44, and not better in 1 evaluation since"
+    text = text_of(write_report(folder).read_text())
+    assert "iterations 400 of 900 " in text
+    assert f"ended {reason} (MODEL.FOCAL_DET.PATIENCE) " in text
+
+
 def test_it_needs_nothing_but_itself(tmp_path, make_run):
     page = write_report(make_run(tmp_path / "run")).read_text()
     sources = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page) + re.findall(r"url\(([^)]*)\)", page)

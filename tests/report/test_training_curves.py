@@ -1,5 +1,7 @@
 """The course of a training from its metrics."""
 
+import math
+
 import pytest
 
 from focal_det.report import training_curves as progress
@@ -55,3 +57,35 @@ def test_many_points_are_thinned_to_means():
     assert thin[0] == (4, 0.5)
     assert thin[-1][0] == 1000
     assert progress.thinned(points[:250], most=250) == points[:250]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_loss", "expected"),
+    [
+        ([10.0, 12.0, 11.0, 12.0], False, (12.0, 1, 2)),  # as good is not better
+        ([3.0, 2.0, 2.5], True, (2.0, 1, 1)),
+        ([math.nan, 0.0, 0.0], False, None),  # nothing is found yet
+        ([math.nan, 0.0, 4.0, math.nan, 0.0], False, (4.0, 2, 2)),  # and now no more
+        ([0.0, 1.0], True, (0.0, 0, 1)),
+        ([], False, None),
+    ],
+)
+def test_evaluations_are_counted_from_the_best(values, is_loss, expected):
+    assert progress.standing(list(enumerate(values)), is_loss=is_loss) == expected
+
+
+def early(patience, *aps, trained=40):
+    """Why a run ended that was evaluated every 10 iterations, with these APs, and trained so many."""
+    metrics = [{"iteration": n, "lr": 0.1} for n in range(trained)]
+    metrics += [{"iteration": 10 * n + 9, "bbox/AP": ap} for n, ap in enumerate(aps)]
+    return progress.early_stop(metrics, "bbox/AP", patience)
+
+
+def test_what_ended_a_run_early_is_said():
+    reason = "by early stopping: bbox/AP was best after 30 iterations, 12.5, and not better in 1 evaluation since"
+    assert early(1, 10.0, 11.0, 12.5, 12.5) == f"{reason} (MODEL.FOCAL_DET.PATIENCE)"
+    assert "after 20 iterations, 11, and not better in 2 evaluations since" in early(2, 10.0, 11.0, 9.0, 8.0)
+    assert early(2, 10.0, 11.0, 12.5, 12.5) == ""  # not yet
+    assert early(0, 10.0, 9.0, 9.0, 9.0) == ""
+    assert early(1, 10.0, 9.0, 9.0, trained=37) == ""  # it was trained on, and then stopped by something else
+    assert early(1, 10.0, 12.0, 12.5, 12.6, 9.0, trained=40) == ""  # the last is that of the end
