@@ -124,7 +124,7 @@ class _BatchLoss(torch.autograd.Function):
             grads = tuple(grad.to(ctx.dtype) for grad in ctx.saved_tensors)
         else:
             grads = tuple((grad * grad_output).to(ctx.dtype) for grad in ctx.saved_tensors)
-        return None, None, None, None, None, None, *grads
+        return *[None] * 7, *grads
 
 
 class _Block(NamedTuple):

@@ -18,6 +18,7 @@ from focal_det.registries import DENSE_LOSS_REGISTRY
 pytestmark = pytest.mark.detectron2
 
 LOSS = "MODEL.FOCAL_DET.LOSS."
+BOX_LOSS = "MODEL.FOCAL_DET.BOX_LOSS."
 ROWS = {row.path: row for table in load_tables().values() for row in table.rows.values()}
 
 
@@ -159,7 +160,27 @@ def expected_rows():
             loss = focal(float(gamma), float(alpha)) if float(gamma) else balanced(float(alpha))
             yield f"alpha_gamma/gamma_{gamma}_alpha_{alpha}", ABLATION | loss
     yield from ((f"section4/{name}", ABLATION | focal(2, 0.25) | keys) for name, keys in parts_of_the_detector())
-    yield "heirs/fl", ABLATION | focal(2, 0.25)
+    yield from ((f"heirs/{name}", ABLATION | keys) for name, keys in later_losses())
+
+
+def later_losses():
+    yield "fl", focal(2, 0.25)
+    one_anchor = anchors(1, 1) | {"MODEL.ANCHOR_GENERATOR.SIZES": [[64], [128], [256], [512], [1024]]}
+    yield "fl_one_anchor", focal(2, 0.25) | one_anchor
+    atss = one_anchor | {"MODEL.FOCAL_DET.ASSIGNER.NAME": "ATSSAssigner", "MODEL.FOCAL_DET.ASSIGNER.TOPK": 9}
+    yield "fl_atss", focal(2, 0.25) | atss
+    giou = atss | {"MODEL.RETINANET.BBOX_REG_LOSS_TYPE": "giou", BOX_LOSS + "FACTOR": 2.0}
+    yield "fl_atss_giou", focal(2, 0.25) | giou
+    qfl = {LOSS + "NAME": "QualityFocalLoss", LOSS + "GAMMA": 2.0, BOX_LOSS + "WEIGHTING": "score"}
+    yield "qfl", giou | qfl
+    vfl = {LOSS + "NAME": "VarifocalLoss", LOSS + "ALPHA": 0.75, LOSS + "GAMMA": 2.0, BOX_LOSS + "WEIGHTING": "iou"}
+    yield "vfl", giou | vfl
+    yield (
+        "asymmetric",
+        {LOSS + "NAME": "AsymmetricLoss", LOSS + "GAMMA_POS": 0.0, LOSS + "GAMMA_NEG": 4.0, LOSS + "PROB_SHIFT": 0.05},
+    )
+    yield "class_balanced", {LOSS + "NAME": "ClassBalancedFocalLoss", LOSS + "CB_BETA": 0.9999}
+    yield "federated", {LOSS + "NAME": "FederatedFocalLoss", LOSS + "FED_NUM_CLASSES": 50}
 
 
 def parts_of_the_detector():
@@ -211,6 +232,7 @@ def test_a_miniature_keeps_what_its_row_is_about(path):
         for key, value in EXPECTED[path].items()
         if key.startswith((LOSS, "MODEL.RETINANET.", "MODEL.FOCAL_DET.")) or "ASPECT" in key or "WARMUP" in key
     }
+    kept.pop(LOSS + "FED_NUM_CLASSES", None)  # of three classes
     for key, value in kept.items():
         assert value_of(cfg, key) == value, key
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NUM_GROUPS) in ((18, 1), (34, 1))
@@ -255,7 +277,7 @@ TRAINED_WITH = {
     **{"DATASETS.TRAIN": TRAINED_ON, "DATASETS.TEST": TESTED_ON, "MODEL.WEIGHTS": "", "MODEL.DEVICE": "cpu"},
     **{"SOLVER.MAX_ITER": "1", "SOLVER.STEPS": "()", "SOLVER.IMS_PER_BATCH": "2", "DATALOADER.NUM_WORKERS": "0"},
     **{"INPUT.MIN_SIZE_TRAIN": "(64,)", "INPUT.MIN_SIZE_TEST": "64", "MODEL.FOCAL_DET.DRAW_IMAGES": "0"},
-    "MODEL.RETINANET.NUM_CLASSES": "3",
+    **{"MODEL.RETINANET.NUM_CLASSES": "3", "SOLVER.WARMUP_FACTOR": "1.0"},  # whose first step rounds to nothing
 }
 OF_A_LOSS = [LOSS + name for name in ("ALPHA", "GAMMA", "BETA", "MARGIN", "BATCH_SIZE", "NMS_THRESH")]
 OF_A_LOSS += ["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA"]
@@ -272,16 +294,25 @@ def trained_rows():
     return list(seen.values())
 
 
+def counted(row):
+    """What the start of a row counts in its training set, and fewer classes than there are."""
+    return {
+        "class_balanced": [LOSS + "CLASS_BOXES", "[9, 5, 1]"],
+        "federated": [LOSS + "CLASS_IMAGES", "[9, 5, 1]", LOSS + "FED_NUM_CLASSES", "2"],
+    }.get(row.name, [])
+
+
 @pytest.mark.parametrize("row", distinct_rows(), ids=lambda row: row.path)
 def test_a_rows_loss_has_a_gradient_at_the_start(row):
-    cfg = row_config(row, "full", ["MODEL.RETINANET.NUM_CLASSES", "3"])
+    cfg = row_config(row, "full", ["MODEL.RETINANET.NUM_CLASSES", "3", *counted(row)])
     loss = DENSE_LOSS_REGISTRY.get(cfg.MODEL.FOCAL_DET.LOSS.NAME)(cfg)
     logits = torch.full((40, 3), logit_of(cfg.MODEL.RETINANET.PRIOR_PROB), dtype=torch.float64).requires_grad_()
     labels = torch.tensor([0, 1, 2, -1] + [3] * 36)
     corners = torch.arange(40.0)[:, None] * 10
     if hasattr(loss, "select"):
         labels = loss.select(logits, labels, torch.cat([corners, corners, corners + 9, corners + 9], dim=1))
-    value = loss(logits, labels)
+    quality = [torch.full((40,), 0.5, dtype=torch.float64)] if getattr(loss, "takes_quality", False) else []
+    value = loss(logits, labels, *quality)
     value.backward()
     assert 0 < value < math.inf
     assert logits.grad.isfinite().all()
@@ -290,7 +321,7 @@ def test_a_rows_loss_has_a_gradient_at_the_start(row):
 
 @pytest.mark.parametrize("row", trained_rows(), ids=lambda row: row.path)
 def test_a_row_starts_and_trains(sets, tmp_path, monkeypatch, row):
-    cfg = row_config(row, "full", [word for pair in TRAINED_WITH.items() for word in pair])
+    cfg = row_config(row, "full", [*(word for pair in TRAINED_WITH.items() for word in pair), *counted(row)])
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     assert check_config(cfg, num_processes=1, training=True).errors == []
     cfg.freeze()
