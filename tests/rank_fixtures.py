@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from free_ports import free_port
 from time_limit import end_with_stacks
+from training_fixtures import NARROW
 
 from focal_det import environment
 from focal_det.data.catalog import prepare_shapes
@@ -174,7 +175,7 @@ def start(tiny_cfg, tmp_path, monkeypatch, start_ranks):
             *("SOLVER.MAX_ITER", str(steps), "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001", "SEED", "3"),
             *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),
             *("SOLVER.CHECKPOINT_PERIOD", "1000", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"),
-            *("OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
+            *("OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0", *NARROW),
         ]
         cfg = tiny_cfg(*settings, *overrides)
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = SETS[:1], SETS[1:]

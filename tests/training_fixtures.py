@@ -20,16 +20,17 @@ from focal_det.registries import AUGMENTATION_REGISTRY, CONFIG_REGISTRY, DENSE_L
 
 ROOT = Path(__file__).parents[1]
 
+# The smallest detector that has every part: R-18, 16 channels, one convolution in each subnet.
+TINY = [
+    *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", "0"),
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.NORM", "GN"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.RETINANET.NUM_CLASSES", "3"),
+]
 # A backbone whose step takes a quarter of R-18's, which cannot have fewer channels, and its checkpoint a third. Group
 # norm allows no fewer.
 NARROW = [
     *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "32", "MODEL.RESNETS.NORM", "GN"),
-]
-# The smallest detector that has every part: 16 channels, one convolution in each subnet.
-TINY = [
-    *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", "0", *NARROW),
-    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.RETINANET.NUM_CLASSES", "3"),
 ]
 
 
