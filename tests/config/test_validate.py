@@ -200,6 +200,7 @@ READ_WITH = {
     **{f"{LOSS}{key}": [LOSS + "NAME", "AsymmetricLoss"] for key in ("GAMMA_POS", "GAMMA_NEG", "PROB_SHIFT")},
     LOSS + "CB_BETA": [LOSS + "NAME", "ClassBalancedFocalLoss"],
     **{f"{LOSS}{key}": [LOSS + "NAME", "FederatedFocalLoss"] for key in ("FED_NUM_CLASSES", "FED_FREQ_POWER")},
+    "MODEL.FOCAL_DET.ASSIGNER.TOPK": ["MODEL.FOCAL_DET.ASSIGNER.NAME", "ATSSAssigner"],
     "MODEL.FOCAL_DET.TILES.OVERLAP": ["MODEL.FOCAL_DET.TILES.SIZE", "64"],
 }
 

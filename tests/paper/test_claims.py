@@ -148,7 +148,7 @@ def test_a_claim_about_several_rows_has_the_verdict_of_the_one_that_decides():
 def test_the_page_counts_the_verdicts_and_shows_what_decides():
     results = {path: RowResult([]) for claim in load_claims() for path in claim.rows}
     results |= {"table1b/gamma_2": RowResult([50.0, 52.0]), "table1a/alpha_.75": RowResult([30.0, 30.2])}
-    results |= {"section5_1/ce": RowResult([30.0]), "section5_1/ce_no_prior": RowResult([0.0, 0.0])}
+    results |= {"section5_1/ce": RowResult([30.0]), "section5_1/ce_no_prior_no_warmup": RowResult([0.0, 0.0])}
     lines = claims_page(results, {path: ROWS[path].published for path in results}, ["# Claims"]).splitlines()
     assert lines[0] == "# Claims"
     assert lines[2] == f"**1 holds, 2 cannot be told, {len(load_claims()) - 4} not run, 1 does not hold**"
@@ -157,6 +157,7 @@ def test_the_page_counts_the_verdicts_and_shows_what_decides():
     first = cells["| The focal loss is ahead of cross-entropy, balanced at its best alpha"]
     assert first == ["gamma_2 - alpha_.75", "+2.9", "+20.9 ± 12.8", "holds"]
     assert cells["| Balancing improves on plain cross-entropy"][2:] == ["+0.1, one seed", "cannot be told"]
-    assert cells["| Without the prior, cross-entropy diverges"] == ["ce_no_prior", "—", "0 of 2 seeds", "does not hold"]
+    diverges = cells["| Without the prior, and without a warm-up, cross-entropy diverges"]
+    assert diverges == ["ce_no_prior_no_warmup", "—", "0 of 2 seeds", "does not hold"]
     assert "| table1b/gamma_2 | 34.0 | 51.0 ± 1.4 | 2 |" in lines
     assert "| table1b/gamma_5 | 32.2 | — | 0 |" in lines
