@@ -50,9 +50,9 @@ def assign_by_atss(
 
 
 def check_topk(topk: object) -> None:
-    """Raise ValueError unless it is a whole number >= 1."""
-    if isinstance(topk, bool) or not isinstance(topk, Integral) or topk < 1:
-        raise ValueError(f"topk={topk} must be a whole number >= 1")
+    """Raise ValueError unless it is a whole number from 1 to a million."""
+    if isinstance(topk, bool) or not isinstance(topk, Integral) or not 1 <= topk <= 10**6:
+        raise ValueError(f"topk={topk} must be a whole number from 1 to a million")
 
 
 def _claims(levels: Sequence[Tensor], gt_boxes: Tensor, topk: int) -> BestObject:

@@ -142,5 +142,5 @@ def test_more_objects_than_one_matrix_holds(monkeypatch):
 
 @pytest.mark.parametrize("topk", [0, -1, 2.5, True])
 def test_a_number_of_candidates_that_is_none_is_named(topk):
-    with pytest.raises(ValueError, match=f"topk={topk} must be a whole number >= 1"):
+    with pytest.raises(ValueError, match=f"topk={topk} must be a whole number from 1 to a million"):
         assign(LEVELS, objects(1), torch.tensor([0]), topk)

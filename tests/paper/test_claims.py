@@ -148,7 +148,8 @@ def test_a_claim_about_several_rows_has_the_verdict_of_the_one_that_decides():
 def test_the_page_counts_the_verdicts_and_shows_what_decides():
     results = {path: RowResult([]) for claim in load_claims() for path in claim.rows}
     results |= {"table1b/gamma_2": RowResult([50.0, 52.0]), "table1a/alpha_.75": RowResult([30.0, 30.2])}
-    results |= {"section5_1/ce": RowResult([30.0]), "section5_1/ce_no_prior_no_warmup": RowResult([0.0, 0.0])}
+    results |= {"section5_1/ce": RowResult([30.0]), "section5_1/ce_no_prior": RowResult([0.0, 0.0])}
+    results |= {"section5_1/ce_no_prior_no_warmup": RowResult([0.0, 0.0])}
     lines = claims_page(results, {path: ROWS[path].published for path in results}, ["# Claims"]).splitlines()
     assert lines[0] == "# Claims"
     assert lines[2] == f"**1 holds, 2 cannot be told, {len(load_claims()) - 4} not run, 1 does not hold**"
