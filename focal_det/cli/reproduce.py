@@ -47,7 +47,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
         description="Train the rows of a table, or of all; write <out>/<table>.md, .csv and .png after every row.",
         epilog=_EPILOG,
     )
-    parser.add_argument("table", nargs="?", help="table1a ... table3, section5_1, figure7, or all")
+    parser.add_argument("table", nargs="?", help="one of --list, such as table1b, or all")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys to change in every row; recorded")
     parser.add_argument("--list", action="store_true", help="print every row with its published figures and stop")
     rows, seeds = list_of(str, "rows"), list_of(_seed, "seeds (integers of 0 to 2^32 - 1)")

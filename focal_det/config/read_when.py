@@ -38,7 +38,10 @@ SAMPLERS = (
     *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
 )
 # Losses without a kernel in `losses/triton_kernels.py`.
-WITHOUT_KERNEL = ("OHEMLoss", "OHEMOneToThreeLoss", "QualityFocalLoss", "VarifocalLoss")
+WITHOUT_KERNEL = (
+    *("OHEMLoss", "OHEMOneToThreeLoss", "QualityFocalLoss", "VarifocalLoss"),
+    *("AsymmetricLoss", "ClassBalancedFocalLoss", "FederatedFocalLoss"),
+)
 BATCH_NORMS = {"BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"}
 FPN_BACKBONES = ("build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone")
 RESNETS = ("build_resnet_backbone", *FPN_BACKBONES)

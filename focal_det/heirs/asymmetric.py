@@ -171,16 +171,10 @@ class AsymmetricLoss(ElementwiseLoss):
     reads: ClassVar[tuple[str, ...]] = (_LOSS + "GAMMA_POS", _LOSS + "GAMMA_NEG", _LOSS + "PROB_SHIFT")
 
     @configurable
-    def __init__(self, *, gamma_pos: float, gamma_neg: float, prob_shift: float, triton: bool = False) -> None:
-        super().__init__(asymmetric_formula(gamma_pos, gamma_neg, prob_shift), triton=triton)
+    def __init__(self, *, gamma_pos: float, gamma_neg: float, prob_shift: float) -> None:
+        super().__init__(asymmetric_formula(gamma_pos, gamma_neg, prob_shift))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        extra = with_own_keys(cfg).MODEL.FOCAL_DET
-        loss = extra.LOSS
-        return {
-            "gamma_pos": loss.GAMMA_POS,
-            "gamma_neg": loss.GAMMA_NEG,
-            "prob_shift": loss.PROB_SHIFT,
-            "triton": extra.SPEED.TRITON,
-        }
+        loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
+        return {"gamma_pos": loss.GAMMA_POS, "gamma_neg": loss.GAMMA_NEG, "prob_shift": loss.PROB_SHIFT}

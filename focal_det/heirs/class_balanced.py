@@ -112,20 +112,19 @@ class ClassBalancedFocalLoss(ElementwiseLoss):
     reads: ClassVar[tuple[str, ...]] = ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", _LOSS + "CB_BETA", _LOSS + "CLASS_BOXES")
 
     @configurable
-    def __init__(self, *, class_boxes: Sequence[int], beta: float, gamma: float, triton: bool = False) -> None:
-        super().__init__(focal_formula(None, gamma), triton=triton)
+    def __init__(self, *, class_boxes: Sequence[int], beta: float, gamma: float) -> None:
+        super().__init__(focal_formula(None, gamma))
         self.class_weights: Tensor
         weights = _with_background(class_weights(class_boxes, beta)).float()
         self.register_buffer("class_weights", weights, persistent=False)  # the configuration has what they come from
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        extra = with_own_keys(cfg).MODEL.FOCAL_DET
+        loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
         return {
-            "class_boxes": extra.LOSS.CLASS_BOXES,
-            "beta": extra.LOSS.CB_BETA,
+            "class_boxes": loss.CLASS_BOXES,
+            "beta": loss.CB_BETA,
             "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
-            "triton": extra.SPEED.TRITON,
         }
 
     def weights_of(self, labels: Tensor, num_classes: int) -> Tensor:

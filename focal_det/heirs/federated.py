@@ -109,14 +109,14 @@ class FederatedFocalLoss(ElementwiseLoss):
         power: float,
         alpha: float | None = 0.25,
         gamma: float = 2.0,
-        triton: bool = False,
     ) -> None:
-        super().__init__(focal_formula(alpha, gamma), triton=triton)
+        super().__init__(focal_formula(alpha, gamma))
         check_counts("class_images", class_images)
         most = len(class_images) - 1 if class_images else _MOST_CLASSES
         if not 1 <= num_classes <= most:
-            hint = ": with all classes this is FocalLoss" if class_images and num_classes > most else ""
-            raise ValueError(f"num_classes={cut(num_classes, 60)} is outside [1, {most}]{hint}")
+            hint = f": fewer than the {most + 1} classes; with all of them this is FocalLoss" if class_images else ""
+            given = f"num_classes={cut(num_classes, 60)} ({_LOSS}FED_NUM_CLASSES)"
+            raise ValueError(f"{given} is outside [1, {most}]{hint}")
         check_number("power", power)
         if not 0 <= power <= _MOST_POWER:
             raise ValueError(f"power={power} is outside [0, {_MOST_POWER:g}]")
@@ -127,15 +127,14 @@ class FederatedFocalLoss(ElementwiseLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        extra = with_own_keys(cfg).MODEL.FOCAL_DET
+        loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
         alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
         return {
-            "class_images": extra.LOSS.CLASS_IMAGES,
-            "num_classes": extra.LOSS.FED_NUM_CLASSES,
-            "power": extra.LOSS.FED_FREQ_POWER,
+            "class_images": loss.CLASS_IMAGES,
+            "num_classes": loss.FED_NUM_CLASSES,
+            "power": loss.FED_FREQ_POWER,
             "alpha": None if alpha < 0 else alpha,
             "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
-            "triton": extra.SPEED.TRITON,
         }
 
     def weights_of(self, labels: Tensor, num_classes: int) -> Tensor | None:

@@ -55,6 +55,7 @@ class DenseCriterion(nn.Module):
             and no copy of the logits is made; not if it has been given hooks or another forward. If it has a method
             `select`, (logits (R, K), labels (R,), anchors) to the labels of one image with the anchors ignored that
             are not to be trained on, the losses are of the others; the normaliser counts the assigned ones before it.
+            If its `takes_quality` is true, either is also given the IoU of the predicted boxes, (R,) or (N, R).
         normalizer: counts of assigned anchors (N,) to divisors of the images' summed losses (N,); None for
             `LossNormalizer()`. If it has a method `start`, as that has, which returns what gives the divisors, they are
             asked for as late as possible; not if it has been given hooks or another forward.

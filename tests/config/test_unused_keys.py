@@ -1,5 +1,7 @@
 """A key that the chosen loss or architecture does not read is refused, and not saved."""
 
+import inspect
+
 import pytest
 import torch
 import yaml
@@ -7,6 +9,7 @@ from config_files import problems_of, write_layers
 from torch import nn
 
 from focal_det.config.load import load_config
+from focal_det.config.read_when import WITHOUT_KERNEL
 from focal_det.config.unused_keys import without_unread_keys
 from focal_det.config.validate import check_config
 from focal_det.heirs.asymmetric import asymmetric_loss
@@ -190,3 +193,9 @@ def test_classes_of_weights_need_weights():
     (problem,) = problems_of("", words)
     assert problem.endswith("but is read only with MODEL.WEIGHTS of a detector to start from: set that, or remove it")
     load_config("", [*words, "MODEL.WEIGHTS", "a.pth"])
+
+
+def test_a_loss_has_kernels_or_is_named_as_one_without():
+    ours = {name: loss for name, loss in DENSE_LOSS_REGISTRY if loss.__module__.startswith("focal_det.")}
+    without = {name for name, loss in ours.items() if "triton" not in inspect.signature(loss.__init__).parameters}
+    assert without == set(WITHOUT_KERNEL)

@@ -135,11 +135,12 @@ def test_constants_out_of_range_are_named(options, message):
         asymmetric_loss(torch.zeros(2, 3), torch.tensor([0, 3]), gamma_neg="4")
 
 
-def test_it_has_no_kernel_and_the_log_says_so(caplog):
+def test_a_formula_without_a_kernel_is_computed_without_and_the_log_says_so(caplog):
     logits, labels = torch.randn(30, 3), torch.randint(-1, 4, (30,))
-    loss = AsymmetricLoss(gamma_pos=1.0, gamma_neg=3.0, prob_shift=0.1, triton=True)
+    loss = AsymmetricLoss(gamma_pos=1.0, gamma_neg=3.0, prob_shift=0.1)
+    by_kernels = dense_losses.ElementwiseLoss(loss.formula, triton=True)
     expected = asymmetric_loss(logits, labels, gamma_pos=1.0, gamma_neg=3.0, prob_shift=0.1)
     with caplog.at_level("WARNING", logger=dense_losses.__name__):
-        of_batch = loss.batch_loss([logits.unsqueeze(0)], labels.unsqueeze(0), torch.ones(1))
+        of_batch = by_kernels.batch_loss([logits.unsqueeze(0)], labels.unsqueeze(0), torch.ones(1))
     assert of_batch == loss(logits, labels) == expected
-    assert "SPEED.TRITON is on, but there is none for AsymmetricLoss" in caplog.text
+    assert "SPEED.TRITON is on, but there is none for ElementwiseLoss" in caplog.text

@@ -7,7 +7,6 @@ import torch
 
 from focal_det.heirs.class_balanced import ClassBalancedFocalLoss, class_balanced_focal_loss, class_weights
 from focal_det.losses import focal_loss_reference
-from focal_det.modeling import dense_losses
 
 pytestmark = pytest.mark.detectron2
 
@@ -81,13 +80,11 @@ def test_half_precision_gradients_are_rounded_once():
         torch.testing.assert_close(grads[0].double(), grads[1], rtol=rounding, atol=2.0**-25)
 
 
-def test_equal_counts_are_the_focal_loss_without_alpha_and_triton_is_said_to_do_nothing(caplog):
+def test_equal_counts_are_the_focal_loss_without_alpha():
     logits, labels = torch.randn(1, 40, 3), torch.randint(-1, 4, (1, 40))
-    module = ClassBalancedFocalLoss(class_boxes=[7, 7, 7], beta=0.999, gamma=2.0, triton=True)
-    with caplog.at_level("WARNING", logger=dense_losses.__name__):
-        found = module.batch_loss([logits], labels, torch.tensor([4.0]))
+    module = ClassBalancedFocalLoss(class_boxes=[7, 7, 7], beta=0.999, gamma=2.0)
+    found = module.batch_loss([logits], labels, torch.tensor([4.0]))
     torch.testing.assert_close(found, focal_loss_reference(logits, labels, alpha=None) / 4)
-    assert "SPEED.TRITON is on, but there is none for ClassBalancedFocalLoss" in caplog.text
 
 
 def test_the_counts_are_no_part_of_the_checkpoint_and_move_with_the_model():

@@ -102,6 +102,12 @@ def test_the_list_shows_every_row_with_its_published_ap():
         assert f" {expected} " in lines[key]
 
 
+def test_the_page_has_every_table_with_its_number_of_rows():
+    page = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    counts = {name: int(count) for name, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", page, re.MULTILINE)}
+    assert counts == {name: len(table.rows) for name, table in load_tables().items()}
+
+
 def test_a_scale_adds_its_file_and_its_overrides():
     table = load_tables()["table1e"]
     assert configs_of(table, "full") == ["focal_det://paper/table1e.yaml"]
