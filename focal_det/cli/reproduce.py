@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..distributed.signals import EndedBySignal
 from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, Findings, InputError
 from ..paper.tables import SCALES, Table, default_out, find_rows, find_table, list_tables, load_tables
 from ..preflight.own_datasets import USES, name_sets
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..paper.runs import SweepPlan
 
 _ALL = "all"
+_STOPPED = "stopped; the same command continues"
 
 _EPILOG = """examples:
   what there is        focal-det reproduce --list
@@ -102,6 +104,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         return EXIT_DONE
     command = shlex.join(["focal-det", *sys.argv[1:]])
     if args.report:
+        reproduce.check_out(plans).raise_if_errors()
         print(*reproduce.write_files(plans, command), sep="\n")
         return EXIT_DONE
     reproduce.check_plans(plans).raise_if_errors()
@@ -110,11 +113,14 @@ def _reproduce(args: argparse.Namespace) -> int:
         files, stopped = reproduce.run_plans(plans, command)
     except OSError as error:
         raise OSError(f"{error}; what is finished in {options.out} is kept, and the same command continues") from error
+    except (KeyboardInterrupt, EndedBySignal):  # while a backbone was trained, which begins anew
+        print(_STOPPED, file=sys.stderr)
+        return EXIT_STOPPED
     print("\n" + files[0].read_text() + "\n" + "\n".join(map(str, files)))
     if all(run.is_finished for run in reproduce.trainings(plans)):
         return EXIT_DONE
     if stopped:
-        print("stopped; the same command continues", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
     return EXIT_STOPPED if stopped else EXIT_FAULT
 
 

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from .. import plugin  # noqa: F401 - registers the losses
-from ..errors import Findings
+from ..errors import Findings, cut
 from ..registries import DENSE_LOSS_REGISTRY
 from .layers import COMMAND_LINE, Setting, get_value, set_value
 from .read_when import never_read, unmet_condition
@@ -108,7 +108,7 @@ def without_unread_keys(cfg: CfgNode) -> CfgNode:
 
 def constants_of_loss(cfg: CfgNode) -> list[str]:
     """Return "KEY VALUE" of each key that the chosen loss reads."""
-    return [f"{key} {get_value(cfg, key)}" for key in _reads(cfg.MODEL.FOCAL_DET.LOSS.NAME) or ()]
+    return [f"{key} {cut(get_value(cfg, key), 60)}" for key in _reads(cfg.MODEL.FOCAL_DET.LOSS.NAME) or ()]
 
 
 def _own_loss_problems(architecture: str, settings: Sequence[Setting]) -> list[str]:

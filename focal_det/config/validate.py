@@ -43,7 +43,7 @@ def detector_problems(cfg: CfgNode) -> list[str]:
     if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE not in ARCHITECTURES:
         known = f"the boxes of {' and '.join(ARCHITECTURES)}, by MODEL.RETINANET.NMS_THRESH_TEST"
         problems.append(f"TEST.AUG.ENABLED is True; it must be False, since test-time augmentation merges {known}")
-    return problems + _constants_problems(cfg)
+    return problems + constants_problems(cfg)
 
 
 def _has_range(cfg: CfgNode, key: str) -> bool:
@@ -65,7 +65,7 @@ def _broken(cfg: CfgNode, rules: Sequence[Rule]) -> list[str]:
     return problems
 
 
-def _constants_problems(cfg: CfgNode) -> list[str]:
+def constants_problems(cfg: CfgNode) -> list[str]:
     """Return what the chosen loss says of its constants."""
     name = cfg.MODEL.FOCAL_DET.LOSS.NAME
     if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet" or name not in DENSE_LOSS_REGISTRY:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from ..data.catalog import dataset_problems, is_writable
-from ..errors import Findings, some
-from ..files import write_text_whole
+from ..errors import Findings, InputError, some
+from ..files import FolderLock, write_text_whole
 from .claims import RowResult, claims_page, load_claims
 from .comparison import diverged, measured, provenance, report_files, write_report
 from .cost import estimate
@@ -20,6 +22,8 @@ from .sweep import outcome, run_all
 from .tables import Table, find_rows
 
 CLAIMS = "claims.md"
+
+_POLL_SECONDS = 2.0
 
 
 def plan_tables(tables: Sequence[Table], rows: Sequence[str], options: SweepOptions) -> list[SweepPlan]:
@@ -39,14 +43,21 @@ def trainings(plans: Sequence[SweepPlan]) -> list[SweepRun]:
     return list(dict.fromkeys([*first, *(run for plan in plans for run in plan.runs)]))
 
 
-def check_plans(plans: Sequence[SweepPlan]) -> Findings:
-    """Find missing data sets, a folder that cannot be written, runs that were begun with another configuration."""
-    options, runs = plans[0].options, trainings(plans)
-    folders = (options.out, *(run.folder for run in runs), *(file.parent for file in _backbones(plans)))
+def check_out(plans: Sequence[SweepPlan]) -> Findings:
+    """Find a folder or a table that cannot be written."""
+    out, runs = plans[0].options.out, trainings(plans)
+    folders = (out, *(run.folder for run in runs), *(file.parent for file in _backbones(plans)))
     blocked = [path for path in folders if not is_writable(path)]
     blocked += [path for path in _files(plans) if path.is_dir()]
-    if blocked:
-        return Findings([f"--out {options.out}: {blocked[0]} cannot be written there; name another"])
+    return Findings([f"--out {out}: {path} cannot be written there; name another" for path in blocked[:1]])
+
+
+def check_plans(plans: Sequence[SweepPlan]) -> Findings:
+    """Find what `check_out` does, missing data sets, runs that were begun with another configuration."""
+    options, runs = plans[0].options, trainings(plans)
+    of_out = check_out(plans)
+    if of_out.errors:
+        return of_out
     # The user's own files are checked elsewhere.
     with_named_sets = () if options.data_flags else runs
     names = [n for run in with_named_sets for key in ("DATASETS.TRAIN", "DATASETS.TEST") for n in run.config[key]]
@@ -89,11 +100,27 @@ def run_plans(plans: Sequence[SweepPlan], command: str) -> tuple[list[Path], boo
         write_files(plans, command, run)
 
     for file, cfg in _backbones(plans).items():
-        if not file.is_file():
-            share = train_backbone(cfg, file)
-            print(f"{file}: classifies {share:.1%} of the drawn shapes rightly", flush=True)
+        _train_once(cfg, file)
     stopped = run_all(trainings(plans), num_gpus=plans[0].options.num_gpus, after_each=write)
     return write_files(plans, command), stopped
+
+
+def _train_once(cfg: CfgNode, file: Path) -> None:
+    """Train a backbone that is not there; one that another process trains is waited for, so all rows start alike."""
+    is_said = False
+    while not file.is_file():
+        with ExitStack() as held:
+            try:
+                held.enter_context(FolderLock(str(file.parent), ".reproduce.lock"))
+            except InputError:
+                if not is_said:
+                    print(f"{file}: another process trains it; waiting", flush=True)
+                is_said = True
+                time.sleep(_POLL_SECONDS)
+                continue
+            if not file.is_file():
+                share = train_backbone(cfg, file)
+                print(f"{file}: classifies {share:.1%} of the drawn shapes rightly", flush=True)
 
 
 def write_files(plans: Sequence[SweepPlan], command: str, run: SweepRun | None = None) -> list[Path]:

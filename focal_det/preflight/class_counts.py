@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ..config.layers import get_value
+from ..config.validate import constants_problems
 from ..errors import Findings
 from ..registries import DENSE_LOSS_REGISTRY
 from .datasets import DataSets, DescribedSet
@@ -48,6 +49,7 @@ def count_classes(cfg: CfgNode, data: DataSets) -> tuple[CfgNode, Findings]:
             )
         elif not given and counts:
             cfg.merge_from_list([key, counts])
+            found.errors += constants_problems(cfg)  # those that only the number of classes tells
             few, many = int(np.argmin(counts)), int(np.argmax(counts))
             what = f"fewest {counts[few]:,} ({names[few]}), most {counts[many]:,} ({names[many]})"
             found.notes.append(f"{key} counted in the sets to train on: {what}")

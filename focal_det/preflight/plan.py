@@ -87,7 +87,8 @@ def check(options: TrainOptions, *, own_gpu: bool = False) -> Plan:
     cfg = _with(cfg, "MODEL.RETINANET.NUM_CLASSES", num_classes)
     cfg, of_counts = count_classes(cfg, data) if options.training else (cfg, Findings())
     # where values are wrong, the parts would trip over the same
-    model, of_parts = (None, Findings()) if found.errors else build_parts(cfg, training=options.training)
+    is_wrong = bool(found.errors or of_counts.errors)
+    model, of_parts = (None, Findings()) if is_wrong else build_parts(cfg, training=options.training)
     of_folder = resumption.findings if resumption else Findings()
     of_flags = check_options(options)
     if options.training:

@@ -16,6 +16,7 @@ import torch
 
 from focal_det.cli import reproduce as cli_reproduce
 from focal_det.cli.main import main
+from focal_det.distributed.signals import EndedBySignal
 from focal_det.errors import InputError
 from focal_det.files import FolderLock
 from focal_det.paper import claims, comparison, figures, sweep
@@ -444,7 +445,6 @@ def test_the_backbone_is_trained_first_and_once(plan_of, tmp_path, monkeypatch):
 
     def train(cfg, file):
         trained.append((cfg.MODEL.RESNETS.DEPTH, file))
-        file.parent.mkdir(parents=True)
         file.touch()
         return 0.9
 
@@ -458,6 +458,40 @@ def test_the_backbone_is_trained_first_and_once(plan_of, tmp_path, monkeypatch):
     run_plans([plan], "command")
     assert trained == [(18, file)]
     assert starts(plan.runs[0]) == 1
+
+
+def test_a_backbone_that_another_process_trains_is_waited_for(plan_of, tmp_path, monkeypatch, capsys):
+    plan = plan_of(rows=("ce",), overrides=[word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")])
+    file = tmp_path / "out" / "backbones" / "R_18.pth"
+    monkeypatch.setattr(paper_reproduce, "train_backbone", None)
+    other = FolderLock(str(file.parent), ".reproduce.lock")
+
+    def wait(_):
+        file.touch()
+        other.__exit__()
+
+    monkeypatch.setattr(paper_reproduce.time, "sleep", wait)
+    with other:
+        run_plans([plan], "command")
+    assert f"{file}: another process trains it; waiting" in capsys.readouterr().out
+    assert starts(plan.runs[0]) == 1
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), EndedBySignal(143)])
+def test_a_stop_while_the_backbone_is_trained_has_the_exit_code_of_a_stop(monkeypatch, capsys, tmp_path, stop):
+    def train(cfg, file):
+        raise stop
+
+    monkeypatch.setattr(paper_reproduce, "train_backbone", train)
+    monkeypatch.setattr(cli_reproduce, "_check_first", lambda _: None)
+    assert main(["reproduce", "table3", "--rows", "ce", "--scale", "mini", "--out", str(tmp_path / "out")]) == 75
+    assert capsys.readouterr().err.endswith("stopped; the same command continues\n")
+
+
+def test_a_report_where_nothing_can_be_written_is_bad_input(capsys, tmp_path):
+    (tmp_path / "out").touch()
+    assert main(["reproduce", "table3", "--scale", "mini", "--report", "--out", str(tmp_path / "out")]) == 2
+    assert f"--out {tmp_path / 'out'}: {tmp_path / 'out'} cannot be written there" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ TWO = data_of(described([0, 0, 0, 1, 2], [2, 1, 1]), described([0, 1], [1, 1, 0]
     ("name", "key", "counts"), [("ClassBalancedFocalLoss", BOXES, [4, 2, 1]), ("FederatedFocalLoss", IMAGES, [3, 2, 1])]
 )
 def test_what_the_loss_reads_is_counted_over_all_sets_to_train_on(tiny_cfg, name, key, counts):
-    before = tiny_cfg(LOSS + "NAME", name)
+    few = (LOSS + "FED_NUM_CLASSES", "2") if name == "FederatedFocalLoss" else ()
+    before = tiny_cfg(LOSS + "NAME", name, *few)
     cfg, found = count_classes(before, TWO)
     values = {BOXES: list(cfg.MODEL.FOCAL_DET.LOSS.CLASS_BOXES), IMAGES: list(cfg.MODEL.FOCAL_DET.LOSS.CLASS_IMAGES)}
     assert values == {BOXES: [], IMAGES: [], key: counts}
@@ -77,6 +78,13 @@ def test_what_cannot_be_counted_is_refused_with_the_fix(tiny_cfg):
     cfg, found = count_classes(tiny_cfg(*BALANCED, BOXES, "[1, 2, 3]"), data_of(stream))
     assert found.errors == found.warnings == []
     assert list(cfg.MODEL.FOCAL_DET.LOSS.CLASS_BOXES) == [1, 2, 3]
+
+
+def test_as_many_federated_classes_as_there_are_is_refused_by_the_keys_name(tiny_cfg):
+    _, found = count_classes(tiny_cfg(LOSS + "NAME", "FederatedFocalLoss"), TWO)
+    (error,) = found.errors
+    assert f"{LOSS}FED_NUM_CLASSES 50" in error
+    assert "num_classes=50 is outside [1, 2]: with all classes this is FocalLoss" in error
 
 
 def coco_of(rows):
