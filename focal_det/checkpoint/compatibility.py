@@ -15,7 +15,9 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from ..data.augmentation import training_mapper
 from ..data.train_loader import check_own_augmentation
 from ..errors import Findings, first_line, visible
+from ..modeling.assigners import check_assigner
 from ..modeling.levels import check_upright
+from ..modeling.retinanet import FocalRetinaNet
 from .class_rows import ClassRows
 from .safe_load import NonFiniteWeightsError, SafeCheckpointer
 
@@ -43,6 +45,11 @@ def build_parts(cfg: CfgNode, *, training: bool = True) -> tuple[torch.nn.Module
     try:
         model = build_cpu_model(cfg)
         check_upright(getattr(model, "anchor_generator", None))  # a two-stage detector has its own in its RPN
+        if training and cfg.MODEL.META_ARCHITECTURE == "FocalRetinaNet":
+            part = f"an assignment by {cfg.MODEL.FOCAL_DET.ASSIGNER.NAME}"
+            assert isinstance(model, FocalRetinaNet)
+            levels = model.anchor_generator([torch.zeros(1, 1, 2, 2) for _ in model.in_features])
+            check_assigner(model.criterion.assigner, [level.tensor for level in levels], model.num_classes)
         part = "a schedule"
         build_lr_scheduler(cfg, build_optimizer(cfg, model))
         if nameless := _without_keypoint_names(cfg):

@@ -127,6 +127,9 @@ def batch(text: str) -> int | Literal["auto"]:
     return AUTO if text == AUTO else int(text)
 
 
+batch.__name__ = "N|auto"  # argparse's name for it in an error
+
+
 def parse_arguments(argv: Sequence[str], prog: str = SCRIPT) -> TrainOptions:
     """Parse the command line; argparse exits with code 2 on one that it cannot read."""
     parser = CommandParser(prog=prog, description=_DESCRIPTION, epilog=_EPILOG.format(run=prog, **_WORDS[prog]))

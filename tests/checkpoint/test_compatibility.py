@@ -6,6 +6,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from focal_det.checkpoint.compatibility import build_parts, weights_summary
+from focal_det.registries import ASSIGNER_REGISTRY
 
 pytestmark = pytest.mark.detectron2
 
@@ -82,3 +83,16 @@ def test_keypoints_of_a_set_whose_metadata_does_not_name_them_are_refused(tiny_c
     (line,) = found.errors
     assert "MODEL.KEYPOINT_ON True needs keypoint_names and keypoint_flip_map" in line
     assert 'MetadataCatalog.get("without_keypoints").set(keypoint_names=[...], keypoint_flip_map=[...])' in line
+
+
+def test_an_assigner_that_fails_is_named_when_the_parts_are_built(tiny_cfg, monkeypatch):
+    class Broken:
+        def __init__(self, cfg):
+            pass
+
+    monkeypatch.setitem(ASSIGNER_REGISTRY._obj_map, "Broken", Broken)
+    _, found = build_parts(tiny_cfg("MODEL.FOCAL_DET.ASSIGNER.NAME", "Broken"))
+    assert found.errors == [
+        "the configuration does not make an assignment by Broken: TypeError: 'Broken' object is not callable"
+    ]
+    assert build_parts(tiny_cfg("MODEL.FOCAL_DET.ASSIGNER.NAME", "Broken"), training=False)[1].errors == []

@@ -147,6 +147,12 @@ def test_bad_input_exits_2_before_anything_is_written(capsys, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_batch_of_another_kind_is_refused_with_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        main([*QUICK, "--batch", "aut"])
+    assert "argument --batch: invalid N|auto value: 'aut'" in capsys.readouterr().err
+
+
 def test_the_lines_of_the_examples_are_as_they_are_to_be_copied(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -9,7 +9,7 @@ from focal_det.assigners.assignment import Assignment, pad_objects
 from focal_det.assigners.atss import assign_by_atss
 from focal_det.assigners.iou import assign_by_iou
 from focal_det.defaults import add_focal_det_config
-from focal_det.modeling.assigners import ATSSAssigner, IoUAssigner
+from focal_det.modeling.assigners import ATSSAssigner, IoUAssigner, check_assigner
 from focal_det.registries import ASSIGNER_REGISTRY
 
 pytestmark = pytest.mark.detectron2
@@ -81,3 +81,20 @@ def test_one_of_ones_own_is_called_with_the_levels_of_every_image(tiny_cfg, batc
 def test_a_constant_out_of_its_range_is_refused_before_the_first_batch(kind, options, message):
     with pytest.raises(ValueError, match=message):
         kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (None, "returned None; it must be Assignment"),
+        (Assignment(torch.zeros(1, 3).long(), torch.zeros(1, 3).long()), r"\(1, 4\) int64 each"),
+        (Assignment(torch.zeros(1, 4), torch.zeros(1, 4)), r"\(1, 4\) int64 each"),
+        (Assignment(torch.full((1, 4), 6), torch.zeros(1, 4).long()), r"labels outside \[-1, 3\]"),
+        (Assignment(torch.zeros(1, 4).long(), torch.full((1, 4), 9)), r"matched outside \[0, 0\]"),
+    ],
+)
+def test_an_outcome_that_is_no_assignment_is_refused(outcome, message):
+    with pytest.raises(ValueError, match=message):
+        check_assigner(lambda *_, **__: outcome, LEVELS, 3)
+    of_background = Assignment(torch.tensor([[-1, 3, 3, 0]]), torch.tensor([[9, 9, 9, 0]]))
+    check_assigner(lambda *_, **__: of_background, LEVELS, 3)
