@@ -51,7 +51,7 @@ def assign_by_atss(
 
 def check_topk(topk: object) -> None:
     """Raise ValueError unless it is a whole number from 1 to a million."""
-    if isinstance(topk, bool) or not isinstance(topk, Integral) or not 1 <= topk <= 10**6:
+    if isinstance(topk, bool) or not isinstance(topk, Integral) or not 1 <= int(topk) <= 10**6:
         raise ValueError(f"topk={topk} must be a whole number from 1 to a million")
 
 
