@@ -114,9 +114,8 @@ class FederatedFocalLoss(ElementwiseLoss):
         check_counts("class_images", class_images)
         most = len(class_images) - 1 if class_images else _MOST_CLASSES
         if not 1 <= num_classes <= most:
-            hint = f": fewer than the {most + 1} classes; with all of them this is FocalLoss" if class_images else ""
-            given = f"num_classes={cut(num_classes, 60)} ({_LOSS}FED_NUM_CLASSES)"
-            raise ValueError(f"{given} is outside [1, {most}]{hint}")
+            hint = ": with all classes this is FocalLoss" if class_images and num_classes > most else ""
+            raise ValueError(f"num_classes={cut(num_classes, 60)} is outside [1, {most}]{hint}")
         check_number("power", power)
         if not 0 <= power <= _MOST_POWER:
             raise ValueError(f"power={power} is outside [0, {_MOST_POWER:g}]")

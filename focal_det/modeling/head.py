@@ -57,8 +57,11 @@ class RetinaNetHead(nn.Module):
             raise ValueError(f'norm "{norm}" is not one of {", ".join(map(repr, NORMS))}')
         self.cls_subnet = _subnet(in_channels, num_convs, norm, num_levels)
         self.bbox_subnet = _subnet(in_channels, num_convs, norm, num_levels)
-        self.cls_score = new_conv(in_channels, num_anchors * num_classes)
-        self.bbox_pred = new_conv(in_channels, num_anchors * 4)
+        self.cls_score = _conv(in_channels, num_anchors * num_classes)
+        self.bbox_pred = _conv(in_channels, num_anchors * 4)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                _init(layer)
         # A thousand negatives to a positive would swamp the first steps if each began at a score of .5.
         assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, logit_of(prior_prob))
@@ -95,7 +98,7 @@ class ClassSpecificBoxHead(RetinaNetHead):
     @configurable
     def __init__(self, *, in_channels: int, num_classes: int, num_anchors: int, **others: Any) -> None:
         super().__init__(in_channels=in_channels, num_classes=num_classes, num_anchors=num_anchors, **others)
-        self.bbox_pred = new_conv(in_channels, num_anchors * num_classes * 4)
+        self.bbox_pred = _init(_conv(in_channels, num_anchors * num_classes * 4))
 
 
 class SharedSubnetHead(RetinaNetHead):
@@ -116,9 +119,12 @@ class SharedSubnetHead(RetinaNetHead):
         return [self.cls_score(level) for level in maps], [self.bbox_pred(level) for level in maps]
 
 
-def new_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Return a 3x3 convolution as section 4.1 begins it: Gaussian weights of deviation .01, biases 0."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+def _init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Give a convolution the weights that section 4.1 begins with: Gaussian of deviation .01, and biases of 0."""
     nn.init.normal_(layer.weight, std=0.01)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -138,7 +144,7 @@ NORMS = ("", "GN", "BN", "SyncBN")
 def _subnet(channels: int, num_convs: int, norm: str, num_levels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        layers.append(new_conv(channels, channels))
+        layers.append(_conv(channels, channels))
         if norm in ("BN", "SyncBN"):
             batch_norm = nn.BatchNorm2d if norm == "BN" else nn.SyncBatchNorm
             layers.append(CycleBatchNormList(num_levels, bn_class=batch_norm, num_features=channels))

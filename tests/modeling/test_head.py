@@ -9,6 +9,7 @@ from focal_det.checkpoint.class_rows import ClassRows
 from focal_det.export.graph import DetectorGraph
 from focal_det.export.suppress import torch_suppression
 from focal_det.modeling.box_coding import deltas_of_classes
+from focal_det.modeling.head import RetinaNetHead
 
 pytestmark = pytest.mark.detectron2
 
@@ -39,6 +40,18 @@ def agnostic(tiny_cfg, detector):
 def one_image(batch_of):
     (image,) = batch_of([2])
     return image
+
+
+def test_a_seed_draws_all_default_weights_first_and_then_those_of_the_paper():
+    """The order is part of what a seed means: another would change the results of every training."""
+    torch.manual_seed(7)
+    head = RetinaNetHead(in_channels=4, num_levels=2, num_classes=K, num_anchors=2, num_convs=1)
+    torch.manual_seed(7)
+    convs = [torch.nn.Conv2d(4, channels, kernel_size=3, padding=1) for channels in (4, 4, 2 * K, 2 * 4)]
+    for conv in convs:
+        torch.nn.init.normal_(conv.weight, std=0.01)
+    ours = (head.cls_subnet[0], head.bbox_subnet[0], head.cls_score, head.bbox_pred)
+    assert all(torch.equal(one.weight, other.weight) for one, other in zip(ours, convs, strict=True))
 
 
 def test_each_class_takes_its_four_deltas():
