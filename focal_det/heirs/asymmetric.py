@@ -33,10 +33,8 @@ from torch import Tensor
 from ..defaults import with_own_keys
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import check_gamma, focal_formula
-from ..losses.formula import Formula, Plain, Terms, check_number
-from ..modeling.dense_losses import ElementwiseLoss
-
-_LOSS = "MODEL.FOCAL_DET.LOSS."
+from ..losses.formula import Formula, Plain, Terms, check_number, terms_by_sign
+from ..modeling.dense_losses import LOSS, ElementwiseLoss
 
 
 def asymmetric_loss(
@@ -98,7 +96,7 @@ def asymmetric_formula(gamma_pos: float, gamma_neg: float, prob_shift: float) ->
     assert positive.plain is not None
     assert plain_of_negatives is not None
     return Formula(
-        functools.partial(_terms, positive=positive.terms, negative=of_negatives),
+        functools.partial(terms_by_sign, positive=positive.terms, negative=of_negatives),
         "asymmetric",
         soft_terms=functools.partial(_soft_terms, positive=positive.terms, negative=of_negatives),
         plain=functools.partial(_plain, positive=positive.plain, negative=plain_of_negatives),
@@ -115,15 +113,10 @@ def _logit_in_two(probability: float, dtype: torch.dtype) -> tuple[float, float]
         return high, float(exact - Decimal(high))
 
 
-def _terms(x: Tensor, sign: int, needs_grad: bool, *, positive: Terms, negative: Terms) -> tuple[Tensor, Tensor | None]:
-    """The loss and its derivative by x of binary problems with y = sign."""
-    return positive(x, 1, needs_grad) if sign > 0 else negative(x, -1, needs_grad)
-
-
 def _soft_terms(
     x: Tensor, t: Tensor, needs_grad: bool, *, positive: Terms, negative: Terms
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss and its derivative by x of targets t; those of 0 and 1 with the very bits of `_terms`."""
+    """The loss and its derivative by x of targets t; those of 0 and 1 with the very bits of `terms_by_sign`."""
     t = t.masked_fill((t < 0) | (t > 1), torch.nan)
     of_signs = zip(positive(x, 1, needs_grad), negative(x, -1, needs_grad), strict=True)
     losses, slope = (None if one is None or other is None else one * t + other * (1 - t) for one, other in of_signs)
@@ -168,7 +161,7 @@ def _plain_shifted(x: Tensor, _: Tensor, *, gamma: float, shift: float) -> Tenso
 class AsymmetricLoss(ElementwiseLoss):
     """`asymmetric_loss`: the focal loss with a gamma for each sign, and without the negatives of low scores."""
 
-    reads: ClassVar[tuple[str, ...]] = (_LOSS + "GAMMA_POS", _LOSS + "GAMMA_NEG", _LOSS + "PROB_SHIFT")
+    reads: ClassVar[tuple[str, ...]] = (LOSS + "GAMMA_POS", LOSS + "GAMMA_NEG", LOSS + "PROB_SHIFT")
 
     @configurable
     def __init__(self, *, gamma_pos: float, gamma_neg: float, prob_shift: float) -> None:

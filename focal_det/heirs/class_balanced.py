@@ -29,9 +29,7 @@ from ..defaults import with_own_keys
 from ..losses.elementwise import reduced
 from ..losses.focal import focal_formula, focal_loss
 from ..losses.formula import check_number
-from ..modeling.dense_losses import ElementwiseLoss
-
-_LOSS = "MODEL.FOCAL_DET.LOSS."
+from ..modeling.dense_losses import LOSS, ElementwiseLoss
 
 
 def class_balanced_focal_loss(
@@ -109,7 +107,7 @@ def _with_background(weights: Tensor) -> Tensor:
 class ClassBalancedFocalLoss(ElementwiseLoss):
     """`class_balanced_focal_loss`; without counts it can be built, such as to detect, and not be trained on."""
 
-    reads: ClassVar[tuple[str, ...]] = ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", _LOSS + "CB_BETA", _LOSS + "CLASS_BOXES")
+    reads: ClassVar[tuple[str, ...]] = ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", LOSS + "CB_BETA", LOSS + "CLASS_BOXES")
 
     @configurable
     def __init__(self, *, class_boxes: Sequence[int], beta: float, gamma: float) -> None:
@@ -129,5 +127,5 @@ class ClassBalancedFocalLoss(ElementwiseLoss):
 
     def weights_of(self, labels: Tensor, num_classes: int) -> Tensor:
         """Return the weight of each anchor, (N, R, 1)."""
-        check_number_of_classes(_LOSS + "CLASS_BOXES", len(self.class_weights) - 1, num_classes)
+        check_number_of_classes(LOSS + "CLASS_BOXES", len(self.class_weights) - 1, num_classes)
         return self.class_weights[labels].unsqueeze(-1)

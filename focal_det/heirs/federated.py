@@ -35,10 +35,9 @@ from ..errors import cut
 from ..losses.elementwise import reduced
 from ..losses.focal import focal_formula, focal_loss
 from ..losses.formula import check_number
-from ..modeling.dense_losses import ElementwiseLoss
+from ..modeling.dense_losses import LOSS, ElementwiseLoss, FocalLoss, focal_constants
 from .class_balanced import check_counts, check_number_of_classes
 
-_LOSS = "MODEL.FOCAL_DET.LOSS."
 _MOST_CLASSES, _MOST_POWER = 100_000, 10.0
 
 
@@ -96,8 +95,8 @@ class FederatedFocalLoss(ElementwiseLoss):
     """
 
     reads: ClassVar[tuple[str, ...]] = (
-        *("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA"),
-        *(_LOSS + "FED_NUM_CLASSES", _LOSS + "FED_FREQ_POWER", _LOSS + "CLASS_IMAGES"),
+        *FocalLoss.reads,
+        *(LOSS + "FED_NUM_CLASSES", LOSS + "FED_FREQ_POWER", LOSS + "CLASS_IMAGES"),
     )
 
     @configurable
@@ -127,18 +126,16 @@ class FederatedFocalLoss(ElementwiseLoss):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
-        alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
         return {
             "class_images": loss.CLASS_IMAGES,
             "num_classes": loss.FED_NUM_CLASSES,
             "power": loss.FED_FREQ_POWER,
-            "alpha": None if alpha < 0 else alpha,
-            "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
+            **focal_constants(cfg),
         }
 
     def weights_of(self, labels: Tensor, num_classes: int) -> Tensor | None:
         """Return 1 for the classes that count in each image, else 0, (N, 1, K)."""
-        check_number_of_classes(_LOSS + "CLASS_IMAGES", len(self.class_images), num_classes)
+        check_number_of_classes(LOSS + "CLASS_IMAGES", len(self.class_images), num_classes)
         if not self.training:  # a validation loss that is the same every time
             return None
         return self.sample(labels, self.class_images).float().unsqueeze(1)

@@ -26,7 +26,7 @@ from ..losses.cross_entropy import SOFTPLUS_THRESHOLD, cross_entropy_formula, li
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import MAX_GAMMA, focal_formula
 from ..losses.formula import Formula, check_number
-from ..modeling.dense_losses import QualityLoss
+from ..modeling.dense_losses import LOSS, QualityLoss
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, reduction: str = "sum") -> Tensor:
@@ -94,7 +94,7 @@ def _plain(x: Tensor, t: Tensor, *, beta: float) -> Tensor:
 class QualityFocalLoss(QualityLoss):
     """`quality_focal_loss`; its beta is MODEL.FOCAL_DET.LOSS.GAMMA, since LOSS.BETA is the shift of FL*."""
 
-    reads: ClassVar[tuple[str, ...]] = ("MODEL.FOCAL_DET.LOSS.GAMMA",)
+    reads: ClassVar[tuple[str, ...]] = (LOSS + "GAMMA",)
 
     @configurable
     def __init__(self, *, beta: float = 2.0) -> None:

@@ -23,11 +23,10 @@ from ..defaults import with_own_keys
 from ..losses.cross_entropy import cross_entropy_formula, plain_cross_entropy
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import focal_formula
-from ..losses.formula import Formula, Terms, check_number
-from ..modeling.dense_losses import QualityLoss
+from ..losses.formula import Formula, Terms, check_number, terms_by_sign
+from ..modeling.dense_losses import LOSS, QualityLoss
 
 _MAX_ALPHA = 1e6
-_LOSS = "MODEL.FOCAL_DET.LOSS."
 
 
 def varifocal_loss(
@@ -65,16 +64,11 @@ def varifocal_formula(alpha: float, gamma: float) -> Formula:
     negative, positive = focal_formula(None, gamma), cross_entropy_formula(None)
     of_negatives = functools.partial(negative.terms, weights=(1.0, float(alpha)))
     return Formula(
-        functools.partial(_terms, positive=positive.terms, negative=of_negatives),
+        functools.partial(terms_by_sign, positive=positive.terms, negative=of_negatives),  # positives of quality 1
         "varifocal",
         soft_terms=functools.partial(_soft_terms, positive=positive, negative=of_negatives),
         plain=functools.partial(_plain, alpha=float(alpha), gamma=float(gamma)),
     )
-
-
-def _terms(x: Tensor, sign: int, needs_grad: bool, *, positive: Terms, negative: Terms) -> tuple[Tensor, Tensor | None]:
-    """VFL and dVFL/dx of binary problems with y = sign, positives of quality 1."""
-    return positive(x, sign, needs_grad) if sign > 0 else negative(x, sign, needs_grad)
 
 
 def _soft_terms(
@@ -100,7 +94,7 @@ def _plain(x: Tensor, t: Tensor, *, alpha: float, gamma: float) -> Tensor:
 class VarifocalLoss(QualityLoss):
     """`varifocal_loss`."""
 
-    reads: ClassVar[tuple[str, ...]] = (_LOSS + "ALPHA", _LOSS + "GAMMA")
+    reads: ClassVar[tuple[str, ...]] = (LOSS + "ALPHA", LOSS + "GAMMA")
 
     @configurable
     def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0) -> None:

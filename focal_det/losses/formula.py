@@ -40,6 +40,13 @@ class Formula(NamedTuple):
         return isinstance(self.weights[0], Tensor)
 
 
+def terms_by_sign(
+    x: Tensor, sign: int, needs_grad: bool, *, positive: Terms, negative: Terms
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss and its derivative of binary problems with y = sign, each sign of which has terms of its own."""
+    return positive(x, 1, needs_grad) if sign > 0 else negative(x, -1, needs_grad)
+
+
 def check_number(name: str, value: float | Tensor) -> None:
     """Raise TypeError unless the value is a real number. A tensor is not: it would get no gradient."""
     if not isinstance(value, Real) or isinstance(value, bool):

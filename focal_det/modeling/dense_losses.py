@@ -33,7 +33,7 @@ from ..losses.ohem import check_mining
 from ..losses.triton_loss import KINDS, triton_missing
 
 logger = logging.getLogger(__name__)
-_LOSS = "MODEL.FOCAL_DET.LOSS."
+LOSS = "MODEL.FOCAL_DET.LOSS."
 
 
 class ElementwiseLoss(nn.Module):
@@ -121,7 +121,7 @@ class CrossEntropyLoss(ElementwiseLoss):
 class BalancedCrossEntropyLoss(ElementwiseLoss):
     """`cross_entropy_loss` with alpha (section 3.1; Table 1a)."""
 
-    reads: ClassVar[tuple[str, ...]] = (_LOSS + "ALPHA",)
+    reads: ClassVar[tuple[str, ...]] = (LOSS + "ALPHA",)
 
     @configurable
     def __init__(self, *, alpha: float, triton: bool = False) -> None:
@@ -144,18 +144,19 @@ class FocalLoss(ElementwiseLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
-        return {
-            "alpha": None if alpha < 0 else alpha,
-            "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
-            "triton": with_own_keys(cfg).MODEL.FOCAL_DET.SPEED.TRITON,
-        }
+        return {**focal_constants(cfg), "triton": with_own_keys(cfg).MODEL.FOCAL_DET.SPEED.TRITON}
+
+
+def focal_constants(cfg: CfgNode) -> dict[str, float | None]:
+    """Return alpha and gamma of `focal_loss`, by the keys that `FocalLoss` reads."""
+    alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
+    return {"alpha": None if alpha < 0 else alpha, "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA}
 
 
 class FocalLossStar(ElementwiseLoss):
     """`focal_loss_star` (appendix A; Table 3)."""
 
-    reads: ClassVar[tuple[str, ...]] = (_LOSS + "GAMMA", _LOSS + "BETA")
+    reads: ClassVar[tuple[str, ...]] = (LOSS + "GAMMA", LOSS + "BETA")
 
     @configurable
     def __init__(self, *, gamma: float, beta: float, triton: bool = False) -> None:
@@ -170,7 +171,7 @@ class FocalLossStar(ElementwiseLoss):
 class HingeLoss(ElementwiseLoss):
     """`hinge_loss` (section 5.1, "Hinge Loss")."""
 
-    reads: ClassVar[tuple[str, ...]] = (_LOSS + "MARGIN",)
+    reads: ClassVar[tuple[str, ...]] = (LOSS + "MARGIN",)
 
     @configurable
     def __init__(self, *, margin: float, triton: bool = False) -> None:
@@ -185,7 +186,7 @@ class HingeLoss(ElementwiseLoss):
 class OHEMLoss(nn.Module):
     """Cross-entropy on the hardest anchors of each image (section 5.1, "Online Hard Example Mining"; Table 1d)."""
 
-    reads: ClassVar[tuple[str, ...]] = (_LOSS + "BATCH_SIZE", _LOSS + "NMS_THRESH")
+    reads: ClassVar[tuple[str, ...]] = (LOSS + "BATCH_SIZE", LOSS + "NMS_THRESH")
     positive_fraction: ClassVar[float | None] = None
 
     # Anchors scored at a time, so that no float32 copy of all logits is made.
