@@ -83,6 +83,22 @@ def sets(data: Path, train_json: Path) -> list[Any]:
     return ["--train-json", train_json, "--train-images", images, *test]
 
 
+def add_source(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Add --data and --shapes, of which one is needed."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path)
+    source.add_argument("--shapes", action="store_true")
+    return source
+
+
+def source_words(args: argparse.Namespace) -> tuple[str, list[Any]]:
+    """Return the name of the data that `add_source` chose, and the flags of a small training on them."""
+    if args.data is None:
+        return "shapes", ["--config-file", ROOT / "configs/quickstart.yaml"]
+    train_json = args.data / "instances_train.json"
+    return args.data.name, ["--config-file", ROOT / "configs/bccd.yaml", *sets(args.data, train_json), *SMALL]
+
+
 def run(
     out: Path,
     words: list[Any],

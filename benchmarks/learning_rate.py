@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from few_images import ROOT, SMALL, run, sets
+from few_images import ROOT, add_source, run, source_words
 from figures import write_figures
 
 from focal_det.config.load import load_config
@@ -27,21 +27,16 @@ BFLOAT16 = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16", "DATALOA
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path)
-    source.add_argument("--shapes", action="store_true")
+    add_source(parser)
     parser.add_argument("--out", type=Path, default=Path("output/learning_rate"))
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    config = ROOT / f"configs/{'bccd' if args.data else 'quickstart'}.yaml"
-    words: list[Any] = ["--config-file", config]
-    if args.data:
-        words += [*sets(args.data, args.data / "instances_train.json"), *SMALL]
+    data, words = source_words(args)
     suggested = suggestion(args.out / "range", words)
-    own = load_config(str(config)).SOLVER.BASE_LR
+    own = load_config(str(words[1])).SOLVER.BASE_LR
     print(f"suggested: {suggested:.3g}; the configuration's: {own:g}", flush=True)
     found = []
     for seed in args.seeds:
@@ -55,7 +50,6 @@ def main() -> None:
             found.append(row)
             print(row, flush=True)
             if args.json:
-                data = args.data.name if args.data else "shapes"
                 write_figures(args.json, data=data, iterations=args.iterations, suggested=suggested, runs=found)
 
 

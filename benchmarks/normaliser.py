@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from few_images import ROOT, SMALL, run, sets
+from few_images import add_source, run, source_words
 from figures import write_figures
 from torch import Tensor
 
@@ -76,20 +76,14 @@ def main() -> int | None:
     if sys.argv[1:2] == ["--train"]:
         return train_way(Path(sys.argv[2]), sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path)
-    source.add_argument("--shapes", action="store_true")
+    add_source(parser)
     parser.add_argument("--out", type=Path, default=Path("output/normaliser"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    data = args.data.name if args.data else "shapes"
-    words: list[Any] = ["--config-file", ROOT / "configs/quickstart.yaml"]
-    if args.data:
-        train_json = args.data / "instances_train.json"
-        words = ["--config-file", ROOT / "configs/bccd.yaml", *sets(args.data, train_json), *SMALL]
+    data, words = source_words(args)
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
     for seed in args.seeds:  # all ways of a seed beside each other, should the time end

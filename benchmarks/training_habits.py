@@ -23,7 +23,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
-from few_images import ROOT, SMALL, run, sets
+from few_images import ROOT, add_source, run, source_words
 from figures import write_figures
 
 from focal_det.checkpoint.checkpointer import RunCheckpointer
@@ -41,10 +41,7 @@ EVALUATIONS = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path)
-    source.add_argument("--shapes", action="store_true")
-    source.add_argument("--cost", action="store_true")
+    add_source(parser).add_argument("--cost", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("output/habits"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--iterations", type=int, default=500)
@@ -55,10 +52,7 @@ def main() -> None:
         print(cost())
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    words: list[Any] = ["--config-file", ROOT / "configs/quickstart.yaml"]
-    if args.data:
-        train_json = args.data / "instances_train.json"
-        words = ["--config-file", ROOT / "configs/bccd.yaml", *sets(args.data, train_json), *SMALL]
+    data, words = source_words(args)
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
     for seed in args.seeds:  # all ways of a seed beside each other, should the time end
         for way in args.ways:
@@ -67,7 +61,6 @@ def main() -> None:
             found[way].append({"seed": seed, **scores(lines)})
             print(way, found[way][-1], flush=True)
             if args.json:
-                data = args.data.name if args.data else "shapes"
                 write_figures(args.json, data=data, iterations=args.iterations, runs=found)
     for way, rows in found.items():
         for name in ("AP", "EMA AP", "best AP", "best EMA AP", "iterations"):
