@@ -99,7 +99,7 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # level from MODEL.ANCHOR_GENERATOR.SIZES, in pixels (section 4, "Anchors"; Table 1c).
     node.SCALES_PER_OCTAVE = 3
 
-    # Which anchor answers for which object, by a name in ASSIGNER_REGISTRY: IoUAssigner, by
+    # How anchors are assigned to objects, by a name in ASSIGNER_REGISTRY: IoUAssigner, by
     # MODEL.RETINANET.IOU_THRESHOLDS (section 4, "Anchors"); or ATSSAssigner, adaptive training sample selection (Zhang
     # et al., CVPR 2020), whose threshold follows for each object from the IoU of the anchors around it. TOPK is so many
     # anchors of each level, >= 1; the default is that paper's, for one anchor per location.

@@ -22,7 +22,7 @@ read all. Named by MODEL.FOCAL_DET.LOSS.NAME.
 
 ASSIGNER_REGISTRY = Registry("ASSIGNER")
 ASSIGNER_REGISTRY.__doc__ = """
-Which anchor answers for which object, called as ``assigner(cfg)``, whose result is called with the levels' anchors
+Assigners of anchors to objects, called as ``assigner(cfg)``, whose result is called with the levels' anchors
 (R_l, 4) each, gt_boxes (N, G, 4), gt_classes (N, G) and ``num_classes=K``, and returns an ``Assignment``: see
 ``focal_det.assigners.assignment``. On a processor it is called with one image at a time, in several threads. Named by
 MODEL.FOCAL_DET.ASSIGNER.NAME.

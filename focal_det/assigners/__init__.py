@@ -1,1 +1,1 @@
-"""Which anchor answers for which object, as functions on tensors: torch alone."""
+"""Assignment of anchors to objects, as functions on tensors: torch alone."""

@@ -1,4 +1,4 @@
-"""What every assigner has in common: its outcome, the overlap of boxes, and how objects come in.
+"""The parts that assigners share: their result, the overlap of boxes, and the layout of objects.
 
 An assigner is a function of the anchors of each level, gt_boxes, gt_classes and `num_classes`, to an `Assignment`.
 

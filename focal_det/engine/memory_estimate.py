@@ -101,7 +101,7 @@ class _Network(nn.Module):
 
 
 class Measured(NamedTuple):
-    """What a step took, in bytes.
+    """The memory of a step, in bytes.
 
     peak: infinite if there was not enough memory, or the step failed.
     free: what was free before it; None if the process that was to say it was killed.

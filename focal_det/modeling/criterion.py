@@ -59,7 +59,7 @@ class DenseCriterion(nn.Module):
         normalizer: counts of assigned anchors (N,) to divisors of the images' summed losses (N,); None for
             `LossNormalizer()`. If it has a method `start`, as that has, which returns what gives the divisors, they are
             asked for as late as possible; not if it has been given hooks or another forward.
-        assigner: which anchor answers for which object, see `focal_det.assigners`.
+        assigner: of anchors to objects, see `focal_det.assigners`.
         smooth_l1_beta: see `smooth_l1_loss`.
         box_loss: one of `BOX_LOSSES`; all but "smooth_l1" are of the boxes that the deltas make, in pixels.
         box_weights: see `encode_boxes`.

@@ -46,7 +46,7 @@ class Convolution(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """What figure 3 shows.
+    """The contents of figure 3.
 
     backbone: its name, such as ResNet-50.
     image: as the network receives it, padded.

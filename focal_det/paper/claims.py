@@ -23,7 +23,7 @@ _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 class Verdict(Enum):
-    """What the trainings say of a claim, the strongest first: a claim has the first that one of its comparisons has."""
+    """The verdict on a claim: of those that its comparisons have, the first in this order."""
 
     FAILS = "does not hold"
     NOT_RUN = "not run"
@@ -49,7 +49,7 @@ class Difference(NamedTuple):
 
 
 class RowComparison(NamedTuple):
-    """What a claim says of one row, or of one against another; `within` points where its kind asks for them."""
+    """A comparison that a claim makes, of one row or of two; `within` so many points of AP where its kind needs it."""
 
     kind: str
     row: str
@@ -203,7 +203,7 @@ def load_claims() -> tuple[Claim, ...]:
 
 
 def _comparisons(entry: Mapping[str, Any]) -> list[RowComparison]:
-    """Return what an entry of claims.yaml says, pair by pair."""
+    """Return the comparisons of an entry of claims.yaml, pair by pair."""
     pairs = (("above", "higher", "lower"), ("close", "close", "to"), ("no gain", "no_gain", "over"))
     for kind, rows, others in pairs:
         if rows in entry:

@@ -1,4 +1,4 @@
-"""What the paper's rows cost: estimated before a training, and the time for an image measured after it."""
+"""The cost of the paper's rows: hours estimated before a training, and the time of an image measured after it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class AnchorCounts(NamedTuple):
 
     @property
     def assigned(self) -> int:
-        """Those on objects."""
+        """The number of anchors on objects."""
         return int(self.of_classes.sum())
 
     @property

@@ -1,4 +1,4 @@
-"""How many boxes and images of each class are trained on, for the losses whose weights they are.
+"""Counts of the boxes and images of each class to train on, for the losses that weight by them.
 
 They are settled before the start, as the number of classes is, and saved in config.yaml: a resumed run compares them
 with those it began with, and neither an evaluation nor an export needs the data.

@@ -82,7 +82,7 @@ class TrainOptions:
 
     @property
     def batch_auto(self) -> bool:
-        """Whether the batch is the largest that fits."""
+        """Tell whether the batch is to be the largest that fits into memory."""
         return self.batch == AUTO
 
     @property

@@ -28,7 +28,7 @@ def objects(n):
 
 
 def assign(levels, gt_boxes, gt_classes, topk=9):
-    """Of one image."""
+    """Assign the anchors to the objects of one image."""
     found = assign_by_atss(levels, *pad_objects([gt_boxes], [gt_classes]), num_classes=3, topk=topk)
     return Assignment(*(part[0] for part in found))
 

@@ -1,4 +1,4 @@
-"""Which anchor answers for which object: by hand, against a plain double loop, and in pieces."""
+"""Assignment by IoU: by hand, against a plain double loop, and in pieces."""
 
 import re
 
@@ -18,7 +18,7 @@ def boxes(n, side=100.0):
 
 
 def assign(anchors, gt_boxes, gt_classes, **changes):
-    """Of one image."""
+    """Assign the anchors to the objects of one image."""
     outcome = assign_by_iou([anchors], *pad_objects([gt_boxes], [gt_classes]), **{**SETTINGS, **changes})
     return Assignment(*(part[0] for part in outcome))
 

@@ -30,7 +30,7 @@ def grid(n, side=10.0, gap=20.0):
 
 
 def decode(scores, anchors, image_size=(1000, 10000), deltas=None, **options):
-    """Of one image, with levels of scores (R, K) as probabilities."""
+    """Decode one image, with levels of scores (R, K) as probabilities."""
     logits = [torch.logit(level)[None] for level in scores]
     deltas = deltas or [torch.zeros(len(level), 4) for level in scores]
     (found,) = decode_detections(

@@ -25,7 +25,7 @@ HOLDS, FAILS, UNDECIDED, NOT_RUN = Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECID
 
 
 def as_published(row):
-    """What two trainings that reach exactly the paper's figure would give."""
+    """Return the result of two trainings that reach exactly the paper's figure."""
     return RowResult([row.published["AP"]] * 2) if row.published else RowResult([0.0, 0.0], diverged=2)
 
 
