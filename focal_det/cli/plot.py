@@ -87,12 +87,14 @@ def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..environment import hardware
     from ..paper.figures import save_figures
-    from ..paper.runs import SweepOptions
-    from ..paper.speed_accuracy import describe_envelope, draw_speed_accuracy, time_models, timings_as_csv
+    from ..paper.runs import SweepOptions, check_trained
+    from ..paper.speed_accuracy import describe_envelope, draw_speed_accuracy, plan_models, time_models, timings_as_csv
 
     Findings(too_low(args, {"--repeats": 1})).raise_if_errors()
-    make_folder(args.out)
     options = SweepOptions(scale=args.scale, seeds=(), out=args.runs or default_out(args.scale))
+    if args.runs:
+        check_trained([plan_models(options)], "--runs").raise_if_errors()
+    make_folder(args.out)
     timings = []
     for timing in time_models(options, repeats=args.repeats):
         timings.append(timing)

@@ -85,7 +85,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     tables = _tables(args)
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..paper import reproduce  # takes seconds to import, which --help need not wait for
-    from ..paper.runs import SweepOptions
+    from ..paper.runs import SweepOptions, check_trained
 
     options = SweepOptions(
         scale=args.scale,
@@ -105,6 +105,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     command = shlex.join(["focal-det", *sys.argv[1:]])
     if args.report:
         reproduce.check_out(plans).raise_if_errors()
+        check_trained(plans, "--out").raise_if_errors()
         print(*reproduce.write_files(plans, command), sep="\n")
         return EXIT_DONE
     reproduce.check_plans(plans).raise_if_errors()

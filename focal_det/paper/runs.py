@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from ..config.layers import key_value_pairs, plain_values
 from ..config.load import load_config
 from ..data.dataset_spec import name_sources, parse_source
-from ..errors import InputError
+from ..errors import Findings, InputError, some
 from .results import Record, Status, has_trained, read_metrics, read_record
 from .tables import Table, TableRow, configs_of, load_tables, trains_backbone
 
@@ -154,6 +154,26 @@ def with_runs_of_before(plan: SweepPlan) -> SweepPlan:
         rows[name] = dict(sorted(rows[name].items()))
     runs = {run.folder: run for row_runs in rows.values() for run in row_runs.values()}
     return replace(plan, rows=rows, runs=tuple(runs.values()))
+
+
+def check_trained(plans: Sequence[SweepPlan], flag: str) -> Findings:
+    """Find that none of the plans has a training of before, and name what there is instead.
+
+    Args:
+        flag: that names the folder.
+    """
+    if any(with_runs_of_before(plan).runs for plan in plans):
+        return Findings()
+    out, scale = plans[0].options.out, plans[0].options.scale
+    trained = [folder for folder in sorted((out / "runs").glob("*/*/seed*")) if has_trained(folder)]
+    if trained:
+        names = some("", [folder.relative_to(out / "runs") for folder in trained])
+        why = f"its trainings, {names}, are of other tables, another scale than {scale}, or other keys; give theirs"
+    else:
+        why = "it holds no training; train" if out.is_dir() else "no such folder; train"
+    others = [folder.parent for folder in sorted(out.parent.glob("*/runs")) if folder.parent != out]
+    there = f", such as {some('', others)}" if others else ""
+    return Findings([f"{flag} {out}: {why}, or name a folder that focal-det reproduce has trained into{there}"])
 
 
 def row_config(row: TableRow, scale: str, overrides: Sequence[str] = ()) -> CfgNode:

@@ -17,7 +17,7 @@ from .comparison import measured
 from .competitors import envelope, load_competitors, published_speeds
 from .cost import image_size, milliseconds, trained_config
 from .figures import as_csv, new_axes
-from .runs import SweepOptions, SweepRun, plan_table, row_config, with_runs_of_before
+from .runs import SweepOptions, SweepPlan, SweepRun, plan_table, row_config, with_runs_of_before
 from .tables import TableRow, load_tables
 
 TABLE = "table1e"
@@ -40,6 +40,12 @@ class Timing(NamedTuple):
     trained: bool
 
 
+def plan_models(options: SweepOptions) -> SweepPlan:
+    """Plan every row of Table 1e at a scale."""
+    table = load_tables()[TABLE]
+    return plan_table(table, list(table.rows.values()), options)
+
+
 def time_models(options: SweepOptions, *, repeats: int) -> Iterator[Timing]:
     """Time every row of Table 1e at a scale, one image at a time after a first that does not count.
 
@@ -47,10 +53,9 @@ def time_models(options: SweepOptions, *, repeats: int) -> Iterator[Timing]:
         options: where `focal-det reproduce table1e` has put its runs, for their AP and weights.
         repeats: images of each, >= 1.
     """
-    table = load_tables()[TABLE]
-    plan = with_runs_of_before(plan_table(table, list(table.rows.values()), options))
+    plan = with_runs_of_before(plan_models(options))
     for name, runs in plan.rows.items():
-        row, ap = table.rows[name], measured(runs, "AP")
+        row, ap = plan.table.rows[name], measured(runs, "AP")
         cfg = _config(row, runs.values(), options)
         height, width = image_size(cfg)
         ms = milliseconds(cfg, repeats)

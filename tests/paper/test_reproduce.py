@@ -494,6 +494,30 @@ def test_a_report_where_nothing_can_be_written_is_bad_input(capsys, tmp_path):
     assert f"--out {tmp_path / 'out'}: {tmp_path / 'out'} cannot be written there" in capsys.readouterr().err
 
 
+def test_a_report_without_a_training_names_what_there_is_and_writes_nothing(plan_of, one_claim, capsys, tmp_path):
+    run_plans([plan_of(rows=("fl_star_2_1",))], "first")
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    there = f"or name a folder that focal-det reproduce has trained into, such as {tmp_path / 'out'}"
+
+    def message(*words):
+        before = sorted(tmp_path.rglob("*"))
+        assert main([*words, "--scale", "mini"]) == 2
+        assert sorted(tmp_path.rglob("*")) == before
+        return capsys.readouterr().err
+
+    missing, empty, out = (str(tmp_path / name) for name in ("typo", "empty", "out"))
+    error = f"error: --out {missing}: no such folder; train, {there}\n"
+    assert message("reproduce", "all", "--report", "--out", missing) == error
+    err = message("reproduce", "table3", "--report", "--out", empty)
+    assert f"--out {empty}: it holds no training; train, {there}" in err
+    # trained with keys by hand, which this report lacks
+    error = f"--out {out}: its trainings, table3/fl_star_2_1/seed1, are of other tables, another scale than mini, or"
+    assert error in message("reproduce", "table3", "--report", "--out", out)
+    figure = message("plot", "speed-accuracy", "--runs", missing, "--out", str(tmp_path / "plots"))
+    assert figure == f"error: --runs {missing}: no such folder; train, {there}\n"
+
+
 @pytest.fixture
 def reproduce(prepared, tmp_path):
     """Starts focal-det reproduce; its trainings are true processes of train_net.py."""
