@@ -273,6 +273,19 @@ def first_lines_of_errors_are_taken_in_errors_alone(tree):
                 yield file.at(node, "errors.first_line does it")
 
 
+BARS = "tqdm(x, disable=None)\ntrange(9)\ntqdm(x, disable=few)\ntqdm.write(x)"
+
+
+@rule({"data/a": BARS}, "data/a:2", "data/a:3")
+def bars_are_for_terminals_alone(tree):
+    """In a log each of their updates would be a line; tqdm takes None for that."""
+    for file in tree.package:
+        for node in file.find(ast.Call):
+            shown = [word for word in node.keywords if word.arg == "disable" and "None" in ast.unparse(word.value)]
+            if ast.unparse(node.func) in ("tqdm", "trange") and not shown:
+                yield file.at(node, "disable=None keeps it out of logs")
+
+
 @rule({"tests/test_a.py": "monkeypatch.setattr('focal_det.a.b', 1)\npatch.setattr(a, 'b', 1)"}, "tests/test_a.py:1")
 def module_objects_are_patched_and_not_text_paths(tree):
     for file in tree.tests:

@@ -86,6 +86,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..paper import reproduce  # takes seconds to import, which --help need not wait for
     from ..paper.runs import SweepOptions, check_trained
+    from ..paper.sweep import ended_by_signals
 
     options = SweepOptions(
         scale=args.scale,
@@ -108,13 +109,14 @@ def _reproduce(args: argparse.Namespace) -> int:
         check_trained(plans, "--out").raise_if_errors()
         print(*reproduce.write_files(plans, command), sep="\n")
         return EXIT_DONE
-    reproduce.check_plans(plans).raise_if_errors()
-    _check_first(plans)
     try:
-        files, stopped = reproduce.run_plans(plans, command)
+        with ended_by_signals():
+            reproduce.check_plans(plans).raise_if_errors()
+            _check_first(plans)
+            files, stopped = reproduce.run_plans(plans, command)
     except OSError as error:
         raise OSError(f"{error}; what is finished in {options.out} is kept, and the same command continues") from error
-    except (KeyboardInterrupt, EndedBySignal):  # while a backbone was trained, which begins anew
+    except EndedBySignal:  # between trainings, or while a backbone was trained, which begins anew
         print(_STOPPED, file=sys.stderr)
         return EXIT_STOPPED
     print("\n" + files[0].read_text() + "\n" + "\n".join(map(str, files)))

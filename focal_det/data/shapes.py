@@ -115,7 +115,7 @@ def make_shapes(name: str, root: str | os.PathLike[str]) -> None:
 def _write_images(spec: ShapesSpec, folder: Path, name: str) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in tqdm(range(spec.images), desc=f"drawing {name}", unit="image"):
+    for index in tqdm(range(spec.images), desc=f"drawing {name}", unit="image", disable=None):
         image, boxes, classes = draw_image(spec.split, index, spec.side, rare=spec.rare)
         file_name = f"{index:06d}.png"
         if not cv2.imwrite(str(folder / file_name), image):

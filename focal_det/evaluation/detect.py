@@ -32,7 +32,7 @@ def detect_all(
     images = ground_truth["images"]
     coming = read_ahead(((image, read_image(folder / image["file_name"])) for image in images), 2 * batch_size)
     results: list[dict[str, Any]] = []
-    with tqdm(total=len(images), desc="detecting", unit="image") as bar:
+    with tqdm(total=len(images), desc="detecting", unit="image", disable=None) as bar:
         while batch := list(islice(coming, batch_size)):
             for (image, _), found in zip(batch, detector([pixels for _, pixels in batch]), strict=True):
                 results += found.to_coco(image["id"], category_ids)

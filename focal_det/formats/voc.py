@@ -58,7 +58,7 @@ def read_voc(folder: str | os.PathLike[str], split: str | None, usual_splits: Se
     found = find_folder(folder)
     names, place, notes = read_split(found, split, usual_splits)
     images, problems, oddities = [], Problems(), Problems()
-    for name in tqdm(names, "reading annotations", disable=len(names) < _SHOW_PROGRESS_FROM):
+    for name in tqdm(names, "reading annotations", disable=True if len(names) < _SHOW_PROGRESS_FROM else None):
         image = read_annotation(found, name, problems, oddities)
         if image is not None:
             images.append(image)

@@ -94,7 +94,7 @@ def _train(classifier: _Classifier, steps: int) -> None:
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - _WARMUP))
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], [_WARMUP])
     batches = _batches("train")
-    with trange(steps, desc="training a backbone", unit="it") as bar:
+    with trange(steps, desc="training a backbone", unit="it", disable=None) as bar:
         for _ in bar:
             crops, labels = next(batches)
             loss = F.cross_entropy(classifier(crops), labels)

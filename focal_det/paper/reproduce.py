@@ -16,7 +16,7 @@ from ..files import FolderLock, write_text_whole
 from .claims import RowResult, claims_page, load_claims
 from .comparison import diverged, measured, provenance, report_files, write_report
 from .cost import estimate
-from .pretraining import train_backbone
+from .pretraining import BACKBONE_STEPS, train_backbone
 from .runs import SweepOptions, SweepPlan, SweepRun, changed_keys, plan_table, with_runs_of_before
 from .sweep import outcome, run_all
 from .tables import Table, find_rows
@@ -119,6 +119,7 @@ def _train_once(cfg: CfgNode, file: Path) -> None:
                 time.sleep(_POLL_SECONDS)
                 continue
             if not file.is_file():
+                print(f"{file}: training a classifier of drawn shapes, {BACKBONE_STEPS} steps", flush=True)
                 share = train_backbone(cfg, file)
                 print(f"{file}: classifies {share:.1%} of the drawn shapes rightly", flush=True)
 

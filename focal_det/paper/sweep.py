@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
 from .. import __version__
-from ..distributed.signals import handlers
+from ..distributed.signals import EndedBySignal, handlers
 from ..environment import hardware, source_commit, versions
 from ..errors import EXIT_STOPPED, InputError
 from ..files import FolderLock
@@ -48,10 +49,8 @@ def run_all(runs: Sequence[SweepRun], *, num_gpus: int, after_each: Callable[[Sw
     if len(to_run) < len(runs):
         print(f"{len(runs) - len(to_run)} of {len(runs)} trainings are finished already", flush=True)
     forwarder = _Forwarder()
-    # What nohup ignores stays ignored.
-    forwarded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     bar = tqdm(total=sum(run.iterations for run in to_run), unit="it", disable=None, smoothing=0.05)
-    with handlers(dict.fromkeys(forwarded, forwarder)), bar:
+    with handlers(dict.fromkeys(_heard(), forwarder)), bar:
         for number, run in enumerate(to_run, start=1):
             title = f"[{number}/{len(to_run)}] {run.name}"
             bar.set_description(title)
@@ -67,6 +66,20 @@ def run_all(runs: Sequence[SweepRun], *, num_gpus: int, after_each: Callable[[Sw
             if forwarder.received:
                 return True
     return False
+
+
+def ended_by_signals() -> AbstractContextManager[Any]:
+    """While open, a signal that would stop a training ends the command as stopped; `run_all` handles its own."""
+    return handlers(dict.fromkeys(_heard(), _end))
+
+
+def _heard() -> list[signal.Signals]:
+    """Return the signals that stop; what nohup ignores stays ignored."""
+    return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    raise EndedBySignal(EXIT_STOPPED)
 
 
 def outcome(run: SweepRun, status: Status | None) -> str:

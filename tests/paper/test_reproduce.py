@@ -16,9 +16,9 @@ import torch
 
 from focal_det.cli import reproduce as cli_reproduce
 from focal_det.cli.main import main
-from focal_det.distributed.signals import EndedBySignal
+from focal_det.distributed.signals import handlers
 from focal_det.errors import InputError
-from focal_det.files import FolderLock
+from focal_det.files import FolderLock, written_whole
 from focal_det.paper import claims, comparison, figures, sweep
 from focal_det.paper import reproduce as paper_reproduce
 from focal_det.paper.claims import Claim, RowComparison
@@ -477,15 +477,32 @@ def test_a_backbone_that_another_process_trains_is_waited_for(plan_of, tmp_path,
     assert starts(plan.runs[0]) == 1
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), EndedBySignal(143)])
-def test_a_stop_while_the_backbone_is_trained_has_the_exit_code_of_a_stop(monkeypatch, capsys, tmp_path, stop):
-    def train(cfg, file):
-        raise stop
-
-    monkeypatch.setattr(paper_reproduce, "train_backbone", train)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_while_the_backbone_is_trained_is_a_stop_that_leaves_nothing_half_written(
+    stand_in, monkeypatch, capsys, tmp_path, number
+):
+    words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")]
+    command = ["reproduce", "table3", "--rows", "ce", "--scale", "mini", "--out", str(tmp_path / "out"), *words]
     monkeypatch.setattr(cli_reproduce, "_check_first", lambda _: None)
-    assert main(["reproduce", "table3", "--rows", "ce", "--scale", "mini", "--out", str(tmp_path / "out")]) == 75
+
+    def unhandled(*_):  # which would end this process
+        raise AssertionError
+
+    def train(cfg, file):
+        with written_whole(file) as partial:
+            partial.touch()
+            if signals:
+                os.kill(os.getpid(), signals.pop())
+        return 0.9
+
+    signals = [number]
+    monkeypatch.setattr(paper_reproduce, "train_backbone", train)
+    with handlers({number: unhandled}):
+        assert main(command) == 75
     assert capsys.readouterr().err.endswith("stopped; the same command continues\n")
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == [".reproduce.lock"]
+    assert main(command) == 0
+    assert "R_18.pth: classifies 90.0% of the drawn shapes rightly" in capsys.readouterr().out
 
 
 def test_a_report_where_nothing_can_be_written_is_bad_input(capsys, tmp_path):
