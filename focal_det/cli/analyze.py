@@ -11,11 +11,13 @@ from ..data.dataset_spec import USES
 from ..errors import EXIT_DONE, Findings, InputError
 from ..output_layout import FINAL_CHECKPOINT
 from .common import (
+    add_config,
     add_number,
     add_out,
     add_plugin_flag,
     check_architecture,
     config_files,
+    configuration_of,
     list_of,
     make_folder,
     too_low,
@@ -29,8 +31,8 @@ _EPILOG = f"""examples:
                              --config-file configs/retinanet_R_101_FPN_3x.yaml --pictures 500
 """
 _ALPHA_EPILOG = """examples:
-  a configuration        focal-det analyze alpha --config-file configs/paper/table1a.yaml
-  sets of your own       focal-det analyze alpha --config-file configs/bccd.yaml --train mine/train --val mine/val
+  a configuration        focal-det analyze alpha configs/paper/table1a.yaml
+  sets of your own       focal-det analyze alpha configs/bccd.yaml --train mine/train --val mine/val
 """
 
 
@@ -63,8 +65,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
         "with which positives and negatives weigh the same, over all and for each class. Nothing is written.",
         epilog=_ALPHA_EPILOG,
     )
-    alpha.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
-    alpha.add_argument("--config-file", action="append", required=True, metavar="FILE", help="of the training")
+    add_config(alpha, "YAML configuration of the training")
     add_data_flags(alpha)
     add_number(alpha, "--images", 1000, "count in so many, evenly spread over the sets")
     add_plugin_flag(alpha)
@@ -112,13 +113,16 @@ def _alpha(args: argparse.Namespace) -> int:
     from ..preflight.plan import check, write
 
     Findings(too_low(args, {"--images": 1})).raise_if_errors()
-    list(key_value_pairs(args.overrides))  # before words that the user never typed come after them
+    files, given = configuration_of(args)
+    if not files:
+        raise InputError("no configuration is named; give one as CONFIG, such as configs/paper/table1a.yaml")
+    list(key_value_pairs(given))  # before words that the user never typed come after them
     of_sets: dict[str, Any] = {
         f"{use}_{kind}": tuple(values) for use in USES for kind, values in set_flags(args, use)._asdict().items()
     }
     with TemporaryDirectory() as folder:  # of the checked annotations
-        overrides = (*args.overrides, "OUTPUT_DIR", folder)
-        plan = check(TrainOptions(tuple(args.config_file), overrides, allow_outside=args.allow_outside, **of_sets))
+        overrides = (*given, "OUTPUT_DIR", folder)
+        plan = check(TrainOptions(tuple(files), overrides, allow_outside=args.allow_outside, **of_sets))
         check_architecture(plan.job.cfg, "analysed")
         write(plan)
         register_datasets(plan.job.cfg.DATASETS.TRAIN, plan.job.json_datasets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from ..extras import missing_message
 from ..output_layout import CONFIG
 
 T = TypeVar("T")
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # the form of a configuration's keys
 
 ENDING_ERRORS = (InputError, ImportError, OSError, TrainingError)
 
@@ -96,6 +99,21 @@ def add_plugin_flag(parser: argparse._ActionsContainer) -> None:
         metavar="MODULE|FILE.py",
         help="import this first: it registers losses, keys, data sets, ... of your own; may be given several times",
     )
+
+
+def add_config(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add a configuration, as CONFIG or by --config-file, and KEY VALUE ...; see `configuration_of`."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help=f"{text}; the same as --config-file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    help_text = "YAML configuration; of several the later ones win"
+    parser.add_argument("--config-file", action="append", default=[], metavar="FILE", help=help_text)
+
+
+def configuration_of(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return the configuration files, none if none is named, and KEY VALUE ... of `add_config`."""
+    words = [*filter(None, [args.config]), *args.overrides]
+    is_named = bool(words) and not args.config_file and not _KEY.fullmatch(words[0])
+    return (words[:1], words[1:]) if is_named else (args.config_file, words)
 
 
 def add_outside_flag(parser: argparse._ActionsContainer) -> None:

@@ -7,7 +7,17 @@ import sys
 
 from ..errors import EXIT_DONE, Findings, InputError
 from ..paper.tables import SCALES, default_out
-from .common import add_number, add_out, add_plugin_flag, check_architecture, folder_name, make_folder, too_low
+from .common import (
+    add_config,
+    add_number,
+    add_out,
+    add_plugin_flag,
+    check_architecture,
+    configuration_of,
+    folder_name,
+    make_folder,
+    too_low,
+)
 
 _PAPERS = "focal_det://paper/table1b.yaml"
 
@@ -52,9 +62,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
         description="Draw figure 3 as PNG and SVG from the model of a configuration, with the shapes that it computes "
         "for a 4:3 image at the size of its tests. Needs neither weights nor data.",
     )
-    text = f"a configuration, as --config-file of train_net.py (default: {_PAPERS}, R-50 at 600 px)"
-    architecture.add_argument("config", nargs="?", default=_PAPERS, metavar="CONFIG", help=text)
-    architecture.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys to change")
+    add_config(architecture, f"YAML configuration (default: {_PAPERS}, R-50 at 600 px)")
     add_plugin_flag(architecture)
     add_out(architecture)
     architecture.set_defaults(run=_plot_architecture)
@@ -116,7 +124,8 @@ def _plot_architecture(args: argparse.Namespace) -> int:
     from ..paper.architecture import draw_architecture, read_architecture
     from ..paper.figures import save_figures
 
-    cfg = load_config(args.config, args.overrides)
+    files, overrides = configuration_of(args)
+    cfg = load_config(files or _PAPERS, overrides)
     check_architecture(cfg, "drawn")
     architecture = read_architecture(cfg)
     make_folder(args.out)

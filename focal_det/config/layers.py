@@ -58,6 +58,8 @@ def key_value_pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     if len(overrides) % 2:
         left_over = f"{overrides[-1]!r} is left over in {' '.join(overrides)!r}"
         joined = next((f"; write {word.replace('=', ' ', 1)!r}" for word in overrides if "=" in word), "")
+        if overrides[0].endswith((".yaml", ".yml")):
+            joined = f"; name a configuration by --config-file {overrides[0]}"
         raise InputError(f"{COMMAND_LINE}: overrides are pairs KEY VALUE; {left_over}{joined}")
     yield from zip(overrides[::2], overrides[1::2], strict=True)
 

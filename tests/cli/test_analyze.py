@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from focal_det.cli import analyze
+from focal_det.cli.common import configuration_of
 from focal_det.cli.main import main
 from focal_det.config.unused_keys import without_unread_keys
 from focal_det.engine.trainer import Trainer
@@ -75,7 +77,7 @@ def test_a_checkpoint_without_a_configuration_asks_for_one(tmp_path, capsys):
 def test_alpha_of_a_configuration_is_printed_with_the_keys_that_set_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     small = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "DATASETS.TEST", "('shapes_val_2_64px',)"]
-    words = ["--config-file", str(QUICKSTART), "--images", "2", "DATASETS.TRAIN", "('shapes_train_3_64px',)", *small]
+    words = [str(QUICKSTART), "--images", "2", "DATASETS.TRAIN", "('shapes_train_3_64px',)", *small]
     assert main(["analyze", "alpha", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = re.fullmatch(r"([\d,]+) of ([\d,]+) anchors in 2 images are assigned to objects", lines[0])
@@ -90,6 +92,26 @@ def test_alpha_of_a_configuration_is_printed_with_the_keys_that_set_it(tmp_path,
     assert lines[-1].endswith(f"BalancedCrossEntropyLoss MODEL.FOCAL_DET.LOSS.ALPHA {1 - assigned / anchors / 3:.6f}")
 
 
-def test_alpha_of_no_image_is_refused(capsys):
+def test_alpha_of_no_image_and_of_no_configuration_is_refused(capsys):
     assert main(["analyze", "alpha", "--config-file", str(QUICKSTART), "--images", "0"]) == 2
     assert "--images 0 must be at least 1" in capsys.readouterr().err
+    assert main(["analyze", "alpha", "SEED", "1"]) == 2
+    assert "no configuration is named; give one as CONFIG" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "overrides"),
+    [
+        ("a.yaml", ["a.yaml"], []),
+        ("a.yaml SEED 1", ["a.yaml"], ["SEED", "1"]),
+        ("--images 2 a.yaml SEED 1", ["a.yaml"], ["SEED", "1"]),
+        ("--config-file a.yaml --config-file b.yaml SEED 1", ["a.yaml", "b.yaml"], ["SEED", "1"]),
+        ("SOLVER.BASE_LR 1 --config-file a.yaml", ["a.yaml"], ["SOLVER.BASE_LR", "1"]),
+        ("SOLVER.BASE_LR 1", [], ["SOLVER.BASE_LR", "1"]),
+    ],
+)
+def test_a_configuration_is_named_with_or_without_its_flag(monkeypatch, words, files, overrides):
+    seen = []
+    monkeypatch.setattr(analyze, "_alpha", lambda args: seen.append(configuration_of(args)) or 0)
+    assert main(["analyze", "alpha", *words.split()]) == 0
+    assert seen == [(files, overrides)]

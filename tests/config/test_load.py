@@ -99,6 +99,7 @@ def test_an_empty_value_in_a_file_is_named(tmp_path):
 
 def test_a_key_without_a_value_is_named():
     assert "'SEED' is left over" in problems_of("", ["SOLVER.BASE_LR", "1", "SEED"])[0]
+    assert "name a configuration by --config-file a.yaml" in problems_of("", ["a.yaml", "SEED", "1"])[0]
 
 
 @pytest.mark.parametrize(

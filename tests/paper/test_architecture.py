@@ -88,5 +88,6 @@ def test_the_command_writes_it(tmp_path, capsys):
     names = [tmp_path / f"figure3_architecture.{suffix}" for suffix in ("png", "svg")]
     assert capsys.readouterr().out.split() == [str(name) for name in names]
     assert all(name.stat().st_size > 0 for name in names)
-    assert main(["plot", "architecture", PAPERS, "MODEL.META_ARCHITECTURE", "RetinaNet", "--out", str(tmp_path)]) == 2
+    words = ["--config-file", PAPERS, "MODEL.META_ARCHITECTURE", "RetinaNet", "--out", str(tmp_path)]
+    assert main(["plot", "architecture", *words]) == 2
     assert "only FocalRetinaNet can be drawn" in capsys.readouterr().err
