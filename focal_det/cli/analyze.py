@@ -142,7 +142,7 @@ def _alpha(args: argparse.Namespace) -> int:
 def _evaluation_plan(args: argparse.Namespace) -> Any:
     """Return the checked plan of an evaluation of the model, whose input an analysis shares."""
     from ..config.layers import key_value_pairs
-    from ..preflight.options import TrainOptions
+    from ..preflight.options import KeyFlag, TrainOptions
     from ..preflight.plan import check
 
     if not Path(args.model).is_file():
@@ -150,8 +150,9 @@ def _evaluation_plan(args: argparse.Namespace) -> Any:
     list(key_value_pairs(args.overrides))  # before words that the user never typed come after them
     options = TrainOptions(
         config_file=tuple(config_files(args.config_file, args.model)),
+        overrides=tuple(args.overrides),
         # the checked annotations go to --out, not into the run that the model comes from
-        overrides=(*args.overrides, "MODEL.WEIGHTS", args.model, "OUTPUT_DIR", str(args.out)),
+        of_flags=(KeyFlag("MODEL", "MODEL.WEIGHTS", args.model), KeyFlag("--out", "OUTPUT_DIR", str(args.out))),
         eval_only=True,
         val_json=tuple(args.val_json),
         val_images=tuple(args.val_images),

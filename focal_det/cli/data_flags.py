@@ -12,6 +12,17 @@ from ..formats.image_files import FLAG as OUTSIDE_FLAG
 from ..preflight.options import KeyFlag, SetFlags, keys_given_twice
 from .common import add_outside_flag
 
+_KEY_FLAGS = {
+    "--classes": ("classes", "DATASETS.CLASSES"),
+    "--merge-classes": ("merge_classes", "DATASETS.MERGE_CLASSES"),
+    "--split-val": ("split_val", "DATASETS.SPLIT_VAL"),
+    "--tile": ("tile", "MODEL.FOCAL_DET.TILES.SIZE"),
+    "--overlap": ("overlap", "MODEL.FOCAL_DET.TILES.OVERLAP"),
+    "--score-thresh": ("score_thresh", "MODEL.RETINANET.SCORE_THRESH_TEST"),
+    "--weights": ("weights", "MODEL.WEIGHTS"),
+    "--run": ("run_dir", "MODEL.WEIGHTS"),
+}
+
 
 def add_data_flags(parser: argparse.ArgumentParser, uses: Sequence[Use] = USES) -> None:
     """Add --train, --train-json, --train-images, --train-voc and the like for val; each may be given several times."""
@@ -70,16 +81,11 @@ _share_and_seed.__name__ = "SHARE[:SEED]"  # argparse's name for it in an error
 def key_flags(args: argparse.Namespace) -> list[KeyFlag]:
     """Return the flags that were given and stand for keys.
 
-    They are those of `add_change_flags` and, in a command that has them, of `add_tile_flags`.
+    They are, of those that the command has, the ones of `add_change_flags` and `add_tile_flags`, the least score and
+    the weights, which a run names too.
     """
-    given = {
-        "--classes": ("DATASETS.CLASSES", args.classes or None),
-        "--merge-classes": ("DATASETS.MERGE_CLASSES", args.merge_classes or None),
-        "--split-val": ("DATASETS.SPLIT_VAL", args.split_val or None),
-        "--tile": ("MODEL.FOCAL_DET.TILES.SIZE", getattr(args, "tile", None)),
-        "--overlap": ("MODEL.FOCAL_DET.TILES.OVERLAP", getattr(args, "overlap", None)),
-    }
-    return [KeyFlag(flag, key, repr(value)) for flag, (key, value) in given.items() if value is not None]
+    given = {flag: (key, vars(args).get(name)) for flag, (name, key) in _KEY_FLAGS.items()}
+    return [KeyFlag(flag, key, repr(value)) for flag, (key, value) in given.items() if value not in (None, [])]
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:

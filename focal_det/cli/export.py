@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..environment import source_version
 from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, print_problems
+from ..preflight.options import keys_given_twice
 from .common import add_number, add_plugin_flag, check_architecture, config_files, too_low
+from .data_flags import key_flags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -241,6 +243,7 @@ def _checked_out(args: argparse.Namespace) -> Path:
 
     out = Path(args.out)
     problems = too_low(args, {"--check-pictures": 1, "--calibrate-images": 1})
+    problems += keys_given_twice(args.overrides, key_flags(args))
     if out.suffix not in _FORMATS:
         problems.append(f"--out {out}: must end in .onnx, for torch.export in .pt2, or for weights in .safetensors")
     in_8_bits = [flag for flag in ("weights_format", "activations_format") if getattr(args, flag) == "int8"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, counted, print_problems
+from ..preflight.options import keys_given_twice
 from .common import (
     add_number,
     add_out,
@@ -26,6 +27,7 @@ from .common import (
     make_folder,
     too_low,
 )
+from .data_flags import key_flags
 
 if TYPE_CHECKING:
     from ..inference.detections import Detector
@@ -202,6 +204,7 @@ def _argument_problems(args: argparse.Namespace) -> list[str]:
     if args.write and args.no_draw:
         problems.append("--write and --no-draw exclude each other; --no-draw is --write coco")
     problems += tile_problems(args.tile, args.overlap, ("--tile", "--overlap"))
+    problems += keys_given_twice(args.overrides, key_flags(args))
     named = {"run": args.run_dir, "weights": args.weights, "model": args.model}
     ways = [flag for flag, value in named.items() if value is not None]
     if len(ways) != 1:

@@ -48,6 +48,7 @@ def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
     [
         (["--gamma=-1"], "--gamma: gamma=-1.0 is outside"),
         (["--pictures", "0"], "--pictures 0 must be at least 1"),
+        (["MODEL.WEIGHTS", "x.pth"], "model_final.pth and MODEL.WEIGHTS x.pth both set MODEL.WEIGHTS; leave one"),
         (["NO.SUCH", "1"], "unknown key NO.SUCH"),
         (["--val-json", "x.json"], "--val-json is given without --val-images"),
     ],

@@ -20,6 +20,7 @@ from focal_det.inference import drawing, streams
 from focal_det.inference.detections import Detections
 
 ROOT = Path(__file__).parents[2]
+TILE, LEAST = "MODEL.FOCAL_DET.TILES.SIZE", "MODEL.RETINANET.SCORE_THRESH_TEST"
 
 
 class Finder:
@@ -258,6 +259,9 @@ def test_a_fault_leaves_what_was_done_and_says_why(finder, images, monkeypatch, 
         (["in/a.jpg", "--run", "a", "--score-thresh", "nan"], "--score-thresh nan must be in [0, 1]"),
         (["in/a.jpg", "--run", "a", "--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["in/a.jpg", "--run", "a", "--every", "0"], "--every 0 must be at least 1"),
+        (["in/a.jpg", "--run", "a", "--tile", "64", TILE, "32"], f"--tile 64 and {TILE} 32 both set {TILE}; leave one"),
+        (["in/a.jpg", "--run", "a", LEAST, ".1"], f"--score-thresh 0.4 and {LEAST} .1 both set {LEAST}; leave one"),
+        (["in/a.jpg", "--run", "a", "MODEL.WEIGHTS", "b"], "--run 'a' and MODEL.WEIGHTS b both set MODEL.WEIGHTS"),
         (["in/a.jpg", "--run", "a", "--frames", "0"], "--frames 0 must be at least 1"),
         (["in/a.jpg", "--run", "a", "--seconds", "nan"], "--seconds nan must be a number above 0"),
         (["in/a.jpg", "--run", "a", "--frames", "5"], "--frames and --seconds are for a camera or a stream"),

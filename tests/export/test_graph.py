@@ -226,6 +226,10 @@ def test_bad_input_is_named_before_anything_is_done(finding_run, tmp_path, capsy
         ([*run, "--out", tmp_path / "m.onnx", "--max-ap-drop", "nan"], "--max-ap-drop nan must be at least 0"),
         ([*run, "--out", tmp_path / "m.safetensors", "--score-thresh", "0.5"], "has weights alone"),
         ([*run, "--out", tmp_path / "m.onnx", "--score-thresh", "1.5"], "--score-thresh 1.5 must be in [0, 1)"),
+        (
+            [*run, "--out", tmp_path / "m.onnx", "--score-thresh", "0.5", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.1"],
+            "--score-thresh 0.5 and MODEL.RETINANET.SCORE_THRESH_TEST 0.1 both set MODEL.RETINANET.SCORE_THRESH_TEST",
+        ),
         ([*run, "--out", tmp_path / "m.onnx", "--check", tmp_path / "empty"], "empty: no image in this folder"),
         (
             [*run, "--out", tmp_path / "m.onnx", "--check", tmp_path / "no.jpg"],
