@@ -188,13 +188,20 @@ def _set_of_run(run_dir: str) -> tuple[str, str]:
     """Return the file of annotations and the folder of images that a run was evaluated on."""
     from ..report.run_files import read_run
 
-    sets = [one for one in read_run(Path(run_dir)).sets if one.annotations is not None and one.image_dir is not None]
+    found = read_run(Path(run_dir)).sets
+    sets = [one for one in found if one.annotations is not None and one.image_dir is not None]
     if not sets:
-        raise InputError(f"--run {run_dir}: has no evaluation with annotations and images; name them by --json")
+        why = "".join(f" {one.name}: {one.problem}" for one in found if one.problem)
+        fix = "name them, where they are now, by --json FILE --images DIR"
+        raise InputError(f"--run {run_dir}: has no evaluation with annotations and images; {fix}.{why}")
     if len(sets) > 1:
         each = "; ".join(f"--json {one.file} --images {one.image_dir}" for one in sets)
         raise InputError(f"--run {run_dir}: was evaluated on {len(sets)} sets; name one of them: {each}")
-    return str(sets[0].file), os.path.normpath(str(sets[0].image_dir))
+    file, image_dir = str(sets[0].file), os.path.normpath(str(sets[0].image_dir))
+    if not os.path.isdir(image_dir):
+        now = f"where they are now: --json {file} --images DIR"
+        raise InputError(f"--run {run_dir}: its images were in {image_dir}, which is not there; name the folder {now}")
+    return file, image_dir
 
 
 def _table(scores: Evaluation) -> str:

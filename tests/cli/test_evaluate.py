@@ -193,7 +193,22 @@ def test_the_set_of_a_run_is_evaluated_on(tmp_path, shapes, capsys):
     for folder in (run / "inference").iterdir():
         (folder / "dataset.json").unlink()
     assert main(["evaluate", "--model", str(MODEL), "--run", str(run), "--out", str(tmp_path / "c")]) == 2
-    assert "has no evaluation with annotations and images; name them by --json" in capsys.readouterr().err
+    assert "has no evaluation with annotations and images; name them, where" in capsys.readouterr().err
+
+
+def test_a_run_whose_data_were_moved_asks_for_their_new_place(tmp_path, shapes, capsys):
+    run, (file, images) = tmp_path / "run", shapes
+    write_evaluated(run, "val_data", shapes)
+    command = ["evaluate", "--model", str(MODEL), "--out", str(tmp_path / "out"), "--run", str(run)]
+    images.rename(tmp_path / "moved")
+    assert main(command) == 2
+    fix = f"its images were in {images}, which is not there; name the folder where they are now: --json {file} --images"
+    assert fix in capsys.readouterr().err
+    file.rename(tmp_path / "moved.json")
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "name them, where they are now, by --json FILE --images DIR" in err
+    assert f"val_data: The annotations are not readable at {file}" in err
 
 
 def test_an_earlier_evaluation_is_not_written_over(tmp_path, shapes, capsys):
