@@ -127,7 +127,7 @@ def _alpha(args: argparse.Namespace) -> int:
         write(plan)
         register_datasets(plan.job.cfg.DATASETS.TRAIN, plan.job.json_datasets)
         counts = count_anchors(plan.job.cfg, args.images)
-    print(f"{counts.assigned:,} of {counts.anchors:,} anchors in {counts.images:,} images are assigned to objects")
+    print(f"{counts.assigned:,} of {counts.anchors:,} anchors in {counts.counted_in} are assigned to objects")
     print(f"alpha by inverse frequency: {counts.of_anchors:.6f} of anchors, assigned against background;")
     print(f"{counts.of_problems:.6f} of the binary problems that the loss weights, K for each anchor")
     rows = zip(plan.classes.names, counts.of_classes.tolist(), counts.by_class.tolist(), strict=True)

@@ -10,13 +10,14 @@ like it are neither its own nor background.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 
+from ..errors import counted
 from .tiling import Tiles, shown_in, tile_corners
 
 IGNORED = -1  # the label that an anchor takes from such a box
@@ -79,6 +80,13 @@ def _cut(record: Record, tiles: Tiles, filter_empty: bool) -> Iterator[Record]:
             "tile": tile,
             "whole": (width, height),
         }
+
+
+def counted_records(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many images they are, and how many tiles, as a text."""
+    tiles = sum("tile" in record for record in records)
+    images = counted(len(records) - tiles, "image")
+    return f"{images} and {counted(tiles, 'tile')}" if tiles else images
 
 
 def annotation(box: list[float], label: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.image_mapper import ImageMapper
 from ..data.shared_records import read_evaluated_records
 from ..data.statistics import evenly_spread
+from ..data.tile_records import counted_records
 from ..distributed.cluster import unwrapped
 from ..distributed.graceful_stop import stoppable
 from ..distributed.heartbeat import busy
@@ -119,7 +120,7 @@ class ValidationLoss(PeriodicAndFinal):
                 self._loader = stoppable(build_detection_test_loader(dataset, mapper=mapper, num_workers=workers))
             losses = {prefix + name: loss for name, loss in validation_losses(model, self._loader).items()}
             text = ", ".join(f"{key} {loss:.4g}" for key, loss in losses.items())
-            logger.info(f"{text} over {len(self._records)} images of {self._set}")
+            logger.info(f"{text} over {counted_records(self._records)} of {self._set}")
             return losses
         if is_first:
             logger.info(f"No validation loss: {reason}")

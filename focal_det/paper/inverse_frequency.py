@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint.compatibility import build_cpu_model
 from ..data.shared_records import mapped_part, read_train_records
 from ..data.statistics import evenly_spread
-from ..data.tile_records import IGNORED, annotation
+from ..data.tile_records import IGNORED, annotation, counted_records
 from ..modeling.retinanet import FocalRetinaNet
 from ..preflight.anchor_fit import resized
 
@@ -25,11 +25,12 @@ class AnchorCounts(NamedTuple):
 
     of_classes: (K,) int64, those assigned to an object of each class.
     anchors: all of them.
+    counted_in: how many images, and tiles, as a text.
     """
 
     of_classes: Tensor
     anchors: int
-    images: int
+    counted_in: str
 
     @property
     def assigned(self) -> int:
@@ -66,7 +67,7 @@ def count_anchors(cfg: CfgNode, images: int) -> AnchorCounts:
         ((_, _, targets),) = model.arguments_of_parts([[example]])
         labels = targets.assignment.labels.flatten()
         of_labels += torch.bincount(labels[labels >= 0], minlength=num_classes + 1)
-    return AnchorCounts(of_labels[:num_classes], int(of_labels.sum()), len(chosen))
+    return AnchorCounts(of_labels[:num_classes], int(of_labels.sum()), counted_records(chosen))
 
 
 def _chosen(cfg: CfgNode, images: int) -> Sequence[Mapping[str, Any]]:

@@ -93,6 +93,15 @@ def test_alpha_of_a_configuration_is_printed_with_the_keys_that_set_it(tmp_path,
     assert lines[-1].endswith(f"BalancedCrossEntropyLoss MODEL.FOCAL_DET.LOSS.ALPHA {1 - assigned / anchors / 3:.6f}")
 
 
+def test_alpha_counts_tiles_apart_from_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    # a tile of each corner, of which the two emptiest may show no object, and the whole image
+    small = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "DATASETS.TEST", "('shapes_val_2_64px',)"]
+    words = ["DATASETS.TRAIN", "('shapes_train_2_64px',)", "MODEL.FOCAL_DET.TILES.SIZE", "48", *small]
+    assert main(["analyze", "alpha", str(QUICKSTART), *words]) == 0
+    assert re.search(r" anchors in 2 images and [2-8] tiles are assigned to objects", capsys.readouterr().out)
+
+
 def test_alpha_of_no_image_and_of_no_configuration_is_refused(capsys):
     assert main(["analyze", "alpha", "--config-file", str(QUICKSTART), "--images", "0"]) == 2
     assert "--images 0 must be at least 1" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from PIL import Image
 
 from focal_det.data.augmentation import training_mapper
 from focal_det.data.image_mapper import ImageMapper
-from focal_det.data.tile_records import IGNORED, cut_records
+from focal_det.data.tile_records import IGNORED, counted_records, cut_records
 from focal_det.data.tiling import Tiles
 from focal_det.data.train_loader import BrokenImageError, TrainLoader, build_train_loader
 from focal_det.engine.validation_loss import ValidationLoss
@@ -57,6 +57,8 @@ def test_an_image_is_cut_where_detecting_cuts_it_and_is_there_as_a_whole(record)
         [(2, 30, 18, 60, 2)],
         [],
     ]
+    assert counted_records([whole, *tiles]) == "1 image and 3 tiles"
+    assert counted_records([whole, whole]) == "2 images"
     assert [tile["cut_parts"] for tile in tiles] == [[], [[0, 20, 4, 50]], []]
 
 

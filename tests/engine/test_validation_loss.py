@@ -99,7 +99,7 @@ def test_the_first_set_with_objects_is_measured(monkeypatch, tiny_cfg, lines, sh
         assert len(ValidationLoss(cfg, 0).measure(build_model(cfg))) == 3
     finally:
         DatasetCatalog.remove("bare")
-    assert lines[-1].endswith(f"over 1 images of {shapes[1]}")
+    assert lines[-1].endswith(f"over 1 image of {shapes[1]}")
 
 
 @pytest.mark.parametrize(("period", "times"), [(0, [9]), (4, [3, 7, 9]), (5, [4, 9])])

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.detectron2
 
 
 def test_alpha_makes_positives_and_negatives_weigh_the_same():
-    counts = AnchorCounts(torch.tensor([30, 10, 0]), anchors=1000, images=2)
+    counts = AnchorCounts(torch.tensor([30, 10, 0]), anchors=1000, counted_in="2 images")
     assert (counts.assigned, counts.of_anchors) == (40, 0.96)
     assert counts.of_anchors * 40 == pytest.approx((1 - counts.of_anchors) * 960)
     assert counts.of_problems * 40 == pytest.approx((1 - counts.of_problems) * (3 * 1000 - 40))
@@ -56,6 +56,6 @@ def test_the_anchors_are_those_that_a_training_assigns(tiny_cfg, drawn_set):
         _, labels = model.class_logits_and_labels([mapper(dict(record))])
         of_labels += torch.bincount(labels[labels >= 0], minlength=4)
     assert found.of_classes.tolist() == of_labels[:3].tolist()
-    assert (found.anchors, found.images) == (int(of_labels.sum()), 3)
+    assert (found.anchors, found.counted_in) == (int(of_labels.sum()), "3 images")
     assert min(found.of_classes.tolist()) > 0
-    assert count_anchors(cfg, images=2).images == 2
+    assert count_anchors(cfg, images=2).counted_in == "2 images"
