@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
@@ -34,8 +36,7 @@ class ImageMapper(DatasetMapper):
         if "tile" in dataset_dict:
             return self._map_tile(dataset_dict)
         if annotations := dataset_dict.get("annotations"):
-            annotations = [{**a, "bbox": [float(n) for n in a["bbox"]]} if "bbox" in a else a for a in annotations]
-            dataset_dict = {**dataset_dict, "annotations": annotations}
+            dataset_dict = {**dataset_dict, "annotations": list(map(_in_floats, annotations))}
         mapped: Record = super().__call__(dataset_dict)
         return mapped
 
@@ -43,13 +44,23 @@ class ImageMapper(DatasetMapper):
         aug_input = T.AugInput(_read_tile(record, self.image_format))
         transforms = self.augmentations(aug_input)
         size = aug_input.image.shape[:2]
-        rows = [*record["annotations"], *(annotation(box, IGNORED) for box in record["cut_parts"])]
-        rows = [utils.transform_instance_annotations({**row}, transforms, size) for row in rows]
         return {
             **{name: value for name, value in record.items() if name not in _CONSUMED},
             "image": torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))),
-            "instances": utils.filter_empty_instances(utils.annotations_to_instances(rows, size)),
+            "instances": transformed_objects(record, transforms, size),
         }
+
+
+def transformed_objects(record: Mapping[str, Any], transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+    """Return the objects of a record, but crowds, and the parts of others in a tile, in an image (H, W) of a size."""
+    rows = [_in_floats(row) for row in record["annotations"] if not row.get("iscrowd")]
+    rows += [annotation(box, IGNORED) for box in record.get("cut_parts", ())]
+    rows = [utils.transform_instance_annotations(row, transforms, size) for row in rows]
+    return utils.filter_empty_instances(utils.annotations_to_instances(rows, size))
+
+
+def _in_floats(row: Record) -> Record:
+    return {**row, "bbox": [float(number) for number in row["bbox"]]} if "bbox" in row else row
 
 
 def _read_tile(record: Record, image_format: str) -> np.ndarray:

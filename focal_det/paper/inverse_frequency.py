@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from torch import Tensor
 
 from ..checkpoint.compatibility import build_cpu_model
+from ..data.image_mapper import transformed_objects
 from ..data.shared_records import mapped_part, read_train_records
 from ..data.statistics import evenly_spread
-from ..data.tile_records import IGNORED, annotation, counted_records
+from ..data.tile_records import counted_records
 from ..modeling.retinanet import FocalRetinaNet
 from ..preflight.anchor_fit import resized
 
@@ -63,8 +63,8 @@ def count_anchors(cfg: CfgNode, images: int) -> AnchorCounts:
     assert isinstance(model, FocalRetinaNet)
     num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     of_labels, chosen = torch.zeros(num_classes + 1, dtype=torch.int64), _chosen(cfg, images)
-    for example in _examples(cfg, chosen):
-        ((_, _, targets),) = model.arguments_of_parts([[example]])
+    for record in chosen:
+        ((_, _, targets),) = model.arguments_of_parts([[_resized_alone(cfg, record)]])
         labels = targets.assignment.labels.flatten()
         of_labels += torch.bincount(labels[labels >= 0], minlength=num_classes + 1)
     return AnchorCounts(of_labels[:num_classes], int(of_labels.sum()), counted_records(chosen))
@@ -74,16 +74,11 @@ def _chosen(cfg: CfgNode, images: int) -> Sequence[Mapping[str, Any]]:
     return evenly_spread(read_train_records(cfg, mapped_part(cfg)), images)
 
 
-def _examples(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield what the mapper makes of each record, with an image that has a size alone."""
-    shorts = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
-    for record in records:
-        old = np.array([[record["width"], record["height"]]])
-        width, height = resized(old, shorts[len(shorts) // 2], cfg.INPUT.MAX_SIZE_TRAIN)[0].astype(int).tolist()
-        resize = T.TransformList([T.ResizeTransform(record["height"], record["width"], height, width)])
-        rows = [row for row in record["annotations"] if not row.get("iscrowd")]
-        rows += [annotation(box, IGNORED) for box in record.get("cut_parts", ())]
-        rows = [{**row, "bbox": [float(number) for number in row["bbox"]]} for row in rows]
-        rows = [utils.transform_instance_annotations(row, resize, (height, width)) for row in rows]
-        instances = utils.filter_empty_instances(utils.annotations_to_instances(rows, (height, width)))
-        yield {"image": torch.empty(3, height, width, device="meta"), "instances": instances}
+def _resized_alone(cfg: CfgNode, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the mapper makes of a record, with an image that has a size alone."""
+    old, shorts = (record["height"], record["width"]), sorted(cfg.INPUT.MIN_SIZE_TRAIN)
+    new = resized(np.array([old]), shorts[len(shorts) // 2], cfg.INPUT.MAX_SIZE_TRAIN)[0]
+    height, width = new.astype(int).tolist()
+    resize = T.TransformList([T.ResizeTransform(*old, height, width)])
+    instances = transformed_objects(record, resize, (height, width))
+    return {"image": torch.empty(3, height, width, device="meta"), "instances": instances}
