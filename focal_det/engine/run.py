@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -36,17 +34,17 @@ from ..distributed.heartbeat import busy
 from ..distributed.signals import SignalListener, end_workers, start_workers_by_fork, workers_ignored
 from ..distributed.watchdog import RankWatchdog
 from ..environment import share_cores, source_version, whole_machine
-from ..errors import TrainingError, print_problems
+from ..errors import TrainingError
 from ..files import write_text_whole
 from ..modeling.compiled import share_compilers
 from ..output_layout import CONFIG, CONFIG_CHANGES, EMA, ENVIRONMENT, INFERENCE, LOG, TTA
 from ..report import write_report
+from ..tracking import full_disk
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 _WITH_TTA = " with test-time augmentation"
 _COMPARED = 20  # iterations at the start and at the end whose median losses are compared
-_unwritable: set[str] = set()  # names of the logs that have failed; the loggers of several packages share one
 _DIVERGED = 2  # times the loss at the start: a loss above that at the end is not noise
 
 
@@ -132,7 +130,8 @@ def _set_up(job: Job) -> None:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
                 # traces are in the log, and the last line says what happened
                 handler.addFilter(lambda record: not record.exc_info)
-        say_once_if_unwritable(package_logger)
+        full_disk.watch_log(package_logger)
+    full_disk.watch_threads()
     if comm.is_main_process():
         record = folder / INFERENCE if job.eval_only else folder
         record.mkdir(exist_ok=True)
@@ -151,34 +150,6 @@ def _set_up(job: Job) -> None:
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
-
-
-def say_once_if_unwritable(package_logger: logging.Logger) -> None:
-    """Let a full disk under a log be a warning, once for each file, instead of a trace for every line and at the end.
-
-    The training continues; where it cannot write its metrics or checkpoints either, it ends with its own message.
-    """
-    for handler in package_logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.handleError = partial(_on_error, handler)  # type: ignore[method-assign]
-            if handler.stream is not sys.stdout:
-                atexit.register(_close, handler.stream)  # before Detectron2's own, which would raise
-
-
-def _on_error(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
-    """Handle the exception of a handler that has just failed with a record."""
-    error, name = sys.exc_info()[1], str(getattr(handler.stream, "name", handler.stream))
-    if not isinstance(error, OSError):  # a fault of the record's
-        logging.Handler.handleError(handler, record)
-    elif name not in _unwritable:
-        _unwritable.add(name)
-        with suppress(OSError):  # where standard error cannot be written either
-            print_problems([f"{name} cannot be written ({error.strerror or error}): it lacks lines"], kind="warning")
-
-
-def _close(stream: IO[str]) -> None:
-    with suppress(OSError):
-        stream.close()
 
 
 def _log_file(cfg: CfgNode) -> Path:

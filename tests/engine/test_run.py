@@ -1,8 +1,6 @@
 """The end of a training: its closing message and its report, whose faults are not the training's."""
 
-import atexit
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -59,24 +57,3 @@ def test_a_loss_that_ends_far_above_its_start_is_reported(losses, diverged):
     assert (warning is not None) is diverged
     if diverged:
         assert warning.startswith("The loss ended at 9, where it began at 1: the training diverged.")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this file, which is a full disk")
-def test_a_full_disk_under_the_log_is_said_once_and_without_a_trace(monkeypatch, capfd):
-    ends, loggers = [], [logging.Logger("one"), logging.Logger("two")]
-    monkeypatch.setattr(atexit, "register", lambda function, *args: ends.append(lambda: function(*args)))
-    stream = open("/dev/full", "a")  # noqa: SIM115 - the loggers share it to the end, as Detectron2's do
-    for one in loggers:
-        one.addHandler(logging.StreamHandler(stream))
-        run.say_once_if_unwritable(one)
-    for number in range(3):
-        for one in loggers:
-            one.info(f"line {number}")
-    for end in ends:
-        end()
-    assert stream.closed
-    assert capfd.readouterr().err == (
-        "warning: /dev/full cannot be written (No space left on device): it lacks lines\n"
-    )
-    loggers[0].info("%d", "no number")
-    assert "--- Logging error ---" in capfd.readouterr().err
