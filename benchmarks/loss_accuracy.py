@@ -32,10 +32,7 @@ from figures import write_figures
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from focal_det.heirs.asymmetric import asymmetric_loss
-from focal_det.heirs.class_balanced import class_balanced_focal_loss
-from focal_det.heirs.quality_focal import quality_focal_loss
-from focal_det.heirs.varifocal import varifocal_loss
+from focal_det.heirs import asymmetric_loss, class_balanced_focal_loss, quality_focal_loss, varifocal_loss
 from focal_det.losses import (
     cross_entropy_loss,
     focal_loss,

@@ -60,7 +60,7 @@ def training_message(error: ImportError) -> str:
         fix = f"Install {first}Detectron2, which is on no package index, with: {install_command('detectron2')}."
     without = "Exported models (--model) run without."
     if is_detectron2:
-        mathematics = "The losses and the rest of the mathematics (focal_det.losses, focal_det.modeling.anchors, ...)"
+        mathematics = "The losses and the rest of the mathematics (focal_det.losses, focal_det.heirs, ...)"
         without = f"{mathematics} work without, and so do exported models (--model)."
     return f"focal_det trains and detects through {needed}, which cannot be imported here ({error}). {fix} {without}"
 

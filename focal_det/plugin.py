@@ -10,15 +10,11 @@ try:
 except ImportError as error:
     raise ImportError(training_message(error)) from error
 
-from .heirs.asymmetric import AsymmetricLoss
-from .heirs.class_balanced import ClassBalancedFocalLoss
-from .heirs.federated import FederatedFocalLoss
-from .heirs.quality_focal import QualityFocalLoss
-from .heirs.varifocal import VarifocalLoss
 from .modeling.anchor_generator import OctaveAnchorGenerator
 from .modeling.assigners import ASSIGNERS
 from .modeling.dense_losses import DENSE_LOSSES
 from .modeling.head import ClassSpecificBoxHead, RetinaNetHead, SharedSubnetHead
+from .modeling.heir_losses import HEIR_LOSSES
 from .modeling.retinanet import FocalRetinaNet
 from .registries import ASSIGNER_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGISTRY
 
@@ -28,6 +24,5 @@ for _head in (RetinaNetHead, ClassSpecificBoxHead, SharedSubnetHead):
     DENSE_HEAD_REGISTRY.register(_head)
 for _assigner in ASSIGNERS:
     ASSIGNER_REGISTRY.register(_assigner)
-_HEIRS = (QualityFocalLoss, VarifocalLoss, AsymmetricLoss, ClassBalancedFocalLoss, FederatedFocalLoss)
-for _loss in (*DENSE_LOSSES, *_HEIRS):
+for _loss in (*DENSE_LOSSES, *HEIR_LOSSES):
     DENSE_LOSS_REGISTRY.register(_loss)

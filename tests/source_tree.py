@@ -12,9 +12,9 @@ PACKAGE = "focal_det"
 FLOORS = [
     {"defaults", "errors", "extras", "files", "plain_data", "registries", "output_layout"},
     {"losses"},
+    {"heirs"},
     {"assigners"},
     {"modeling"},
-    {"heirs"},
     {"plugin"},
     {"distributed"},
     {"formats"},

@@ -103,7 +103,7 @@ CHANGING = [
     ("MODEL.RETINANET.NUM_CONVS", "2", {"loss_cls", "loss_box_reg"}),
 ]
 OWN_TESTS = {
-    *("LOSS.FED_NUM_CLASSES", "LOSS.FED_FREQ_POWER", "LOSS.CLASS_IMAGES"),  # in tests/heirs/test_federated.py
+    *("LOSS.FED_NUM_CLASSES", "LOSS.FED_FREQ_POWER", "LOSS.CLASS_IMAGES"),  # in tests/modeling/test_heir_losses.py
     *("HEAD_NAME", "DRAW_IMAGES", "DRAW_SCORE_THRESH"),  # below, and in tests/engine
     *("VAL_LOSS", "CHECKPOINTS_KEPT"),  # in tests/engine/test_trainer.py
     *("EMA.DECAY", "PATIENCE", "PATIENCE_METRIC"),  # in tests/engine/test_resume.py

@@ -103,11 +103,12 @@ def imports_point_downwards(tree):
 
 
 MIXED = {"losses/ohem": "from ..errors import cut", "losses/box": "import torch\nfrom .ohem import f"}
+MIXED["heirs/asymmetric"] = "from ..losses import ohem\nfrom detectron2.config import configurable"
 
 
 @rule({**MIXED, "modeling/decode": "import numpy\nfrom ..losses import box", "errors": ""}, *MIXED, "modeling/decode")
 def mathematics_imports_torch_alone(tree):
-    rooms = ("losses", "assigners")
+    rooms = ("losses", "heirs", "assigners")
     files = [f for f in tree.package if f.room in rooms or (f.room == "modeling" and f.stem in MATHEMATICS)]
     for file in files:
         allowed = {"torch", "torchvision", "triton" if file.stem == "triton_kernels" else "", *sys.stdlib_module_names}

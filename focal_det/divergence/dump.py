@@ -24,7 +24,7 @@ from ..distributed.cluster import unwrapped
 from ..environment import choose_device
 from ..errors import Findings, InputError, cut, visible
 from ..files import written_whole
-from ..modeling.autocast import keep_top_in_float32
+from ..modeling.convolutions import keep_top_in_float32
 from ..plain_data import parse_yaml
 from .diverged_folder import new_file
 

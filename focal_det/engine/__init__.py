@@ -16,7 +16,7 @@ Private names of Detectron2, fvcore and PyTorch are touched where no public one 
     _multiplier                              LRMultiplier                   engine.train_step
     _load_model, _log_incompatible_keys      Checkpointer                   checkpoint.checkpointer, .compatibility
     _load_file, _torch_load                  Checkpointer                   checkpoint.safe_load
-    _forward_hooks, _version                 Module, Tensor                 modeling.criterion, .folded_conv, .captured
+    _forward_hooks, _version                 Module, Tensor                 modeling.criterion, .convolutions, .captured
     _apply                                   Module                         modeling.anchor_generator
     _parameters, _buffers, _modules          Module                         modeling.captured
     _foreach_copy_                           torch                          modeling.captured

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed.accumulation import losses_and_gradients
 from ..divergence.diverged_folder import RESUME_HINT, diverged_iterations, note_divergence
-from ..modeling.autocast import keep_top_in_float32
+from ..modeling.convolutions import keep_top_in_float32
 
 WRITE_PERIOD = 20  # iterations between two lines of the log, Detectron2's default
 

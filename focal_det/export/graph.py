@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..modeling.anchors import grid_anchors
 from ..modeling.box_coding import decode_boxes
-from ..modeling.folded_conv import bake_frozen_norms
+from ..modeling.convolutions import bake_frozen_norms
 from ..modeling.nms import bound_boxes
 
 # (boxes (N, M, 4), scores (N, M), classes (N, M)) to which of them are kept (N, M); those of score 0 never are.

@@ -24,17 +24,13 @@ from __future__ import annotations
 import functools
 import math
 from decimal import Decimal, localcontext
-from typing import Any, ClassVar
 
 import torch
-from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..defaults import with_own_keys
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import check_gamma, focal_formula
 from ..losses.formula import Formula, Plain, Terms, check_number, terms_by_sign
-from ..modeling.dense_losses import LOSS, ElementwiseLoss
 
 
 def asymmetric_loss(
@@ -156,18 +152,3 @@ def _plain_shifted(x: Tensor, _: Tensor, *, gamma: float, shift: float) -> Tenso
     shifted = -torch.sigmoid(x) * (1 - shift) * torch.expm1(-beyond)
     entropy = torch.where(shifted > 0.5, -torch.log(torch.sigmoid(-x) + shift), -torch.log1p(-shifted.clamp(max=0.5)))
     return torch.where(has_loss, shifted**gamma * entropy, 0.0)
-
-
-class AsymmetricLoss(ElementwiseLoss):
-    """`asymmetric_loss`: the focal loss with a gamma for each sign, and without the negatives of low scores."""
-
-    reads: ClassVar[tuple[str, ...]] = (LOSS + "GAMMA_POS", LOSS + "GAMMA_NEG", LOSS + "PROB_SHIFT")
-
-    @configurable
-    def __init__(self, *, gamma_pos: float, gamma_neg: float, prob_shift: float) -> None:
-        super().__init__(asymmetric_formula(gamma_pos, gamma_neg, prob_shift))
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
-        return {"gamma_pos": loss.GAMMA_POS, "gamma_neg": loss.GAMMA_NEG, "prob_shift": loss.PROB_SHIFT}

@@ -19,17 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, ClassVar
 
 import torch
-from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..defaults import with_own_keys
 from ..losses.elementwise import reduced
-from ..losses.focal import focal_formula, focal_loss
+from ..losses.focal import focal_loss
 from ..losses.formula import check_number
-from ..modeling.dense_losses import LOSS, ElementwiseLoss
 
 
 def class_balanced_focal_loss(
@@ -57,11 +53,17 @@ def class_balanced_focal_loss(
     """
     if labels.is_floating_point():
         raise TypeError("labels must be int64 class indices: the weight is that of the anchor's class")
-    weights = class_weights(class_boxes, beta)
-    check_number_of_classes("class_boxes", len(class_boxes), logits.shape[-1])
+    weights = label_weights(class_boxes, beta)
+    if len(class_boxes) != logits.shape[-1]:
+        raise ValueError(f"class_boxes has {len(class_boxes)} numbers, and there are {logits.shape[-1]} classes")
     losses = focal_loss(logits, labels, alpha=None, gamma=gamma, reduction="none")
-    of_anchors = _with_background(weights).to(losses)[labels].unsqueeze(-1)
-    return reduced(losses * of_anchors, reduction)
+    return reduced(losses * weights.to(losses)[labels].unsqueeze(-1), reduction)
+
+
+def label_weights(class_boxes: Sequence[int], beta: float) -> Tensor:
+    """Return `class_weights` and the 1 of the label K, which -1 takes too, where it makes no difference; (K + 1,)."""
+    weights = class_weights(class_boxes, beta)
+    return torch.cat([weights, weights.new_ones(1)])
 
 
 def class_weights(class_boxes: Sequence[int], beta: float) -> Tensor:
@@ -90,42 +92,3 @@ def check_counts(name: str, counts: Sequence[int]) -> None:
                 f"{name}[{label}]={count!r} must be a whole number >= 1: give a class that the training set does not "
                 "have a count of 1, or leave the class out"
             )
-
-
-def check_number_of_classes(name: str, count: int, num_classes: int) -> None:
-    """Raise ValueError unless there is a number for each class."""
-    if count != num_classes:
-        how = "" if count else ": a training by focal-det counts them, and saves them in config.yaml; else set the key"
-        raise ValueError(f"{name} has {count} numbers, and there are {num_classes} classes{how}")
-
-
-def _with_background(weights: Tensor) -> Tensor:
-    """Append the weight 1 of the label K, which -1 takes too, where it makes no difference."""
-    return torch.cat([weights, weights.new_ones(1)])
-
-
-class ClassBalancedFocalLoss(ElementwiseLoss):
-    """`class_balanced_focal_loss`; without counts it can be built, such as to detect, and not be trained on."""
-
-    reads: ClassVar[tuple[str, ...]] = ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", LOSS + "CB_BETA", LOSS + "CLASS_BOXES")
-
-    @configurable
-    def __init__(self, *, class_boxes: Sequence[int], beta: float, gamma: float) -> None:
-        super().__init__(focal_formula(None, gamma))
-        self.class_weights: Tensor
-        weights = _with_background(class_weights(class_boxes, beta)).float()
-        self.register_buffer("class_weights", weights, persistent=False)  # the configuration has what they come from
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
-        return {
-            "class_boxes": loss.CLASS_BOXES,
-            "beta": loss.CB_BETA,
-            "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
-        }
-
-    def weights_of(self, labels: Tensor, num_classes: int) -> Tensor:
-        """Return the weight of each anchor, (N, R, 1)."""
-        check_number_of_classes(LOSS + "CLASS_BOXES", len(self.class_weights) - 1, num_classes)
-        return self.class_weights[labels].unsqueeze(-1)

@@ -22,21 +22,14 @@ for each step, so that a resumed run draws what the first would have drawn.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from numbers import Integral
 
 import torch
-from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..defaults import with_own_keys
-from ..errors import cut
 from ..losses.elementwise import reduced
-from ..losses.focal import focal_formula, focal_loss
+from ..losses.focal import focal_loss
 from ..losses.formula import check_number
-from ..modeling.dense_losses import LOSS, ElementwiseLoss, FocalLoss, focal_constants
-from .class_balanced import check_counts, check_number_of_classes
 
 _MOST_CLASSES, _MOST_POWER = 100_000, 10.0
 
@@ -77,7 +70,11 @@ def sample_classes(labels: Tensor, class_images: Tensor, *, num_classes: int = 5
         class_images: (K,) floating point, on the same device: numbers of training images that have the class.
         num_classes: how many count in an image, unless it has more.
         power: of the number of images, to which probabilities are proportional; 0 draws every class alike.
+
+    Raises:
+        ValueError, TypeError: see `check_sampling`.
     """
+    check_sampling(num_classes, power)
     count, num_all = len(labels), len(class_images)
     own = torch.where(labels < 0, num_all, labels)
     has = torch.zeros(count, num_all + 1, dtype=torch.bool, device=labels.device).scatter_(1, own, True)[:, :num_all]
@@ -88,54 +85,12 @@ def sample_classes(labels: Tensor, class_images: Tensor, *, num_classes: int = 5
     return has | torch.zeros_like(has).scatter_(1, first, True)
 
 
-class FederatedFocalLoss(ElementwiseLoss):
-    """`federated_focal_loss` of classes that `sample_classes` draws anew in every step; of all in an evaluation.
-
-    Without counts it can be built, such as to detect, and not be trained on.
-    """
-
-    reads: ClassVar[tuple[str, ...]] = (
-        *FocalLoss.reads,
-        *(LOSS + "FED_NUM_CLASSES", LOSS + "FED_FREQ_POWER", LOSS + "CLASS_IMAGES"),
-    )
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        class_images: Sequence[int],
-        num_classes: int,
-        power: float,
-        alpha: float | None = 0.25,
-        gamma: float = 2.0,
-    ) -> None:
-        super().__init__(focal_formula(alpha, gamma))
-        check_counts("class_images", class_images)
-        most = len(class_images) - 1 if class_images else _MOST_CLASSES
-        if not 1 <= num_classes <= most:
-            hint = ": with all classes this is FocalLoss" if class_images and num_classes > most else ""
-            raise ValueError(f"num_classes={cut(num_classes, 60)} is outside [1, {most}]{hint}")
-        check_number("power", power)
-        if not 0 <= power <= _MOST_POWER:
-            raise ValueError(f"power={power} is outside [0, {_MOST_POWER:g}]")
-        self.class_images: Tensor
-        images = torch.tensor([float(n) for n in class_images], dtype=torch.float64)
-        self.register_buffer("class_images", images, persistent=False)  # the configuration has them
-        self.sample = functools.partial(sample_classes, num_classes=num_classes, power=power)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
-        return {
-            "class_images": loss.CLASS_IMAGES,
-            "num_classes": loss.FED_NUM_CLASSES,
-            "power": loss.FED_FREQ_POWER,
-            **focal_constants(cfg),
-        }
-
-    def weights_of(self, labels: Tensor, num_classes: int) -> Tensor | None:
-        """Return 1 for the classes that count in each image, else 0, (N, 1, K)."""
-        check_number_of_classes(LOSS + "CLASS_IMAGES", len(self.class_images), num_classes)
-        if not self.training:  # a validation loss that is the same every time
-            return None
-        return self.sample(labels, self.class_images).float().unsqueeze(1)
+def check_sampling(num_classes: int, power: float) -> None:
+    """Raise ValueError or TypeError unless so many classes can be drawn by that power."""
+    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool):
+        raise TypeError(f"num_classes={num_classes!r} must be an integer, not {type(num_classes).__name__}")
+    if not 1 <= num_classes <= _MOST_CLASSES:
+        raise ValueError(f"num_classes={num_classes} is outside [1, {_MOST_CLASSES}]")
+    check_number("power", power)
+    if not 0 <= power <= _MOST_POWER:
+        raise ValueError(f"power={power} is outside [0, {_MOST_POWER:g}]")

@@ -14,19 +14,15 @@ such a beta is refused.
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..defaults import with_own_keys
 from ..losses.cross_entropy import SOFTPLUS_THRESHOLD, cross_entropy_formula, likelier_sign, plain_cross_entropy
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import MAX_GAMMA, focal_formula
 from ..losses.formula import Formula, check_number
-from ..modeling.dense_losses import LOSS, QualityLoss
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, reduction: str = "sum") -> Tensor:
@@ -89,17 +85,3 @@ def _soft_terms(x: Tensor, t: Tensor, needs_grad: bool, *, beta: float) -> tuple
 def _plain(x: Tensor, t: Tensor, *, beta: float) -> Tensor:
     """QFL for autograd."""
     return (t - torch.sigmoid(x)).abs() ** beta * plain_cross_entropy(x, t, weights=(1.0, 1.0))
-
-
-class QualityFocalLoss(QualityLoss):
-    """`quality_focal_loss`; its beta is MODEL.FOCAL_DET.LOSS.GAMMA, since LOSS.BETA is the shift of FL*."""
-
-    reads: ClassVar[tuple[str, ...]] = (LOSS + "GAMMA",)
-
-    @configurable
-    def __init__(self, *, beta: float = 2.0) -> None:
-        super().__init__(quality_focal_formula(beta))
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"beta": with_own_keys(cfg).MODEL.FOCAL_DET.LOSS.GAMMA}

@@ -13,18 +13,14 @@ and no positive is counted down for being easy. A positive of quality 0 counts a
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
 
 import torch
-from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..defaults import with_own_keys
 from ..losses.cross_entropy import cross_entropy_formula, plain_cross_entropy
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import focal_formula
 from ..losses.formula import Formula, Terms, check_number, terms_by_sign
-from ..modeling.dense_losses import LOSS, QualityLoss
 
 _MAX_ALPHA = 1e6
 
@@ -89,18 +85,3 @@ def _plain(x: Tensor, t: Tensor, *, alpha: float, gamma: float) -> Tensor:
     """VFL for autograd."""
     weights = torch.where(t == 0, alpha * torch.exp(gamma * torch.nn.functional.logsigmoid(x)), t)
     return weights * plain_cross_entropy(x, t, weights=(1.0, 1.0))
-
-
-class VarifocalLoss(QualityLoss):
-    """`varifocal_loss`."""
-
-    reads: ClassVar[tuple[str, ...]] = (LOSS + "ALPHA", LOSS + "GAMMA")
-
-    @configurable
-    def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0) -> None:
-        super().__init__(varifocal_formula(alpha, gamma))
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        loss = with_own_keys(cfg).MODEL.FOCAL_DET.LOSS
-        return {"alpha": loss.ALPHA, "gamma": loss.GAMMA}

@@ -6,7 +6,8 @@ constructors raise ValueError for a constant out of the range that its function 
 A class loss takes logits (R, K), under autocast in half precision, and labels (R,) of one image, and returns their
 summed loss, a scalar in float32. For that the logits of all levels are copied into one tensor. If it also has a
 `batch_loss` of its own, that is called instead and nothing is copied: see `ElementwiseLoss`, which makes one of a
-`Formula`. If it has a `select`, see `OHEMLoss`. One with `takes_quality` gets a third argument, see `QualityLoss`.
+`Formula`. If it has a `select`, see `OHEMLoss`. One with `takes_quality` gets a third argument, see `QualityLoss` in
+`heir_losses`.
 """
 
 from __future__ import annotations
@@ -74,29 +75,6 @@ class ElementwiseLoss(nn.Module):
     def weights_of(self, labels: Tensor, num_classes: int) -> Tensor | None:
         """Return weights of the losses for labels (N, R), (N, 1 or R, 1 or K); None where all count alike."""
         return None
-
-
-class QualityLoss(nn.Module):
-    """A loss whose target for an assigned anchor's own class is the quality of its box: the IoU with the object's.
-
-    Args:
-        formula: of the loss, with soft targets.
-    """
-
-    takes_quality: ClassVar[bool] = True
-
-    def __init__(self, formula: Formula) -> None:
-        super().__init__()
-        self.formula = formula
-
-    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        """Logits (R, K), labels (R,) and quality (R,) to a scalar in float32."""
-        image = [logits.unsqueeze(0)], labels.unsqueeze(0), quality.new_ones(1), self.formula
-        return batch_loss(*image, quality=quality.unsqueeze(0), hand_over=False)
-
-    def batch_loss(self, levels: Sequence[Tensor], labels: Tensor, divisors: Tensor, quality: Tensor) -> Tensor:
-        """See `focal_det.losses.fused.batch_loss`."""
-        return batch_loss(levels, labels, divisors, self.formula, quality=quality)
 
 
 @functools.lru_cache(maxsize=16)

@@ -19,10 +19,10 @@ from ..registries import ASSIGNER_REGISTRY, DENSE_HEAD_REGISTRY, DENSE_LOSS_REGI
 from .anchor_generator import OctaveAnchorGenerator
 from .captured import CapturedOrPlain
 from .compiled import CompiledOrPlain, NetworkRunner
+from .convolutions import fold_frozen_norms, is_slow_channels_last, keep_cast_weights
 from .criterion import DenseCriterion, PartTargets
 from .decode import PAPERS_DECODING, check_decoding, decode_detections, to_device
 from .dense_losses import FocalLoss
-from .folded_conv import fold_frozen_norms, is_slow_channels_last, keep_cast_weights
 from .head import RetinaNetHead
 from .levels import (
     ShapePadding,

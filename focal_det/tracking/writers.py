@@ -16,7 +16,7 @@ from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
 from ..distributed.graceful_stop import TrainingStopped
-from ..modeling.folded_conv import FoldedConv2d
+from ..modeling.convolutions import FoldedConv2d
 from ..modeling.levels import extra_pixels, usual_batches
 from ..modeling.retinanet import FocalRetinaNet
 from .metrics_file import WINDOW

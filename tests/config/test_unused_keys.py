@@ -12,7 +12,7 @@ from focal_det.config.load import load_config
 from focal_det.config.read_when import WITHOUT_KERNEL
 from focal_det.config.unused_keys import without_unread_keys
 from focal_det.config.validate import check_config
-from focal_det.heirs.asymmetric import asymmetric_loss
+from focal_det.heirs import asymmetric_loss
 from focal_det.heirs.class_balanced import class_weights
 from focal_det.modeling.dense_losses import FocalLoss
 from focal_det.registries import DENSE_LOSS_REGISTRY
@@ -60,7 +60,7 @@ CONSTANTS = {
     ),
     "ClassBalancedFocalLoss": (
         {"CB_BETA": 0.5, "CLASS_BOXES": [9, 2, 1]},
-        lambda loss: torch.equal(loss.class_weights[:3], class_weights([9, 2, 1], 0.5).float()),
+        lambda loss: torch.equal(loss.label_weights[:3], class_weights([9, 2, 1], 0.5).float()),
     ),
     "FederatedFocalLoss": (
         {"FED_NUM_CLASSES": 2, "FED_FREQ_POWER": 1.0, "CLASS_IMAGES": [9, 2, 1]},

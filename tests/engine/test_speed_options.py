@@ -16,10 +16,9 @@ from focal_det.distributed.heartbeat import compiling
 from focal_det.engine.trainer import Trainer
 from focal_det.losses.formula import Formula
 from focal_det.modeling import dense_losses
-from focal_det.modeling.autocast import keep_top_in_float32
 from focal_det.modeling.captured import CapturedOrPlain
 from focal_det.modeling.compiled import CompiledOrPlain, share_compilers
-from focal_det.modeling.folded_conv import FoldedConv2d, KeptConv2d
+from focal_det.modeling.convolutions import FoldedConv2d, KeptConv2d, keep_top_in_float32
 
 pytestmark = pytest.mark.detectron2
 

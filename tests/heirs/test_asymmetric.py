@@ -6,11 +6,8 @@ import mpmath
 import pytest
 import torch
 
-from focal_det.heirs.asymmetric import AsymmetricLoss, asymmetric_loss, asymmetric_loss_reference
+from focal_det.heirs import asymmetric_loss, asymmetric_loss_reference
 from focal_det.losses import cross_entropy_loss, focal_loss
-from focal_det.modeling import dense_losses
-
-pytestmark = pytest.mark.detectron2
 
 SETTINGS = [(0.0, 4.0, 0.05), (1.0, 4.0, 0.05), (0.0, 0.0, 0.3), (2.0, 0.5, 0.5), (0.0, 4.0, 0.0), (0.0, 2.0, 1e-6)]
 each_setting = pytest.mark.parametrize(("gamma_pos", "gamma_neg", "prob_shift"), SETTINGS)
@@ -133,14 +130,3 @@ def test_constants_out_of_range_are_named(options, message):
         asymmetric_loss(torch.zeros(2, 3), torch.tensor([0, 3]), **options)
     with pytest.raises(TypeError, match="gamma_neg='4' must be a number"):
         asymmetric_loss(torch.zeros(2, 3), torch.tensor([0, 3]), gamma_neg="4")
-
-
-def test_a_formula_without_a_kernel_is_computed_without_and_the_log_says_so(caplog):
-    logits, labels = torch.randn(30, 3), torch.randint(-1, 4, (30,))
-    loss = AsymmetricLoss(gamma_pos=1.0, gamma_neg=3.0, prob_shift=0.1)
-    by_kernels = dense_losses.ElementwiseLoss(loss.formula, triton=True)
-    expected = asymmetric_loss(logits, labels, gamma_pos=1.0, gamma_neg=3.0, prob_shift=0.1)
-    with caplog.at_level("WARNING", logger=dense_losses.__name__):
-        of_batch = by_kernels.batch_loss([logits.unsqueeze(0)], labels.unsqueeze(0), torch.ones(1))
-    assert of_batch == loss(logits, labels) == expected
-    assert "SPEED.TRITON is on, but there is none for ElementwiseLoss" in caplog.text

@@ -1,24 +1,12 @@
-"""Quality focal loss: against its formula, by autograd and in 50 digits; at the ends; its target in a batch."""
-
-from pathlib import Path
+"""Quality focal loss: against its formula, by autograd and in 50 digits; at the ends."""
 
 import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
 
-from focal_det.config.load import load_config
-from focal_det.heirs.quality_focal import (
-    QualityFocalLoss,
-    quality_focal_formula,
-    quality_focal_loss,
-    quality_focal_loss_reference,
-)
-from focal_det.losses import cross_entropy_loss, focal_loss, fused
-from focal_det.losses.fused import batch_loss
-from focal_det.registries import ASSIGNER_REGISTRY, DENSE_LOSS_REGISTRY
-
-pytestmark = pytest.mark.detectron2
+from focal_det.heirs import quality_focal_loss, quality_focal_loss_reference
+from focal_det.losses import cross_entropy_loss, focal_loss
 
 BETAS = [0.0, 1.0, 1.5, 2.0, 2.5]
 TARGETS = torch.tensor([0.0, 2.0**-30, 0.1, 0.5, 0.73105857, 1 - 2.0**-24, 1.0], dtype=torch.float64)
@@ -135,47 +123,3 @@ def test_a_beta_out_of_its_range_is_named(beta):
 def test_a_target_out_of_its_range_is_named(target):
     with pytest.raises(ValueError, match=r"targets\[0, 0\]="):
         quality_focal_loss(torch.zeros(1, 1), torch.tensor([[target]]))
-
-
-def test_a_batch_is_its_images_and_that_of_the_dense_targets(monkeypatch):
-    monkeypatch.setattr(fused, "_BLOCK_ELEMENTS", 21)  # 7 rows: several blocks
-    levels = [torch.randn(2, 12, 3, requires_grad=True), torch.randn(2, 8, 3, requires_grad=True)]
-    logits, divisors = torch.cat(levels, dim=1), torch.tensor([2.0, 5.0])
-    labels, quality = torch.randint(-1, 4, (2, 20)), torch.rand(2, 20)
-    labels[1] = 3  # an image without objects
-    targets = F.one_hot(labels.clamp(min=0), 4)[..., :3] * quality.unsqueeze(-1)
-    targets = targets.masked_fill((labels < 0).unsqueeze(-1), -1)
-    loss = QualityFocalLoss(beta=2.0)
-    of_batch = loss.batch_loss(levels, labels, divisors, quality)
-    of_images = sum(loss(*image) / n for *image, n in zip(logits, labels, quality, divisors, strict=True))
-    dense = batch_loss([logits], targets, divisors, quality_focal_formula(2.0))
-    expected = torch.autograd.grad(dense, levels)
-    assert dense > 0
-    for value in (of_batch, of_images):
-        torch.testing.assert_close(value, dense)
-        for found, grad in zip(torch.autograd.grad(value, levels), expected, strict=True):
-            torch.testing.assert_close(found, grad, rtol=1e-5, atol=1e-8)
-
-
-def test_as_on_a_gpu_the_batch_is_the_same(monkeypatch):
-    levels = [torch.randn(2, 12, 3, requires_grad=True), torch.randn(2, 8, 3, requires_grad=True)]
-    labels, quality, divisors = torch.randint(-1, 4, (2, 20)), torch.rand(2, 20), torch.tensor([2.0, 5.0])
-    loss = QualityFocalLoss()
-    expected = loss.batch_loss(levels, labels, divisors, quality)
-    monkeypatch.setattr(fused, "_cached_blocks", fused._large_blocks)
-    found = loss.batch_loss(levels, labels, divisors, quality)
-    torch.testing.assert_close(found, expected)
-    for one, other in zip(torch.autograd.grad(found, levels), torch.autograd.grad(expected, levels), strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("name", ["quality_focal", "varifocal"])
-def test_the_recipes_have_atss_one_anchor_a_location_and_giou(name):
-    cfg = load_config(Path(__file__).parents[2] / "configs" / "heirs" / f"{name}.yaml")
-    ours, anchors = cfg.MODEL.FOCAL_DET, cfg.MODEL.ANCHOR_GENERATOR
-    assert ASSIGNER_REGISTRY.get(ours.ASSIGNER.NAME)(cfg).topk == 9
-    assert DENSE_LOSS_REGISTRY.get(ours.LOSS.NAME)(cfg).formula.kind == name
-    assert [side / stride for (side,), stride in zip(anchors.SIZES, (8, 16, 32, 64, 128), strict=True)] == [8] * 5
-    assert (ours.SCALES_PER_OCTAVE, anchors.ASPECT_RATIOS) == (1, [[1.0]])
-    assert cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE == "giou"
-    assert {"quality_focal": "score", "varifocal": "iou"}[name] == ours.BOX_LOSS.WEIGHTING

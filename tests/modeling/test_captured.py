@@ -16,8 +16,8 @@ from recorded_graphs import RecordedGraphs
 
 from focal_det.engine.validation_loss import validation_losses
 from focal_det.modeling import captured as captured_module
-from focal_det.modeling.autocast import keep_top_in_float32
 from focal_det.modeling.captured import CapturedOrPlain, CudaGraphs
+from focal_det.modeling.convolutions import keep_top_in_float32
 
 pytestmark = pytest.mark.detectron2
 

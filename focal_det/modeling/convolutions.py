@@ -1,6 +1,7 @@
-"""Convolutions with their frozen batch normalisation folded into the weights, in training and at inference alike.
+"""How a model's convolutions are computed: with frozen norms folded into them, and under autocast in which format.
 
-At inference what is made of the weights, folded and in autocast's number format, is kept between calls.
+Frozen norms are folded in training and at inference alike. At inference what is made of the weights, folded and in
+autocast's number format, is kept between calls. P6 and P7 can be kept out of autocast.
 
 A frozen normalisation is y = x * scale + shift per channel, so conv(x, w) * scale + shift = conv(x, w * scale) + shift:
 two passes over the feature map and one over its gradient become one over the weights. The weights that are trained
@@ -42,6 +43,28 @@ def bake_frozen_norms(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, FoldedConv2d):
                 setattr(parent, name, child.baked())
+
+
+def keep_top_in_float32(module: nn.Module) -> None:
+    """Keep, in place, P6 and P7 out of autocast, if the module is on a processor.
+
+    For a 3x3 convolution with stride 2 on a 1x1 map, which small images have at P7, PyTorch 2.15's bfloat16 kernel
+    does not write the weight's gradient at the taps that meet only padding, so these hold whatever was in memory.
+    P6 and P7 are few operations, so float32 costs nothing.
+    """
+    for name, child in module.named_modules():
+        if name.endswith("top_block") and any(p.device.type == "cpu" for p in child.parameters()):
+            _compute_in_float32(child)  # a top block that only pools has no parameters
+
+
+def _compute_in_float32(module: nn.Module) -> None:
+    forward = module.forward
+
+    def forward_in_float32(x: Tensor) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    module.forward = forward_in_float32
 
 
 class KeptConv2d(Conv2d):
