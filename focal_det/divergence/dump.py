@@ -31,7 +31,7 @@ from .diverged_folder import new_file
 logger = logging.getLogger(__name__)
 FORMAT = 2  # of the files
 _KINDS = {
-    **dict.fromkeys(("iteration", "rank", "ranks", "seed"), int),
+    **dict.fromkeys(("iteration", "rank", "ranks", "seed"), int),  # only the seed may be negative: it is not known
     **dict.fromkeys(("losses", "model"), dict),
     **dict.fromkeys(("batch", "bad_gradients", "shares"), list),
     **{"is_first": bool, "config": str},
@@ -133,6 +133,8 @@ def read_divergence(path: Path) -> Divergence:
         if any(not -1 <= label < num_classes for image in record["batch"] for label in image["classes"].tolist()):
             raise InputError(f"a class is outside of -1 to {num_classes - 1}, as MODEL.RETINANET.NUM_CLASSES says")
         model = _model_of(cfg, record["model"])
+        if record["seed"] < 0:
+            notes.append(f"SEED is {record['seed']}: what the step drew at random, such as classes, is drawn anew")
     except InputError as error:  # which may quote the file
         raise InputError([f"{path}: {visible(problem)}" for problem in error.problems]) from error
     for image in record["batch"]:
@@ -146,7 +148,8 @@ def _problem_of(record: Any, size: int) -> str | None:
     if type(record) is not dict or type(record.get("format")) is not int or record["format"] != FORMAT:
         return f"format {FORMAT} is what this version reads"
     for key, kind in _KINDS.items():
-        if type(record.get(key)) is not kind or (kind is int and abs(record[key]) >= _LARGEST):
+        least = -_LARGEST if key == "seed" else 0
+        if type(record.get(key)) is not kind or (kind is int and not least <= record[key] < _LARGEST):
             return f"{key} is missing or of the wrong type"
     if not all(type(name) is str and type(value) is float for name, value in record["losses"].items()):
         return "its losses are not numbers by name"

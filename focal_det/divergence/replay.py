@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..checkpoint.safe_load import nonfinite_weights
+from ..data.train_loader import STEP, set_random_numbers
 from ..distributed.accumulation import losses_and_gradients
 from ..errors import cut, some
 from .dump import Divergence
@@ -44,18 +45,21 @@ def replay(divergence: Divergence, show: Callable[[str, Iterator[tuple[str, Step
 
     `show` is called for each of them, with a title and the outcome by precision, which is computed as it is iterated:
     what kills the process is then known. Returns the verdict: what did it, in a sentence or a line for each image.
+
+    A rank's batch draws the random numbers that it drew in the training, such as for the classes of
+    `FederatedFocalLoss`, since they follow from SEED, iteration and rank; an image alone, those of a batch's first.
     """
     record, amp = divergence.record, divergence.cfg.SOLVER.AMP
     dtypes: dict[str, torch.dtype | None] = {"float32": None}
     if amp.ENABLED:
         dtypes[amp.DTYPE] = torch.bfloat16 if amp.DTYPE == "bfloat16" else torch.float16
 
-    def run_and_show(title: str, batch: Sequence[Mapping[str, Any]]) -> ByPrecision:
+    def run_and_show(title: str, batch: Sequence[Mapping[str, Any]], rank: int = record["rank"]) -> ByPrecision:
         outcomes: dict[str, StepOutcome] = {}
 
         def compute() -> Iterator[tuple[str, StepOutcome]]:
             for name, dtype in dtypes.items():
-                outcomes[name] = run(divergence, batch, dtype)
+                outcomes[name] = run(divergence, batch, dtype, rank=rank)
                 yield name, outcomes[name]
 
         show(title, compute())
@@ -63,9 +67,11 @@ def replay(divergence: Divergence, show: Callable[[str, Iterator[tuple[str, Step
 
     whole: dict[str, StepOutcome] = {}  # of several ranks, the first that is not finite
     images = iter(record["batch"])
+    has_all_ranks = len(record["shares"]) > 1
     for rank, count in enumerate(record["shares"]):
-        title = f"all {count} images" + (f" of rank {rank}" if record["shares"][1:] else "")
-        for name, outcome in run_and_show(title, list(islice(images, count))).items():
+        title = f"all {count} images" + (f" of rank {rank}" if has_all_ranks else "")
+        outcomes = run_and_show(title, list(islice(images, count)), rank if has_all_ranks else record["rank"])
+        for name, outcome in outcomes.items():
             if name not in whole or whole[name].is_finite:
                 whole[name] = outcome
     noise = _noise_like(record["batch"][0])
@@ -73,10 +79,17 @@ def replay(divergence: Divergence, show: Callable[[str, Iterator[tuple[str, Step
     return _verdict(divergence, whole, alone, run_and_show(f"for comparison: {_description(noise)}", [noise]))
 
 
-def run(divergence: Divergence, batch: Sequence[Mapping[str, Any]], dtype: torch.dtype | None = None) -> StepOutcome:
-    """Do the forward and backward pass of some of its images in a precision, from the weights before the step."""
-    model, nonfinite_modules = divergence.model, []
-    model.load_state_dict(divergence.record["model"])  # a forward pass may move a running mean
+def run(
+    divergence: Divergence, batch: Sequence[Mapping[str, Any]], dtype: torch.dtype | None = None, *, rank: int = 0
+) -> StepOutcome:
+    """Do the forward and backward pass of some of its images in a precision, from the weights before the step.
+
+    Random numbers are those that a rank's step begins with; of a run without a SEED they are not known.
+    """
+    record, model, nonfinite_modules = divergence.record, divergence.model, []
+    model.load_state_dict(record["model"])  # a forward pass may move a running mean
+    if record["seed"] >= 0:
+        set_random_numbers(STEP, record["seed"], record["iteration"], rank)
     model.zero_grad()
 
     def check(name: str, module: nn.Module, _: Any, output: Any) -> None:

@@ -7,6 +7,11 @@ presumed, and a rare class drowns in them. For each image a set S of classes is 
     replacement with probabilities in proportion to the square root of the number of training images with the class.
     The loss is the focal loss of the binary problems of the classes in S; the others have neither loss nor gradient.
 
+An image has a class if an anchor is labelled with it, as in the authors' code a proposal is. An annotated class none of
+whose objects has an anchor is therefore not sure to be in S: with `match_best_anchor` where no anchor touches them or
+other objects take their best ones, without it also where no IoU reaches the threshold. No positive is lost by that,
+since the class has none there; it may be drawn as any other, and then has the loss of its negatives.
+
 An image that has 50 classes or more keeps them all, and no other. gamma = 0 without alpha is the authors'
 cross-entropy. Their code draws a set for the images of a GPU together; here each image has its own, as in the text, so
 that the classes of an image do not depend on which others come with it, or in how many parts a batch is passed.

@@ -66,6 +66,7 @@ REFUSED = {
     "another format": (lambda record: record.update(format=torch.ones(2)), "format 2 is what this version reads"),
     "a truth value for a number": (lambda record: record.update(rank=True), "rank is missing or of the wrong type"),
     "a number of no training": (lambda record: record.update(iteration=10**400), "iteration is missing"),
+    "a rank below 0": (lambda record: record.update(rank=-1), "rank is missing or of the wrong type"),
     "a dictionary with methods of its own": (lambda record: record.update(losses=ODD_METHOD), "losses is missing"),
     "a loss that is a text": (lambda record: record["losses"].update(loss_cls="1"), "losses are not numbers by name"),
     "a loss without a name": (lambda record: record["losses"].update({3: 1.0}), "losses are not numbers by name"),

@@ -1,11 +1,17 @@
 """A step that was not finite, repeated: which image, which module, which precision, or the weights before it."""
 
+from itertools import cycle
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 from focal_det.cli.main import main
+from focal_det.data import train_loader
+from focal_det.data.train_loader import TrainLoader
 from focal_det.divergence.check import NonFiniteCheck
+from focal_det.divergence.dump import read_divergence, write_divergence
+from focal_det.divergence.replay import replay
 from focal_det.engine.train_step import DeferredMetrics
 
 pytestmark = pytest.mark.detectron2
@@ -24,6 +30,36 @@ def test_the_batch_of_each_rank_is_repeated(kept, capsys):
     assert "all 1 images of rank 0" in steps
     assert "all 1 images of rank 1" in steps
     assert verdict.startswith("image 2 of 2, 1.jpg: ")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loss_that_draws_classes_draws_those_of_the_training_again(tiny_cfg, batch_of, tmp_path, monkeypatch, ranks):
+    """As each rank's loader seeds its step; of two ranks one file has the batches of both."""
+    loss, classes = "MODEL.FOCAL_DET.LOSS.", 40
+    drawing = (loss + "NAME", "FederatedFocalLoss", loss + "FED_NUM_CLASSES", "9", loss + "CLASS_IMAGES", [5] * classes)
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), "SEED", "7", "MODEL.RETINANET.NUM_CLASSES", str(classes), *drawing)
+    model, images = build_model(cfg).train(), batch_of((2, 3, 1), size=(64, 64))
+    with torch.no_grad():
+        model.head.cls_score.bias.normal_()  # so that the loss tells which classes count
+    shares, losses = [], []
+    for rank in range(ranks):
+        monkeypatch.setattr(train_loader.comm, "get_rank", lambda rank=rank: rank)
+        loader = TrainLoader(images, cycle(range(3)), lambda x: x, seed=7, batch_size=1 + rank, by_orientation=False)
+        loader.start = 1
+        shares.append(next(iter(loader)))
+        losses.append({name: value.item() for name, value in model(shares[-1]).items()})
+    monkeypatch.setattr(train_loader.comm, "get_rank", lambda: 0)
+    path = write_divergence(cfg, model, shares, {}, [], iteration=1, is_first=True)
+    torch.manual_seed(99)
+    found = {}
+    replay(read_divergence(path), lambda title, outcomes: found.update({title: dict(outcomes)["float32"].losses}))
+    again = [found[title] for title in found if title.startswith("all ")]
+    assert again == [pytest.approx(loss, rel=1e-6) for loss in losses]
+
+
+def test_a_run_without_a_seed_draws_anew_and_says_so(kept, capsys):
+    assert main(["replay", str(kept())]) == 0
+    assert "warning: SEED is -1: what the step drew at random" in capsys.readouterr().err
 
 
 def test_a_step_that_is_finite_here_is_reported(kept, capsys):
