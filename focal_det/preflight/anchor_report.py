@@ -24,6 +24,7 @@ _UNREACHED = 0.25  # share of objects without an anchor from which on it is a wa
 # leave so little of it. They enlarge an image this much at most, and are at most so many.
 _SMALL, _MOSTLY, _LEFT = 1.5, 0.5, 0.1
 _ENLARGED, _MOST_TILES = 2, 100
+_LOCATIONS = 9  # of an object's candidates on each level in ATSS's paper
 _TILES = (2048, 1536, 1280, 1024, 800, 640, 512, 400, 320, 256, 192, 128, 96, 64)  # sides in pixels that are tried
 
 
@@ -101,6 +102,24 @@ def anchor_warnings(report: AnchorReport) -> list[str]:
             f"--tile {tile} makes it {then:.0%}, in training, evaluations and predictions"
         )
     return warnings
+
+
+def candidate_warnings(cfg: CfgNode, model: torch.nn.Module) -> list[str]:
+    """Warn if several anchors share a location and ATSS's candidates therefore lie at fewer than in its paper."""
+    assigner = cfg.MODEL.FOCAL_DET.ASSIGNER
+    if assigner.NAME != "ATSSAssigner":
+        return []
+    generator: Any = model.anchor_generator
+    sharing = max(map(len, generator.cell_anchors))
+    locations = math.ceil(assigner.TOPK / sharing)
+    if sharing == 1 or locations >= _LOCATIONS:
+        return []
+    return [
+        f"MODEL.FOCAL_DET.ASSIGNER.TOPK is {assigner.TOPK}, and {sharing} anchors share each location: an object's "
+        f"candidates on a level lie at {locations} {'location' if locations == 1 else 'locations'}, {_LOCATIONS} in "
+        f"ATSS's paper; set TOPK to {_LOCATIONS * sharing}, or have one anchor per location, as "
+        "focal_det://heirs/Base-ATSS.yaml does"
+    ]
 
 
 def _grid(cfg: CfgNode, model: torch.nn.Module) -> AnchorGrid | None:

@@ -13,7 +13,7 @@ from ..config.schedule import epoch_warnings
 from ..data.statistics import iou_text
 from ..errors import Findings
 from .anchor_fit import fit_lines
-from .anchor_report import AnchorReport, anchor_warnings, report_anchors
+from .anchor_report import AnchorReport, anchor_warnings, candidate_warnings, report_anchors
 from .datasets import DataSets, DescribedSet, objects_of
 from .options import TrainOptions
 from .scored_sets import ap_set
@@ -41,6 +41,7 @@ def describe(options: TrainOptions, cfg: CfgNode, data: DataSets, model: torch.n
     if whole and whole < _FEW and not cfg.MODEL.WEIGHTS and not options.resume:
         start = "start from COCO's detector on a GPU, --config-file focal_det://retinanet_coco_finetune.yaml"
         found.notes.append(f"from scratch on {whole} images: if you can, {start}")
+    found.warnings += candidate_warnings(cfg, model)
     anchors = report_anchors(cfg, model, *objects_of(sets))
     if anchors:
         found.notes += _anchor_lines(anchors, full=full)

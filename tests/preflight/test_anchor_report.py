@@ -1,6 +1,7 @@
 """The objects that the anchors reach: exact, in rows, and with better anchors where there are any."""
 
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,13 @@ import pytest
 from focal_det.checkpoint.compatibility import build_cpu_model
 from focal_det.data.statistics import Objects, sample, statistics
 from focal_det.preflight.anchor_report import anchor_warnings, report_anchors
-from focal_det.preflight.summary import _anchor_lines
+from focal_det.preflight.datasets import DataSets
+from focal_det.preflight.summary import _anchor_lines, describe
 
 pytestmark = pytest.mark.detectron2
 
+ATSS = ("MODEL.FOCAL_DET.ASSIGNER.NAME", "ATSSAssigner")
+TOPK, SCALES = "MODEL.FOCAL_DET.ASSIGNER.TOPK", "MODEL.FOCAL_DET.SCALES_PER_OCTAVE"
 COCO = {
     "images": [{"id": 5, "width": 100, "height": 80}, {"id": 6, "width": 50, "height": 50}],
     "categories": [{"id": 9, "name": "b"}, {"id": 2, "name": "a"}],
@@ -92,6 +96,29 @@ def test_where_the_iou_does_not_decide_nothing_is_proposed(tiny_cfg):
     assert by_atss.rows == by_iou.rows
     assert not by_atss.better
     assert not any("have no anchor" in warning for warning in anchor_warnings(by_atss))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ATSS,
+            "TOPK is 9, and 9 anchors share each location: an object's candidates on a level lie at 1 location, 9 in",
+        ),
+        (ATSS, "; set TOPK to 81, or have one anchor per location, as focal_det://heirs/Base-ATSS.yaml does"),
+        ((*ATSS, TOPK, "10"), "lie at 2 locations, 9 in ATSS's paper"),
+        ((*ATSS, TOPK, "24", SCALES, "1"), "lie at 8 locations, 9 in ATSS's paper; set TOPK to 27"),
+        ((*ATSS, TOPK, "25", SCALES, "1"), None),
+        ((*ATSS, TOPK, "81"), None),
+        ((*ATSS, TOPK, "3", SCALES, "1", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]"), None),
+        ((), None),
+    ],
+)
+def test_several_anchors_at_few_locations_are_no_candidates_as_in_atss(tiny_cfg, tmp_path, words, said):
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), *words)
+    options = SimpleNamespace(preflight_only=False, eval_only=False, resume=False)
+    found = describe(options, cfg, DataSets((), (), [], {}), build_cpu_model(cfg)).warnings
+    assert [said in warning for warning in found if "ATSS" in warning] == ([True] if said else [])
 
 
 def test_a_larger_image_is_proposed_too(tiny_cfg):
