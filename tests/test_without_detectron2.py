@@ -52,6 +52,13 @@ def test_mathematics_and_inference_are_imported(python):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("module", ["losses", "heirs.varifocal"])
+def test_without_pytorch_too_the_losses_say_what_to_install(python, module):
+    done = python("-c", f"import sys; sys.modules['torch'] = None; import focal_det.{module}")
+    assert done.returncode == 1
+    assert "focal_det.losses needs PyTorch, which cannot be imported here" in done.stderr
+
+
 @pytest.mark.parametrize(
     "code",
     ["import focal_det.plugin", "import focal_det; assert 'Predictor' in focal_det.__all__; focal_det.Predictor"],
