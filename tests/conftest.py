@@ -37,7 +37,7 @@ DESELECTED = pytest.StashKey[int]()
 pytest_plugins = [
     "time_limit",
     "made_once",
-    *(["training_fixtures", "rank_fixtures", "export_fixtures"] if HAS_DETECTRON2 else []),
+    *(["training_fixtures", "rank_fixtures", "export_fixtures", "preflight_fixtures"] if HAS_DETECTRON2 else []),
 ]
 
 

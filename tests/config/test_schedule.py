@@ -1,12 +1,17 @@
-"""The linear rule: a schedule for another batch size."""
+"""The linear rule: a schedule for another batch size; and what of a schedule is likely not meant."""
+
+from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
 
 from focal_det import add_focal_det_config
-from focal_det.config.schedule import check_schedule, scale_schedule, scale_to_processes
+from focal_det.config.load import load_config
+from focal_det.config.schedule import check_schedule, epoch_warnings, scale_schedule, scale_to_processes
 
 pytestmark = pytest.mark.detectron2
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def schedule(batch):
@@ -101,3 +106,52 @@ def test_an_early_stopping_that_the_evaluations_are_too_few_for_is_refused(patie
     cfg.MODEL.FOCAL_DET.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER = patience, period, iterations
     errors = check_schedule(cfg).errors
     assert [error.partition("it never stops; ")[2] for error in errors] == ([fix] if fix else [])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("quickstart.yaml", []),
+        ("paper/miniature.yaml", []),
+        ("bccd.yaml", []),
+        ("retinanet_R_50_FPN_1x.yaml", []),
+        ("retinanet_coco_finetune.yaml", []),
+        ("retinanet_X_101_32x8d_FPN_1x.yaml", []),
+        ("paper/table2.yaml", []),
+        ("detectron2_parity.yaml", []),
+    ],
+)
+def test_no_configuration_here_is_warned_of(config, words):
+    cfg = load_config(CONFIGS / config, words)
+    assert check_schedule(cfg).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["SOLVER.STEPS", "(90, 100)"], 'the lr never drops at 100; set SOLVER.STEPS to fit, such as "(66, 88)"'),
+        (["SOLVER.STEPS", "(10, 40)"], "the last drop of the lr comes before half of SOLVER.MAX_ITER 100"),
+        (["SOLVER.WARMUP_ITERS", "100"], "the lr never reaches SOLVER.BASE_LR"),
+        (["SOLVER.BASE_LR", "0.05"], "80 times the paper's lr for each image"),  # .05 / 1 to .01 / 16
+        (["SOLVER.BASE_LR", "0.05", "MODEL.RESNETS.NORM", "GN"], None),
+        (["SOLVER.STEPS", "()"], None),
+        (["TEST.EVAL_PERIOD", "1000"], None),
+        ([], None),
+    ],
+)
+def test_what_of_the_schedule_is_likely_not_meant(words, said):
+    base = ["SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "(60, 80)", "SOLVER.WARMUP_ITERS", "10"]
+    base += ["SOLVER.IMS_PER_BATCH", "1", "SOLVER.BASE_LR", "0.0006"]
+    found = check_schedule(load_config("", [*base, *words])).warnings
+    assert len(found) == (said is not None)
+    assert all(said in line for line in found)
+
+
+def test_a_schedule_for_a_much_larger_set_is_named_with_one_that_fits(tiny_cfg):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", "90000", "SOLVER.IMS_PER_BATCH", "16")
+    assert epoch_warnings(cfg, 117_266) == []  # COCO
+    assert epoch_warnings(cfg, None) == []
+    (line,) = epoch_warnings(cfg, 292)
+    # 90000 * 16 / 292 epochs; 50 * 292 / 16 iterations.
+    assert "SOLVER.MAX_ITER is 90000: 4,932 epochs of 292 images" in line
+    assert 'for 50 epochs add SOLVER.MAX_ITER 912 SOLVER.STEPS "(608, 810)" SOLVER.WARMUP_ITERS 91' in line

@@ -6,12 +6,14 @@ import pytest
 import torch
 import yaml
 from config_files import problems_of, write_layers
+from detectron2.config import get_cfg
 from torch import nn
 
 from focal_det.config.load import load_config
 from focal_det.config.read_when import WITHOUT_KERNEL
 from focal_det.config.unused_keys import without_unread_keys
 from focal_det.config.validate import check_config
+from focal_det.defaults import add_focal_det_config
 from focal_det.heirs import asymmetric_loss
 from focal_det.heirs.class_balanced import class_weights
 from focal_det.modeling.dense_losses import FocalLoss
@@ -199,3 +201,45 @@ def test_a_loss_has_kernels_or_is_named_as_one_without():
     ours = {name: loss for name, loss in DENSE_LOSS_REGISTRY if loss.__module__.startswith("focal_det.")}
     without = {name for name, loss in ours.items() if "triton" not in inspect.signature(loss.__init__).parameters}
     assert without == set(WITHOUT_KERNEL)
+
+
+def error_of(*words):
+    (problem,) = problems_of("", ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", *words])
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("MODEL.ROI_HEADS.NUM_CLASSES", "80", "set MODEL.RETINANET.NUM_CLASSES"),  # in the command line at the default
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5", "set MODEL.RETINANET.SCORE_THRESH_TEST"),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.3", "set MODEL.RETINANET.NMS_THRESH_TEST"),
+        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "128", "remove it, every anchor counts"),
+        ("MODEL.RPN.POST_NMS_TOPK_TEST", "10", "set TEST.DETECTIONS_PER_IMAGE"),
+        ("MODEL.MASK_ON", "True", "boxes alone are detected"),
+        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "remove it"),
+        ("DATASETS.PROPOSAL_FILES_TRAIN", "a.pkl", "remove it"),
+    ],
+)
+def test_a_key_of_another_detector_is_refused_with_what_is_meant(key, value, meant):
+    problem = error_of(key, value)
+    assert problem.startswith(f"command line: {key} is ")
+    assert "but MODEL.META_ARCHITECTURE FocalRetinaNet does not read it: " in problem
+    assert problem.endswith(meant) or meant in problem
+
+
+def test_a_file_may_hold_another_detectors_keys_at_their_defaults(tmp_path):
+    cfg = get_cfg()
+    add_focal_det_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    (tmp_path / "c.yaml").write_text(without_unread_keys(cfg).dump())
+    load_config(tmp_path / "c.yaml")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    (tmp_path / "c.yaml").write_text(without_unread_keys(cfg).dump())
+    (problem,) = problems_of(tmp_path / "c.yaml")
+    assert problem.startswith(f"{tmp_path / 'c.yaml'}: MODEL.ROI_HEADS.NUM_CLASSES is 5")
+
+
+def test_another_architecture_may_read_the_keys_of_its_own():
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES", "5"])
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 5
