@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..data.dataset_spec import USES
 from ..errors import EXIT_DONE, Findings, InputError
 from ..output_layout import FINAL_CHECKPOINT
 from .common import (
@@ -22,7 +21,7 @@ from .common import (
     make_folder,
     too_low,
 )
-from .data_flags import add_data_flags, set_flags
+from .data_flags import add_data_flags, own_sets
 
 _EXAMPLE = f"output/quickstart/{FINAL_CHECKPOINT}"
 _EPILOG = f"""examples:
@@ -117,12 +116,9 @@ def _alpha(args: argparse.Namespace) -> int:
     if not files:
         raise InputError("no configuration is named; give one as CONFIG, such as configs/paper/table1a.yaml")
     list(key_value_pairs(given))  # before words that the user never typed come after them
-    of_sets: dict[str, Any] = {
-        f"{use}_{kind}": tuple(values) for use in USES for kind, values in set_flags(args, use)._asdict().items()
-    }
     with TemporaryDirectory() as folder:  # of the checked annotations
         overrides = (*given, "OUTPUT_DIR", folder)
-        plan = check(TrainOptions(tuple(files), overrides, allow_outside=args.allow_outside, **of_sets))
+        plan = check(TrainOptions(tuple(files), overrides, **own_sets(args)))
         check_architecture(plan.job.cfg, "analysed")
         write(plan)
         register_datasets(plan.job.cfg.DATASETS.TRAIN, plan.job.json_datasets)
@@ -154,10 +150,7 @@ def _evaluation_plan(args: argparse.Namespace) -> Any:
         # the checked annotations go to --out, not into the run that the model comes from
         of_flags=(KeyFlag("MODEL", "MODEL.WEIGHTS", args.model), KeyFlag("--out", "OUTPUT_DIR", str(args.out))),
         eval_only=True,
-        val_json=tuple(args.val_json),
-        val_images=tuple(args.val_images),
-        val_voc=tuple(args.val_voc),
-        allow_outside=args.allow_outside,
+        **own_sets(args, ["val"]),
     )
     plan = check(options)
     check_architecture(plan.job.cfg, "analysed")

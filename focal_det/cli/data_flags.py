@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from ..data.class_map import split_names
 from ..data.dataset_spec import USES, Use
@@ -98,6 +99,13 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 def set_flags(args: argparse.Namespace, use: Use) -> SetFlags:
     """Return the values of the flags of `add_data_flags` for one use."""
     return SetFlags(*(getattr(args, f"{use}_{kind}") for kind in SetFlags._fields))
+
+
+def own_sets(args: argparse.Namespace, uses: Sequence[Use] = USES) -> dict[str, Any]:
+    """Return the values of the flags of `add_data_flags` as arguments of `TrainOptions`."""
+    flags = {use: set_flags(args, use)._asdict() for use in uses}
+    of_sets = {f"{use}_{kind}": tuple(values) for use, given in flags.items() for kind, values in given.items()}
+    return of_sets | {"allow_outside": args.allow_outside}
 
 
 def data_words(args: argparse.Namespace, uses: Sequence[Use] = USES) -> list[str]:
