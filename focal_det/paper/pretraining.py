@@ -1,21 +1,21 @@
-"""The backbone that a miniature's rows start from: a ResNet that has learnt to tell drawn shapes apart.
+"""The backbone that a miniature's rows start from: a ResNet with its pyramid that has learnt what drawn images show.
 
-It is to them what ImageNet's is to the paper's: a classifier of whole images, trained by softmax and cross-entropy.
-No detector and none of the losses that the rows compare had a part in it, so it favours none of them.
+It is to them what ImageNet's is to the paper's: every place of every level is classified, as one of the classes or as
+background, by softmax and cross-entropy. No detector and none of the losses that the rows compare had a part in it, so
+it favours none of them. The pyramid is part of it, which the paper's rows begin anew: their 90,000 iterations can.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import build_resnet_backbone
+from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -24,28 +24,34 @@ from ..environment import has_bfloat16
 from ..errors import TrainingError
 from ..files import written_whole
 
-BACKBONE_STEPS = 600
-_BATCH = 64
-_SIDE = 32  # of a crop, in pixels
-_SCENE_SIDE = 128  # of the images that they are cut from
-_RATE = 3e-4
+BACKBONE_STEPS = 1000
+_BATCH = 16
+_SIDE = 128  # of an image, in pixels
+_LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # and their strides; all that any row's pyramid has from the ResNet
+_RATE = 1e-3
 _WARMUP = 30  # steps
 _SEED = 0
-_TESTED = 1000  # crops
+_TESTED = 128  # images
+
+
+class _Batch(NamedTuple):
+    images: Tensor  # (N, 3, side, side) uint8 BGR
+    classes: dict[str, Tensor]  # of each level's places, (N, side / stride, side / stride) int64; K is background
 
 
 def train_backbone(cfg: CfgNode, file: Path, *, steps: int = BACKBONE_STEPS) -> float:
-    """Train the ResNet of a configuration as a classifier and write it as the backbone of a detector with FPN.
+    """Train the ResNet of a configuration with a pyramid by dense classification, and write both as a backbone.
 
-    On the processor, and the same on every start: crops and weights follow from constants alone.
+    On the processor, and the same on every start: images and weights follow from constants alone. What a pyramid has
+    above P5 is not trained and not written.
 
     Args:
-        cfg: of a row; what it says of the ResNet and the pixels is read.
+        cfg: of a row; what it says of the ResNet, the pyramid's channels and the pixels is read.
         file: gets the weights, whole or not at all.
-        steps: of 64 crops each.
+        steps: of 16 images each.
 
     Returns:
-        The share of crops of the other split that are classified rightly.
+        The share of the places on objects, in images of the other split, that get the object's class.
 
     Raises:
         TrainingError: the loss became non-finite.
@@ -56,35 +62,36 @@ def train_backbone(cfg: CfgNode, file: Path, *, steps: int = BACKBONE_STEPS) -> 
         classifier = _Classifier(cfg)
     _train(classifier, steps)
     share = _accuracy(classifier)
-    weights = {f"backbone.bottom_up.{name}": value for name, value in classifier.resnet.state_dict().items()}
+    state = classifier.backbone.state_dict()
+    weights = {f"backbone.{name}": value for name, value in state.items() if not name.startswith("top_block.")}
     with written_whole(file) as partial:
         torch.save({"model": weights}, partial)
     return share
 
 
 class _Classifier(nn.Module):
-    """The ResNet with an average over its last map and a linear layer."""
+    """The backbone with one linear layer for the places of all levels."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         cfg = cfg.clone()
         cfg.defrost()
+        cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"  # whose level above P5 has no weights
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
-        cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-        self.resnet = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
-        self.linear = nn.Linear(self.resnet.output_shape()["res5"].channels, len(CLASSES))
+        cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+        self.backbone = build_backbone(cfg)
+        self.linear = nn.Conv2d(cfg.MODEL.FPN.OUT_CHANNELS, len(CLASSES) + 1, 1)
         self.mean, self.std = (
             nn.Buffer(torch.tensor(list(of_pixels)).view(-1, 1, 1), persistent=False)
             for of_pixels in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
         )
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """Crops (N, 3, H, W) uint8 to logits (N, K)."""
-        images = ((crops - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) uint8 to logits (N, K + 1, H / stride, W / stride) of each level."""
+        images = (images - self.mean) / self.std
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu")):
-            features = self.resnet(images)["res5"]
-        logits: Tensor = self.linear(features.float().mean(dim=(2, 3)))
-        return logits
+            features = self.backbone(images)
+        return {level: self.linear(features[level].float()) for level in _LEVELS}
 
 
 def _train(classifier: _Classifier, steps: int) -> None:
@@ -96,8 +103,10 @@ def _train(classifier: _Classifier, steps: int) -> None:
     batches = _batches("train")
     with trange(steps, desc="training a backbone", unit="it", disable=None) as bar:
         for _ in bar:
-            crops, labels = next(batches)
-            loss = F.cross_entropy(classifier(crops), labels)
+            batch = next(batches)
+            logits = classifier(batch.images)
+            losses = [F.cross_entropy(logits[level], classes) for level, classes in batch.classes.items()]
+            loss = torch.stack(losses).sum()
             if not loss.isfinite():
                 raise TrainingError(f"the backbone's loss is {loss.item()}; no row can start without it")
             optimizer.zero_grad()
@@ -110,40 +119,38 @@ def _train(classifier: _Classifier, steps: int) -> None:
 @torch.no_grad()
 def _accuracy(classifier: _Classifier) -> float:
     classifier.eval()
-    right = total = 0
-    for crops, labels in _batches("val"):
-        right += int((classifier(crops).argmax(dim=1) == labels).sum())
-        total += len(labels)
-        if total >= _TESTED:
+    right = total = tested = 0
+    for batch in _batches("val"):
+        logits = classifier(batch.images)
+        for level, classes in batch.classes.items():
+            is_object = classes < len(CLASSES)
+            right += int((logits[level].argmax(dim=1) == classes)[is_object].sum())
+            total += int(is_object.sum())
+        tested += len(batch.images)
+        if tested >= _TESTED:
             return right / total
-    raise AssertionError("the crops have no end")
+    raise AssertionError("the images have no end")
 
 
-def _batches(split: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield crops (N, 3, side, side) uint8 BGR of one object each and its class (N,), without an end."""
-    rng = np.random.default_rng(_SEED)
-    crops: list[np.ndarray] = []
-    labels: list[int] = []
+def _batches(split: str) -> Iterator[_Batch]:
+    """Yield batches of drawn images, none of them twice, without an end."""
     index = 0
     while True:
-        image, boxes, classes = draw_image(split, index, _SCENE_SIDE)
-        index += 1
-        for box, label in zip(boxes, classes.tolist(), strict=True):
-            crop = _cut(image, box, rng)
-            crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
-            labels.append(label)
-        while len(crops) >= _BATCH:
-            batch = np.ascontiguousarray(np.stack(crops[:_BATCH]).transpose(0, 3, 1, 2))
-            yield torch.from_numpy(batch), torch.tensor(labels[:_BATCH])
-            del crops[:_BATCH], labels[:_BATCH]
+        drawn = [draw_image(split, index + place, _SIDE) for place in range(_BATCH)]
+        index += _BATCH
+        images = np.ascontiguousarray(np.stack([image for image, _, _ in drawn]).transpose(0, 3, 1, 2))
+        classes = {
+            level: torch.from_numpy(np.stack([_classes_of_places(boxes, labels, stride) for _, boxes, labels in drawn]))
+            for level, stride in _LEVELS.items()
+        }
+        yield _Batch(torch.from_numpy(images), classes)
 
 
-def _cut(image: np.ndarray, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cut a square of 1.1 to 1.8 times an object's longer side that holds all of it; resize it to (side, side, 3)."""
-    longer = float((box[2:] - box[:2]).max())
-    side = longer * rng.uniform(1.1, 1.8)
-    corner = box[2:] - side + rng.random(2) * (side - (box[2:] - box[:2]))
-    scale = _SIDE / side
-    matrix = np.array([[scale, 0, -corner[0] * scale], [0, scale, -corner[1] * scale]])
-    flags = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.warpAffine(image, matrix, (_SIDE, _SIDE), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+def _classes_of_places(boxes: np.ndarray, labels: np.ndarray, stride: int) -> np.ndarray:
+    """Return the class of the smallest box around the middle of each place, (side / stride, side / stride)."""
+    middles = (np.arange(_SIDE // stride) + 0.5) * stride
+    found = np.full((len(middles), len(middles)), len(CLASSES), np.int64)
+    for place in np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable"):
+        x, y = ((boxes[place, axis] <= middles) & (middles < boxes[place, axis + 2]) for axis in (0, 1))
+        found[np.ix_(y, x)] = labels[place]
+    return found

@@ -72,7 +72,7 @@ def check_plans(plans: Sequence[SweepPlan]) -> Findings:
 def describe(plans: Sequence[SweepPlan]) -> str:
     """Return the commands of what is not finished, and what they will cost."""
     missing = [file for file in _backbones(plans) if not file.is_file()]
-    lines = [f"# {file}: a classifier of drawn shapes, trained first" for file in missing]
+    lines = [f"# {file}: a ResNet with its pyramid that learns drawn shapes, trained first" for file in missing]
     rows = {run: name for plan in reversed(plans) for name, runs in plan.rows.items() for run in runs.values()}
     for run in trainings(plans):
         state = "begun with another configuration" if changed_keys(run) else outcome(run, run.status)
@@ -119,9 +119,9 @@ def _train_once(cfg: CfgNode, file: Path) -> None:
                 time.sleep(_POLL_SECONDS)
                 continue
             if not file.is_file():
-                print(f"{file}: training a classifier of drawn shapes, {BACKBONE_STEPS} steps", flush=True)
+                print(f"{file}: training it for {BACKBONE_STEPS} steps", flush=True)
                 share = train_backbone(cfg, file)
-                print(f"{file}: classifies {share:.1%} of the drawn shapes rightly", flush=True)
+                print(f"{file}: gives {share:.1%} of the places on drawn objects their class", flush=True)
 
 
 def write_files(plans: Sequence[SweepPlan], command: str, run: SweepRun | None = None) -> list[Path]:

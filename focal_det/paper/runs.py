@@ -257,4 +257,4 @@ def _backbone_file(cfg: CfgNode, options: SweepOptions) -> Path | None:
     """Return the file with the backbone that a row starts from; None where its configuration names weights itself."""
     if not trains_backbone(options.scale) or cfg.MODEL.WEIGHTS:
         return None
-    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}.pth"
+    return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_FPN_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"

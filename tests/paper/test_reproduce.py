@@ -450,10 +450,10 @@ def test_the_backbone_is_trained_first_and_once(plan_of, tmp_path, monkeypatch):
 
     monkeypatch.setattr(paper_reproduce, "train_backbone", train)
     plan = plan_of(overrides=[word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")])
-    file = tmp_path / "out" / "backbones" / "R_18.pth"
+    file = tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
     assert f"MODEL.WEIGHTS {file}" in " ".join(plan.runs[0].arguments)
-    assert plan.runs[0].config["MODEL.WEIGHTS"] == "R_18.pth"  # so one of another start is not taken for it
-    assert f"{file}: a classifier of drawn shapes" in describe([plan])
+    assert plan.runs[0].config["MODEL.WEIGHTS"] == "R_18_FPN_64.pth"  # so one of another start is not taken for it
+    assert f"{file}: a ResNet with its pyramid" in describe([plan])
     run_plans([plan], "command")
     run_plans([plan], "command")
     assert trained == [(18, file)]
@@ -462,7 +462,7 @@ def test_the_backbone_is_trained_first_and_once(plan_of, tmp_path, monkeypatch):
 
 def test_a_backbone_that_another_process_trains_is_waited_for(plan_of, tmp_path, monkeypatch, capsys):
     plan = plan_of(rows=("ce",), overrides=[word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")])
-    file = tmp_path / "out" / "backbones" / "R_18.pth"
+    file = tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
     monkeypatch.setattr(paper_reproduce, "train_backbone", None)
     other = FolderLock(str(file.parent), ".reproduce.lock")
 
@@ -502,7 +502,7 @@ def test_a_signal_while_the_backbone_is_trained_is_a_stop_that_leaves_nothing_ha
     assert capsys.readouterr().err.endswith("stopped; the same command continues\n")
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == [".reproduce.lock"]
     assert main(command) == 0
-    assert "R_18.pth: classifies 90.0% of the drawn shapes rightly" in capsys.readouterr().out
+    assert "R_18_FPN_64.pth: gives 90.0% of the places on drawn objects their class" in capsys.readouterr().out
 
 
 def test_a_report_where_nothing_can_be_written_is_bad_input(capsys, tmp_path):
