@@ -1,6 +1,6 @@
 """By what should the summed losses be divided? AP and losses under each normaliser, and two other open defaults.
 
-    python benchmarks/normaliser.py --data bccd --out output/normaliser/bccd [--seeds 1 2 3 4 5] [--json FILE]
+    python benchmarks/normaliser.py --data bccd --out output/normaliser/bccd [--seeds 1 2 3] [--json FILE] [--png FILE]
     python benchmarks/normaliser.py --shapes --out output/normaliser/shapes ...
 
 --data has instances_train.json, instances_test.json and images/: `configs/bccd.yaml` at 160 px, 4 images a step.
@@ -16,10 +16,12 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import matplotlib
+import matplotlib.pyplot as plt
 import torch
 from few_images import add_source, run, source_words
 from figures import write_figures
@@ -29,6 +31,7 @@ import focal_det.modeling.retinanet
 from focal_det.cli.train import main as train
 from focal_det.modeling.normalizer import LossNormalizer
 
+matplotlib.use("Agg")
 OURS = "MODEL.FOCAL_DET."
 WAYS: dict[str, list[Any]] = {
     "global": [],
@@ -82,6 +85,7 @@ def main() -> int | None:
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path, help="of the losses' curves, means over the seeds")
     args = parser.parse_args()
     data, words = source_words(args)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -97,6 +101,8 @@ def main() -> int | None:
             print(data, way, {name: found[way][-1][name] for name in ("seed", "AP", "AP50")}, flush=True)
             if args.json:
                 write_figures(args.json, data=data, iterations=args.iterations, runs=found)
+    if args.png:
+        draw_curves(data, found, args.png)
     print(f"{'way':15} AP  beside {args.ways[0]}, seed by seed")
     base = [row["AP"] for row in found[args.ways[0]]]
     for way, rows in found.items():
@@ -139,6 +145,18 @@ def divisors(counts: list[list[int]]) -> dict[str, Any]:
             statistics.mean(average / step for average, step in zip(averages[:20], steps, strict=False)), 3
         ),
     }
+
+
+def draw_curves(data: str, found: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
+    """Draw the mean of each loss over the seeds, by iteration, a line for each way."""
+    figure, plots = plt.subplots(1, len(LOSSES), figsize=(5 * len(LOSSES), 4), layout="constrained")
+    for axes, name in zip(plots, LOSSES, strict=True):
+        for rows in found.values():
+            curves = [row[name] for row in rows]
+            axes.plot(list(curves[0]), [statistics.mean(at) for at in zip(*(c.values() for c in curves), strict=True)])
+        axes.set(xlabel="iteration", ylabel=name, title=f"{data}, {len(curves)} seeds", yscale="log")
+    plots[-1].legend(plots[-1].lines, found)
+    figure.savefig(file, dpi=100)
 
 
 def spread(values: list[float]) -> str:
