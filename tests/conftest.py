@@ -37,6 +37,7 @@ DESELECTED = pytest.StashKey[int]()
 pytest_plugins = [
     "time_limit",
     "made_once",
+    "recorded_graphs",
     *(["training_fixtures", "rank_fixtures", "export_fixtures", "preflight_fixtures"] if HAS_DETECTRON2 else []),
 ]
 

@@ -1,6 +1,11 @@
 """A stand-in for CUDA graphs on a processor: operators are recorded once and repeated into the same tensors."""
 
+import weakref
+
+import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_alive = weakref.WeakSet()  # every recorder
 
 
 class RecordedGraphs:
@@ -33,6 +38,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.operators = []
+        _alive.add(self)
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         results = operator(*args, **(kwargs or {}))
@@ -51,3 +57,11 @@ class Recorder(TorchDispatchMode):
             for before, after in zip(kept, new, strict=True):
                 if hasattr(before, "copy_") and before is not after:
                     before.copy_(after)
+
+
+@pytest.fixture(autouse=True)
+def _recordings_end_with_their_test():
+    """Free them: they and the autograd nodes that keep them are a cycle through C++, which no collector sees."""
+    yield
+    for recorder in list(_alive):
+        recorder.operators.clear()
