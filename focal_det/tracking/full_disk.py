@@ -9,6 +9,7 @@ import atexit
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import IO, Any
@@ -29,8 +30,9 @@ def watch_log(package_logger: logging.Logger) -> None:
 
 
 def watch_threads() -> None:
-    """Do the same for threads, of which TensorBoard's writes its file."""
-    threading.excepthook = _on_ended_thread
+    """Do the same for threads, of which TensorBoard's writes its file; other errors go to the hook of before."""
+    if getattr(threading.excepthook, "func", None) is not _on_ended_thread:
+        threading.excepthook = partial(_on_ended_thread, threading.excepthook)
 
 
 def _on_failed_record(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
@@ -41,12 +43,12 @@ def _on_failed_record(handler: logging.StreamHandler[Any], record: logging.LogRe
         logging.Handler.handleError(handler, record)
 
 
-def _on_ended_thread(ended: threading.ExceptHookArgs) -> None:
+def _on_ended_thread(otherwise: Callable[[threading.ExceptHookArgs], object], ended: threading.ExceptHookArgs) -> None:
     error = ended.exc_value
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         _warn_once(str(error.filename or "TensorBoard's file"), error)
     else:
-        threading.__excepthook__(ended)
+        otherwise(ended)
 
 
 def _warn_once(name: str, error: OSError) -> None:
