@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import ResNet
 from detectron2.structures import Boxes, Instances
 from forked import Prepared
 
@@ -32,6 +33,26 @@ NARROW = [
     *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "32", "MODEL.RESNETS.NORM", "GN"),
 ]
+
+
+def make_shallow(patch):
+    """Let each stage of a ResNet have one block, in this process and its forks: a third of the layers to run and save.
+
+    Args:
+        patch: what undoes it, a pytest.MonkeyPatch.
+    """
+    make_stage = ResNet.make_stage
+
+    def make_one(*, num_blocks, stride_per_block, **options):
+        return make_stage(num_blocks=1, stride_per_block=stride_per_block[:1], **options)
+
+    patch.setattr(ResNet, "make_stage", staticmethod(make_one))
+
+
+@pytest.fixture
+def few_layers(monkeypatch):
+    """For the test `make_shallow`."""
+    make_shallow(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import torch
 from recorded_graphs import RecordedGraphs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
-from training_fixtures import NARROW
+from training_fixtures import NARROW, make_shallow
 
 from focal_det import Predictor
 from focal_det.cli.train import parse_arguments
@@ -24,9 +24,10 @@ from focal_det.engine import early_stopping, run, trainer
 from focal_det.engine.early_stopping import Standing
 from focal_det.engine.run import run_job
 from focal_det.engine.trainer import Trainer
-from focal_det.errors import InputError, TrainingError
+from focal_det.errors import Findings, InputError, TrainingError
 from focal_det.modeling.captured import CapturedOrPlain
 from focal_det.modeling.retinanet import FocalRetinaNet
+from focal_det.preflight import plan as planning
 from focal_det.preflight.plan import check, write
 
 pytestmark = pytest.mark.detectron2
@@ -44,6 +45,7 @@ SETTINGS = {
     "MODEL.RETINANET.NUM_CONVS": 1,
     "MODEL.FOCAL_DET.NORMALIZER": "ema",
     "MODEL.FOCAL_DET.DRAW_IMAGES": 0,
+    "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.BASE_LR": 0.01,
     "SOLVER.MAX_ITER": 16,
@@ -69,10 +71,12 @@ def arguments(folder, *words, **settings):
 
 @contextmanager
 def surroundings(folder):
-    """Generated images in a folder of the tests; metrics every second step; no page at the end, for time."""
+    """Generated images in a folder of the tests; metrics every second step; few layers and no page, for time."""
     with pytest.MonkeyPatch.context() as patch:
+        make_shallow(patch)
         patch.setenv("DETECTRON2_DATASETS", str(folder))
         patch.setattr(trainer, "WRITE_PERIOD", 2)
+        patch.setattr(planning, "check_memory", lambda *_: Findings())
         patch.setattr(run, "write_last_page", lambda folder: None)
         patch.setattr(event_file_writer, "time", CLOCK)
         yield
@@ -198,7 +202,7 @@ def test_so_it_is_with_captured_networks_that_capture_anew_after_a_resume(whole,
 
 
 def test_so_is_one_that_a_fault_has_ended_in_the_step_after_a_checkpoint(whole, tmp_path, monkeypatch):
-    words = arguments(tmp_path / "run")
+    words = arguments(tmp_path / "run", **{"DATALOADER.NUM_WORKERS": 1})
     with surroundings(tmp_path / "datasets"):
         fail_at(monkeypatch, 9, words)
         assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000008.pth"
@@ -235,9 +239,9 @@ def test_so_it_is_on_tiles_which_predictions_then_have_too(tmp_path):
         assert not train(words["whole"], seen=seen["whole"])
         assert train(words["parts"], stop_after=3, seen=seen["parts"])
         assert not train([*words["parts"], "--resume"], seen=seen["parts"])
+        tiles = Predictor.from_run(tmp_path / "whole").cfg.MODEL.FOCAL_DET.TILES
     assert seen["parts"] == seen["whole"]
     assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
-    tiles = Predictor.from_run(tmp_path / "whole").cfg.MODEL.FOCAL_DET.TILES
     assert (tiles.SIZE, tiles.OVERLAP) == (40, 0.2)
     with pytest.raises(InputError, match=r"TILES.SIZE: 40 before, 48 now"):
         check(parse_arguments([*words["whole"], "--tile", "48", "--resume"]))
@@ -288,7 +292,7 @@ def test_killed_between_its_last_two_checkpoints_it_still_gets_its_final_one(who
     assert json.loads((folder / "metrics.json").read_text().splitlines()[-1])["iteration"] == 15  # the evaluation
 
 
-AVERAGED = {"MODEL.FOCAL_DET.EMA.DECAY": 0.6, "DATALOADER.NUM_WORKERS": 0}
+AVERAGED = {"MODEL.FOCAL_DET.EMA.DECAY": 0.6}
 
 
 def average_of(folder, name="model_final.pth"):
@@ -355,7 +359,6 @@ STOPPING = {
     "MODEL.FOCAL_DET.PATIENCE": 2,
     "MODEL.FOCAL_DET.PATIENCE_METRIC": "val/total_loss",
     "TEST.EVAL_PERIOD": 3,
-    "DATALOADER.NUM_WORKERS": 0,
 }
 
 
