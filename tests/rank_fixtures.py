@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from free_ports import free_port
 from time_limit import end_with_stacks
-from training_fixtures import NARROW
+from training_fixtures import NARROW, make_shallow
 
 from focal_det import environment
 from focal_det.data.catalog import prepare_shapes
@@ -168,6 +168,7 @@ def start_ranks(tmp_path):
 def start(tiny_cfg, tmp_path, monkeypatch, start_ranks):
     """Start a tiny training, or an evaluation, of some ranks; `prepare` as of `start_ranks`."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    make_shallow(monkeypatch)
     prepare_shapes(SETS)
 
     def begin(*overrides, ranks=2, prepare=None, hang_timeout=60, resume=False, steps=1000, eval_only=False):

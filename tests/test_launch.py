@@ -8,16 +8,17 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from detectron2.utils import comm
 from free_ports import free_port
 from time_limit import end_with_stacks
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from training_fixtures import NARROW, make_shallow
 
 from focal_det import environment as devices
 from focal_det import launch as launching
@@ -41,13 +42,14 @@ SETTINGS = [
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.IMS_PER_BATCH", "4"),
     *("MODEL.FPN.OUT_CHANNELS", "64", "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"),
     *("SOLVER.BASE_LR", "0.01", "SOLVER.STEPS", "(4,)", "SOLVER.WARMUP_ITERS", "2", "SOLVER.CHECKPOINT_PERIOD", "2"),
-    *("SOLVER.AMP.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0", "SEED", "7"),
+    *("SOLVER.AMP.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0", "SEED", "7", *NARROW),
 ]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _datasets(tmp_path_factory):
+def _datasets_and_few_layers(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
+        make_shallow(patch)
         patch.setenv("DETECTRON2_DATASETS", str(tmp_path_factory.mktemp("datasets")))
         yield
 
@@ -105,6 +107,11 @@ class Started:
     @property
     def output(self):
         return self._out.read_text()
+
+
+def fork_ranks():
+    """Let Detectron2 fork its ranks from this process, where it would spawn them, which takes seconds."""
+    torch.multiprocessing.start_processes = partial(torch.multiprocessing.start_processes, start_method="fork")
 
 
 def torchrun(rank, port, size=2):
@@ -194,7 +201,7 @@ def test_two_machines_train_the_same_as_one_by_what_the_first_decided(alone, tmp
     machines = [("--num-machines", "2", "--machine-rank", rank, "--dist-url", url) for rank in "01"]
     first, second = (arguments(tmp_path, *flags) for flags in machines)
     second[second.index("SEED") + 1] = "8"
-    finish([Started(tmp_path, first, {}), Started(tmp_path, second, {})])
+    finish([Started(tmp_path, words, {}, before=fork_ranks) for words in (first, second)])
     assert_equal_to_rounding(tmp_path, alone)
 
 
@@ -266,23 +273,11 @@ def test_preflight_of_all_ranks_writes_nothing(tmp_path):
 # --- ranks of the launcher -------------------------------------------------------------------------------------------
 
 
-def launch_forked(main_func, ranks, *, dist_url, args, **_):
-    """Launch on one machine as Detectron2 does, by forks instead of spawning, which takes seconds."""
-    store = URL.format(free_port())
-    torch.multiprocessing.start_processes(be_rank, (ranks, store, main_func, args), ranks, start_method="fork")
-
-
-def be_rank(rank, ranks, url, main_func, args):
-    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=ranks)
-    comm.create_local_process_group(ranks)
-    main_func(*args)
-
-
 def in_a_group_that_never_ends():
     """Launch by forks, in a new process group; each rank prints when it detects, and never finishes."""
     os.setpgid(0, 0)
     watch.POLL_SECONDS = 0.25
-    launching.launch = launch_forked
+    fork_ranks()
 
     def forward(self, batch):
         print(f"rank {comm.get_rank()} is {os.getpid()}", flush=True)
