@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from training_fixtures import NARROW, make_shallow
 
 from focal_det.engine.validation_loss import validation_losses
 from focal_det.environment import num_cores
@@ -31,8 +32,6 @@ CASES = [(mode, counts) for mode in ("global", "image") for counts in ((4, 3), (
 
 def worker(rank, rendezvous, cases, results):
     """One of two ranks: the same weights, one image of each case's batch."""
-    import focal_det.plugin  # noqa: F401 - a spawned process starts with empty registries
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     comm.create_local_process_group(2)
@@ -56,6 +55,13 @@ def worker(rank, rendezvous, cases, results):
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_layers():
+    with pytest.MonkeyPatch.context() as patch:
+        make_shallow(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def in_two_processes(tmp_path_factory, tiny_cfg, batch_of):
     """Of each case by name its configuration, its batch and, of both ranks, what was seen; all in one start of two."""
@@ -66,7 +72,7 @@ def in_two_processes(tmp_path_factory, tiny_cfg, batch_of):
         "ema": (tiny_cfg("MODEL.FOCAL_DET.NORMALIZER", "ema"), batch_of((0, 9))),
     }
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (folder / "rendezvous", list(cases.values()), folder), nprocs=2)
+    mp.start_processes(worker, (folder / "rendezvous", list(cases.values()), folder), nprocs=2, start_method="fork")
     ranks = [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
     return {name: (*case, *states) for (name, case), *states in zip(cases.items(), *ranks, strict=True)}
 
@@ -136,7 +142,7 @@ def small_run(prepared, output, datasets, *words):
         *("DATASETS.TRAIN", "shapes_train_16_64px", "DATASETS.TEST", "shapes_val_4_64px"),
         *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "MODEL.FPN.OUT_CHANNELS", "64"),
         *("MODEL.RETINANET.NUM_CONVS", "1", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
-        *("OUTPUT_DIR", str(output), *words),
+        *("OUTPUT_DIR", str(output), *NARROW, *words),
     ]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
     return prepared.popen(*options, env=environment, stderr=subprocess.STDOUT)
