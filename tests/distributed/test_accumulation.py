@@ -19,7 +19,7 @@ from focal_det.engine.train_step import in_parallel
 from focal_det.engine.trainer import Trainer
 from focal_det.modeling.captured import CapturedOrPlain
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("few_layers")]
 
 BFLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")
 FLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")

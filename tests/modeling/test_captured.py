@@ -19,7 +19,7 @@ from focal_det.modeling import captured as captured_module
 from focal_det.modeling.captured import CapturedOrPlain, CudaGraphs
 from focal_det.modeling.convolutions import keep_top_in_float32
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("few_layers")]
 
 SPEED = "MODEL.FOCAL_DET.SPEED."
 CAPTURED = [SPEED + "CUDA_GRAPHS", "True"]
