@@ -319,6 +319,7 @@ def test_a_rows_loss_has_a_gradient_at_the_start(row):
     assert (logits.grad[:3].diagonal() < 0).all()  # towards each object's class
 
 
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("row", trained_rows(), ids=lambda row: row.path)
 def test_a_row_starts_and_trains(sets, tmp_path, monkeypatch, row):
     cfg = row_config(row, "full", [*(word for pair in TRAINED_WITH.items() for word in pair), *counted(row)])
