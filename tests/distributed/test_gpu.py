@@ -18,6 +18,7 @@ import torch.distributed as dist
 from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from training_fixtures import NARROW
 
 from focal_det.data.catalog import prepare_shapes
 from focal_det.distributed.watchdog import RankWatchdog
@@ -41,6 +42,7 @@ SETTINGS = [
     *("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", "99"),
     *("SOLVER.AMP.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "MODEL.FOCAL_DET.NORMALIZER", "ema"),
+    *NARROW,
 ]
 
 
