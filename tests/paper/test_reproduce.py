@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_fixtures import NARROW
 
 from focal_det.cli import reproduce as cli_reproduce
 from focal_det.cli.main import main
@@ -566,7 +567,7 @@ def test_a_training_that_died_in_its_final_evaluation_is_evaluated_and_done(tmp_
 def test_a_row_stopped_in_the_middle_continues_there(tmp_path, reproduce, wait_for):
     keys = dict(zip(TINY[::2], TINY[1::2], strict=True))
     keys |= {"MODEL.WEIGHTS": str(tmp_path / "w.pth"), "SOLVER.MAX_ITER": "40", "SOLVER.IMS_PER_BATCH": "1"}
-    words = [word for pair in (keys | {"MODEL.BACKBONE.FREEZE_AT": "0"}).items() for word in pair]
+    words = [word for pair in (keys | {"MODEL.BACKBONE.FREEZE_AT": "0"}).items() for word in pair] + NARROW
     torch.save({"model": {}}, tmp_path / "w.pth")
     first = tmp_path / "out" / "runs" / "table1a" / "alpha_.75" / "seed1"
     second = tmp_path / "out" / "runs" / "table1b" / "gamma_2" / "seed1"
