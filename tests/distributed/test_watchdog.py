@@ -51,6 +51,14 @@ def test_the_times_add_up_to_what_the_page_promises():
     assert promised("--hang-timeout") >= end
 
 
+@pytest.fixture
+def start(start, monkeypatch):
+    """Start ranks that look at one another more often than in use, and leave sooner: the tests would wait for that."""
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.25)
+    monkeypatch.setattr(watch, "LEAVE_AFTER", 1.0)
+    return start
+
+
 def errors_of(run):
     """The lines that say what the ranks ended with."""
     lines = [line for rank in run.ranks for line in rank.text.splitlines()]
@@ -168,9 +176,7 @@ def test_a_rank_that_scores_for_long_does_not_hang(start, monkeypatch):
     assert run.codes() == [0, 0], run.ranks[0].text[-3000:]
 
 
-def test_a_rank_that_hangs_where_it_should_score_is_named(start, monkeypatch):
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.25)
-    monkeypatch.setattr(watch, "LEAVE_AFTER", 1)
+def test_a_rank_that_hangs_where_it_should_score_is_named(start):
     run = start(hang_timeout=3, steps=2, prepare=scoring(lambda: time.sleep(60)))
     codes, seconds = seconds_to_the_end(run, text="Start inference")
     assert codes == [1, 1]
@@ -191,7 +197,6 @@ def silent_at_the_start(rank, ranks):
 def test_a_rank_that_reads_for_long_is_not_taken_for_dead_before_the_hang_timeout(
     start, monkeypatch, hang_timeout, codes
 ):
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.25)
     monkeypatch.setattr(watch, "DEAD_AFTER", 3.0)
     monkeypatch.setattr(watch, "LEAVE_AFTER", 0.1)
     run = start(hang_timeout=hang_timeout, steps=2, prepare=silent_at_the_start)

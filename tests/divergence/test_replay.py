@@ -14,7 +14,7 @@ from focal_det.divergence.dump import read_divergence, write_divergence
 from focal_det.divergence.replay import replay
 from focal_det.engine.train_step import DeferredMetrics
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("few_layers")]
 
 
 def replayed(path, capsys):

@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from detectron2.modeling import build_model
 from torch.nn.parallel import DistributedDataParallel
+from training_fixtures import NARROW
 
 from focal_det.distributed.graceful_stop import GracefulStop, TrainingStopped
 from focal_det.engine import train_step
 from focal_det.engine.trainer import Trainer
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("few_layers")]
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=NEEDS_GPU)]
@@ -129,6 +130,7 @@ def on(tiny_cfg, shapes, tmp_path):
             *("MODEL.FOCAL_DET.CHECKPOINTS_KEPT", "99"),
             *("SOLVER.AMP.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0", "MODEL.FOCAL_DET.DRAW_IMAGES", "0"),
             *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "OUTPUT_DIR", str(tmp_path / folder)),
+            *NARROW,
         ]
         cfg = tiny_cfg(*settings, *overrides)
         cfg.defrost()

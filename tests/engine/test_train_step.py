@@ -28,7 +28,7 @@ from focal_det.engine.train_step import (
 from focal_det.engine.trainer import Trainer
 from focal_det.modeling.captured import CapturedOrPlain
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("few_layers")]
 
 ARGUMENTS = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
 

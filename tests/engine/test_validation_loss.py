@@ -11,7 +11,7 @@ from focal_det.distributed.heartbeat import READING, Progress
 from focal_det.engine import validation_loss as validation
 from focal_det.engine.validation_loss import ValidationLoss, validation_losses
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("few_layers")]
 
 
 @pytest.mark.parametrize("mode", ["global", "image", "ema"])
