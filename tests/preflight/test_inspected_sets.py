@@ -1,4 +1,4 @@
-"""What is planted into a data set is named before the start, all in one run; bad images are left out where allowed."""
+"""Every fault planted in a data set is named before the start, all in one run; bad images may be left out."""
 
 import re
 import shutil
