@@ -15,7 +15,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,13 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     subset = write_subset(args.data / "instances_train.json", args.out / "train.json", args.images)
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    for seed in args.seeds:  # both ways of a seed beside each other, should the time end
-        for way, overrides in WAYS.items():
-            row = train(args, subset, args.out / f"{way}_{seed}", overrides, seed)
-            found[way].append({"seed": seed, **row})
-            print(way, seed, row, flush=True)
-            if args.json:
-                write_figures(
-                    args.json, data=args.data.name, images=args.images, iterations=args.iterations, runs=found
-                )
+    found = train_ways(
+        args,
+        WAYS,
+        lambda way, seed: train(args, subset, args.out / f"{way}_{seed}", WAYS[way], seed),
+        data=args.data.name,
+        images=args.images,
+    )
     for way, rows in found.items():
         scores = [row["AP"] for row in rows]
         spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
@@ -97,6 +94,33 @@ def source_words(args: argparse.Namespace) -> tuple[str, list[Any]]:
         return "shapes", ["--config-file", ROOT / "configs/quickstart.yaml"]
     train_json = args.data / "instances_train.json"
     return args.data.name, ["--config-file", ROOT / "configs/bccd.yaml", *sets(args.data, train_json), *SMALL]
+
+
+def add_ways(parser: argparse.ArgumentParser, ways: Iterable[str], out: str, iterations: int, num_seeds: int) -> None:
+    """Add where to train which ways, for how long and with which seeds, and where to write the figures."""
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--ways", nargs="+", choices=list(ways), default=list(ways))
+    parser.add_argument("--iterations", type=int, default=iterations)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, num_seeds + 1)))
+    parser.add_argument("--json", type=Path)
+
+
+def train_ways(
+    args: argparse.Namespace, ways: Iterable[str], train: Callable[[str, int], dict[str, Any]], **heading: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """Train each way with each of --seeds; print what `train` returns, and write all of it to --json, after each.
+
+    Returns:
+        By way, the outcomes with their seeds.
+    """
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    for seed in args.seeds:  # all ways of a seed beside each other, should the time end
+        for way, rows in found.items():
+            rows.append({"seed": seed, **train(way, seed)})
+            print(way, {name: value for name, value in rows[-1].items() if not isinstance(value, dict)}, flush=True)
+            if args.json:
+                write_figures(args.json, **heading, iterations=args.iterations, runs=found)
+    return found
 
 
 def run(

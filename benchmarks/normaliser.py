@@ -23,8 +23,7 @@ from typing import Any, ClassVar
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
-from few_images import add_source, run, source_words
-from figures import write_figures
+from few_images import add_source, add_ways, run, source_words, train_ways
 from torch import Tensor
 
 import focal_det.modeling.retinanet
@@ -80,27 +79,19 @@ def main() -> int | None:
         return train_way(Path(sys.argv[2]), sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
-    parser.add_argument("--out", type=Path, default=Path("output/normaliser"))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--iterations", type=int, default=300)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--json", type=Path)
+    add_ways(parser, WAYS, "output/normaliser", iterations=300, num_seeds=5)
     parser.add_argument("--png", type=Path, help="of the losses' curves, means over the seeds")
     args = parser.parse_args()
     data, words = source_words(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
-    for seed in args.seeds:  # all ways of a seed beside each other, should the time end
-        for way in args.ways:
-            out, overrides = args.out / f"{way}_{seed}", [*WAYS[way], f"{OURS}DRAW_IMAGES", 0]
-            script = [Path(__file__), "--train", out.with_name(f"{out.name}.counts.json")]
-            lines = run(out, [*words, *overrides], seed, args.iterations, args.iterations // 2, script)
-            found[way].append({"seed": seed, **scores(lines)})
-            if way == "global":
-                found[way][-1] |= {"counts": divisors(json.loads(script[-1].read_text()))}
-            print(data, way, {name: found[way][-1][name] for name in ("seed", "AP", "AP50")}, flush=True)
-            if args.json:
-                write_figures(args.json, data=data, iterations=args.iterations, runs=found)
+
+    def train_one(way: str, seed: int) -> dict[str, Any]:
+        out, overrides = args.out / f"{way}_{seed}", [*WAYS[way], f"{OURS}DRAW_IMAGES", 0]
+        script = [Path(__file__), "--train", out.with_name(f"{out.name}.counts.json")]
+        row = scores(run(out, [*words, *overrides], seed, args.iterations, args.iterations // 2, script))
+        return row | ({"counts": divisors(json.loads(script[-1].read_text()))} if way == "global" else {})
+
+    found = train_ways(args, args.ways, train_one, data=data)
     if args.png:
         draw_curves(data, found, args.png)
     print(f"{'way':15} AP  beside {args.ways[0]}, seed by seed")

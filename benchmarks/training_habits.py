@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +22,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
-from few_images import ROOT, add_source, run, source_words
-from figures import write_figures
+from few_images import ROOT, add_source, add_ways, run, source_words, train_ways
 
 from focal_det.checkpoint.checkpointer import RunCheckpointer
 from focal_det.config.load import load_config
@@ -42,26 +40,19 @@ EVALUATIONS = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser).add_argument("--cost", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("output/habits"))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--iterations", type=int, default=500)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--json", type=Path)
+    add_ways(parser, WAYS, "output/habits", iterations=500, num_seeds=3)
     args = parser.parse_args()
     if args.cost:
         print(cost())
         return
     args.out.mkdir(parents=True, exist_ok=True)
     data, words = source_words(args)
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
-    for seed in args.seeds:  # all ways of a seed beside each other, should the time end
-        for way in args.ways:
-            out, overrides = args.out / f"{way}_{seed}", [*WAYS[way], f"{OURS}DRAW_IMAGES", 0]
-            lines = run(out, [*words, *overrides], seed, args.iterations, args.iterations // EVALUATIONS)
-            found[way].append({"seed": seed, **scores(lines)})
-            print(way, found[way][-1], flush=True)
-            if args.json:
-                write_figures(args.json, data=data, iterations=args.iterations, runs=found)
+
+    def train(way: str, seed: int) -> dict[str, Any]:
+        out, overrides = args.out / f"{way}_{seed}", [*WAYS[way], f"{OURS}DRAW_IMAGES", 0]
+        return scores(run(out, [*words, *overrides], seed, args.iterations, args.iterations // EVALUATIONS))
+
+    found = train_ways(args, args.ways, train, data=data)
     for way, rows in found.items():
         for name in ("AP", "EMA AP", "best AP", "best EMA AP", "iterations"):
             values = [row[name] for row in rows if name in row]
