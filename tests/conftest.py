@@ -34,12 +34,10 @@ REQUIRED = os.environ.get("FOCAL_DET_REQUIRE_DETECTRON2") == "1"
 DESELECTED = pytest.StashKey[int]()
 
 # Fixtures of the tests that train: a tiny configuration, runs of the command line, forked ranks.
-pytest_plugins = [
-    "time_limit",
-    "made_once",
-    "recorded_graphs",
-    *(["training_fixtures", "rank_fixtures", "export_fixtures", "preflight_fixtures"] if HAS_DETECTRON2 else []),
-]
+pytest_plugins = ["time_limit", "made_once", "recorded_graphs"]
+if HAS_DETECTRON2:
+    pytest_plugins += ["training_fixtures", "rank_fixtures", "export_fixtures"]
+    pytest_plugins += ["preflight_fixtures", "reproduce_fixtures"]
 
 
 def is_left_out(path):
