@@ -15,7 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -136,8 +136,9 @@ def train(
 
     Everything is checked first, as on the command line, whose flags have the names of these arguments. Ctrl-C stops
     after a step and saves. With one process the training is in this one, and the only one at a time; nothing of the
-    process is left changed but that plug-ins stay imported. Outside of the main thread signals are not handled. With
-    several, each imports the main script anew, so this stands below ``if __name__ == "__main__":``.
+    process is left changed but that plug-ins stay imported, a GPU's generators are seeded, and PyTorch's limit of
+    recompilations may be higher. Outside of the main thread signals are not handled. With several, each imports the
+    main script anew, so this stands below ``if __name__ == "__main__":``.
 
     Args:
         config: YAML file, or files, of which later ones win, "focal_det://NAME.yaml" for one of the package's; or a
@@ -258,18 +259,23 @@ def _process_kept() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     logging_before = [(log, log.level, log.propagate, [*log.handlers]) for log in loggers]
     random_states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    ended_thread = threading.excepthook
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
     cudnn_before = cudnn.benchmark, cudnn.allow_tf32
     try:
         with warnings.catch_warnings():
             yield
     finally:
+        threading.excepthook = ended_thread
         cudnn.benchmark, cudnn.allow_tf32 = cudnn_before
         torch.set_float32_matmul_precision(precision)
         random.setstate(random_states[0])
         np.random.set_state(random_states[1])
         torch.set_rng_state(random_states[2])
         for log, level, propagates, kept in logging_before:
+            for handler in set(log.handlers).difference(kept):
+                with suppress(OSError):  # of a full disk
+                    handler.close()
             log.handlers[:], log.propagate = kept, propagates
             log.setLevel(level)
         for catalogue, entries in catalogues:

@@ -60,6 +60,7 @@ def state():
         "sets": (DatasetCatalog.list(), sorted(MetadataCatalog.list())),
         "environment": dict(os.environ),
         "folder": os.getcwd(),
+        "ended threads": threading.excepthook,
         "start method": multiprocessing.get_start_method(allow_none=True),
         "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
         "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32),
@@ -170,7 +171,7 @@ def test_a_configuration_and_own_data_train_in_a_thread(tmp_path, write_voc):
 
 
 @pytest.mark.usefixtures("no_page")
-def test_a_stopped_run_is_saved_and_continued_and_a_fault_is_raised(tmp_path):
+def test_a_stopped_run_is_saved_and_continued_and_a_fault_is_raised(tmp_path, capfd):
     class StopsOnce(EventWriter):
         def __init__(self, cfg):
             pass
@@ -187,8 +188,11 @@ def test_a_stopped_run_is_saved_and_continued_and_a_fault_is_raised(tmp_path):
     assert not focal_det.Run(tmp_path / "run").final
     with pytest.raises(focal_det.InputError, match="already holds"):
         focal_det.train(BASE, output_dir=tmp_path / "run", overrides=settings)
+    capfd.readouterr()
     run = focal_det.train(BASE, output_dir=tmp_path / "run", overrides=settings, resume=True)
     assert run.curve("total_loss")[0] == [0, 1, 2, 3]
+    for said in (capfd.readouterr().out, (tmp_path / "run" / "log.txt").read_text()):
+        assert "Starting training from iteration 2" in said
 
     class Fails(torch.nn.Module):
         def __init__(self, cfg):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
 
 from .. import plugin  # noqa: F401 - a spawned process starts with empty registries
 from ..checkpoint.checkpointer import RunCheckpointer
@@ -39,7 +37,7 @@ from ..files import write_text_whole
 from ..modeling.compiled import share_compilers
 from ..output_layout import CONFIG, CONFIG_CHANGES, EMA, ENVIRONMENT, INFERENCE, LOG, TTA
 from ..report import write_report
-from ..tracking import full_disk
+from ..tracking.log import start_log, watch_threads
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -122,16 +120,9 @@ def _set_up(job: Job) -> None:
     start_workers_by_fork()
     trained_on = () if job.eval_only else cfg.DATASETS.TRAIN
     register_datasets((*trained_on, *cfg.DATASETS.TEST), job.json_datasets)
-    if comm.is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-    for name in ("fvcore", "detectron2", "focal_det"):
-        package_logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
-        for handler in package_logger.handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-                # traces are in the log, and the last line says what happened
-                handler.addFilter(lambda record: not record.exc_info)
-        full_disk.watch_log(package_logger)
-    full_disk.watch_threads()
+    folder.mkdir(parents=True, exist_ok=True)
+    start_log(_log_file(cfg), comm.get_rank())
+    watch_threads()
     if comm.is_main_process():
         record = folder / INFERENCE if job.eval_only else folder
         record.mkdir(exist_ok=True)

@@ -1,18 +1,19 @@
-"""A full disk under a log or under TensorBoard's file: one warning for each, instead of a trace for every line.
+"""The log of a process; and one warning, not a trace for every line, of a full disk under it or TensorBoard's file.
 
-The training continues. Where it cannot write its metrics or checkpoints either, it ends with its own message.
+The training continues then. Where it cannot write its metrics or checkpoints either, it ends with its own message.
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import IO, Any
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.disk_space import DISK_ERRORS
 from ..errors import print_problems
@@ -20,13 +21,23 @@ from ..errors import print_problems
 _warned_of: set[str] = set()  # names of files; the loggers of several packages share one
 
 
-def watch_log(package_logger: logging.Logger) -> None:
-    """Let the handlers of a logger warn of what they cannot write, where logging prints a trace for every line."""
-    for handler in package_logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
+def start_log(file: Path, rank: int) -> None:
+    """Send what fvcore, Detectron2 and focal_det say to the console, of rank 0, and to a file, of each rank its own.
+
+    In the form of Detectron2's `setup_logger`, which would do nothing for a folder that it has once set up in this
+    process, though the handlers of that training are gone.
+    """
+    in_file = logging.FileHandler(file, encoding="utf-8")
+    in_file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
+    for name in ("fvcore", "detectron2", "focal_det"):
+        package_logger = logging.getLogger(name)
+        others = len(package_logger.handlers)
+        setup_logger.__wrapped__(None, rank, name=name, abbrev_name=name)
+        for console in package_logger.handlers[others:]:
+            console.addFilter(lambda record: not record.exc_info)  # the last line says what happened
+        package_logger.addHandler(in_file)
+        for handler in package_logger.handlers[others:]:
             handler.handleError = partial(_on_failed_record, handler)  # type: ignore[method-assign]
-            if handler.stream is not sys.stdout:
-                atexit.register(_close, handler.stream)  # before Detectron2's own, which would raise
 
 
 def watch_threads() -> None:
@@ -35,10 +46,11 @@ def watch_threads() -> None:
         threading.excepthook = partial(_on_ended_thread, threading.excepthook)
 
 
-def _on_failed_record(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
+def _on_failed_record(handler: logging.Handler, record: logging.LogRecord) -> None:
     error = sys.exc_info()[1]
     if isinstance(error, OSError):
-        _warn_once(str(getattr(handler.stream, "name", handler.stream)), error)
+        stream = getattr(handler, "stream", handler)
+        _warn_once(str(getattr(stream, "name", stream)), error)
     else:  # a fault of the record's
         logging.Handler.handleError(handler, record)
 
@@ -58,8 +70,3 @@ def _warn_once(name: str, error: OSError) -> None:
             print_problems(
                 [f"{name} cannot be written ({error.strerror or error}), so it is incomplete"], kind="warning"
             )
-
-
-def _close(stream: IO[str]) -> None:
-    with suppress(OSError):
-        stream.close()
