@@ -134,17 +134,20 @@ def image_folder(json_file: Path, top: Path, part: Part | None) -> Path:
         InputError: none or several have its first image.
     """
     name = _first_image(json_file)
-    folders = [json_file.parent, *_folders(json_file.parent.parent if top.is_file() else top, _DEPTH)]
-    having = list(dict.fromkeys(folder for folder in folders if name and os.path.isfile(folder / name)))
-    if json_file.parent in having:
+    if name and os.path.isfile(json_file.parent / name):
         return json_file.parent
+    folders = _folders(json_file.parent.parent if top.is_file() else top) if name else ()
+    having = [folder for folder in folders if os.path.isfile(folder / name)]
     of_part = [folder for folder in having if part and part_of(folder.name) == part]
     having = of_part or having
     if len(having) == 1:
         return having[0]
     which = f"several folders have {name!r}: {', '.join(map(str, having))}" if having else f"no folder has {name!r}"
     which = which if name else 'neither its beginning nor its end has an image with a "file_name"'
-    raise InputError(f"{json_file}: {which}; name the folder of its images, by --train-json and --train-images")
+    raise InputError(
+        f"{json_file}: {which}; name the folder of its images, by --train-json and --train-images "
+        "or --val-json and --val-images"
+    )
 
 
 def _in_folder(folder: Path, broken: list[str]) -> Iterator[Found]:
@@ -250,9 +253,9 @@ def _first_image(json_file: Path) -> str:
         return ""
 
 
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    yield folder
-    if depth:
-        for inner in sorted(folder.iterdir()):
-            if inner.is_dir():
-                yield from _folders(inner, depth - 1)
+def _folders(top: Path) -> Iterator[Path]:
+    """Yield a folder and those below it, but for hidden ones and those that may not be listed."""
+    for folder, inner, _ in os.walk(top, followlinks=True):
+        yield Path(folder)
+        depth = len(Path(folder).relative_to(top).parts)
+        inner[:] = sorted(name for name in inner if not is_hidden(name)) if depth < _DEPTH else []

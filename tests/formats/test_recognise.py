@@ -1,5 +1,6 @@
 """A folder or file alone is enough: what is recognised, which part is taken, and what is refused as ambiguous."""
 
+import os
 import shutil
 
 import numpy as np
@@ -194,6 +195,27 @@ def test_images_of_a_coco_file_in_several_folders_are_not_guessed(tmp_path):
     assert read(f"{tmp_path}/my.json:{tmp_path}/two").image_dir == str(tmp_path / "two")
     write_images(tmp_path)
     assert read(tmp_path).image_dir == str(tmp_path)
+
+
+def test_folders_that_are_hidden_or_may_not_be_listed_are_left_out(tmp_path, monkeypatch):
+    for name in ("set/images", "set/.cache", "else/private"):
+        write_images(tmp_path / name)
+    (tmp_path / "set" / "labels").mkdir()
+    (tmp_path / "set" / "labels" / "my.json").write_text(coco())
+
+    def refusing(function):
+        def listed(path="."):
+            if str(path).endswith("private"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return listed
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    assert read(tmp_path / "set").image_dir == str(tmp_path / "set" / "images")
+    (tmp_path / "else" / "my.json").write_text(coco())
+    assert read(tmp_path / "else" / "my.json").image_dir == str(tmp_path / "set" / "images")
 
 
 def test_folders_without_annotations(tmp_path):
