@@ -241,9 +241,10 @@ def free_bytes_of_machine() -> int | None:
     if meminfo.is_file():
         rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
         found.append(int(rows["MemAvailable"].split()[0]) * 1024)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used, stat = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current", "stat"))
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        found.append(int(text) - int(used.read_text()))
+        rows = dict(line.split() for line in stat.read_text().splitlines())
+        found.append(int(text) - int(used.read_text()) + int(rows["inactive_file"]))  # cached files, given up first
     return min(found, default=None)
 
 

@@ -148,7 +148,8 @@ def test_free_memory_is_the_machines_or_what_its_group_may_take(monkeypatch, tmp
     monkeypatch.setattr(environment, "Path", InTests)
     assert environment.free_bytes_of_machine() == 5000 * 1024
     files["memory.max"], files["memory.current"] = "3000000\n", "1000000\n"
-    assert environment.free_bytes_of_machine() == 2_000_000
+    files["memory.stat"] = "anon 300000\ninactive_file 400000\nactive_file 5\n"
+    assert environment.free_bytes_of_machine() == 2_400_000  # of what is used, cached files are given up
     files.clear()
     assert environment.free_bytes_of_machine() is None  # no Linux
     assert environment.own_bytes() == 0

@@ -148,7 +148,7 @@ def _write_graph(args: argparse.Namespace, predictor: Predictor, metadata: Metad
             "name images with objects by --check, or give a lower --score-thresh"
         )
     print(f"exporting to {args.out}: a minute for a large model", flush=True)
-    first = path.with_name("float32.onnx") if calibrated else path
+    first = path.with_name(f"float32-{path.name}") if calibrated else path
     if path.suffix == ".onnx":
         export_onnx(predictor.model, metadata, first, int8=rounded)
     else:

@@ -37,7 +37,7 @@ def test_it_finds_nearly_what_float32_finds(calibrated_onnx, plain_onnx):
 
 
 def test_ap_before_and_after_is_in_the_card(calibrated_onnx):
-    card = json.loads(calibrated_onnx.with_name("m8.onnx.card.json").read_text())
+    card = json.loads(calibrated_onnx.with_name("float32.onnx.card.json").read_text())
     assert (card["weights"], card["activations"]) == ("int8", "int8")
     assert card["calibrated_on"] == {"images": 3, "from": "the run's training images"}
     before, after = card["scores_in_float32"], card["scores"]
