@@ -74,7 +74,9 @@ def detectron2() -> Iterator[Finding]:
         value = f"loads with this PyTorch; built by {extension.get_compiler_version()}"
         yield Finding("Detectron2", "compiled part", f"{value}, CUDA {extension.get_cuda_version()}")
     except Exception as error:
-        value = f"does not load with this PyTorch ({error_text(error)}); only COCO's scores are slower for it"
+        value = (
+            f"does not load with this PyTorch ({error_text(error)}); only MODEL.RESNETS.DEFORM_ON_PER_STAGE needs it"
+        )
         yield Finding("Detectron2", "compiled part", value, NOTE, fix)
 
 

@@ -23,8 +23,8 @@ from ..errors import first_line
 from ..modeling.retinanet import FocalRetinaNet
 from ..tracking.writers import peak_bytes
 
-# Copies of the logits, in float32, that the class loss makes on a GPU without Triton's kernels: measured on an H200
-# with 16 images of 800x1216 px and 80 classes, where a step took 17.0 GB in float32, 12.1 in bfloat16, 6.6 with Triton.
+# Copies of the logits, in float32, that the class loss makes on a GPU without Triton's kernels. Measured in an earlier
+# form on an H200, 16 images of 800x1216 px, 80 classes: a step took 17.0 GB in float32, 12.1 in bfloat16, 6.6 with it.
 _COPIES_IN_LOSS = 6
 # In the messages of the CUDA runtime, of cuBLAS and cuDNN, and of PyTorch's allocator on a processor.
 _NO_MEMORY = ("out of memory", "alloc_failed", "allocation_failed", "can't allocate memory")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .elementwise import check_reduction, reduced
 
 LARGEST_BETA = 1e6  # far beyond any delta; the loss of all deltas is quadratic then
 
@@ -12,7 +15,7 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str 
     """Smooth L1: d^2 / (2 beta) where |d| < beta, |d| - beta / 2 elsewhere; plain L1 at beta = 0.
 
     Args:
-        pred, target: the same shape, any; computed in float32 or better.
+        pred, target: the same shape, any, of any type of numbers; computed in float32, or float64 if either is.
         beta: width of the quadratic part, >= 0, in units of the box deltas.
         reduction: "sum", "mean" (0 for no elements) or "none".
 
@@ -22,11 +25,9 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str 
     if pred.shape != target.shape:
         raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
     check_beta(beta)
-    if reduction not in ("sum", "mean", "none"):
-        raise ValueError(f'reduction="{reduction}" is not one of "sum", "mean", "none"')
-    if reduction == "mean" and not pred.numel():
-        reduction = "sum"  # PyTorch's mean of nothing is NaN
-    return F.smooth_l1_loss(pred.to(target.dtype), target, beta=beta, reduction=reduction)
+    check_reduction(reduction)
+    dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
+    return reduced(F.smooth_l1_loss(pred.to(dtype), target.to(dtype), beta=beta, reduction="none"), reduction)
 
 
 def check_beta(beta: float) -> None:

@@ -60,7 +60,7 @@ def elementwise_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduct
     if formula.plain is not None and is_transformed(logits, labels):
         return plain_loss(logits, labels, formula, reduction=reduction)
     if labels.is_floating_point() and wants_grad([labels]):
-        raise TypeError("float targets get no gradient: give targets.detach(), or take focal_loss_reference")
+        raise TypeError("float targets get no gradient: give targets.detach(), or take the loss's own ..._reference")
     rows = logits.reshape(-1, logits.shape[-1])  # (M, K)
     row_labels = labels.reshape(-1, *labels.shape[logits.dim() - 1 :])  # (M,) or (M, K)
     if reduction == "none":
@@ -116,6 +116,11 @@ def check_logits(logits: Tensor, labels: Tensor, reduction: str) -> None:
         raise TypeError(f"logits must be floating point, not {logits.dtype}")
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., K) with K >= 1 classes, not {tuple(logits.shape)}")
+    check_reduction(reduction)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError unless `reduced` knows it."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction={reduction!r} is not one of {', '.join(map(repr, REDUCTIONS))}")
 

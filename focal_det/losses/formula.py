@@ -128,6 +128,6 @@ def refuse_second_derivative() -> None:
     """Raise RuntimeError in a backward with create_graph=True: a kept gradient is a constant, its derivative were 0."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "the losses have no second derivative; with create_graph=True use focal_loss_reference, "
-            "focal_loss_star_reference or hinge_loss_reference of focal_det.losses, which take the same arguments"
+            "the losses have no second derivative; with create_graph=True use the loss's own ..._reference, such as "
+            "focal_loss_reference, which takes the same arguments (for a cross-entropy: focal_loss_reference, gamma=0)"
         )

@@ -46,10 +46,14 @@ def test_nothing_assigned_is_zero_and_not_nan():
     assert torch.autograd.grad(loss, pred)[0].shape == (0, 4)
 
 
-def test_half_precision_predictions_are_computed_in_single():
-    loss = smooth_l1_loss(torch.tensor([60000.0], dtype=torch.float16), torch.tensor([-60000.0]), beta=0.11)
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
+@pytest.mark.parametrize("types", [(torch.float16, torch.float32), (torch.float16,) * 2, (torch.bfloat16, torch.int64)])
+def test_it_is_computed_in_float32_or_float64(types):
+    pred, target = torch.tensor([60000.0]).to(types[0]), torch.tensor([-60000.0]).to(types[1])
+    for one, other in ((pred, target), (target.requires_grad_() if target.is_floating_point() else target, pred)):
+        loss = smooth_l1_loss(one, other, beta=0.11)
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
+    assert smooth_l1_loss(pred, target.double(), beta=0.11).dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ def test_half_precision_predictions_are_computed_in_single():
         ({"beta": -1.0}, "beta=-1.0"),
         ({"beta": math.nan}, "beta=nan"),
         ({"beta": math.inf}, "beta=inf"),
-        ({"reduction": "all"}, '"all"'),
+        ({"reduction": "all"}, "'all' is not one of"),
         ({"target": torch.zeros(3)}, r"\(3,\)"),
     ],
 )
