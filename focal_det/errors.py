@@ -16,6 +16,8 @@ _KNOWN_WARNINGS = {
     "`torch.jit.": FutureWarning,
     "Grad strides do not match bucket view strides": UserWarning,
 }
+# In the messages of the CUDA runtime, of cuBLAS and cuDNN, and of PyTorch's allocators.
+_NO_MEMORY = ("out of memory", "alloc_failed", "allocation_failed", "can't allocate memory")
 _SHOWN = 5  # examples of each kind of problem that a message lists
 
 
@@ -63,6 +65,12 @@ def first_line(error: BaseException) -> str:
         return (str(error).splitlines() or [type(error).__name__])[0]
     except Exception:  # of an error of somebody's whose own text fails
         return type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was short, which CUDA's libraries only say."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
 
 
 def visible(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, counted, print_problems
+from ..errors import EXIT_DONE, EXIT_FAULT, Findings, InputError, counted, is_out_of_memory, print_problems
 from ..preflight.options import keys_given_twice
 from .common import (
     add_number,
@@ -60,7 +60,7 @@ exit codes: 0 done, also where some images could not be read or drawn (each is n
             Ctrl-C or SIGTERM, with what was done until then written
 """
 
-_KEY = re.compile(r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)\.[A-Z]")  # how one begins
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*\.[A-Z]")  # how one begins, and how DSC1.JPG does
 _LEAST_SCORE = 0.05  # the detector also gives scores down to here, so that the highest can be named if none is kept
 
 
@@ -164,7 +164,7 @@ def _predict(args: argparse.Namespace) -> int:
                 on_bad=say,
             )
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise OSError("out of memory; give a lower --batch-size or a lower INPUT.MIN_SIZE_TEST") from error
     if stop.number is not None:
@@ -189,9 +189,15 @@ def _standard_input() -> Iterable[str]:
 
 def _split_overrides(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Split into inputs and KEY VALUE, at the first argument that begins like a key and is not a file."""
+    from ..formats.image_files import SUFFIXES
+    from ..inference.inputs import VIDEO_SUFFIXES
+
+    def is_key(text: str) -> bool:
+        of_file = Path(text).suffix.lower() in {*SUFFIXES, *VIDEO_SUFFIXES} or os.path.lexists(text)
+        return _KEY.match(text) is not None and not of_file
+
     given = [*args.inputs, *args.overrides]
-    keys = (i for i, text in enumerate(given) if _KEY.match(text) and not os.path.lexists(text))
-    first = next(keys, len(given))
+    first = next((i for i, text in enumerate(given) if is_key(text)), len(given))
     return given[:first], given[first:]
 
 
@@ -248,13 +254,6 @@ def _detector(args: argparse.Namespace) -> tuple[Detector, list[str]]:
     options = {"score_thresh": low, "batch_size": args.batch_size, "tile": args.tile, "overlap": args.overlap}
     predictor = Predictor(config, weights, overrides=args.overrides, **options)
     return predictor, predictor.notes
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # an exported model in ONNX runs without it
-    return isinstance(
-        error, (MemoryError, *([torch.OutOfMemoryError] if torch else []))
-    ) or "can't allocate memory" in str(error)
 
 
 def _summary(outcome: PredictionSummary, args: argparse.Namespace, base: Path) -> str:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import traceback
 
-import torch
 import torch.distributed as dist
 
-from ..errors import InputError, TrainingError
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
+from ..errors import InputError, TrainingError, is_out_of_memory
 
 
 def failure_message(error: BaseException) -> str:
@@ -30,8 +27,7 @@ def what_helps(error: BaseException) -> str:
             "The training diverged. What helps: a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "
             "SOLVER.CLIP_GRADIENTS.ENABLED True; and a look at the boxes, with --preflight-only"
         )
-    of_memory = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-    if of_memory or isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return (
             "What helps: fewer images at once (SOLVER.IMS_PER_BATCH, with --scale-lr), smaller ones "
             "(INPUT.MIN_SIZE_TRAIN, INPUT.MAX_SIZE_TRAIN), SOLVER.AMP.ENABLED True"

@@ -19,15 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..config.plugins import load_plugins
-from ..errors import first_line
+from ..errors import first_line, is_out_of_memory
 from ..modeling.retinanet import FocalRetinaNet
 from ..tracking.writers import peak_bytes
 
 # Copies of the logits, in float32, that the class loss makes on a GPU without Triton's kernels. Measured in an earlier
 # form on an H200, 16 images of 800x1216 px, 80 classes: a step took 17.0 GB in float32, 12.1 in bfloat16, 6.6 with it.
 _COPIES_IN_LOSS = 6
-# In the messages of the CUDA runtime, of cuBLAS and cuDNN, and of PyTorch's allocator on a processor.
-_NO_MEMORY = ("out of memory", "alloc_failed", "allocation_failed", "can't allocate memory")
 _OBJECTS = 8  # in each image of a measured step
 
 
@@ -151,12 +149,6 @@ def _measure(cfg: CfgNode, plugins: Sequence[str], images: int, size: tuple[int,
     except Exception as error:  # of a backbone or loss of one's own, too
         return Measured(math.inf, free, "" if is_out_of_memory(error) else first_line(error))
     return Measured(float(peak_bytes(torch.device(cfg.MODEL.DEVICE))), free)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether memory was short: PyTorch's allocator has a class for that, CUDA's libraries only say it."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY)
 
 
 def _generated_image(size: tuple[int, int], seed: int) -> dict[str, Any]:

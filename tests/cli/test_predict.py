@@ -280,8 +280,15 @@ def test_keys_are_told_from_inputs_by_their_form(images, monkeypatch):
     monkeypatch.setattr(predict, "_detector", lambda args: seen.append(args.overrides) or (Finder(), []))
     assert run("in/a.jpg", "in/a.png", "MODEL.DEVICE", "cpu", "--out", "o1") == 0
     assert main(["predict", "in/a.jpg", "--run", "r", "--out", "o2", "in/a.png", "INPUT.MIN_SIZE_TEST", "64"]) == 0
-    assert seen == [["MODEL.DEVICE", "cpu"], ["INPUT.MIN_SIZE_TEST", "64"]]
+    assert run("in/a.jpg", "OWNLOSS.GAMMA", "3", "--out", "o3") == 0  # a plug-in's
+    assert seen == [["MODEL.DEVICE", "cpu"], ["INPUT.MIN_SIZE_TEST", "64"], ["OWNLOSS.GAMMA", "3"]]
     assert len(written("o1")["images"]) == len(written("o2")["images"]) == 2
+
+
+def test_a_missing_file_that_looks_like_a_key_is_an_input(images, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "_detector", lambda args: (Finder(), []))
+    assert run("in/a.jpg", "DSC1.JPG", "CLIP.MP4", "--out", "o") == 2
+    assert "DSC1.JPG" in capsys.readouterr().err
 
 
 def test_an_exported_model_is_asked_for_without_detectron2(images, tmp_path):

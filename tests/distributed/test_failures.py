@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import dataloader
 
-from focal_det.distributed.failures import failure_message, is_lost_connection
+from focal_det.distributed.failures import failure_message, is_lost_connection, what_helps
 from focal_det.errors import TrainingError
 
 
@@ -20,6 +20,20 @@ from focal_det.errors import TrainingError
 )
 def test_only_what_pytorch_says_of_a_peer_is_a_lost_connection(error, is_so):
     assert is_lost_connection(error) == is_so
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_where_memory_was_short_smaller_steps_help(error):
+    assert "fewer images at once (SOLVER.IMS_PER_BATCH" in what_helps(error)
+    assert what_helps(RuntimeError("integers are too small")) == ""
 
 
 class Images:
