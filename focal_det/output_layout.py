@@ -17,6 +17,7 @@ OUTPUT_DIR/
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 CONFIG, CONFIG_CHANGES = "config.yaml", "config_changes.json"
 ENVIRONMENT, CLASSES_FILE, LOG = "environment.txt", "classes.json", "log.txt"
@@ -44,6 +45,11 @@ REPORT = "report.html"
 
 DIVERGED = "diverged"
 LOCK = ".lock"
+
+
+def score_prefix(name: str, sets: Sequence[str], suffix: str = "") -> str:
+    """Return how the names of a test set's scores begin: "bbox/"; with several sets "NAME/" stands before it."""
+    return f"{name}{suffix}/bbox/" if len(sets) > 1 else f"bbox{suffix}/"
 
 
 def periodic_checkpoint(iteration: int) -> str:

@@ -53,7 +53,7 @@ class UsedSet:
 
     name: str
     images: int | None  # None if they are not known before the start
-    fingerprint: str | None  # of its content, see `focal_det.data.fingerprint`; None if its name is all that is known
+    fingerprint: str | None  # of its content, see `focal_det.data.statistics`; None if its name is all that is known
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> UsedSet:

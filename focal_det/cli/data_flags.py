@@ -108,10 +108,10 @@ def own_sets(args: argparse.Namespace, uses: Sequence[Use] = USES) -> dict[str, 
     return of_sets | {"allow_outside": args.allow_outside}
 
 
-def data_words(args: argparse.Namespace, uses: Sequence[Use] = USES) -> list[str]:
+def data_words(args: argparse.Namespace) -> list[str]:
     """Return the data flags as they were given, FLAG VALUE ..., to pass them on."""
     words = []
-    for use in uses:
+    for use in USES:
         for kind, values in set_flags(args, use)._asdict().items():
             flag = f"--{use}" if kind == "data" else f"--{use}-{kind}"
             words += [word for value in values for word in (flag, value)]

@@ -30,7 +30,7 @@ _COMMANDS = {
     "replay": "repeat a diverged training's last step: which image, loss, module and precision",
     "reproduce": "train the rows of a table of the paper and compare the results with the published ones",
     "plot": "draw a figure of the paper",
-    "analyze": "look into a trained model",
+    "analyze": "count what the focal loss balances, in a training set and in a trained model",
     "completion": "print a script that completes commands, flags and files in a shell",
 }
 

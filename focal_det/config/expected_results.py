@@ -11,7 +11,7 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 
 from ..errors import Findings, cut
-from ..output_layout import EMA, TTA
+from ..output_layout import EMA, TTA, score_prefix
 
 _KEY = "TEST.EXPECTED_RESULTS"
 _PATIENCE_METRIC = "MODEL.FOCAL_DET.PATIENCE_METRIC"
@@ -60,7 +60,7 @@ def check_expected_results(cfg: CfgNode, scores: Mapping[str, SetScores]) -> Fin
     tasks: dict[str, str] = {}  # each with its set
     for name in sets:
         for suffix in ("", TTA) if cfg.TEST.AUG.ENABLED else ("",):
-            tasks[f"{name}{suffix}/bbox" if len(sets) > 1 else f"bbox{suffix}"] = name
+            tasks[score_prefix(name, sets, suffix).rstrip("/")] = name
     for entry in cfg.TEST.EXPECTED_RESULTS:
         if not _has_form(entry):
             found.errors.append(f"{_KEY} has {cut(entry)}; it must be {_FORM}: numbers, the last >= 0")
@@ -87,7 +87,7 @@ def check_patience(cfg: CfgNode, scores: Mapping[str, SetScores]) -> Findings:
     if cfg.TEST.EVAL_PERIOD <= 0:
         message = f"{patience}, in evaluations, and TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD} has none before the end"
         found.errors.append(f"{message}: set that to so many iterations, or PATIENCE to 0")
-    tasks = {f"{name}/bbox/" if len(sets) > 1 else "bbox/": scores.get(name) for name in sets}
+    tasks = {score_prefix(name, sets): scores.get(name) for name in sets}
     if not metric:
         if sets and all(of_set is not None and not of_set.names for of_set in tasks.values()):
             fix = f"set {_PATIENCE_METRIC}, such as val/total_loss, or PATIENCE to 0"

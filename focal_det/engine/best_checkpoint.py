@@ -15,7 +15,7 @@ from ..checkpoint.checkpointer import RunCheckpointer
 from ..checkpoint.integrity import DamagedError, contents
 from ..checkpoint.run_record import RunRecord
 from ..files import put_aside
-from ..output_layout import BEST_CHECKPOINT, BEST_EMA_CHECKPOINT
+from ..output_layout import BEST_CHECKPOINT, BEST_EMA_CHECKPOINT, score_prefix
 from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -88,4 +88,4 @@ def ap_name(cfg: CfgNode, record: RunRecord | None = None) -> str:
     """Return the name in the metrics of the AP by which models are compared; without a record the first test set's."""
     sets = cfg.DATASETS.TEST
     best_on = record.tested_on.name if record else sets[0]
-    return f"{best_on}/bbox/AP" if len(sets) > 1 else "bbox/AP"
+    return f"{score_prefix(best_on, sets)}AP"

@@ -51,8 +51,8 @@ class Predictor(ImageDetector):
         batch_size: most images that go through the network together; only those of equal size after resizing do, so
             that an image's detections do not depend on the others.
         device: "cuda", "cuda:1", "cpu"; None for MODEL.DEVICE, or the processor where there is no GPU.
-        tile, overlap: side in pixels of the tiles in which large images are detected in, 0 for none, and the share of
-            it by which they overlap; None for MODEL.FOCAL_DET.TILES. `batch_size` tiles are detected in at a time.
+        tile, overlap: side in pixels of the tiles that large images are cut into, 0 for none, and the share of it by
+            which they overlap; None for MODEL.FOCAL_DET.TILES. `batch_size` tiles go through the network at a time.
 
     Attributes:
         class_names, category_ids: of the labels 0..K-1, from `classes.json` beside the weights or the configuration,

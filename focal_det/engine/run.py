@@ -35,7 +35,7 @@ from ..environment import share_cores, source_version, whole_machine
 from ..errors import TrainingError
 from ..files import write_text_whole
 from ..modeling.compiled import share_compilers
-from ..output_layout import CONFIG, CONFIG_CHANGES, EMA, ENVIRONMENT, INFERENCE, LOG, TTA
+from ..output_layout import CONFIG, CONFIG_CHANGES, EMA, ENVIRONMENT, INFERENCE, LOG, TTA, score_prefix
 from ..report import write_report
 from ..tracking.log import start_log, watch_threads
 from .trainer import Trainer
@@ -203,7 +203,7 @@ def scores_line(cfg: Any, latest: Mapping[str, float]) -> str:
     parts = []
     for name in sets:
         for start, suffix, of_what in (("", "", ""), (f"{EMA}/", "", " of the EMA"), ("", TTA, _WITH_TTA)):
-            prefix = start + (f"{name}{suffix}/bbox/" if len(sets) > 1 else f"bbox{suffix}/")
+            prefix = start + score_prefix(name, sets, suffix)
             known = [score for score in ("AP", "AP50", "AP75") if prefix + score in latest]
             if found := [f"{score} {latest[prefix + score]:.1f}" for score in known]:
                 parts.append(f"{', '.join(found)} on {name}{of_what}")

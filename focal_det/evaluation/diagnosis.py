@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from ..formats.coco_index import Row
 from .coco_arrays import accumulate, hotcoco
+from .matching import MATCHED
 
-NEAR, MATCHED = 0.1, 0.5  # IoU from which a box is near an object, and from which it fits
+NEAR = 0.1  # IoU from which a box is near an object
 NUM_BINS = 20  # of scores, so thresholds are in steps of .05
 _KINDS = {  # hotcoco's names of them
     "Cls": "wrong class",

@@ -12,6 +12,8 @@ from pycocotools import mask
 from ..formats.coco_index import CocoIndex, Row, area_of, xywh_boxes
 from .coco_scores import SIZES, size_of
 
+MATCHED = 0.5  # IoU from which a box fits
+
 
 class ImageErrors(NamedTuple):
     """The errors in one image. Objects are indices of annotations, detections indices in the list of detections.
@@ -57,9 +59,7 @@ class Matching(NamedTuple):
     false_by_size: np.ndarray
 
 
-def match(
-    ground_truth: Mapping[str, Any], detections: Sequence[Row], *, score_threshold: float, iou_threshold: float = 0.5
-) -> Matching:
+def match(ground_truth: Mapping[str, Any], detections: Sequence[Row], *, score_threshold: float) -> Matching:
     """Match each object with at most one detection, and each detection with at most one object.
 
     As COCO does, the detection with the highest score comes first and takes the free object of its class that it
@@ -69,7 +69,6 @@ def match(
     Args:
         ground_truth, detections: as of `evaluate`.
         score_threshold: detections below it are left out.
-        iou_threshold: the least IoU of a pair, in (0, 1].
     """
     labels, annotations = CocoIndex(ground_truth).labels, ground_truth["annotations"]
     objects_of, crowds_of, found_in = (defaultdict[int, list[int]](list) for _ in range(3))
@@ -82,7 +81,7 @@ def match(
     for image_id in (image["id"] for image in ground_truth["images"]):
         objects, crowds, found = objects_of[image_id], crowds_of[image_id], found_in[image_id]
         rows = [annotations[a] for a in objects], [annotations[a] for a in crowds], [detections[d] for d in found]
-        own, others, false = _match_image(*rows, iou_threshold)
+        own, others, false = _match_image(*rows)
         taken = {*own.values(), *others.values()}
         images.append(
             ImageErrors(
@@ -111,16 +110,16 @@ def match(
 
 
 def _match_image(
-    objects: list[Row], crowds: list[Row], found: list[Row], iou_threshold: float
+    objects: list[Row], crowds: list[Row], found: list[Row]
 ) -> tuple[dict[int, int], dict[int, int], list[int]]:
     """Match detections, best first: their objects of the same class, of another class, and those without an object."""
     ious = _ious(found, objects, is_crowd=False)
-    own = _pair_greedily(np.where(_same_class(found, objects), ious, 0), iou_threshold)
+    own = _pair_greedily(np.where(_same_class(found, objects), ious, 0))
     ious[list(own)] = 0
     ious[:, list(own.values())] = 0
-    others = _pair_greedily(ious, iou_threshold)
+    others = _pair_greedily(ious)
     within = np.where(_same_class(found, crowds), _ious(found, crowds, is_crowd=True), 0)
-    outside = np.flatnonzero((within < iou_threshold).all(axis=1)).tolist()
+    outside = np.flatnonzero((within < MATCHED).all(axis=1)).tolist()
     return own, others, [d for d in outside if d not in own and d not in others]
 
 
@@ -135,13 +134,13 @@ def _same_class(found: list[Row], objects: list[Row]) -> np.ndarray:
     return np.equal.outer(*(np.array([row["category_id"] for row in rows], np.int64) for rows in (found, objects)))
 
 
-def _pair_greedily(ious: np.ndarray, threshold: float) -> dict[int, int]:
-    """Give each row in turn the free column with the largest IoU (D, A), if it reaches the threshold."""
+def _pair_greedily(ious: np.ndarray) -> dict[int, int]:
+    """Give each row in turn the free column with the largest IoU (D, A), if it reaches `MATCHED`."""
     pairs: dict[int, int] = {}
     free = np.ones(ious.shape[1], dtype=bool)
-    for row in np.flatnonzero((ious >= threshold).any(axis=1)):
+    for row in np.flatnonzero((ious >= MATCHED).any(axis=1)):
         column = int(np.argmax(np.where(free, ious[row], 0)))
-        if free[column] and ious[row, column] >= threshold:
+        if free[column] and ious[row, column] >= MATCHED:
             pairs[int(row)] = column
             free[column] = False
     return pairs

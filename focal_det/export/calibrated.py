@@ -14,7 +14,7 @@ from ..inference.exported import INPUTS, ExportedDetector
 from ..inference.images import to_batch
 from .program import save_onnx
 
-# Their outputs are what is thresholded and decoded; in 8 bits they would have 255 different values. See NOTES.md.
+# Their outputs are thresholded and decoded; in 8 bits they would have 255 different values. See benchmarks/NOTES.md.
 _LAST_LAYERS = ("head.cls_score.weight", "head.bbox_pred.weight")
 
 

@@ -17,6 +17,7 @@ from ..formats.drawn_names import FONT, drawable
 ON_SHEET = 390  # longest side of a pair's images, so that two pairs in a row of a sheet are not reduced again
 _MIN_SIDE, _MOST_ENLARGED = 320, 1600  # the shorter side is enlarged to the first, the longer to the second at most
 _GAP = 8  # white pixels between images
+_SHEET_WIDTH = 1600  # pixels, at most
 _BAR = 24  # height of a title
 _MARGIN = 3  # beside a label's text
 
@@ -100,11 +101,11 @@ def draw_pair(
     return beside(titled(left, "ground truth"), titled(right, "detections"))
 
 
-def sheet(images: Sequence[np.ndarray], columns: int = 2, max_width: int = 1600) -> np.ndarray:
-    """Make a contact sheet, row by row; where it would exceed `max_width` pixels, all images are reduced alike."""
+def sheet(images: Sequence[np.ndarray], columns: int = 2) -> np.ndarray:
+    """Make a contact sheet, row by row; where it would exceed 1,600 pixels, all images are reduced alike."""
     columns = max(1, min(columns, len(images)))
     widest = max((image.shape[1] for image in images), default=1)
-    scale = min(1.0, (max_width - (columns - 1) * _GAP) / (columns * widest))
+    scale = min(1.0, (_SHEET_WIDTH - (columns - 1) * _GAP) / (columns * widest))
     if scale < 1:
         sizes = [(max(1, int(p.shape[1] * scale)), max(1, int(p.shape[0] * scale))) for p in images]
         images = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p, size in zip(images, sizes, strict=True)]

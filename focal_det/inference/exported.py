@@ -172,6 +172,8 @@ class ExportedDetector(ImageDetector):
         self.score_thresh = self.metadata.score_thresh if score_thresh is None else score_thresh
         self.path = path
         self.tiles = Tiles(self.metadata.tile, self.metadata.overlap).replaced(tile, overlap)
+        if not 0 <= self.score_thresh <= 1:
+            raise InputError(f"score_thresh is {self.score_thresh}; it must be in [0, 1]")
         if self.score_thresh < self.metadata.score_thresh:
             raise InputError(self.low_threshold_message(self.score_thresh))
 

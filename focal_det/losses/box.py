@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .elementwise import check_reduction, reduced
-
 LARGEST_BETA = 1e6  # far beyond any delta; the loss of all deltas is quadratic then
 
 
@@ -25,9 +23,12 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str 
     if pred.shape != target.shape:
         raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
     check_beta(beta)
-    check_reduction(reduction)
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"reduction={reduction!r} is not one of 'sum', 'mean', 'none'")
+    if reduction == "mean" and not pred.numel():
+        reduction = "sum"  # PyTorch's mean of nothing is NaN
     dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
-    return reduced(F.smooth_l1_loss(pred.to(dtype), target.to(dtype), beta=beta, reduction="none"), reduction)
+    return F.smooth_l1_loss(pred.to(dtype), target.to(dtype), beta=beta, reduction=reduction)
 
 
 def check_beta(beta: float) -> None:

@@ -116,11 +116,6 @@ def check_logits(logits: Tensor, labels: Tensor, reduction: str) -> None:
         raise TypeError(f"logits must be floating point, not {logits.dtype}")
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., K) with K >= 1 classes, not {tuple(logits.shape)}")
-    check_reduction(reduction)
-
-
-def check_reduction(reduction: str) -> None:
-    """Raise ValueError unless `reduced` knows it."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction={reduction!r} is not one of {', '.join(map(repr, REDUCTIONS))}")
 

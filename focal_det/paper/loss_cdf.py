@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from ..checkpoint.safe_load import SafeCheckpointer
 from ..data.image_mapper import ImageMapper
+from ..data.tile_records import cut_records, tiles_of
 from ..errors import InputError
 from ..losses import focal_loss
 from .figures import as_csv, new_axes
@@ -164,7 +164,7 @@ def shares_as_csv(kinds: Mapping[str, LossHistogram]) -> str:
 
 
 def stream_logits_and_labels(cfg: CfgNode, images: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield class logits (1, R, K) and labels (1, R) of the first test set's images, at the size of inference.
+    """Yield class logits (1, R, K) and labels (1, R) of each image, or tile, of the first test set, resized as there.
 
     Args:
         cfg: of a FocalRetinaNet whose first test set is registered; MODEL.WEIGHTS are loaded.
@@ -172,10 +172,10 @@ def stream_logits_and_labels(cfg: CfgNode, images: int | None = None) -> Iterato
     """
     model = build_model(cfg).eval()
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    size = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = ImageMapper(is_train=True, augmentations=[size], image_format=cfg.INPUT.FORMAT)  # with the objects
-    dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)[:images]
-    loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    mapper = ImageMapper(cfg, is_train=False)
+    mapper.is_train = True  # with the objects, but resized as for testing
+    records = cut_records(DatasetCatalog.get(cfg.DATASETS.TEST[0])[:images], tiles_of(cfg))
+    loader = build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
     for batch in tqdm(loader, unit="image", disable=None):
         with torch.inference_mode():
             yield model.class_logits_and_labels(batch)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..data.catalog import dataset_problems, is_writable
+from ..data.catalog import dataset_problems
 from ..errors import Findings, InputError, some
-from ..files import FolderLock, write_text_whole
+from ..files import FolderLock, is_writable, write_text_whole
 from .claims import RowResult, claims_page, load_claims
 from .comparison import diverged, measured, provenance, report_files, write_report
 from .cost import estimate

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from ..config.read_when import ARCHITECTURES
 from ..data.statistics import AnchorFit, Objects, iou_text, sample
 from ..data.tile_records import tiles_of
 from ..data.tiling import Tiles, best_views, number_of_tiles
@@ -124,7 +125,7 @@ def candidate_warnings(cfg: CfgNode, model: torch.nn.Module) -> list[str]:
 
 def _grid(cfg: CfgNode, model: torch.nn.Module) -> AnchorGrid | None:
     """Return the anchors of FocalRetinaNet and Detectron2's RetinaNet; None for other models."""
-    if cfg.MODEL.META_ARCHITECTURE not in ("FocalRetinaNet", "RetinaNet"):
+    if cfg.MODEL.META_ARCHITECTURE not in ARCHITECTURES:
         return None
     generator: Any = model.anchor_generator
     backbone: Any = model.backbone

@@ -196,6 +196,8 @@ class Trackers(EventWriter):
             self._guarded(name, writer.write)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._writers:
+            return
         status: Any = "finished" if kind is None else "stopped" if issubclass(kind, TrainingStopped) else "failed"
         report = self._folder / REPORT
         is_new = status == "finished" and report.is_file()

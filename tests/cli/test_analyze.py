@@ -43,6 +43,14 @@ def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
     }
 
 
+def test_loss_cdf_of_tiles(trained, tmp_path, capsys):
+    words = ["--pictures", "1", "MODEL.FOCAL_DET.TILES.SIZE", "48", "MODEL.FOCAL_DET.TILES.OVERLAP", "0.1"]
+    assert main(["analyze", "loss-cdf", str(trained), "--out", str(tmp_path / "plots"), *words]) == 0
+    found = [int(n.replace(",", "")) for n in capsys.readouterr().out.splitlines()[0].split() if n[0].isdigit()]
+    # one image's four tiles and itself, each at 64 px
+    assert 0.9 * 86 * 9 * 3 * 5 < sum(found) <= 86 * 9 * 3 * 5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -134,6 +134,9 @@ def test_the_threshold_can_be_raised_and_not_lowered(files, name):
     assert (some.scores >= middle).all()
     with pytest.raises(InputError, match=r"score threshold 0.1 is below 0.25.*export it again"):
         ExportedDetector(getattr(files, name), trusted=True, score_thresh=0.1)
+    for wrong in (1.5, float("nan")):
+        with pytest.raises(InputError, match=rf"score_thresh is {wrong}; it must be in \[0, 1\]"):
+            ExportedDetector(getattr(files, name), trusted=True, score_thresh=wrong)
 
 
 @pytest.mark.parametrize("name", ["onnx", "int8", "pt2"])
