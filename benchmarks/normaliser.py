@@ -146,6 +146,8 @@ def draw_curves(data: str, found: Mapping[str, Sequence[Mapping[str, Any]]], fil
             curves = [row[name] for row in rows]
             axes.plot(list(curves[0]), [statistics.mean(at) for at in zip(*(c.values() for c in curves), strict=True)])
         axes.set(xlabel="iteration", ylabel=name, title=f"{data}, {len(curves)} seeds", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     plots[-1].legend(plots[-1].lines, found)
     figure.savefig(file, dpi=100)
 
