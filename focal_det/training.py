@@ -15,7 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,7 @@ from .launch import run_as_launcher, run_as_rank
 from .output_layout import CONFIG, FINAL_CHECKPOINT, LOG, METRICS, REPORT
 from .preflight.options import KeyFlag, TrainOptions
 from .report.metrics import metrics_by_iteration
+from .tracking.log import end_log
 
 _LOGGERS = ("fvcore", "detectron2", "focal_det", "torch.multiprocessing.spawn")
 _PathLike = str | Path
@@ -272,10 +273,8 @@ def _process_kept() -> Iterator[None]:
         random.setstate(random_states[0])
         np.random.set_state(random_states[1])
         torch.set_rng_state(random_states[2])
+        end_log()
         for log, level, propagates, kept in logging_before:
-            for handler in set(log.handlers).difference(kept):
-                with suppress(OSError):  # of a full disk
-                    handler.close()
             log.handlers[:], log.propagate = kept, propagates
             log.setLevel(level)
         for catalogue, entries in catalogues:

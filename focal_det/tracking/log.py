@@ -18,6 +18,9 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint.disk_space import DISK_ERRORS
 from ..errors import print_problems
 
+_PACKAGES = ("fvcore", "detectron2", "focal_det")
+
+_handlers: list[logging.Handler] = []  # of the run whose log was started last in this process
 _warned_of: set[str] = set()  # names of files; the loggers of several packages share one
 
 
@@ -25,11 +28,12 @@ def start_log(file: Path, rank: int) -> None:
     """Send what fvcore, Detectron2 and focal_det say to the console, of rank 0, and to a file, of each rank its own.
 
     In the form of Detectron2's `setup_logger`, which would do nothing for a folder that it has once set up in this
-    process, though the handlers of that training are gone.
+    process, though the handlers of that training are gone. The log of an earlier run ends.
     """
+    end_log()
     in_file = logging.FileHandler(file, encoding="utf-8")
     in_file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
-    for name in ("fvcore", "detectron2", "focal_det"):
+    for name in _PACKAGES:
         package_logger = logging.getLogger(name)
         others = len(package_logger.handlers)
         setup_logger.__wrapped__(None, rank, name=name, abbrev_name=name)
@@ -38,10 +42,21 @@ def start_log(file: Path, rank: int) -> None:
         package_logger.addHandler(in_file)
         for handler in package_logger.handlers[others:]:
             handler.handleError = partial(_on_failed_record, handler)  # type: ignore[method-assign]
+        _handlers.extend(package_logger.handlers[others:])
+
+
+def end_log() -> None:
+    """Take away what `start_log` added, and close its file."""
+    for handler in _handlers:
+        for name in _PACKAGES:
+            logging.getLogger(name).removeHandler(handler)
+        with suppress(OSError):  # of a full disk
+            handler.close()
+    _handlers.clear()
 
 
 def watch_threads() -> None:
-    """Do the same for threads, of which TensorBoard's writes its file; other errors go to the hook of before."""
+    """Warn in this way of threads, of which TensorBoard's writes its file; other errors go to the hook of before."""
     if getattr(threading.excepthook, "func", None) is not _on_ended_thread:
         threading.excepthook = partial(_on_ended_thread, threading.excepthook)
 
