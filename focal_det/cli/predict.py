@@ -193,8 +193,8 @@ def _split_overrides(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     from ..inference.inputs import VIDEO_SUFFIXES
 
     def is_key(text: str) -> bool:
-        of_file = Path(text).suffix.lower() in {*SUFFIXES, *VIDEO_SUFFIXES} or os.path.lexists(text)
-        return _KEY.match(text) is not None and not of_file
+        named_so = _KEY.match(text) and Path(text).suffix.lower() not in (*SUFFIXES, *VIDEO_SUFFIXES)
+        return bool(named_so) and not os.path.lexists(text)
 
     given = [*args.inputs, *args.overrides]
     first = next((i for i, text in enumerate(given) if is_key(text)), len(given))

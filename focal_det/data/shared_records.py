@@ -20,6 +20,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
+    DatasetFromList,
     DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
@@ -29,6 +30,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from .catalog import IDS, registered_files
+from .image_mapper import ImageMapper
 from .tile_records import cut_records, tiles_of
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,15 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[list[Record]]:
     read = partial(get_detection_dataset_dicts, [name], filter_empty=False)
     records, workers = read_once([name], read, partial(_without, ("annotations",))), cfg.DATALOADER.NUM_WORKERS
     loader = build_detection_test_loader(records, mapper=DatasetMapper(cfg, False), num_workers=workers)
+    return loader
+
+
+def build_annotated_loader(cfg: CfgNode, records: Sequence[Record]) -> Iterable[list[Record]]:
+    """Build a loader of a test set's images, or tiles, with their objects, resized as for testing."""
+    mapper = ImageMapper(cfg, is_train=False)
+    mapper.is_train = True  # else it leaves the annotations out
+    dataset, workers = DatasetFromList(records, serialize=False), cfg.DATALOADER.NUM_WORKERS
+    loader: Iterable[list[Record]] = build_detection_test_loader(dataset, mapper=mapper, num_workers=workers)
     return loader
 
 

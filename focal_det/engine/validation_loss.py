@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_test_loader
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..data.image_mapper import ImageMapper
-from ..data.shared_records import read_evaluated_records
+from ..data.shared_records import build_annotated_loader, read_evaluated_records
 from ..data.statistics import evenly_spread
 from ..data.tile_records import counted_records
 from ..distributed.cluster import unwrapped
@@ -114,10 +112,7 @@ class ValidationLoss(PeriodicAndFinal):
             reason = f"data set {', '.join(self.cfg.DATASETS.TEST)} has no annotated objects"
         else:
             if self._loader is None:
-                mapper = ImageMapper(self.cfg, is_train=False)
-                mapper.is_train = True  # else it leaves the annotations out; the image is resized as for testing
-                dataset, workers = DatasetFromList(self._records, serialize=False), self.cfg.DATALOADER.NUM_WORKERS
-                self._loader = stoppable(build_detection_test_loader(dataset, mapper=mapper, num_workers=workers))
+                self._loader = stoppable(build_annotated_loader(self.cfg, self._records))
             losses = {prefix + name: loss for name, loss in validation_losses(model, self._loader).items()}
             text = ", ".join(f"{key} {loss:.4g}" for key, loss in losses.items())
             logger.info(f"{text} over {counted_records(self._records)} of {self._set}")

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint.safe_load import SafeCheckpointer
-from ..data.image_mapper import ImageMapper
+from ..data.shared_records import build_annotated_loader
 from ..data.tile_records import cut_records, tiles_of
 from ..errors import InputError
 from ..losses import focal_loss
@@ -172,10 +172,7 @@ def stream_logits_and_labels(cfg: CfgNode, images: int | None = None) -> Iterato
     """
     model = build_model(cfg).eval()
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    mapper = ImageMapper(cfg, is_train=False)
-    mapper.is_train = True  # with the objects, but resized as for testing
     records = cut_records(DatasetCatalog.get(cfg.DATASETS.TEST[0])[:images], tiles_of(cfg))
-    loader = build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
-    for batch in tqdm(loader, unit="image", disable=None):
+    for batch in tqdm(build_annotated_loader(cfg, records), unit="image", disable=None):
         with torch.inference_mode():
             yield model.class_logits_and_labels(batch)

@@ -40,9 +40,9 @@ def start_log(file: Path, rank: int) -> None:
         for console in package_logger.handlers[others:]:
             console.addFilter(lambda record: not record.exc_info)  # the last line says what happened
         package_logger.addHandler(in_file)
-        for handler in package_logger.handlers[others:]:
-            handler.handleError = partial(_on_failed_record, handler)  # type: ignore[method-assign]
         _handlers.extend(package_logger.handlers[others:])
+    for handler in _handlers:
+        handler.handleError = partial(_on_failed_record, handler)  # type: ignore[method-assign]
 
 
 def end_log() -> None:
