@@ -67,6 +67,15 @@ def test_it_holds_the_package_its_configurations_and_nothing_else(unpacked):
         assert (unpacked / "focal_det" / name).read_bytes() == (ROOT / name).read_bytes()
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a clone has commits")
+def test_a_clone_has_no_links_and_nothing_that_git_is_to_ignore():
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+    assert [line for line in git("ls-files", "--stage").splitlines() if not line.startswith("100")] == []
+    assert git("ls-files", "--cached", "--ignored", "--exclude-standard") == ""
+
+
 def test_its_metadata_ask_no_index_for_detectron2_and_its_core_for_no_pytorch(metadata, unpacked):
     required = [
         re.fullmatch(r"([\w.-]+)([^;]*)(?:; extra == \"(\w+)\")?", r) for r in metadata.get_all("Requires-Dist")
