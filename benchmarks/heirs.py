@@ -26,16 +26,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
     add_ways(parser, ROWS, "output/heirs", iterations=300, num_seeds=3)
+    parser.add_argument("--lr", type=float, help="of every way, in a folder of its own (default: the configuration's)")
     args = parser.parse_args()
+    lr = [] if args.lr is None else ["SOLVER.BASE_LR", args.lr]
     data, words = source_words(args)
     args.out.mkdir(parents=True, exist_ok=True)
 
     def train(way: str, seed: int) -> dict[str, Any]:
-        overrides = [*ROWS[way].arguments("mini"), "MODEL.FOCAL_DET.DRAW_IMAGES", 0]
+        overrides = [*ROWS[way].arguments("mini"), "MODEL.FOCAL_DET.DRAW_IMAGES", 0, *lr]
         out = args.out / f"{way}_{seed}"
         return scores(run(out, [*words, *overrides], seed, args.iterations, args.iterations // 2))
 
-    found = train_ways(args, args.ways, train, data=data)
+    found = train_ways(args, args.ways, train, data=data, lr=args.lr)
     print(f"{'way':15} AP  AP50")
     for way, rows in found.items():
         print(f"{way:15} {spread([row['AP'] for row in rows])}  {statistics.mean(row['AP50'] for row in rows):.1f}")
