@@ -44,7 +44,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
         help="figure 4: how the loss is spread over easy and hard examples",
         description="Stream a data set (the flags', else the first of DATASETS.TEST) through a model; draw the "
         "cumulative distribution of its normalised loss, for positive and negative examples, and print what share of "
-        "it the hardest carry.",
+        "it the hardest carry, and the easy negatives of the whole loss.",
         epilog=_EPILOG,
     )
     cdf.add_argument("model", metavar="MODEL", help="checkpoint of a FocalRetinaNet")
@@ -75,8 +75,8 @@ def _loss_cdf(args: argparse.Namespace) -> int:
     from .. import plugin  # noqa: F401 - first, since it says what to do where Detectron2 is missing
     from ..data.catalog import register_datasets
     from ..losses.focal import check_gamma
+    from ..paper import loss_cdf
     from ..paper.figures import save_figures
-    from ..paper.loss_cdf import HARDEST, draw_loss_cdf, model_loss_cdf, shares, shares_as_csv
     from ..preflight.plan import write
 
     try:
@@ -90,15 +90,22 @@ def _loss_cdf(args: argparse.Namespace) -> int:
     write(plan)
     cfg = plan.job.cfg
     register_datasets(cfg.DATASETS.TEST, plan.job.json_datasets)
-    kinds = model_loss_cdf(cfg, args.gamma, args.pictures)
+    kinds = loss_cdf.model_loss_cdf(cfg, args.gamma, args.pictures)
     print(" and ".join(f"{histogram.total:,} {kind}" for kind, histogram in kinds.items()), "examples")
-    share = shares(kinds)
+    share = loss_cdf.shares(kinds)
     for kind in kinds:
         print(f"\nshare of the loss that the hardest {kind} ones carry\n{'gamma':>10}", end="")
-        print("".join(f"{fraction:>9.1%}" for fraction in HARDEST))
+        print("".join(f"{fraction:>9.1%}" for fraction in loss_cdf.HARDEST))
         for gamma in args.gamma:
-            print(f"{gamma:>10g}" + "".join(f"{share[kind, gamma, fraction]:>9.1%}" for fraction in HARDEST))
-    files = save_figures(draw_loss_cdf(kinds), args.out, {"figure4_loss_cdf": shares_as_csv(kinds)})
+            print(f"{gamma:>10g}" + "".join(f"{share[kind, gamma, fraction]:>9.1%}" for fraction in loss_cdf.HARDEST))
+    print(f"\nshare of all that easy negatives (p_t > .5) carry\n{'gamma':>10}{'loss':>9}{'gradient':>9}")
+    for gamma in args.gamma:
+        print(f"{gamma:>10g}" + "".join(f"{part:>9.1%}" for part in loss_cdf.share_of_easy_negatives(kinds, gamma)))
+    tables = {
+        "figure4_loss_cdf": loss_cdf.shares_as_csv(kinds),
+        "figure4_easy_negatives": loss_cdf.easy_negatives_as_csv(kinds),
+    }
+    files = save_figures(loss_cdf.draw_loss_cdf(kinds), args.out, tables)
     print(*files, sep="\n")
     return EXIT_DONE
 

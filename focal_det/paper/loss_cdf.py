@@ -80,6 +80,14 @@ class LossHistogram:
         losses = np.concatenate([[0.0], np.cumsum(sums[filled]) / sums.sum()])
         return examples, losses
 
+    def gradients(self, gamma: float) -> np.ndarray:
+        """Return the sum of the losses' slopes in each bin (bins,), each slope taken in the middle of its bin."""
+        middles = ((torch.arange(_BINS, dtype=torch.float64) + 0.5) * (2 * _LIMIT / _BINS) - _LIMIT).requires_grad_()
+        as_positives = torch.zeros(_BINS, dtype=torch.int64)
+        focal_loss(middles[:, None], as_positives, alpha=None, gamma=gamma).backward()
+        assert middles.grad is not None
+        return self.counts * -middles.grad.numpy()
+
     def share_of_hardest(self, fraction: float, gamma: float) -> float:
         """Return the share of the loss that the hardest `fraction` of the examples carries, both in [0, 1]."""
         examples, losses = self.curve(gamma)
@@ -155,6 +163,33 @@ def shares(kinds: Mapping[str, LossHistogram]) -> dict[tuple[str, float, float],
         for gamma in histogram.gammas
         for fraction in HARDEST
     }
+
+
+def share_of_easy_negatives(kinds: Mapping[str, LossHistogram], gamma: float) -> tuple[float, float]:
+    """Return which shares of the loss and of its gradient, summed over all examples, the easy negatives carry.
+
+    Easy are those with p_t > .5 (section 3.2); there is no alpha.
+
+    Args:
+        kinds: the "positive" and the "negative" examples.
+    """
+    positives, negatives = kinds["positive"], kinds["negative"]
+
+    def share(of_positives: np.ndarray, of_negatives: np.ndarray) -> float:
+        return float(of_negatives[_BINS // 2 :].sum() / (of_positives.sum() + of_negatives.sum()))
+
+    index = negatives.gammas.index(gamma)
+    of_loss = share(positives.sums[index], negatives.sums[index])
+    return of_loss, share(positives.gradients(gamma), negatives.gradients(gamma))
+
+
+def easy_negatives_as_csv(kinds: Mapping[str, LossHistogram]) -> str:
+    """Return `share_of_easy_negatives` at every gamma as CSV with a header."""
+    rows = [
+        (gamma, *(f"{share:.6f}" for share in share_of_easy_negatives(kinds, gamma)))
+        for gamma in kinds["negative"].gammas
+    ]
+    return as_csv(["gamma", "share_of_loss", "share_of_gradient"], rows)
 
 
 def shares_as_csv(kinds: Mapping[str, LossHistogram]) -> str:

@@ -37,9 +37,15 @@ def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
     assert 0 < found[0] < 100
     assert 0.9 * 86 * 9 * 3 * 2 < sum(found) <= 86 * 9 * 3 * 2
     assert "share of the loss that the hardest negative ones carry\n     gamma     0.1%     1.0%     5.0%" in out
+    shares = out.split("share of all that easy negatives (p_t > .5) carry\n")[1].splitlines()
+    assert shares[0].split() == ["gamma", "loss", "gradient"]
+    at_0, at_2 = ([float(word.rstrip("%")) for word in line.split()] for line in shares[1:3])
+    assert at_0[0] == 0
+    assert at_0[1] > 10 > 1 > at_2[1]  # the scores are at the prior, where gamma 2 takes nearly all from the negatives
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     assert names == {f"figure4_loss_cdf_{kind}.{e}" for kind in ("positive", "negative") for e in ("png", "svg")} | {
-        "figure4_loss_cdf.csv"
+        "figure4_loss_cdf.csv",
+        "figure4_easy_negatives.csv",
     }
 
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from focal_det.losses import focal_loss
-from focal_det.paper.loss_cdf import LossHistogram, draw_loss_cdf, loss_cdf, shares_as_csv, split_examples
+from focal_det.paper.loss_cdf import (
+    LossHistogram,
+    draw_loss_cdf,
+    easy_negatives_as_csv,
+    loss_cdf,
+    share_of_easy_negatives,
+    shares_as_csv,
+    split_examples,
+)
 
 pytestmark = pytest.mark.detectron2
 
@@ -55,6 +63,25 @@ def test_extreme_logits_keep_their_loss():
     histogram.add(torch.tensor([-1000.0, 1000.0, 50.0, -50.0]))
     assert histogram.sums[0].sum() == pytest.approx(1050)
     assert histogram.counts[[0, -1]].tolist() == [2, 2]
+
+
+def test_the_share_of_easy_negatives_in_the_loss_and_in_its_gradient():
+    # a positive at p = .1, a thousand negatives there, too, and a hard one at p = .9; cross-entropy's slope is 1 - p_t
+    kinds = {"positive": LossHistogram([0.0, 2.0]), "negative": LossHistogram([0.0, 2.0])}
+    kinds["positive"].add(torch.tensor([-math.log(9)]))
+    kinds["negative"].add(torch.tensor([math.log(9)] * 1000 + [-math.log(9)]))
+    easy, hard = -math.log(0.9), -math.log(0.1)
+    loss, gradient = share_of_easy_negatives(kinds, 0.0)
+    assert loss == pytest.approx(1000 * easy / (1000 * easy + 2 * hard), abs=1e-6)
+    assert gradient == pytest.approx(100 / (100 + 2 * 0.9), abs=1e-4)
+    easy, hard = 0.01 * easy, 0.81 * hard
+    assert share_of_easy_negatives(kinds, 2.0)[0] == pytest.approx(1000 * easy / (1000 * easy + 2 * hard), abs=1e-6)
+    # d/dx of -(1 - p)^2 log p is (1 - p)^2 (2 p log p - (1 - p))
+    easy, hard = (q**2 * (q - 2 * (1 - q) * math.log(1 - q)) for q in (0.1, 0.9))
+    assert share_of_easy_negatives(kinds, 2.0)[1] == pytest.approx(1000 * easy / (1000 * easy + 2 * hard), abs=2e-3)
+    lines = easy_negatives_as_csv(kinds).splitlines()
+    assert lines[0] == "gamma,share_of_loss,share_of_gradient"
+    assert [float(word) for word in lines[1].split(",")] == pytest.approx([0.0, loss, gradient], abs=1e-6)
 
 
 def test_examples_are_pairs_of_anchor_and_class():
