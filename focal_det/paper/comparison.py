@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,6 +19,7 @@ from .sweep import outcome
 from .tables import TableRow
 
 _DIVERGED_AP = 0.0
+_TITLE_WIDTH = 90  # characters in a line above a plot
 _WITH_COMPETITORS = "table2"
 _DIGITS = {"hours": 2, "s_per_iteration": 3}
 _MEASURED = (*COLUMNS, "ms", "hours", "s_per_iteration")
@@ -233,7 +235,8 @@ def _plot_rows(plan: SweepPlan) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     scale = "" if plan.options.scale == "full" else f"; measured in the scale {plan.options.scale}"
-    axes.set_title(f"{plan.table.source}: {plan.table.title}{scale}", fontsize="small", loc="left")
+    title = textwrap.fill(f"{plan.table.source}: {plan.table.title}{scale}", _TITLE_WIDTH)
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize="small")
     if rings or dots:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure

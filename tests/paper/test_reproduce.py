@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from matplotlib.text import Text
 from reproduce_fixtures import TINY, all_cells, cells
 
 from focal_det.cli.main import main
@@ -27,6 +28,18 @@ def test_the_files_of_a_table(plan_of, monkeypatch, tmp_path):
     names = ["table3.csv", "table3.md", "table3.png", "table3.svg"]
     assert sorted(path.name for path in write_files([plan], "command")) == names
     assert sorted(path.name for path in (tmp_path / "out").glob("table3.*") if path.stat().st_size) == names
+
+
+@pytest.mark.parametrize("name", load_tables())
+def test_a_plot_has_room_for_its_words(name, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(comparison, "save_figures", lambda plots, *_: drawn.extend(plots.values()) or [])
+    write_files(plan_tables([load_tables()[name]], [], SweepOptions("mini", (1,), tmp_path)), "command")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    places = {text.get_text(): text.get_window_extent() for text in figure.findobj(Text) if text.get_text()}
+    assert places
+    assert [text for text, place in places.items() if place.x0 < 0 or place.x1 > figure.bbox.x1] == []
 
 
 def test_the_table_has_published_measured_difference_and_spread(plan_of):
