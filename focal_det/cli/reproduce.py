@@ -156,6 +156,5 @@ def _check_first(plans: Sequence[SweepPlan]) -> None:
 
     run = next((run for run in trainings(plans) if not run.is_finished), None)
     if run is not None:
-        # Those of a backbone that is still to be trained.
-        weights = ["MODEL.WEIGHTS", ""] if any(plan.backbones for plan in plans) else []
-        check(parse_arguments([*run.arguments, *weights]))
+        awaited = any(str(file) in run.arguments and not file.is_file() for plan in plans for file in plan.backbones)
+        check(parse_arguments([*run.arguments, *(["MODEL.WEIGHTS", ""] if awaited else [])]))

@@ -194,6 +194,17 @@ def test_a_backbone_that_another_process_trains_is_waited_for(plan_of, tmp_path,
     assert starts(plan.runs[0]) == 1
 
 
+def test_a_damaged_backbone_is_named_before_a_row_starts(stand_in, capsys, tmp_path):
+    words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")]
+    file = tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half of it")
+    command = ["reproduce", "table3", "--rows", "ce", "--scale", "mini", "--out", str(tmp_path / "out"), *words]
+    assert main(command) == 2
+    assert str(file) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_while_the_backbone_is_trained_is_a_stop_that_leaves_nothing_half_written(
     stand_in, monkeypatch, capsys, tmp_path, number
