@@ -105,6 +105,16 @@ def add_ways(parser: argparse.ArgumentParser, ways: Iterable[str], out: str, ite
     parser.add_argument("--json", type=Path)
 
 
+def add_lr(parser: argparse.ArgumentParser) -> None:
+    """Add --lr, which `lr_words` makes keys of."""
+    parser.add_argument("--lr", type=float, help="of every way, in an --out of its own (default: the configuration's)")
+
+
+def lr_words(args: argparse.Namespace) -> list[Any]:
+    """Return the keys of --lr; none where it is not given."""
+    return [] if args.lr is None else ["SOLVER.BASE_LR", args.lr]
+
+
 def train_ways(
     args: argparse.Namespace, ways: Iterable[str], train: Callable[[str, int], dict[str, Any]], **heading: Any
 ) -> dict[str, list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ import argparse
 import statistics
 from typing import Any
 
-from few_images import add_source, add_ways, run, source_words, train_ways
+from few_images import add_lr, add_source, add_ways, lr_words, run, source_words, train_ways
 from normaliser import scores, spread
 
 from focal_det.paper.tables import find_table
@@ -26,14 +26,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
     add_ways(parser, ROWS, "output/heirs", iterations=300, num_seeds=3)
-    parser.add_argument("--lr", type=float, help="of every way, in a folder of its own (default: the configuration's)")
+    add_lr(parser)
     args = parser.parse_args()
-    lr = [] if args.lr is None else ["SOLVER.BASE_LR", args.lr]
     data, words = source_words(args)
     args.out.mkdir(parents=True, exist_ok=True)
 
     def train(way: str, seed: int) -> dict[str, Any]:
-        overrides = [*ROWS[way].arguments("mini"), "MODEL.FOCAL_DET.DRAW_IMAGES", 0, *lr]
+        overrides = [*ROWS[way].arguments("mini"), "MODEL.FOCAL_DET.DRAW_IMAGES", 0, *lr_words(args)]
         out = args.out / f"{way}_{seed}"
         return scores(run(out, [*words, *overrides], seed, args.iterations, args.iterations // 2))
 

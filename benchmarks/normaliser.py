@@ -1,4 +1,4 @@
-"""By what should the summed losses be divided? AP and losses under each normaliser, and two other open defaults.
+"""Which normaliser is best? AP and losses under each, and with two other defaults changed.
 
     python benchmarks/normaliser.py --data bccd --out output/normaliser/bccd [--seeds 1 2 3] [--json FILE] [--png FILE]
     python benchmarks/normaliser.py --shapes --out output/normaliser/shapes ...
@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
-from few_images import add_source, add_ways, run, source_words, train_ways
+from few_images import add_lr, add_source, add_ways, lr_words, run, source_words, train_ways
 from torch import Tensor
 
 import focal_det.modeling.retinanet
@@ -80,18 +80,21 @@ def main() -> int | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
     add_ways(parser, WAYS, "output/normaliser", iterations=300, num_seeds=5)
+    add_lr(parser)
     parser.add_argument("--png", type=Path, help="of the losses' curves, means over the seeds")
     args = parser.parse_args()
     data, words = source_words(args)
     args.out.mkdir(parents=True, exist_ok=True)
 
     def train_one(way: str, seed: int) -> dict[str, Any]:
-        out, overrides = args.out / f"{way}_{seed}", [*WAYS[way], f"{OURS}DRAW_IMAGES", 0]
+        out, overrides = args.out / f"{way}_{seed}", [*WAYS[way], f"{OURS}DRAW_IMAGES", 0, *lr_words(args)]
         script = [Path(__file__), "--train", out.with_name(f"{out.name}.counts.json")]
         row = scores(run(out, [*words, *overrides], seed, args.iterations, args.iterations // 2, script))
-        return row | ({"counts": divisors(json.loads(script[-1].read_text()))} if way == "global" else {})
+        counts = json.loads(script[-1].read_text()) if way == "global" else []
+        # those of a training that was resumed lack the steps before
+        return row | ({"counts": divisors(counts)} if len(counts) == args.iterations else {})
 
-    found = train_ways(args, args.ways, train_one, data=data)
+    found = train_ways(args, args.ways, train_one, data=data, lr=args.lr)
     if args.png:
         draw_curves(data, found, args.png)
     print(f"{'way':15} AP  beside {args.ways[0]}, seed by seed")
