@@ -80,7 +80,7 @@ def _nearest(boxes: Tensor, anchors: Tensor, topk: int) -> Tensor:
     """Tell which anchors (R_l, 4) are among the k nearest of each box (N, g, 4), the first of equals; (N, g, R_l)."""
     x, y = _centres(anchors)
     own_x, own_y = _centres(boxes)
-    distance = (x - own_x.unsqueeze(-1)).square() + (y - own_y.unsqueeze(-1)).square()  # its square is as good
+    distance = (x - own_x.unsqueeze(-1)).square() + (y - own_y.unsqueeze(-1)).square()  # squared: the order is the same
     k = min(topk, len(anchors))
     last = distance.topk(k, largest=False).values.amax(dim=-1, keepdim=True)  # (N, g, 1)
     is_nearer, is_last = distance < last, distance == last

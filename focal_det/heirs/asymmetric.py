@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import check_gamma, focal_formula
-from ..losses.formula import Formula, Plain, Terms, check_number, terms_by_sign
+from ..losses.formula import Formula, Plain, Terms, check_number, join_terms, terms_by_sign
 
 
 def asymmetric_loss(
@@ -75,11 +75,8 @@ def asymmetric_loss_reference(
 
 def asymmetric_formula(gamma_pos: float, gamma_neg: float, prob_shift: float) -> Formula:
     """The loss of those constants; raises what `asymmetric_loss` does."""
-    for name, gamma in (("gamma_pos", gamma_pos), ("gamma_neg", gamma_neg)):
-        try:
-            check_gamma(gamma)
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace("gamma=", f"{name}=", 1)) from error
+    check_gamma(gamma_pos, "gamma_pos")
+    check_gamma(gamma_neg, "gamma_neg")
     check_number("prob_shift", prob_shift)
     if not 0 <= prob_shift < 1:
         raise ValueError(f"prob_shift={prob_shift} is outside [0, 1)")
@@ -114,10 +111,9 @@ def _soft_terms(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss and its derivative by x of targets t; those of 0 and 1 with the very bits of `terms_by_sign`."""
     t = t.masked_fill((t < 0) | (t > 1), torch.nan)
-    of_signs = zip(positive(x, 1, needs_grad), negative(x, -1, needs_grad), strict=True)
-    losses, slope = (None if one is None or other is None else one * t + other * (1 - t) for one, other in of_signs)
-    assert losses is not None
-    return losses, slope
+    return join_terms(
+        lambda one, other: one * t + other * (1 - t), positive(x, 1, needs_grad), negative(x, -1, needs_grad)
+    )
 
 
 def _shifted_terms(

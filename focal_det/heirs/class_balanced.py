@@ -23,7 +23,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ..losses.elementwise import reduced
+from ..losses.elementwise import check_logits, reduced
 from ..losses.focal import focal_loss
 from ..losses.formula import check_number
 
@@ -51,6 +51,7 @@ def class_balanced_focal_loss(
         ValueError: a constant outside its range, or not one number for each class.
         TypeError: float targets, which do not say what an anchor's class is.
     """
+    check_logits(logits, labels, reduction)
     if labels.is_floating_point():
         raise TypeError("labels must be int64 class indices: the weight is that of the anchor's class")
     weights = label_weights(class_boxes, beta)
@@ -61,7 +62,7 @@ def class_balanced_focal_loss(
 
 
 def label_weights(class_boxes: Sequence[int], beta: float) -> Tensor:
-    """Return `class_weights` and the 1 of the label K, which -1 takes too, where it makes no difference; (K + 1,)."""
+    """Return `class_weights` with weight 1 appended for background, (K + 1,); -1 indexes it too, and is ignored."""
     weights = class_weights(class_boxes, beta)
     return torch.cat([weights, weights.new_ones(1)])
 

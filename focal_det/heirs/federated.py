@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ..losses.elementwise import reduced
 from ..losses.focal import focal_loss
-from ..losses.formula import check_number
+from ..losses.formula import can_be_looked_at, check_number
 
 _MOST_CLASSES, _MOST_POWER = 100_000, 10.0
 
@@ -63,25 +63,31 @@ def federated_focal_loss(
     """
     if logits.dim() != 3 or counted.shape != (len(logits), logits.shape[-1]):
         raise ValueError(f"counted {tuple(counted.shape)} must be (N, K) of logits (N, R, K), {tuple(logits.shape)}")
-    losses = focal_loss(logits, labels, alpha=alpha, gamma=gamma, reduction="none")
-    return reduced(losses * counted.unsqueeze(1), reduction)
+    # masked_fill, not a product: a class that does not count has neither loss nor gradient, whatever its logit is
+    left_out = ~counted.unsqueeze(1)
+    losses = focal_loss(logits.masked_fill(left_out, 0), labels, alpha=alpha, gamma=gamma, reduction="none")
+    return reduced(losses.masked_fill(left_out, 0), reduction)
 
 
 def sample_classes(labels: Tensor, class_images: Tensor, *, num_classes: int = 50, power: float = 0.5) -> Tensor:
     """Draw the classes that count in each image, (N, K) bool.
 
     Args:
-        labels: (N, R) int64, 0..K-1 class, K background, -1 ignored.
-        class_images: (K,) floating point, on the same device: numbers of training images that have the class.
+        labels: (N, R) int64, 0..K-1 class; all others are of no class, such as K, background, and -1, ignored.
+        class_images: (K,) floating point, on the same device: numbers above 0 of training images that have the class.
         num_classes: how many count in an image, unless it has more.
         power: of the number of images, to which probabilities are proportional; 0 draws every class alike.
 
     Raises:
-        ValueError, TypeError: see `check_sampling`.
+        ValueError: a number of images that is not above 0 (not looked at on a GPU); otherwise see `check_sampling`.
+        TypeError: see `check_sampling`.
     """
     check_sampling(num_classes, power)
+    if can_be_looked_at(class_images) and not (class_images > 0).all():
+        wrong = int((~(class_images > 0)).nonzero()[0])
+        raise ValueError(f"class_images[{wrong}]={class_images[wrong].item():g} must be above 0")
     count, num_all = len(labels), len(class_images)
-    own = torch.where(labels < 0, num_all, labels)
+    own = torch.where((labels < 0) | (labels > num_all), num_all, labels)
     has = torch.zeros(count, num_all + 1, dtype=torch.bool, device=labels.device).scatter_(1, own, True)[:, :num_all]
     # On the processor whatever the device: its numbers are the same for any split of the images into parts.
     uniform = torch.rand(count, num_all, dtype=torch.float64).to(labels.device, non_blocking=True)

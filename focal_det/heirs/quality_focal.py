@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses.cross_entropy import SOFTPLUS_THRESHOLD, cross_entropy_formula, likelier_sign, plain_cross_entropy
+from ..losses.cross_entropy import SOFTPLUS_THRESHOLD, likelier_sign, plain_cross_entropy
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import MAX_GAMMA, focal_formula
 from ..losses.formula import Formula, check_number
@@ -54,11 +54,10 @@ def quality_focal_formula(beta: float) -> Formula:
     check_number("beta", beta)
     if not (beta == 0 or 1 <= beta <= MAX_GAMMA):
         raise ValueError(f"beta={beta} is neither 0 nor in [1, {MAX_GAMMA:g}]")
-    of_labels = focal_formula(None, beta)
-    if beta == 0:
-        return cross_entropy_formula(None)._replace(kind="quality_focal")
-    return of_labels._replace(
-        kind="quality_focal",
+    focal = focal_formula(None, beta)._replace(kind="quality_focal")
+    if beta == 0:  # cross-entropy, of any target
+        return focal
+    return focal._replace(
         soft_terms=functools.partial(_soft_terms, beta=float(beta)),
         plain=functools.partial(_plain, beta=float(beta)),
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..losses.cross_entropy import cross_entropy_formula, plain_cross_entropy
 from ..losses.elementwise import elementwise_loss, plain_loss
 from ..losses.focal import focal_formula
-from ..losses.formula import Formula, Terms, check_number, terms_by_sign
+from ..losses.formula import Formula, Terms, check_number, join_terms, terms_by_sign
 
 _MAX_ALPHA = 1e6
 
@@ -73,12 +73,7 @@ def _soft_terms(
     """VFL and dVFL/dx of targets t."""
     assert positive.soft_terms is not None
     of_positives, of_negatives = positive.soft_terms(x, t, needs_grad), negative(x, -1, needs_grad)
-    losses, slope = (
-        None if one is None or other is None else torch.where(t == 0, other, one * t)
-        for one, other in zip(of_positives, of_negatives, strict=True)
-    )
-    assert losses is not None
-    return losses, slope
+    return join_terms(lambda one, other: torch.where(t == 0, other, one * t), of_positives, of_negatives)
 
 
 def _plain(x: Tensor, t: Tensor, *, alpha: float, gamma: float) -> Tensor:

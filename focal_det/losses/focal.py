@@ -95,11 +95,11 @@ def focal_formula(alpha: float | Tensor | None, gamma: float) -> Formula:
     )
 
 
-def check_gamma(gamma: float) -> None:
-    """Raise ValueError unless gamma is a focusing parameter that float32 computes with."""
-    check_number("gamma", gamma)
+def check_gamma(gamma: float, name: str = "gamma") -> None:
+    """Raise ValueError unless gamma is a focusing parameter that float32 computes with; the message has its name."""
+    check_number(name, gamma)
     if not 0 <= gamma <= MAX_GAMMA:
-        raise ValueError(f"gamma={gamma} is outside [0, {MAX_GAMMA:g}]")
+        raise ValueError(f"{name}={gamma} is outside [0, {MAX_GAMMA:g}]")
 
 
 def _terms(x: Tensor, sign: int, needs_grad: bool, *, weights: Weights, gamma: float) -> tuple[Tensor, Tensor | None]:

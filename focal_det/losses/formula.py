@@ -47,6 +47,14 @@ def terms_by_sign(
     return positive(x, 1, needs_grad) if sign > 0 else negative(x, -1, needs_grad)
 
 
+def join_terms(
+    join: Callable[[Tensor, Tensor], Tensor], one: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Return two losses joined, and their slopes alike, if there are any."""
+    slope = None if one[1] is None or other[1] is None else join(one[1], other[1])
+    return join(one[0], other[0]), slope
+
+
 def check_number(name: str, value: float | Tensor) -> None:
     """Raise TypeError unless the value is a real number. A tensor is not: it would get no gradient."""
     if not isinstance(value, Real) or isinstance(value, bool):

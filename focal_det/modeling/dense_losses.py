@@ -1,6 +1,6 @@
 """Registered class losses: thin modules that read their constants from the configuration.
 
-Each says in `reads` which configuration keys it reads, in full: a key that is set for another loss is refused. Their
+Each says in `reads` which constants it reads, as full keys: one that is set for another loss is refused. Their
 constructors raise ValueError for a constant out of the range that its function documents.
 
 A class loss takes logits (R, K), under autocast in half precision, and labels (R,) of one image, and returns their
@@ -63,10 +63,8 @@ class ElementwiseLoss(nn.Module):
         weights = self.weights_of(labels, levels[0].shape[-1])
         missing = None
         if self.triton:
-            has_kernel = self.formula.kind in KINDS and weights is None
-            by_class = "alpha is a weight for each class" if self.formula.is_by_class else None
-            other = None if has_kernel else f"there is none for {type(self).__name__}"
-            missing = by_class or other or triton_missing(labels.device)
+            has_kernel = self.formula.kind in KINDS and weights is None and not self.formula.is_by_class
+            missing = triton_missing(labels.device) if has_kernel else f"no kernel computes this {type(self).__name__}"
         if missing:
             _say_once(f"MODEL.FOCAL_DET.SPEED.TRITON is on, but {missing}: the class loss runs without its kernels")
         use_triton = self.triton and missing is None

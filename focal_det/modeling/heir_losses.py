@@ -116,7 +116,7 @@ class ClassBalancedFocalLoss(ElementwiseLoss):
     def weights_of(self, labels: Tensor, num_classes: int) -> Tensor:
         """Return the weight of each anchor, (N, R, 1)."""
         _check_key(LOSS + "CLASS_BOXES", len(self.label_weights) - 1, num_classes)
-        return self.label_weights[labels].unsqueeze(-1)
+        return self.label_weights[labels.clamp(max=num_classes)].unsqueeze(-1)
 
 
 class FederatedFocalLoss(ElementwiseLoss):

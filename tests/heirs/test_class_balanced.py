@@ -76,6 +76,7 @@ def test_equal_counts_are_the_focal_loss_without_alpha():
         ({"class_boxes": [4, 2.5, 1]}, ValueError, r"class_boxes\[1\]=2.5"),
         ({"class_boxes": [4, 2]}, ValueError, "class_boxes has 2 numbers, and there are 3 classes$"),
         ({"labels": torch.zeros(2, 3)}, TypeError, "the weight is that of the anchor's class"),
+        ({"labels": [0, 3]}, TypeError, "labels must be a tensor, not list"),
     ],
 )
 def test_bad_input_is_named(options, error, message):

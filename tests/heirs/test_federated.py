@@ -7,6 +7,8 @@ import torch
 
 from focal_det.heirs import federated_focal_loss, sample_classes
 from focal_det.losses import focal_loss_reference
+from focal_det.losses.focal import focal_formula
+from focal_det.losses.fused import batch_loss
 
 IMAGES = torch.tensor([900.0, 100.0, 25.0, 4.0, 1.0])
 LABELS = torch.tensor([[5, 5, 3, -1], [5, 5, 5, -1], [0, 1, 2, 4], [5, 0, 0, 5]])
@@ -41,6 +43,13 @@ def test_the_others_are_drawn_without_replacement_by_the_power_of_their_images(p
     assert share.tolist() == pytest.approx(expected, abs=0.011)  # four standard deviations
 
 
+def test_a_label_that_is_no_class_is_no_class_of_the_image():
+    torch.manual_seed(3)
+    counted = sample_classes(LABELS, IMAGES, num_classes=3)
+    torch.manual_seed(3)
+    assert torch.equal(sample_classes(LABELS.where(LABELS != 5, 9), IMAGES, num_classes=3), counted)
+
+
 def test_the_draws_follow_from_the_generator_and_not_from_the_split_into_parts():
     torch.manual_seed(3)
     whole = sample_classes(LABELS, IMAGES, num_classes=3)
@@ -70,6 +79,23 @@ def test_the_loss_is_that_of_the_classes_that_count(alpha, gamma):
     assert torch.autograd.gradcheck(lambda x: federated_focal_loss(x, LABELS[:1], counted[:1]), few)
 
 
+def test_a_class_that_does_not_count_has_no_loss_and_no_gradient_whatever_its_logit_is():
+    logits = torch.randn(1, 4, 5)
+    logits[0, :, 1], logits[0, :, 2] = torch.inf, torch.nan
+    counted = torch.tensor([[True, False, False, True, True]])
+    expected = federated_focal_loss(logits.nan_to_num(0, 0, 0), LABELS[:1], counted)
+    logits.requires_grad_()
+    value = federated_focal_loss(logits, LABELS[:1], counted)
+    of_batch = batch_loss(
+        [logits * 1], LABELS[:1], torch.ones(1), focal_formula(0.25, 2.0), weights=counted.float().unsqueeze(1)
+    )
+    for loss in (value, of_batch):
+        torch.testing.assert_close(loss, expected)
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert grad.isfinite().all()
+        assert grad[0, :, 1:3].eq(0).all()
+
+
 def _among(labels, counted):
     """Labels (R,) among the classes that count, (R,): background for those of other classes."""
     place = torch.full((7,), int(counted.sum()))
@@ -85,11 +111,12 @@ def _among(labels, counted):
         ({"num_classes": 2.0}, TypeError, "num_classes=2.0 must be an integer, not float"),
         ({"power": -1.0}, ValueError, r"power=-1.0 is outside \[0, 10\]"),
         ({"power": "x"}, TypeError, "power='x' must be a number"),
+        ({"class_images": IMAGES - 4}, ValueError, r"class_images\[3\]=0 must be above 0"),
     ],
 )
 def test_constants_out_of_range_are_named(options, error, message):
     with pytest.raises(error, match=message):
-        sample_classes(LABELS, IMAGES, **options)
+        sample_classes(**{"labels": LABELS, "class_images": IMAGES} | options)
 
 
 def test_a_mask_of_another_shape_is_named():

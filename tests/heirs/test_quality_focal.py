@@ -19,7 +19,7 @@ def authors(logits, targets, beta):
 
 
 def exact(x, y, beta):
-    """The loss, its derivative, and the size of what that is the sum of, with 50 digits."""
+    """The loss and its derivative, with 50 digits."""
     x, y = mpmath.mpf(x), mpmath.mpf(y)
     p, q = 1 / (1 + mpmath.exp(-x)), 1 / (1 + mpmath.exp(x))
     entropy = y * mpmath.log1p(mpmath.exp(-x)) + (1 - y) * mpmath.log1p(mpmath.exp(x))

@@ -108,6 +108,7 @@ def test_focal_loss_has_fvcores_value_and_gradient_for_every_alpha_that_a_config
 
 def test_weights_by_class_run_without_the_kernels_and_the_log_says_so_once(monkeypatch, caplog):
     monkeypatch.setattr(dense_losses, "triton_missing", lambda device: None)
+    dense_losses._say_once.cache_clear()
     logits, labels, _ = case()
     levels = [logits.unsqueeze(0)]
     by_class = ElementwiseLoss(focal_formula(torch.full((3,), 0.25), 2.0), triton=True)
@@ -115,6 +116,6 @@ def test_weights_by_class_run_without_the_kernels_and_the_log_says_so_once(monke
         losses = [by_class.batch_loss(levels, labels.unsqueeze(0), torch.ones(1)) for _ in range(2)]
     torch.testing.assert_close(losses[0], FocalLoss()(logits, labels))
     assert [line.message for line in caplog.records] == [
-        "MODEL.FOCAL_DET.SPEED.TRITON is on, but alpha is a weight for each class: the class loss runs without its "
-        "kernels"
+        "MODEL.FOCAL_DET.SPEED.TRITON is on, but no kernel computes this ElementwiseLoss: the class loss runs "
+        "without its kernels"
     ]
