@@ -51,7 +51,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
     cdf.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
     cdf.add_argument("--config-file", action="append", metavar="FILE", help="of the model (default: beside it)")
     add_data_flags(cdf, ["val"])
-    cdf.add_argument("--pictures", type=int, metavar="N", help="use the first N images (default: all)")
+    cdf.add_argument(
+        "--pictures", type=int, metavar="N", help="use N images, evenly spread over the set (default: all)"
+    )
     gammas, text = list_of(float, "gammas"), "each >= 0 (default: 0,0.5,1,2)"
     cdf.add_argument("--gamma", type=gammas, default=(0.0, 0.5, 1.0, 2.0), metavar="G,...", help=text)
     add_out(cdf)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..checkpoint.safe_load import SafeCheckpointer
 from ..data.shared_records import build_annotated_loader
+from ..data.statistics import evenly_spread
 from ..data.tile_records import cut_records, tiles_of
 from ..errors import InputError
 from ..losses import focal_loss
@@ -203,11 +204,12 @@ def stream_logits_and_labels(cfg: CfgNode, images: int | None = None) -> Iterato
 
     Args:
         cfg: of a FocalRetinaNet whose first test set is registered; MODEL.WEIGHTS are loaded.
-        images: look at the first so many; None for all.
+        images: look at so many, evenly spread over the set; None for all.
     """
     model = build_model(cfg).eval()
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    records = cut_records(DatasetCatalog.get(cfg.DATASETS.TEST[0])[:images], tiles_of(cfg))
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    records = cut_records(records if images is None else evenly_spread(records, images), tiles_of(cfg))
     for batch in tqdm(build_annotated_loader(cfg, records), unit="image", disable=None):
         with torch.inference_mode():
             yield model.class_logits_and_labels(batch)

@@ -19,13 +19,28 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 PAPERS = Path(__file__).parents[2] / "configs" / "paper" / "Base-600.yaml"
 
 
-@pytest.mark.parametrize("prior", [0.01, 0.1])
-def test_before_training_every_score_is_about_the_prior(tiny_cfg, batch_of, prior):
+@pytest.mark.parametrize("prior", [0.01, 0.1, 0.5])
+def test_before_training_every_score_is_about_the_prior(tiny_cfg, prior):
     model = build_model(tiny_cfg("MODEL.RETINANET.PRIOR_PROB", str(prior)))
+    maps = [torch.randn(1, model.head.cls_subnet[0].in_channels, side, side) for side in (8, 4)]
+    with torch.no_grad():
+        scores = torch.cat([logits.sigmoid().flatten() for logits in model.head(maps)[0]])
+    torch.testing.assert_close(scores, torch.full_like(scores, prior), rtol=0.05, atol=0)
     assert model.head.cls_score.bias.tolist() == pytest.approx([-math.log((1 - prior) / prior)] * 27)
     convs = [layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d)]
     assert all(0.005 < conv.weight.std().item() < 0.015 for conv in convs)
     assert all(conv.bias.eq(0).all() for conv in convs if conv is not model.head.cls_score)
+
+
+def test_the_prior_changes_the_last_bias_alone_and_not_the_loss(tiny_cfg):
+    models = []
+    for prior in ("0.01", "0.5"):
+        torch.manual_seed(0)
+        models.append(build_model(tiny_cfg("MODEL.RETINANET.PRIOR_PROB", prior)))
+    one, other = (model.state_dict() for model in models)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == ["head.cls_score.bias"]
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, -1])
+    assert len({model.criterion.class_loss(logits, labels).item() for model in models}) == 1
 
 
 def test_the_subnets_share_no_parameters():

@@ -1,12 +1,14 @@
 """Figure 4's histogram against sorting all examples, and what counts as an example."""
 
 import math
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
 from focal_det.losses import focal_loss
+from focal_det.paper import loss_cdf as loss_cdf_module
 from focal_det.paper.loss_cdf import (
     LossHistogram,
     draw_loss_cdf,
@@ -15,6 +17,7 @@ from focal_det.paper.loss_cdf import (
     share_of_easy_negatives,
     shares_as_csv,
     split_examples,
+    stream_logits_and_labels,
 )
 
 pytestmark = pytest.mark.detectron2
@@ -115,3 +118,13 @@ def test_no_examples_and_non_finite_logits_are_refused():
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(FloatingPointError, match="a class logit is not finite"):
             LossHistogram([0.0]).add(torch.tensor([1.0, value]))
+
+
+@pytest.mark.parametrize(("images", "expected"), [(3, [0, 3, 6]), (None, [*range(10)])])
+def test_some_images_are_spread_over_the_set(monkeypatch, tiny_cfg, images, expected):
+    seen = []
+    monkeypatch.setattr(loss_cdf_module, "SafeCheckpointer", MagicMock())
+    monkeypatch.setattr(loss_cdf_module.DatasetCatalog, "get", lambda name: [*range(10)])
+    monkeypatch.setattr(loss_cdf_module, "build_annotated_loader", lambda cfg, records: seen.extend(records) or [])
+    assert list(stream_logits_and_labels(tiny_cfg(), images)) == []
+    assert seen == expected
