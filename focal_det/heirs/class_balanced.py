@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..losses.elementwise import check_logits, reduced
 from ..losses.focal import focal_loss
-from ..losses.formula import check_number
+from ..losses.formula import IGNORED, check_number
 
 
 def class_balanced_focal_loss(
@@ -58,7 +58,7 @@ def class_balanced_focal_loss(
     if len(class_boxes) != logits.shape[-1]:
         raise ValueError(f"class_boxes has {len(class_boxes)} numbers, and there are {logits.shape[-1]} classes")
     losses = focal_loss(logits, labels, alpha=None, gamma=gamma, reduction="none")
-    return reduced(losses * weights.to(losses)[labels].unsqueeze(-1), reduction)
+    return reduced(losses * weights.to(losses)[labels.clamp(IGNORED, len(class_boxes))].unsqueeze(-1), reduction)
 
 
 def label_weights(class_boxes: Sequence[int], beta: float) -> Tensor:
@@ -86,7 +86,9 @@ def check_beta(beta: float) -> None:
 
 
 def check_counts(name: str, counts: Sequence[int]) -> None:
-    """Raise ValueError unless each class has a count of one or more; the message names the first that has not."""
+    """Raise ValueError unless each class has a count of one or more, TypeError unless they are a sequence."""
+    if not isinstance(counts, Sequence) or isinstance(counts, str):
+        raise TypeError(f"{name}={counts!r} must be a sequence with a number for each class")
     for label, count in enumerate(counts):
         if not isinstance(count, Integral) or isinstance(count, bool) or not 1 <= count < 2**63:
             raise ValueError(

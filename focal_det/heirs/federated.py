@@ -32,7 +32,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ..losses.elementwise import reduced
+from ..losses.elementwise import check_logits, reduced
 from ..losses.focal import focal_loss
 from ..losses.formula import can_be_looked_at, check_number
 
@@ -60,7 +60,11 @@ def federated_focal_loss(
 
     Raises:
         ValueError: `counted` of another shape.
+        TypeError: `counted` of another type.
     """
+    check_logits(logits, labels, reduction)
+    if not isinstance(counted, Tensor) or counted.dtype != torch.bool:
+        raise TypeError(f"counted must be a bool tensor, not {getattr(counted, 'dtype', type(counted).__name__)}")
     if logits.dim() != 3 or counted.shape != (len(logits), logits.shape[-1]):
         raise ValueError(f"counted {tuple(counted.shape)} must be (N, K) of logits (N, R, K), {tuple(logits.shape)}")
     # masked_fill, not a product: a class that does not count has neither loss nor gradient, whatever its logit is
@@ -80,9 +84,13 @@ def sample_classes(labels: Tensor, class_images: Tensor, *, num_classes: int = 5
 
     Raises:
         ValueError: a number of images that is not above 0 (not looked at on a GPU); otherwise see `check_sampling`.
-        TypeError: see `check_sampling`.
+        TypeError: labels or `class_images` of another type; otherwise see `check_sampling`.
     """
     check_sampling(num_classes, power)
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        raise TypeError("labels must be an int64 tensor (N, R)")
+    if not isinstance(class_images, Tensor) or not class_images.is_floating_point():
+        raise TypeError("class_images must be a floating point tensor (K,)")
     if can_be_looked_at(class_images) and not (class_images > 0).all():
         wrong = int((~(class_images > 0)).nonzero()[0])
         raise ValueError(f"class_images[{wrong}]={class_images[wrong].item():g} must be above 0")

@@ -29,6 +29,7 @@ from .formula import (
 from .fused import batch_loss, losses_and_grad
 
 REDUCTIONS = ("sum", "mean", "none")
+_LARGEST_LOGIT = 1e37  # of `plain_loss`: a few times it are finite in float32
 
 
 def elementwise_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduction: str) -> Tensor:
@@ -72,7 +73,10 @@ def elementwise_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduct
 
 
 def plain_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduction: str) -> Tensor:
-    """`elementwise_loss` by one-hot targets, masks and autograd: slow, clear, differentiable, and the tests' oracle."""
+    """`elementwise_loss` by one-hot targets, masks and autograd: slow, clear, differentiable, and the tests' oracle.
+
+    Logits beyond ±1e37, infinite ones too, count as that, so that neither loss nor gradient is NaN.
+    """
     check_inputs(logits, labels, formula, reduction)
     assert formula.plain is not None
     if labels.is_floating_point():
@@ -83,6 +87,7 @@ def plain_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduction: s
     dtype = computed_in(logits)
     # Ignored logits may be anything, inf and NaN too, which masking the losses alone would leave in the gradient.
     x, t = (values.to(dtype).masked_fill(is_ignored, 0) for values in (logits, targets))
+    x = x.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
     return reduced(formula.plain(x, t).masked_fill(is_ignored, 0), reduction)
 
 

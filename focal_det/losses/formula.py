@@ -76,7 +76,9 @@ def alpha_weights(alpha: float | Tensor | None) -> Weights:
     if isinstance(alpha, Tensor) and alpha.dim():
         check_class_weights(alpha, 1.0)
         return alpha, 1 - alpha
-    check_number("alpha", alpha)
+    if not isinstance(alpha, Real) or isinstance(alpha, bool):
+        kinds = "a number, or a tensor (K,) with one for each class"
+        raise TypeError(f"alpha={alpha!r:.60} must be {kinds}, not {type(alpha).__name__}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} is outside [0, 1]; None means no alpha")
     return float(alpha), 1.0 - float(alpha)

@@ -65,8 +65,18 @@ def softmax_focal_loss(
     is_ignored = labels == IGNORED
     x = logits.to(computed_in(logits)).masked_fill(is_ignored.unsqueeze(-1), 0)  # whatever they are, inf and NaN too
     own = labels.clamp(min=0).unsqueeze(-1)  # (..., 1)
-    z = (x.gather(-1, own) - x.scatter(-1, own, -math.inf).logsumexp(-1, keepdim=True)).squeeze(-1)  # (...)
-    losses = torch.exp(gamma * F.logsigmoid(-z)) * -F.logsigmoid(z)
+    others = x.scatter(-1, own, -math.inf)
+    is_alone = others.amax(-1, keepdim=True) == -math.inf  # the other classes are masked: p_y is 1
+    z = x.gather(-1, own) - others.masked_fill(is_alone, 0).logsumexp(-1, keepdim=True)
+    z = z.masked_fill(is_alone, torch.finfo(z.dtype).max).squeeze(-1)  # (...)
+    is_masked = z == -math.inf  # of a class that is masked itself the loss is infinite, and its slope that for p_y = 0
+    losses = torch.where(is_masked, -z, _binary(z.masked_fill(is_masked, 0), gamma))
     if alpha is not None:
         losses = losses * alpha.to(losses.dtype)[labels.clamp(min=0)]
     return reduced(losses.masked_fill(is_ignored, 0), reduction)
+
+
+def _binary(z: Tensor, gamma: float) -> Tensor:
+    """Return the focal loss at x_t = z, by autograd."""
+    entropy = -F.logsigmoid(z)
+    return entropy if gamma == 0 else torch.exp(gamma * F.logsigmoid(-z)) * entropy

@@ -20,7 +20,7 @@ from ..heirs.federated import check_sampling, sample_classes
 from ..heirs.quality_focal import quality_focal_formula
 from ..heirs.varifocal import varifocal_formula
 from ..losses.focal import focal_formula
-from ..losses.formula import Formula
+from ..losses.formula import IGNORED, Formula
 from ..losses.fused import batch_loss
 from .dense_losses import LOSS, ElementwiseLoss, FocalLoss, focal_constants
 
@@ -116,7 +116,7 @@ class ClassBalancedFocalLoss(ElementwiseLoss):
     def weights_of(self, labels: Tensor, num_classes: int) -> Tensor:
         """Return the weight of each anchor, (N, R, 1)."""
         _check_key(LOSS + "CLASS_BOXES", len(self.label_weights) - 1, num_classes)
-        return self.label_weights[labels.clamp(max=num_classes)].unsqueeze(-1)
+        return self.label_weights[labels.clamp(IGNORED, num_classes)].unsqueeze(-1)
 
 
 class FederatedFocalLoss(ElementwiseLoss):

@@ -77,9 +77,19 @@ def test_equal_counts_are_the_focal_loss_without_alpha():
         ({"class_boxes": [4, 2]}, ValueError, "class_boxes has 2 numbers, and there are 3 classes$"),
         ({"labels": torch.zeros(2, 3)}, TypeError, "the weight is that of the anchor's class"),
         ({"labels": [0, 3]}, TypeError, "labels must be a tensor, not list"),
+        ({"class_boxes": 5}, TypeError, "class_boxes=5 must be a sequence"),
+        ({"reduction": "avg"}, ValueError, "reduction='avg' is not one of"),
     ],
 )
 def test_bad_input_is_named(options, error, message):
     given = {"labels": torch.tensor([0, 3]), "class_boxes": COUNTS} | options
     with pytest.raises(error, match=message):
         class_balanced_focal_loss(torch.zeros(2, 3), **given)
+
+
+def test_a_label_that_is_no_class_counts_as_background_where_it_cannot_be_looked_at():
+    def loss(labels):
+        return class_balanced_focal_loss(torch.zeros(1, 3), labels, class_boxes=COUNTS)
+
+    of_background = loss(torch.tensor([3]))
+    torch.testing.assert_close(torch.vmap(loss)(torch.tensor([[7], [-2]])), of_background.expand(2))

@@ -111,6 +111,8 @@ def _among(labels, counted):
         ({"num_classes": 2.0}, TypeError, "num_classes=2.0 must be an integer, not float"),
         ({"power": -1.0}, ValueError, r"power=-1.0 is outside \[0, 10\]"),
         ({"power": "x"}, TypeError, "power='x' must be a number"),
+        ({"class_images": [5, 2]}, TypeError, "class_images must be a floating point tensor"),
+        ({"labels": LABELS.tolist()}, TypeError, "labels must be an int64 tensor"),
         ({"class_images": IMAGES - 4}, ValueError, r"class_images\[3\]=0 must be above 0"),
     ],
 )
@@ -122,3 +124,18 @@ def test_constants_out_of_range_are_named(options, error, message):
 def test_a_mask_of_another_shape_is_named():
     with pytest.raises(ValueError, match=r"counted \(4, 3\) must be \(N, K\) of logits \(N, R, K\), \(4, 4, 5\)"):
         federated_focal_loss(torch.zeros(4, 4, 5), LABELS, torch.ones(4, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"counted": torch.ones(4, 5)}, TypeError, "counted must be a bool tensor, not torch.float32"),
+        ({"counted": [[True] * 5] * 4}, TypeError, "counted must be a bool tensor, not list"),
+        ({"reduction": "None"}, ValueError, "reduction='None' is not one of"),
+        ({"logits": [1.0]}, TypeError, "logits must be a tensor, not list"),
+    ],
+)
+def test_bad_input_is_named(options, error, message):
+    given = {"logits": torch.zeros(4, 4, 5), "labels": LABELS, "counted": torch.ones(4, 5, dtype=torch.bool)}
+    with pytest.raises(error, match=message):
+        federated_focal_loss(**given | options)

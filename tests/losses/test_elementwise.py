@@ -288,3 +288,16 @@ def test_values_are_looked_at_where_they_are_at_hand():
     seen = []
     torch.func.vmap(lambda x: seen.append(formula.can_be_looked_at(x)) or x)(torch.zeros(3))
     assert seen == [False]
+
+
+@pytest.mark.parametrize("logit", [-torch.inf, -3e38, 3e38, torch.inf])
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_the_plain_form_is_finite_at_infinite_logits(gamma, logit, target):
+    x = torch.tensor([[logit]], requires_grad=True)
+    loss = focal_loss_reference(x, torch.tensor([[target]]), gamma=gamma)
+    (grad,) = torch.autograd.grad(loss, x)
+    assert loss.isfinite()
+    assert grad.isfinite().all()
+    if (logit > 0) == (target == 1) and target in (0, 1):
+        assert loss == 0

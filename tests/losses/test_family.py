@@ -323,7 +323,11 @@ def test_constants_out_of_range_are_named(loss, options, message):
     [
         (focal_loss, {"gamma": "2"}, "gamma='2' must be a number, not str"),
         (focal_loss, {"gamma": True}, "gamma=True must be a number, not bool"),
-        (focal_loss, {"alpha": torch.tensor(0.5, requires_grad=True)}, "alpha=tensor.* must be a number, not Tensor"),
+        (
+            focal_loss,
+            {"alpha": torch.tensor(0.5, requires_grad=True)},
+            "alpha=tensor.* must be a number, or a tensor .*, not Tensor",
+        ),
         (focal_loss_reference, {"gamma": None}, "gamma=None must be a number, not NoneType"),
         (cross_entropy_loss, {"alpha": [0.5]}, "alpha="),
         (focal_loss_star, {"gamma": 2.0, "beta": None}, "beta=None"),

@@ -121,3 +121,20 @@ def test_leading_dimensions_and_no_labels():
 def test_bad_input_is_named(change, error, message):
     with pytest.raises(error, match=message):
         softmax_focal_loss(**{"logits": torch.zeros(2, 3), "labels": torch.tensor([0, 2])} | change)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize(
+    ("logits", "slope"),
+    [
+        ([5.0, -math.inf], [0.0, 0.0]),  # p_y is 1
+        ([5.0, -math.inf, -math.inf], [0.0, 0.0, 0.0]),
+        ([-math.inf, 5.0, 1.0], [-1.0, 0.982, 0.018]),  # p_y is 0
+    ],
+)
+def test_classes_may_be_masked(logits, slope, gamma):
+    x, labels = torch.tensor([logits], requires_grad=True), torch.tensor([0])
+    loss = softmax_focal_loss(x, labels, gamma=gamma)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(x, labels, reduction="sum"))
+    (grad,) = torch.autograd.grad(loss, x)
+    torch.testing.assert_close(grad, torch.tensor([slope]), atol=1e-3, rtol=0)
