@@ -17,8 +17,9 @@ from torch import nn
 from ..data.catalog import known_classes
 from ..errors import InputError
 from .cost import image_size
+from .figures import EDGE, draw_arrow, draw_label, times
 
-_BACKBONE, _CLASSES, _BOXES, _EDGE, _FAINT = "#c9d6e8", "#f3d3a8", "#c7dfc0", "0.25", "0.65"
+_BACKBONE, _CLASSES, _BOXES, _FAINT = "#c9d6e8", "#f3d3a8", "#c7dfc0", "0.65"
 _STEP = 0.17  # between the cards of equal convolutions
 _SUBNETS = ("cls_subnet", "cls_score", "bbox_subnet", "bbox_pred")
 
@@ -34,7 +35,7 @@ class MapShape(NamedTuple):
     @property
     def size(self) -> str:
         """Width, height and channels, as the paper gives them."""
-        return _times(self.width, self.height, self.channels)
+        return times(self.width, self.height, self.channels)
 
 
 class Convolution(NamedTuple):
@@ -75,9 +76,11 @@ def read_architecture(cfg: CfgNode) -> Architecture:
     """Build a configuration's model and run it on a 4:3 image, as shapes alone: neither takes memory or weights.
 
     Raises:
-        InputError: a model without a feature pyramid, or whose head has other parts than `RetinaNetHead`; classes that
-            nothing says the number of.
+        InputError: a configuration that makes no model, or one without a feature pyramid or whose head has other parts
+            than `RetinaNetHead`; classes that nothing says the number of; images without a size.
     """
+    if cfg.INPUT.MIN_SIZE_TEST < 1:
+        raise InputError(f"INPUT.MIN_SIZE_TEST is {cfg.INPUT.MIN_SIZE_TEST}, with which images keep theirs; set a size")
     model = _shapes_only(cfg)
     backbone, head = model.backbone, model.head
     if not isinstance(backbone, FPN) or not all(hasattr(head, name) for name in _SUBNETS):
@@ -101,7 +104,7 @@ def read_architecture(cfg: CfgNode) -> Architecture:
         _shape("image", image),
         tuple(_shape(name, stages[name]) for name in backbone.in_features),
         tuple(_shape(name, level) for name, level in zip(model.in_features, levels, strict=True)),
-        _times(*backbone.lateral_convs[0].kernel_size),
+        times(*backbone.lateral_convs[0].kernel_size),
         *_extra_levels(backbone.top_block),
         class_subnet,
         box_subnet,
@@ -123,8 +126,11 @@ def _shapes_only(cfg: CfgNode) -> Any:
         if known is None:
             raise InputError(f"the classes of DATASETS.TEST {sets} are not known; set MODEL.RETINANET.NUM_CLASSES")
         cfg.MODEL.RETINANET.NUM_CLASSES = len(known[0])
-    with torch.device("meta"):
-        return build_model(cfg).eval()
+    try:
+        with torch.device("meta"):
+            return build_model(cfg).eval()
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"the configuration does not make a model: {error}") from error
 
 
 def _extra_levels(top_block: Any) -> tuple[str, str]:
@@ -132,11 +138,7 @@ def _extra_levels(top_block: Any) -> tuple[str, str]:
     convolutions = [m for m in top_block.modules() if isinstance(m, nn.Conv2d)] if top_block is not None else []
     if not convolutions:
         return "", ""
-    return top_block.in_feature, f"{_times(*convolutions[0].kernel_size)}, stride {convolutions[0].stride[0]}"
-
-
-def _times(*sizes: object) -> str:
-    return "\N{MULTIPLICATION SIGN}".join(map(str, sizes))
+    return top_block.in_feature, f"{times(*convolutions[0].kernel_size)}, stride {convolutions[0].stride[0]}"
 
 
 def _shape(name: str, tensor: torch.Tensor) -> MapShape:
@@ -149,7 +151,7 @@ def _convolutions(layers: Sequence[nn.Module], x: torch.Tensor) -> tuple[Convolu
     for layer in layers:
         x = layer(x)
         if isinstance(layer, nn.Conv2d):
-            found.append(Convolution(_times(*layer.kernel_size), layer.stride[0], _shape("", x)))
+            found.append(Convolution(times(*layer.kernel_size), layer.stride[0], _shape("", x)))
     return tuple(found)
 
 
@@ -166,12 +168,16 @@ def draw_architecture(architecture: Architecture) -> Figure:
     anchors = f"{architecture.num_anchors} anchors"
     channels = architecture.levels[0].channels
     classes, boxes = architecture.class_subnet, architecture.box_subnet
-    what = f"{architecture.num_classes} classes {_times('', f' {anchors}')}"
-    _draw_subnet(axes, _CLASS_Y, channels, classes, _CLASSES, "(c) class subnet", what)
-    _draw_subnet(axes, _BOX_Y, channels, boxes, _BOXES, "(d) box subnet", f"4 offsets {_times('', f' {anchors}')}")
+    of_classes = f"{architecture.num_classes} classes"
+    is_by_class = boxes[-1].output.channels > 4 * architecture.num_anchors
+    offsets = times("4 offsets ", *[f" {of_classes} "] * is_by_class, f" {anchors}")
+    _draw_subnet(
+        axes, _CLASS_Y, channels, classes, _CLASSES, "(c) class subnet", times(f"{of_classes} ", f" {anchors}")
+    )
+    _draw_subnet(axes, _BOX_Y, channels, boxes, _BOXES, "(d) box subnet", offsets)
     finest, coarsest = architecture.levels[0], architecture.levels[-1]
-    sizes = [f"{_times(level.width, level.height)} at {level.name.upper()}" for level in (finest, coarsest)]
-    note = f"{_times('W', 'H')} is {' to '.join(dict.fromkeys(sizes))}; both subnets are the same for all levels"
+    sizes = [f"{times(level.width, level.height)} at {level.name.upper()}" for level in (finest, coarsest)]
+    note = f"{times('W', 'H')} is {' to '.join(dict.fromkeys(sizes))}; both subnets are the same for all levels"
     axes.text(_SUBNET + _FRAME / 2, _BOX_Y - 0.25, note, ha="center", fontsize=8.5, color="0.3")
     for x, title in ((_STAGES, f"(a) {architecture.backbone}"), (_PYRAMID, "(b) feature pyramid")):
         axes.text(x, -0.95, title, ha="center", fontsize=11, weight="bold")
@@ -205,7 +211,7 @@ def _draw_backbone(axes: Axes, architecture: Architecture, rows: Mapping[str, fl
         _plane(axes, _STAGES, y, _width(y), _BACKBONE)
         axes.text(_STAGES, y + _HEIGHT / 2, stage.name.replace("res", "C"), ha="center", va="center", fontsize=11)
         axes.text(_STAGES - _width(y) / 2 - 0.15, y + _HEIGHT / 2, stage.size, ha="right", va="center", fontsize=8)
-        _arrow(axes, (_STAGES, below + _HEIGHT + 0.03), (_STAGES, y - 0.03))
+        draw_arrow(axes, (_STAGES, below + _HEIGHT + 0.03), (_STAGES, y - 0.03))
         below = y
 
 
@@ -219,20 +225,20 @@ def _draw_pyramid(axes: Axes, architecture: Architecture, rows: Mapping[str, flo
         _plane(axes, _PYRAMID, y, _width(y), _BACKBONE)
         axes.text(_PYRAMID, middle, level.name.upper(), ha="center", va="center", fontsize=11, weight="bold")
         if level.width in beside:
-            _arrow(axes, (_STAGES + edge + 0.08, middle), (_PYRAMID - edge - 0.08, middle))
-            _label(axes, (_STAGES + _PYRAMID) / 2, middle + 0.05, architecture.lateral)
+            draw_arrow(axes, (_STAGES + edge + 0.08, middle), (_PYRAMID - edge - 0.08, middle))
+            draw_label(axes, (_STAGES + _PYRAMID) / 2, middle + 0.05, architecture.lateral)
             if above and above.width in beside:
-                _arrow(axes, (_PYRAMID, rows[above.name] - 0.03), (_PYRAMID, y + _HEIGHT + 0.03))
-                up = _times("", round(level.width / above.width))
-                _label(axes, _PYRAMID + 0.08, (y + _HEIGHT + rows[above.name]) / 2 - 0.07, f"{up} up, +", "left")
+                draw_arrow(axes, (_PYRAMID, rows[above.name] - 0.03), (_PYRAMID, y + _HEIGHT + 0.03))
+                up = times("", round(level.width / above.width))
+                draw_label(axes, _PYRAMID + 0.08, (y + _HEIGHT + rows[above.name]) / 2 - 0.07, f"{up} up, +", "left")
         elif source in beside.values():
             start, end = (_STAGES + _width(rows[source]) / 2, rows[source] + _HEIGHT), (_PYRAMID - edge - 0.1, y)
-            _arrow(axes, (start[0], start[1] + 0.03), (end[0], end[1] - 0.03))
-            _label(axes, (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.1, architecture.extra, "right")
+            draw_arrow(axes, (start[0], start[1] + 0.03), (end[0], end[1] - 0.03))
+            draw_label(axes, (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.1, architecture.extra, "right")
             source = level.name
         elif source:
-            _arrow(axes, (_PYRAMID, rows[source] + _HEIGHT + 0.03), (_PYRAMID, y - 0.03))
-            _label(axes, _PYRAMID + 0.08, (rows[source] + _HEIGHT + y) / 2 - 0.07, architecture.extra, "left")
+            draw_arrow(axes, (_PYRAMID, rows[source] + _HEIGHT + 0.03), (_PYRAMID, y - 0.03))
+            draw_label(axes, _PYRAMID + 0.08, (rows[source] + _HEIGHT + y) / 2 - 0.07, architecture.extra, "left")
             source = level.name
         axes.text(_PYRAMID + edge + 0.15, middle, level.size, ha="left", va="center", fontsize=8)
 
@@ -244,7 +250,7 @@ def _draw_bus(axes: Axes, levels: Sequence[float]) -> None:
         axes.plot([_PYRAMID + _width(y) / 2 + 0.98, _BUS], [y, y], color=_FAINT, linewidth=1)
     axes.plot([_BUS, _BUS], [min(*levels, *targets), max(*levels, *targets)], color=_FAINT, linewidth=1)
     for y in targets:
-        _arrow(axes, (_BUS, y), (_SUBNET - 0.08, y), _FAINT)
+        draw_arrow(axes, (_BUS, y), (_SUBNET - 0.08, y), _FAINT)
 
 
 def _draw_subnet(
@@ -261,12 +267,12 @@ def _draw_subnet(
         offsets = [_STEP * (copy - (count - 1) / 2) for copy in range(count)]
         for offset in offsets:
             _card(axes, x + offset, y + 0.72, color if i else _BACKBONE)
-        times = f"  {_times('', count)}" if count > 1 else ""
-        axes.text(x, y + 0.52, _times("W", "H", filters) + times, ha="center", va="top", fontsize=9)
+        repeated = f"  {times('', count)}" if count > 1 else ""
+        axes.text(x, y + 0.52, times("W", "H", filters) + repeated, ha="center", va="top", fontsize=9)
         if i:
             before = places[i - 1] + 0.25 + _STEP * (maps[i - 1][2] - 1) / 2
-            _arrow(axes, (before, y + 1.15), (x + offsets[0] - 0.25, y + 1.15))
-            _label(axes, (before + x + offsets[0] - 0.25) / 2, y + 1.2, kernel)
+            draw_arrow(axes, (before, y + 1.15), (x + offsets[0] - 0.25, y + 1.15))
+            draw_label(axes, (before + x + offsets[0] - 0.25) / 2, y + 1.2, kernel)
     output = subnet[-1].output.channels
     axes.text(places[-1] + 0.3, y + 0.15, f"{output} = {what}", ha="right", va="bottom", fontsize=8.5)
 
@@ -283,18 +289,10 @@ def _plane(axes: Axes, x: float, y: float, width: float, color: str) -> None:
     slant, half = 0.11, width / 2
     corners = [(x - half - slant, y), (x + half - slant, y), (x + half + slant, y + _HEIGHT)]
     corners.append((x - half + slant, y + _HEIGHT))
-    axes.add_patch(Polygon(corners, facecolor=color, edgecolor=_EDGE, linewidth=0.8))
+    axes.add_patch(Polygon(corners, facecolor=color, edgecolor=EDGE, linewidth=0.8))
 
 
 def _card(axes: Axes, x: float, y: float, color: str) -> None:
     """Draw a map of a subnet, turned, around x, with its lowest corner at y."""
     corners = [(x - 0.12, y), (x + 0.12, y + 0.16), (x + 0.12, y + 0.88), (x - 0.12, y + 0.72)]
-    axes.add_patch(Polygon(corners, facecolor=color, edgecolor=_EDGE, linewidth=0.8))
-
-
-def _label(axes: Axes, x: float, y: float, text: str, align: str = "center") -> None:
-    axes.text(x, y, text, ha=align, va="bottom", fontsize=7.5, color="0.3")
-
-
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = _EDGE) -> None:
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": color, "linewidth": 1})
+    axes.add_patch(Polygon(corners, facecolor=color, edgecolor=EDGE, linewidth=0.8))

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from ..files import write_text_whole, written_whole
 
+EDGE = "0.25"  # of what is drawn
+
 
 def new_axes(x_label: str, y_label: str, *, size: tuple[float, float] = (6, 4)) -> tuple[Figure, Axes]:
     """Return a figure of a size in inches, with one pair of axes."""
@@ -55,3 +57,18 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
+
+
+def times(*sizes: object) -> str:
+    """Return sizes with the multiplication sign between them."""
+    return "\N{MULTIPLICATION SIGN}".join(map(str, sizes))
+
+
+def draw_label(axes: Axes, x: float, y: float, text: str, align: str = "center") -> None:
+    """Write small above a point, such as on an arrow."""
+    axes.text(x, y, text, ha=align, va="bottom", fontsize=7.5, color="0.3")
+
+
+def draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = EDGE) -> None:
+    """Draw a thin arrow between two points."""
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": color, "linewidth": 1})

@@ -60,7 +60,7 @@ def find_table(name: str) -> Table:
     """Return the table of that name, or raise an InputError."""
     tables = load_tables()
     if name not in tables:
-        raise InputError(f"no table {name!r}; there are {', '.join(tables)}")
+        raise InputError(f"no table {name!r}; there are {', '.join(tables)} and, for every one, all")
     return tables[name]
 
 

@@ -71,6 +71,25 @@ def test_every_shape_is_drawn():
     assert f"36 = 4 offsets {TIMES} 9 anchors" in texts
 
 
+def test_boxes_of_each_class_are_counted():
+    found = architecture_of("MODEL.FOCAL_DET.HEAD_NAME", "ClassSpecificBoxHead")
+    texts = [text.get_text() for text in draw_architecture(found).axes[0].texts]
+    assert f"2880 = 4 offsets {TIMES} 80 classes {TIMES} 9 anchors" in texts
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL.RESNETS.DEPTH", "18"], "does not make a model: Must set MODEL.RESNETS.RES2_OUT_CHANNELS = 64"),
+        (["MODEL.RETINANET.IN_FEATURES", "['p9']"], "the configuration does not make a model: "),
+        (["INPUT.MIN_SIZE_TEST", "0"], "INPUT.MIN_SIZE_TEST is 0, with which images keep theirs; set a size"),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_named(words, message):
+    with pytest.raises(InputError, match=message):
+        architecture_of(*words)
+
+
 def test_what_cannot_be_drawn_is_named():
     message = r"MODEL.BACKBONE.NAME build_resnet_backbone, .*figure 3 shows a feature pyramid"
     with pytest.raises(InputError, match=message):
