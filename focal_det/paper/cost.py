@@ -66,27 +66,28 @@ def _is_missing(run: SweepRun) -> bool:
 
 def _hours(plans: Sequence[SweepPlan], missing: Sequence[SweepRun]) -> tuple[str, str]:
     """Return how many trainings take how long, by the finished ones of the plans if there are any, and by what."""
-    iterations = sum(run.iterations for run in missing)
+    iterations, count = sum(run.iterations for run in missing), f"{len(missing)} training{'s' * (len(missing) > 1)}"
     finished = [(run, run.record) for plan in plans for run in plan.runs if run.status is Status.DONE]
     seconds = [record.seconds / run.iterations for run, record in finished if record and record.seconds]
     if seconds:
         hours = statistics.mean(seconds) * iterations / 3600
-        return f"{len(missing)} trainings, {hours:.1f} hours here", "by the finished ones' time"
+        return f"{count}, {_duration(hours)} here", "by the finished ones' time"
     configs = {
         run.folder: plan.configs[name] for plan in plans for name, runs in plan.rows.items() for run in runs.values()
     }
     gpu = [gpu_hours(configs[run.folder]) if run.folder in configs else None for run in missing]
     if None in gpu:
         hours = _MINIATURE_SECONDS * iterations / 3600
-        return (
-            f"{len(missing)} trainings, {hours:.1f} hours on one core of an AMD EPYC",
-            "by the finished ones' time after the first",
-        )
+        return f"{count}, {_duration(hours)} on one core of an AMD EPYC", "by the finished ones' time after the first"
     total, gpus = sum(hours or 0 for hours in gpu), plans[0].options.num_gpus
     return (
-        f"{len(missing)} trainings, {total:.0f} GPU-hours on V100, {total / gpus:.1f} hours on {gpus}",
+        f"{count}, {total:.0f} GPU-hours on V100, {total / gpus:.1f} hours on {gpus}",
         "by the times that Detectron2 publishes for its RetinaNet; evaluation and OHEM's selection come on top",
     )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
 
 
 def image_size(cfg: CfgNode) -> tuple[int, int]:

@@ -7,9 +7,10 @@ it favours none of them. The pyramid is part of it, which the paper's rows begin
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 from tqdm import trange
 
+from ..config.layers import plain_values
 from ..data.shapes import CLASSES, draw_image
 from ..environment import has_bfloat16
-from ..errors import TrainingError
-from ..files import written_whole
+from ..errors import Findings, TrainingError, some
+from ..files import write_text_whole, written_whole
 
 BACKBONE_STEPS = 1000
 _BATCH = 16
@@ -32,6 +34,7 @@ _RATE = 1e-3
 _WARMUP = 30  # steps
 _SEED = 0
 _TESTED = 128  # images
+_LOGGED = 100  # steps
 
 
 class _Batch(NamedTuple):
@@ -46,8 +49,8 @@ def train_backbone(cfg: CfgNode, file: Path, *, steps: int = BACKBONE_STEPS) -> 
     above P5 is not trained and not written.
 
     Args:
-        cfg: of a row; what it says of the ResNet, the pyramid's channels and the pixels is read.
-        file: gets the weights, whole or not at all.
+        cfg: of a row; what `backbone_keys` has of it is read.
+        file: gets the weights, whole or not at all, and `record_of` it before them the keys.
         steps: of 16 images each.
 
     Returns:
@@ -64,9 +67,39 @@ def train_backbone(cfg: CfgNode, file: Path, *, steps: int = BACKBONE_STEPS) -> 
     share = _accuracy(classifier)
     state = classifier.backbone.state_dict()
     weights = {f"backbone.{name}": value for name, value in state.items() if not name.startswith("top_block.")}
+    write_text_whole(record_of(file), json.dumps(backbone_keys(cfg), indent=1) + "\n")
     with written_whole(file) as partial:
         torch.save({"model": weights}, partial)
     return share
+
+
+def backbone_keys(cfg: CfgNode) -> dict[str, Any]:
+    """Return what a backbone follows from in a configuration, by dotted key."""
+    read = ("MODEL.RESNETS.", "MODEL.FPN.", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+    chosen_here = ("MODEL.RESNETS.OUT_FEATURES", "MODEL.FPN.IN_FEATURES")  # by `_Classifier`
+    return {key: value for key, value in plain_values(cfg).items() if key.startswith(read) and key not in chosen_here}
+
+
+def record_of(file: Path) -> Path:
+    """Return where the keys of a backbone are kept."""
+    return file.with_suffix(".json")
+
+
+def check_backbone(file: Path, cfg: CfgNode) -> Findings:
+    """Find that a backbone that is there was not trained for this configuration by `train_backbone`."""
+    advice = "move it away, name another --out, or start from it by MODEL.WEIGHTS"
+    try:
+        record = json.loads(record_of(file).read_text(encoding="utf-8"))
+        changed = [
+            f"{key} {record.get(key)} -> {value}"
+            for key, value in backbone_keys(cfg).items()
+            if record.get(key) != value
+        ]
+    except (AttributeError, OSError, ValueError):
+        return Findings([f"{file}: {record_of(file).name}, what it was trained with, cannot be read; {advice}"])
+    return Findings(
+        [f"{file} was trained with another configuration ({some('', changed)}); {advice}"] if changed else []
+    )
 
 
 class _Classifier(nn.Module):
@@ -102,7 +135,7 @@ def _train(classifier: _Classifier, steps: int) -> None:
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], [_WARMUP])
     batches = _batches("train")
     with trange(steps, desc="training a backbone", unit="it", disable=None) as bar:
-        for _ in bar:
+        for step in bar:
             batch = next(batches)
             logits = classifier(batch.images)
             losses = [F.cross_entropy(logits[level], classes) for level, classes in batch.classes.items()]
@@ -114,6 +147,8 @@ def _train(classifier: _Classifier, steps: int) -> None:
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if bar.disable and (step + 1) % _LOGGED == 0:  # not a terminal
+                print(f"training a backbone: {step + 1} of {steps} steps, loss {loss.item():.3f}", flush=True)
 
 
 @torch.no_grad()

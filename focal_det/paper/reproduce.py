@@ -16,7 +16,7 @@ from ..files import FolderLock, is_writable, write_text_whole
 from .claims import RowResult, claims_page, load_claims
 from .comparison import diverged, measured, provenance, report_files, write_report
 from .cost import estimate
-from .pretraining import BACKBONE_STEPS, train_backbone
+from .pretraining import BACKBONE_STEPS, check_backbone, train_backbone
 from .runs import SweepOptions, SweepPlan, SweepRun, changed_keys, plan_table, with_runs_of_before
 from .sweep import outcome, run_all
 from .tables import Table, find_rows
@@ -53,7 +53,7 @@ def check_out(plans: Sequence[SweepPlan]) -> Findings:
 
 
 def check_plans(plans: Sequence[SweepPlan]) -> Findings:
-    """Find what `check_out` does, missing data sets, runs that were begun with another configuration."""
+    """Find what `check_out` does, missing data sets, runs and backbones of another configuration."""
     options, runs = plans[0].options, trainings(plans)
     of_out = check_out(plans)
     if of_out.errors:
@@ -62,6 +62,8 @@ def check_plans(plans: Sequence[SweepPlan]) -> Findings:
     with_named_sets = () if options.data_flags else runs
     names = [n for run in with_named_sets for key in ("DATASETS.TRAIN", "DATASETS.TEST") for n in run.config[key]]
     problems = dataset_problems(dict.fromkeys(names))
+    for file, cfg in _backbones(plans).items():
+        problems += check_backbone(file, cfg).errors if file.is_file() else []
     for run in runs:
         if changes := changed_keys(run):
             begun = f"{run.folder} was begun with another configuration ({some('', changes)})"
@@ -72,7 +74,10 @@ def check_plans(plans: Sequence[SweepPlan]) -> Findings:
 def describe(plans: Sequence[SweepPlan]) -> str:
     """Return the commands of what is not finished, and what they will cost."""
     missing = [file for file in _backbones(plans) if not file.is_file()]
-    lines = [f"# {file}: a ResNet with its pyramid that learns drawn shapes, trained first" for file in missing]
+    lines = [
+        f"# {file}: a ResNet with its pyramid that learns drawn shapes, trained first, in some minutes"
+        for file in missing
+    ]
     rows = {run: name for plan in reversed(plans) for name, runs in plan.rows.items() for run in runs.values()}
     for run in trainings(plans):
         state = "begun with another configuration" if changed_keys(run) else outcome(run, run.status)

@@ -254,7 +254,8 @@ def _first_test_set(cfg: CfgNode, data_flags: Sequence[str]) -> str:
 
 
 def _backbone_file(cfg: CfgNode, options: SweepOptions) -> Path | None:
-    """Return the file with the backbone that a row starts from; None where its configuration names weights itself."""
-    if not trains_backbone(options.scale) or cfg.MODEL.WEIGHTS:
+    """Return the file with the backbone that a row starts from; None where MODEL.WEIGHTS says what to start from."""
+    is_chosen = cfg.MODEL.WEIGHTS or any(key == "MODEL.WEIGHTS" for key, _ in key_value_pairs(options.overrides))
+    if not trains_backbone(options.scale) or is_chosen:
         return None
     return options.out / "backbones" / f"R_{cfg.MODEL.RESNETS.DEPTH}_FPN_{cfg.MODEL.FPN.OUT_CHANNELS}.pth"

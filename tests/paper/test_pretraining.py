@@ -1,13 +1,15 @@
 """The miniature's backbone: the same on every start, fits the detectors of its rows, and learns."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 from focal_det.paper import pretraining
-from focal_det.paper.pretraining import train_backbone
-from focal_det.paper.runs import row_config
+from focal_det.paper.pretraining import backbone_keys, check_backbone, record_of, train_backbone
+from focal_det.paper.runs import SweepOptions, plan_table, row_config
 from focal_det.paper.tables import load_tables
 
 pytestmark = pytest.mark.detectron2
@@ -62,3 +64,26 @@ def test_it_learns(small, tmp_path, monkeypatch):
     batch = next(pretraining._batches("train"))
     monkeypatch.setattr(pretraining, "_batches", lambda split: iter([batch] * 60))
     assert train_backbone(config(), tmp_path / "it", steps=30) > 0.9
+
+
+def test_rows_of_one_file_ask_for_one_backbone():
+    keys = {}
+    for table in load_tables().values():
+        plan = plan_table(table, list(table.rows.values()), SweepOptions("mini", (1,), Path("out")))
+        for name, cfg in plan.configs.items():
+            (file,) = (word for word in plan.rows[name][1].arguments if "backbones" in word)
+            assert keys.setdefault(file, backbone_keys(cfg)) == backbone_keys(cfg)
+    assert len(keys) == 3  # R-18, R-34, and R-34 with a wider pyramid
+
+
+def test_a_backbone_of_another_configuration_is_named(small, tmp_path):
+    file = tmp_path / "R_18_FPN_64.pth"
+    train_backbone(config(), file, steps=1)
+    assert check_backbone(file, config("section4", "with_p2")).errors == []
+    other = config()
+    other.MODEL.RESNETS.NORM = "BN"
+    (problem,) = check_backbone(file, other).errors
+    assert "was trained with another configuration (MODEL.RESNETS.NORM GN -> BN); move it away" in problem
+    record_of(file).unlink()
+    (problem,) = check_backbone(file, config()).errors
+    assert "R_18_FPN_64.json, what it was trained with, cannot be read" in problem

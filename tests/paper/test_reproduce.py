@@ -219,7 +219,7 @@ def test_a_dry_run_prints_the_commands_and_the_cost(capsys, tmp_path):
     out, err = capsys.readouterr()
     assert "-m focal_det train --config-file focal_det://paper/table1b.yaml " in out
     assert "--num-gpus 8 MODEL.RETINANET.FOCAL_LOSS_GAMMA 2.0 MODEL.RETINANET.FOCAL_LOSS_ALPHA 0.25 SEED 1" in out
-    assert "1 trainings, 28 GPU-hours on V100, 3.5 hours on 8," in out
+    assert "1 training, 28 GPU-hours on V100, 3.5 hours on 8," in out
     assert "put COCO's files there" in err
     assert not (tmp_path / "out").exists()
 
@@ -229,7 +229,7 @@ def test_what_is_left_is_estimated_by_what_is_finished(plan_of):
     run_plans([plan], "command")
     assert "nothing left to run" in describe([plan])
     more = plan_of(seeds=(1, 2, 3))
-    assert re.search(r"Estimate: 4 trainings, 0\.0 hours here", describe([more]))
+    assert re.search(r"Estimate: 4 trainings, 0 minutes here", describe([more]))
 
 
 def test_a_report_where_nothing_can_be_written_is_bad_input(capsys, tmp_path):

@@ -17,6 +17,7 @@ from focal_det.distributed.signals import handlers
 from focal_det.errors import InputError
 from focal_det.files import FolderLock, written_whole
 from focal_det.paper import reproduce as paper_reproduce
+from focal_det.paper.pretraining import backbone_keys, record_of
 from focal_det.paper.reproduce import check_plans, describe, run_plans
 from focal_det.paper.results import Record, Status, read_metrics, read_record, write_record
 from focal_det.paper.sweep import run_all
@@ -194,11 +195,21 @@ def test_a_backbone_that_another_process_trains_is_waited_for(plan_of, tmp_path,
     assert starts(plan.runs[0]) == 1
 
 
-def test_a_damaged_backbone_is_named_before_a_row_starts(stand_in, capsys, tmp_path):
+def test_weights_by_hand_are_what_a_row_starts_from(plan_of):
+    words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")]
+    for weights in ("", "none.pth"):
+        plan = plan_of(rows=("ce",), overrides=[*words, "MODEL.WEIGHTS", weights])
+        assert plan.runs[0].arguments.count("MODEL.WEIGHTS") == 1
+        assert plan.backbones == {}
+
+
+def test_a_damaged_backbone_is_named_before_a_row_starts(plan_of, stand_in, capsys, tmp_path):
     words = [word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")]
     file = tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"half of it")
+    (cfg,) = plan_of(rows=("ce",), overrides=words).configs.values()
+    record_of(file).write_text(json.dumps(backbone_keys(cfg)))
     command = ["reproduce", "table3", "--rows", "ce", "--scale", "mini", "--out", str(tmp_path / "out"), *words]
     assert main(command) == 2
     assert str(file) in capsys.readouterr().err
