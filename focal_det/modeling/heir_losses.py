@@ -145,7 +145,8 @@ class FederatedFocalLoss(ElementwiseLoss):
         check_sampling(num_classes, power)
         if class_images and num_classes >= len(class_images):
             most = len(class_images) - 1
-            raise ValueError(f"num_classes={num_classes} is outside [1, {most}]: with all classes this is FocalLoss")
+            advice = f"with all classes this is FocalLoss; set {LOSS}FED_NUM_CLASSES lower"
+            raise ValueError(f"num_classes={num_classes} is outside [1, {most}]: {advice}")
         self.class_images: Tensor  # (K,)
         images = torch.tensor([float(n) for n in class_images], dtype=torch.float64)
         self.register_buffer("class_images", images, persistent=False)  # the configuration has them
