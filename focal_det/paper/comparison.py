@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -75,9 +76,9 @@ def provenance(plans: Sequence[SweepPlan], command: str) -> list[str]:
         f"- Last command: `{command}`",
         f"- Overrides by hand: {'`' + ' '.join(options.overrides) + '`' if options.overrides else 'none'}",
         *([f"- Data: `{' '.join(options.data_flags)}`"] if options.data_flags else []),
-        f"- Hardware, of the times as well: {hardware}",
+        f"- Hardware, also of the times: {hardware}",
         f"- Commit: {commits}. Versions: {versions}",
-        f"- Seeds: {_seeds(plans)}. The spread is their sample standard deviation, and one that diverged has 0 AP",
+        f"- Seeds: {_seeds(plans)}. Spread: their sample standard deviation. Diverged: counts as 0 AP",
     ]
 
 
@@ -85,7 +86,7 @@ def _markdown(plan: SweepPlan, command: str) -> str:
     table, options = plan.table, plan.options
     sets = sorted({str(run.config["DATASETS.TEST"][0]) for run in plan.runs})
     tested_on = "the files given" if options.data_flags else ", ".join(sets) or "nothing yet"
-    in_miniature = "" if options.scale == "full" else f", in the scale {options.scale}"
+    in_miniature = "" if options.scale == "full" else ", in miniature"
     against = "difference" if _is_comparable(plan) else f"against {next(iter(plan.rows))}: published, measured"
     lines = [
         f"# {table.source}: {table.title}{in_miniature}",
@@ -210,7 +211,7 @@ def _plot_grid(plan: SweepPlan) -> Figure:
             overrides = plan.table.rows[name].overrides[plan.options.scale]
             gamma, beta = (float(overrides[f"MODEL.FOCAL_DET.LOSS.{key}"]) for key in ("GAMMA", "BETA"))
             found[gamma, beta] = mean(ap)
-    return draw_star_grid(found, f"{plan.table.source}: {plan.table.title} ({plan.options.scale})")
+    return draw_star_grid(found, f"{plan.table.source}: {plan.table.title}{_scale(plan)}")
 
 
 def _plot_rows(plan: SweepPlan) -> Figure:
@@ -226,20 +227,24 @@ def _plot_rows(plan: SweepPlan) -> Figure:
         label = f"published (COCO {plan.table.split})"
         axes.plot(*zip(*rings, strict=True), "o", color="C7", fillstyle="none", label=label)
     found = [(y, ap) for y, runs in enumerate(plan.rows.values()) if (ap := measured(runs, "AP"))]
-    dots = [(mean(ap), y, stdev(ap) if len(ap) > 1 else 0.0) for y, ap in found]
+    dots = [(mean(ap), y, stdev(ap) if len(ap) > 1 else nan) for y, ap in found]
     if dots:
         means, rows, spreads = zip(*dots, strict=True)
-        label = f"measured ({plan.options.scale}, seeds {_seeds([plan])})"
+        seeds = _seeds([plan])
+        label = f"measured ({plan.options.scale}, {'seeds' if ',' in seeds else 'seed'} {seeds})"
         axes.errorbar(means, rows, xerr=spreads, fmt="o", color="C0", capsize=3, label=label)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)  # from above, with room for the marks of the first and the last
     axes.set_xlim(left=0)
-    scale = "" if plan.options.scale == "full" else f"; measured in the scale {plan.options.scale}"
-    title = textwrap.fill(f"{plan.table.source}: {plan.table.title}{scale}", _TITLE_WIDTH)
+    title = textwrap.fill(f"{plan.table.source}: {plan.table.title}{_scale(plan)}", _TITLE_WIDTH)
     figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize="small")
     if rings or dots:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
+
+
+def _scale(plan: SweepPlan) -> str:
+    return "" if plan.options.scale == "full" else "; measured in miniature"
 
 
 def _seeds(plans: Sequence[SweepPlan]) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -97,11 +98,13 @@ def draw_star_grid(ap: Mapping[tuple[float, float], float], title: str) -> Figur
     for (gamma, beta), value in ap.items():
         at = betas.index(beta), gammas.index(gamma)
         grid.scatter(*at, s=1500, marker="s", color=_COLORS(scale(value)))
-        grid.annotate(f"{value:.1f}", at, ha="center", va="center", fontsize="small")
+        is_dark = abs(scale(value) - 0.5) > 0.35
+        ink = "white" if is_dark else "black"
+        grid.annotate(f"{value:.1f}", at, ha="center", va="center", fontsize="small", color=ink)
     grid.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
     grid.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
     grid.set(xlabel=r"$\beta$", ylabel=r"$\gamma$", xlim=(-0.6, len(betas) - 0.4), ylim=(-0.6, len(gammas) - 0.4))
-    grid.set_title("AP", fontsize="small")
+    figure.colorbar(ScalarMappable(scale, _COLORS), ax=grid, label="AP")
     return figure
 
 

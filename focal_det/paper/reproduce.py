@@ -142,7 +142,7 @@ def write_files(plans: Sequence[SweepPlan], command: str, run: SweepRun | None =
     full = [with_runs_of_before(plan) for plan in plans]
     if len(plans) > 1:
         heading = [
-            f"# The paper's claims about trainings, in the scale {plans[0].options.scale}",
+            "# The paper's claims about trainings" + ("" if plans[0].options.scale == "full" else ", in miniature"),
             *("", *provenance(full, command)),
         ]
         results = {

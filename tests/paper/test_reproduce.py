@@ -171,7 +171,7 @@ def test_the_claims_and_the_tables_with_a_training_are_written_after_it(plans_of
     assert not stopped
     assert [path.name for path in files[:2]] == ["claims.md", "table3.md"]
     text = files[0].read_text()
-    assert "# The paper's claims about trainings, in the scale mini" in text
+    assert "# The paper's claims about trainings, in miniature" in text
     assert "Last command: `the command`" in text
     assert "- Seeds: 1, 2. " in text
     # both reach 32 and 34 with seeds 1 and 2: squared errors of 1 each, two degrees of freedom, 4.303 sqrt(2)
