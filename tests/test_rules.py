@@ -29,6 +29,7 @@ TOPICS = {
         "house",
         "installed",
         "losses_page",
+        "reproduction_page",
         "own_data_page",
         "predict_page",
         "python_pages",

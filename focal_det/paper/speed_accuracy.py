@@ -77,7 +77,7 @@ def _config(row: TableRow, runs: Iterable[SweepRun], options: SweepOptions) -> C
 def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> Figure:
     """Draw the paper's points and its competitors' with the envelope of all, and this machine's times.
 
-    At the full scale a row that was not trained here is drawn as a ring at its published AP.
+    At the full scale a row that was not trained here is drawn hollow at its published AP.
     """
     figure, axes = new_axes("ms per image", "AP", size=(7, 5))
     axes.set_xscale("log")
@@ -109,10 +109,10 @@ def draw_speed_accuracy(timings: Sequence[Timing], machine: str, scale: str) -> 
     for name, at in speeds.items():
         if name in load_competitors():
             axes.plot(*at, "D", color="0.4", markersize=4)
-            axes.annotate(name, at, (0, 5), textcoords="offset points", ha="center", fontsize=5.5)
-    title = f"timed on {machine}; ring: AP published, not measured"
+            axes.annotate(name, at, (4, -3), textcoords="offset points", va="top", fontsize=6)
+    title = f"timed on {machine}; hollow: AP published, not measured"
     if scale != "full" and all(timing.ap is None for timing in timings):
-        title = f"no row of {TABLE} is trained in the scale {scale}, so none is drawn"
+        title = f"no row of {TABLE} is trained in miniature, so none is drawn"
     axes.set_title(title, fontsize="small", loc="left")
     axes.legend(frameon=False, fontsize="small")
     return figure

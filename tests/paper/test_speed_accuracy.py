@@ -29,7 +29,7 @@ def timing(row, ap=None):
     return Timing(row, 50, 600, 800, 50.0, ap, trained=ap is not None)
 
 
-def test_what_was_not_measured_is_a_ring_at_its_published_ap():
+def test_what_was_not_measured_is_hollow_at_its_published_ap():
     timings = [timing(row, 20.0 if i == 0 else None) for i, row in enumerate(ROWS)]
     squares = [line for line in draw_speed_accuracy(timings, "x", "full").axes[0].lines if line.get_marker() == "s"]
     assert [line.get_fillstyle() for line in squares] == ["full"] + ["none"] * 9
