@@ -42,6 +42,33 @@ class Assigner(Protocol):
     ) -> Assignment: ...
 
 
+def assign_checked(
+    assigner: Assigner, levels: Sequence[Tensor], gt_boxes: Tensor, gt_classes: Tensor, *, num_classes: int
+) -> Assignment:
+    """Label every anchor by an assigner, which may be one of the user's own, and check what it returns.
+
+    Raises:
+        ValueError: it is no `Assignment` of every anchor of every image, or has labels or objects that do not exist
+            (not looked at on a GPU, where that would stall the stream); the message names the assigner.
+    """
+    found = assigner(levels, gt_boxes, gt_classes, num_classes=num_classes)
+    name, shape = getattr(assigner, "__name__", type(assigner).__name__), (len(gt_boxes), sum(map(len, levels)))
+    parts = found if isinstance(found, tuple) and len(found) == len(Assignment._fields) else ()
+    if not parts or any(getattr(part, "shape", None) != shape or part.dtype != torch.int64 for part in parts):
+        raise ValueError(f"{name} returned {found!r:.80}; it must be Assignment(labels, matched), {shape} int64 each")
+    labels, matched = parts
+    if labels.device.type == "cpu":
+        is_assigned = (labels >= 0) & (labels < num_classes)
+        for what, part, low, high in (
+            ("labels", labels, -1, num_classes),
+            ("matched", matched[is_assigned], 0, gt_boxes.shape[1] - 1),
+        ):
+            if part.numel() and (part.min() < low or part.max() > high):
+                objects = f"{gt_boxes.shape[1]} objects an image and {num_classes} classes"
+                raise ValueError(f"{name} returned {what} outside [{low}, {high}], for {objects}")
+    return Assignment(labels, matched)
+
+
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of every pair: (..., G, 4) and (..., R, 4) XYXY give (..., G, R); 0 where none is."""
     # Coordinate by coordinate and in place: passes over dense matrices, where pairs of coordinates take six times as

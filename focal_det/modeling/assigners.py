@@ -9,11 +9,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..assigners.assignment import Assigner, Assignment, pad_objects
+from ..assigners.assignment import Assigner, Assignment, assign_checked, pad_objects
 from ..assigners.atss import assign_by_atss, check_topk
 from ..assigners.iou import assign_by_iou, check_iou_thresholds
 from ..defaults import with_own_keys
-from ..errors import cut
 
 
 class IoUAssigner:
@@ -64,18 +63,10 @@ def check_assigner(assigner: Assigner, levels: Sequence[Tensor], num_classes: in
         levels: (R_l, 4) each; see `focal_det.assigners.assignment`. The object is the first anchor.
 
     Raises:
-        ValueError: the outcome is no `Assignment` of every anchor; or whatever the assigner raises.
+        ValueError: see `assign_checked`; or whatever the assigner raises.
     """
     objects = pad_objects([levels[0][:1]], [torch.zeros(1, dtype=torch.int64)])
-    found = assigner(levels, *objects, num_classes=num_classes)
-    shape, name = (1, sum(map(len, levels))), type(assigner).__name__
-    parts = found if isinstance(found, tuple) and len(found) == len(Assignment._fields) else ()
-    if not parts or any(getattr(part, "shape", None) != shape or part.dtype != torch.int64 for part in parts):
-        raise ValueError(f"{name} returned {cut(found)}; it must be Assignment(labels, matched), {shape} int64 each")
-    for what, part, low, high in (("labels", parts[0], -1, num_classes), ("matched", parts[1], 0, 0)):
-        used = part if what == "labels" else part[(parts[0] >= 0) & (parts[0] < num_classes)]
-        if ((used < low) | (used > high)).any():
-            raise ValueError(f"{name} returned {what} outside [{low}, {high}] for one object of {num_classes} classes")
+    assign_checked(assigner, levels, *objects, num_classes=num_classes)
 
 
 ASSIGNERS = (IoUAssigner, ATSSAssigner)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from ..assigners.assignment import Assigner, Assignment, paired_iou
+from ..assigners.assignment import Assigner, Assignment, assign_checked, paired_iou
 from ..assigners.iou import assign_by_iou
 from ..losses.box import check_beta, smooth_l1_loss
 from ..losses.threads import map_in_threads
@@ -174,7 +174,7 @@ class DenseCriterion(nn.Module):
 
     def assign(self, anchors: Sequence[Tensor], gt_boxes: Tensor, gt_classes: Tensor) -> Assignment:
         """Label and match every image's anchors by this criterion's assigner."""
-        assigned = partial(self.assigner, anchors, num_classes=self.num_classes)
+        assigned = partial(assign_checked, self.assigner, anchors, num_classes=self.num_classes)
         if gt_boxes.device.type != "cpu":
             return assigned(gt_boxes, gt_classes)
         images = zip(gt_boxes.split(1), gt_classes.split(1), strict=True)

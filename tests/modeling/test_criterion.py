@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from focal_det.assigners.assignment import pad_objects
+from focal_det.assigners.assignment import Assignment, pad_objects
 from focal_det.assigners.iou import assign_by_iou
 from focal_det.losses import focal_loss, smooth_l1_loss
 from focal_det.losses.focal import focal_formula
@@ -390,3 +390,21 @@ def test_images_are_assigned_one_by_one_as_they_are_together(num_threads):
     expected = assign_by_iou([anchors], gt_boxes, gt_classes, num_classes=7)
     assert (expected.labels < 7).any()
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("labels", "matched", "message"),
+    [
+        (5, 0, r"wrong returned labels outside \[-1, 2\], for 1 objects an image and 2 classes"),
+        (0, -1, r"wrong returned matched outside \[0, 0\]"),
+        (0, 1000, r"wrong returned matched outside \[0, 0\]"),
+    ],
+)
+def test_an_assigner_that_goes_wrong_in_a_training_is_named(labels, matched, message):
+    def wrong(levels, gt_boxes, gt_classes, *, num_classes):
+        shape = len(gt_boxes), sum(map(len, levels))
+        return Assignment(torch.full(shape, labels), torch.full(shape, matched))
+
+    objects = OBJECTS[0][:, :1], OBJECTS[1][:, :1]
+    with pytest.raises(ValueError, match=message):
+        criterion(assigner=wrong)(*one_level(2), LEVELS, *objects)
