@@ -17,8 +17,7 @@ for any number of threads. On a GPU a level at a time, or with `triton_loss` all
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -148,38 +147,38 @@ def _large_blocks(
     levels: Sequence[Tensor], labels: Tensor, quality: Tensor | None, scales: Tensor, grads: Sequence[Tensor]
 ) -> Iterator[_Block]:
     """A level at a time, for a GPU: few launches, and no waiting for the number of special rows."""
-    sizes = [level[0].numel() // level.shape[-1] for level in levels]
     scales = scales if scales.dim() == 3 else scales.view(-1, 1, 1).expand(*labels.shape[:2], 1)
-    parts = labels.split(sizes, dim=1), _split(quality, sizes, dim=1), scales.split(sizes, dim=1), grads or repeat(None)
-    for level, level_labels, level_quality, scale, grad in zip(levels, *parts, strict=False):
+    start = 0
+    for place, level in enumerate(levels):
         rows = level.reshape(-1, level.shape[-1])  # (N * R_l, K)
-        of_rows = None if level_quality is None else level_quality.flatten(0, 1)
-        grad_rows = None if grad is None else grad.view(rows.shape)
-        yield _Block(rows, level_labels.flatten(0, 1), of_rows, scale.flatten(0, 1), grad_rows)
+        anchors = slice(start, start + level[0].numel() // level.shape[-1])
+        of_rows = None if quality is None else quality[:, anchors].flatten(0, 1)
+        grad = grads[place].view(rows.shape) if grads else None
+        yield _Block(rows, labels[:, anchors].flatten(0, 1), of_rows, scales[:, anchors].flatten(0, 1), grad)
+        start = anchors.stop
 
 
 def _cached_blocks(
     levels: Sequence[Tensor], labels: Tensor, quality: Tensor | None, scales: Tensor, grads: Sequence[Tensor]
 ) -> Iterator[_Block]:
     """Some thousand rows of an image at a time, for a processor's caches."""
-    for i, image_labels in enumerate(labels):
-        rows = [level[i].reshape(-1, level.shape[-1]) for level in levels]
-        grad_rows = [grad[i].view(-1, grad.shape[-1]) for grad in grads]
-        sizes = list(map(len, rows))
-        of_levels = image_labels.split(sizes), _split(None if quality is None else quality[i], sizes)
-        scales_of_levels = scales[i].split(sizes) if scales.dim() == 3 else repeat(scales[i])
-        of_all = *of_levels, scales_of_levels, grad_rows or repeat(None)
-        for level, level_labels, level_quality, scale, grad in zip(rows, *of_all, strict=False):
+    for image in range(len(labels)):
+        start = 0
+        for place, level in enumerate(levels):
+            rows = level[image].reshape(-1, level.shape[-1])
+            grad = grads[place][image].view(rows.shape) if grads else None
             size = max(1, _BLOCK_ELEMENTS // level.shape[-1])
-            of_labels = level_labels.split(size), _split(level_quality, size)
-            scale_parts = scale.split(size) if scale.dim() else repeat(scale)
-            parts = zip(level.split(size), *of_labels, scale_parts, _split(grad, size), strict=False)
-            yield from (_Block(*part) for part in parts)
-
-
-def _split(values: Tensor | None, sizes: int | list[int], dim: int = 0) -> Iterable[Tensor | None]:
-    """Split what may not be there."""
-    return repeat(None) if values is None else values.split(sizes, dim)
+            for first in range(0, len(rows), size):
+                block = slice(first, min(first + size, len(rows)))
+                anchors = slice(start + block.start, start + block.stop)
+                yield _Block(
+                    rows[block],
+                    labels[image, anchors],
+                    None if quality is None else quality[image, anchors],
+                    scales[image, anchors] if scales.dim() == 3 else scales[image],
+                    None if grad is None else grad[block],
+                )
+            start += len(rows)
 
 
 def losses_and_grad(
