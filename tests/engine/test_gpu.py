@@ -26,6 +26,19 @@ DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=NEEDS_GPU)]
 
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.PIXEL_STD", "[500., 500., 500.]"]
 TRITON = ["MODEL.FOCAL_DET.SPEED.TRITON"]
+_LOSS, _OF_BOXES = "MODEL.FOCAL_DET.LOSS.", ["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"]
+_ATSS = ["MODEL.FOCAL_DET.ASSIGNER.NAME", "ATSSAssigner", *_OF_BOXES, "MODEL.FOCAL_DET.BOX_LOSS.WEIGHTING"]
+LOSSES = {
+    "by kernels": [*TRITON, "True"],
+    "focal loss": [],
+    "asymmetric": [_LOSS + "NAME", "AsymmetricLoss"],
+    "class-balanced": [_LOSS + "NAME", "ClassBalancedFocalLoss", _LOSS + "CLASS_BOXES", "[9, 2, 1]"],
+    "federated": [
+        *(_LOSS + "NAME", "FederatedFocalLoss", _LOSS + "CLASS_IMAGES", "[9, 2, 1]", _LOSS + "FED_NUM_CLASSES", "2")
+    ],
+    "quality focal": [_LOSS + "NAME", "QualityFocalLoss", *_ATSS, "score"],
+    "varifocal": [_LOSS + "NAME", "VarifocalLoss", *_ATSS, "iou"],
+}
 
 
 def pinned(batch):
@@ -43,10 +56,10 @@ def model_on(device, cfg):
 
 
 @NEEDS_GPU
-@pytest.mark.parametrize("triton", ["True", "False"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("autocast", [True, False])
-def test_the_host_does_not_wait_in_a_training_step(tiny_cfg, batch_of, triton, autocast):
-    model = model_on("cuda", tiny_cfg(*FROZEN, *TRITON, triton))
+def test_the_host_does_not_wait_in_a_training_step(tiny_cfg, batch_of, loss, autocast):
+    model = model_on("cuda", tiny_cfg(*FROZEN, *LOSSES[loss]))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=True)
     batches = [pinned(batch_of(counts)) for counts in ((3, 5), (0, 4), (0, 0))]
 
@@ -66,21 +79,23 @@ def test_the_host_does_not_wait_in_a_training_step(tiny_cfg, batch_of, triton, a
         torch.cuda.set_sync_debug_mode("default")
 
 
-@NEEDS_GPU
-@pytest.mark.parametrize("triton", ["True", "False"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("counts", [(3, 5), (0, 4), (0, 0)])
-def test_losses_and_gradients_are_those_of_the_processor(monkeypatch, tiny_cfg, batch_of, counts, triton):
+def test_losses_and_gradients_are_those_of_the_processor(monkeypatch, tiny_cfg, batch_of, counts, device, loss):
     # TF32, in which PyTorch convolves by default, has a mantissa of 10 bits: too few to see a small mistake by.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    cfg = tiny_cfg(*FROZEN, *TRITON, triton)
+    cfg = tiny_cfg(*FROZEN, *LOSSES[loss])
     batch = batch_of(counts)
-    on_cpu, on_gpu = model_on("cpu", cfg), model_on("cuda", cfg)
-    expected, found = on_cpu(copy.deepcopy(batch)), on_gpu(copy.deepcopy(batch))
-    for losses in (expected, found):
-        sum(losses.values()).backward()
-    for name, loss in expected.items():
-        torch.testing.assert_close(found[name].cpu(), loss, rtol=1e-3, atol=1e-6)
-    for (name, own), other in zip(on_gpu.named_parameters(), on_cpu.parameters(), strict=True):
+    models, outcomes = [model_on(one, cfg) for one in ("cpu", device)], []
+    for model in models:
+        torch.manual_seed(1)  # of the classes that the federated loss draws
+        outcomes.append(model(copy.deepcopy(batch)))
+        sum(outcomes[-1].values()).backward()
+    expected, found = outcomes
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-6)
+    for (name, own), other in zip(models[1].named_parameters(), models[0].parameters(), strict=True):
         scale = other.grad.abs().max().item()
         torch.testing.assert_close(own.grad.cpu(), other.grad, rtol=0, atol=1e-2 * scale + 1e-9, msg=name)
 
