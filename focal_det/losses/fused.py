@@ -94,12 +94,13 @@ class _BatchLoss(torch.autograd.Function):
 
         def summed_loss(block: _Block) -> Tensor:
             losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, formula, needs_grad, block.quality)
-            if is_by_class:  # what does not count has neither loss nor gradient, even where its logit is inf or NaN
-                losses.masked_fill_(block.scale == 0, 0)
+            if is_by_class:
+                # what does not count has neither loss nor gradient, even where its logit is inf or NaN
+                for values in (losses,) if grad is None else (losses, grad):
+                    values.masked_fill_(block.scale == 0, 0)
             else:
                 losses = losses.sum(dim=1, keepdim=True)
             if grad is not None:
-                grad = grad.masked_fill_(block.scale == 0, 0) if is_by_class else grad
                 torch.mul(grad, block.scale, out=block.grad)
             return (losses * block.scale).sum()
 
