@@ -55,10 +55,10 @@ def join_terms(
     return join(one[0], other[0]), slope
 
 
-def check_number(name: str, value: float | Tensor) -> None:
+def check_number(name: str, value: float | Tensor, needed: str = "a number") -> None:
     """Raise TypeError unless the value is a real number. A tensor is not: it would get no gradient."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
+        raise TypeError(f"{name}={value!r:.60} must be {needed}, not {type(value).__name__}")
 
 
 def alpha_weights(alpha: float | Tensor | None) -> Weights:
@@ -76,9 +76,7 @@ def alpha_weights(alpha: float | Tensor | None) -> Weights:
     if isinstance(alpha, Tensor) and alpha.dim():
         check_class_weights(alpha, 1.0)
         return alpha, 1 - alpha
-    if not isinstance(alpha, Real) or isinstance(alpha, bool):
-        kinds = "a number, or a tensor (K,) with one for each class"
-        raise TypeError(f"alpha={alpha!r:.60} must be {kinds}, not {type(alpha).__name__}")
+    check_number("alpha", alpha, "a number, or a tensor (K,) with one for each class")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} is outside [0, 1]; None means no alpha")
     return float(alpha), 1.0 - float(alpha)

@@ -96,8 +96,9 @@ class _BatchLoss(torch.autograd.Function):
             losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, formula, needs_grad, block.quality)
             if is_by_class:
                 # what does not count has neither loss nor gradient, even where its logit is inf or NaN
+                left_out = block.scale == 0
                 for values in (losses,) if grad is None else (losses, grad):
-                    values.masked_fill_(block.scale == 0, 0)
+                    values.masked_fill_(left_out, 0)
             else:
                 losses = losses.sum(dim=1, keepdim=True)
             if grad is not None:

@@ -86,10 +86,9 @@ def _markdown(plan: SweepPlan, command: str) -> str:
     table, options = plan.table, plan.options
     sets = sorted({str(run.config["DATASETS.TEST"][0]) for run in plan.runs})
     tested_on = "the files given" if options.data_flags else ", ".join(sets) or "nothing yet"
-    in_miniature = "" if options.scale == "full" else ", in miniature"
     against = "difference" if _is_comparable(plan) else f"against {next(iter(plan.rows))}: published, measured"
     lines = [
-        f"# {table.source}: {table.title}{in_miniature}",
+        f"# {table.source}: {table.title}{in_miniature(options.scale, ', ')}",
         "",
         f"- Scale: {options.scale}. Published: COCO {table.split}. Measured: {tested_on}.",
         *provenance([plan], command),
@@ -211,7 +210,9 @@ def _plot_grid(plan: SweepPlan) -> Figure:
             overrides = plan.table.rows[name].overrides[plan.options.scale]
             gamma, beta = (float(overrides[f"MODEL.FOCAL_DET.LOSS.{key}"]) for key in ("GAMMA", "BETA"))
             found[gamma, beta] = mean(ap)
-    return draw_star_grid(found, f"{plan.table.source}: {plan.table.title}{_scale(plan)}")
+    return draw_star_grid(
+        found, f"{plan.table.source}: {plan.table.title}{in_miniature(plan.options.scale, '; measured ')}"
+    )
 
 
 def _plot_rows(plan: SweepPlan) -> Figure:
@@ -236,15 +237,18 @@ def _plot_rows(plan: SweepPlan) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)  # from above, with room for the marks of the first and the last
     axes.set_xlim(left=0)
-    title = textwrap.fill(f"{plan.table.source}: {plan.table.title}{_scale(plan)}", _TITLE_WIDTH)
+    title = textwrap.fill(
+        f"{plan.table.source}: {plan.table.title}{in_miniature(plan.options.scale, '; measured ')}", _TITLE_WIDTH
+    )
     figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize="small")
     if rings or dots:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
-def _scale(plan: SweepPlan) -> str:
-    return "" if plan.options.scale == "full" else "; measured in miniature"
+def in_miniature(scale: str, lead: str) -> str:
+    """Return what a heading says of another scale than the paper's, after some words that lead to it."""
+    return "" if scale == "full" else f"{lead}in miniature"
 
 
 def _seeds(plans: Sequence[SweepPlan]) -> str:

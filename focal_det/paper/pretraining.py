@@ -25,6 +25,7 @@ from ..data.shapes import CLASSES, draw_image
 from ..environment import has_bfloat16
 from ..errors import Findings, TrainingError, some
 from ..files import write_text_whole, written_whole
+from .runs import changes
 
 BACKBONE_STEPS = 1000
 _BATCH = 16
@@ -89,17 +90,12 @@ def check_backbone(file: Path, cfg: CfgNode) -> Findings:
     """Find that a backbone that is there was not trained for this configuration by `train_backbone`."""
     advice = "move it away, name another --out, or start from it by MODEL.WEIGHTS"
     try:
-        record = json.loads(record_of(file).read_text(encoding="utf-8"))
-        changed = [
-            f"{key} {record.get(key)} -> {value}"
-            for key, value in backbone_keys(cfg).items()
-            if record.get(key) != value
-        ]
+        changed = changes(json.loads(record_of(file).read_text(encoding="utf-8")), backbone_keys(cfg))
     except (AttributeError, OSError, ValueError):
         return Findings([f"{file}: {record_of(file).name}, what it was trained with, cannot be read; {advice}"])
-    return Findings(
-        [f"{file} was trained with another configuration ({some('', changed)}); {advice}"] if changed else []
-    )
+    if changed:
+        return Findings([f"{file} was trained with another configuration ({some('', changed)}); {advice}"])
+    return Findings()
 
 
 class _Classifier(nn.Module):

@@ -14,7 +14,7 @@ from ..data.catalog import dataset_problems
 from ..errors import Findings, InputError, some
 from ..files import FolderLock, is_writable, write_text_whole
 from .claims import RowResult, claims_page, load_claims
-from .comparison import diverged, measured, provenance, report_files, write_report
+from .comparison import diverged, in_miniature, measured, provenance, report_files, write_report
 from .cost import estimate
 from .pretraining import BACKBONE_STEPS, check_backbone, train_backbone
 from .runs import SweepOptions, SweepPlan, SweepRun, changed_keys, plan_table, with_runs_of_before
@@ -142,7 +142,7 @@ def write_files(plans: Sequence[SweepPlan], command: str, run: SweepRun | None =
     full = [with_runs_of_before(plan) for plan in plans]
     if len(plans) > 1:
         heading = [
-            "# The paper's claims about trainings" + ("" if plans[0].options.scale == "full" else ", in miniature"),
+            f"# The paper's claims about trainings{in_miniature(plans[0].options.scale, ', ')}",
             *("", *provenance(full, command)),
         ]
         results = {

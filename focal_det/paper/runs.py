@@ -194,8 +194,12 @@ def changed_keys(run: SweepRun) -> list[str]:
     record = run.record
     if record is None:
         return [f"there is no record of it in {run.folder}"]
-    both = ((key, record.config.get(key, value), value) for key, value in run.config.items())
-    return [f"{key} {before} -> {value}" for key, before, value in both if before != value]
+    return changes({**run.config, **record.config}, run.config)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return "KEY BEFORE -> NOW" of every key of `now` whose value was another."""
+    return [f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
 
 
 @functools.cache
