@@ -18,14 +18,9 @@ from ..errors import Findings, counted, some
 from ..formats.image_files import SUFFIXES as IMAGE_SUFFIXES
 from ..formats.image_files import passed_over
 from .images import ImageError, read_image
+from .videos import NOT_A_VIDEO, open_video
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
-
-# Read by OpenCV when it opens its first video: a message of ours names a bad video, so FFmpeg prints nothing.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-# A "video" may be a list of addresses, which FFmpeg would fetch.
-CAPTURE_OPTIONS, FILES_ALONE = "OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file"
-os.environ.setdefault(CAPTURE_OPTIONS, FILES_ALONE)
 
 T = TypeVar("T")
 
@@ -177,36 +172,22 @@ def read_frames(inputs: Iterable[InputFile], every: int) -> Iterator[Frame]:
             yield Frame(file, file.name, error)
 
 
-def is_utf8(path: Path) -> bool:
-    """Tell whether OpenCV can be given the name; any other would abort the process."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def video_rate(path: Path) -> float:
-    """Return the frames per second; 25 where the file does not say."""
-    rate: float = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
-    return rate if 0 < rate < 1000 else 25.0
-
-
 def _video_length(path: Path) -> int:
-    video = cv2.VideoCapture(str(path)) if path.is_file() and is_utf8(path) else None
-    return int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video is not None and video.isOpened() else 0
+    try:
+        return int(open_video(path).get(cv2.CAP_PROP_FRAME_COUNT))
+    except ImageError:  # which _video_frames hands on
+        return 0
 
 
 def _video_frames(file: InputFile, every: int) -> Iterator[Frame]:
-    if not file.path.is_file() or not is_utf8(file.path):
-        is_there = file.path.is_file()
-        reason = "OpenCV reads only videos whose names are UTF-8" if is_there else "no such file"
-        yield Frame(file, file.name, ImageError(file.path, reason))
+    try:
+        video = open_video(file.path)
+    except ImageError as error:
+        yield Frame(file, file.name, error)
         return
-    video = cv2.VideoCapture(str(file.path))
     number = 0
     try:
-        while video.isOpened() and video.grab():
+        while video.grab():
             if number % every == 0:
                 ok, image = video.retrieve()
                 name = f"{file.name}#{number}"
@@ -214,7 +195,7 @@ def _video_frames(file: InputFile, every: int) -> Iterator[Frame]:
             number += 1
         stated = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         if number == 0:
-            yield Frame(file, file.name, ImageError(file.path, "not a video that OpenCV can read"))
+            yield Frame(file, file.name, ImageError(file.path, NOT_A_VIDEO))
         elif number < stated:
             yield Frame(file, file.name, ImageError(file.path, f"ends after {number} of {stated} frames"))
     finally:

@@ -10,19 +10,16 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..errors import InputError, counted
-from .inputs import CAPTURE_OPTIONS, FILES_ALONE, Frame, InputFile
+from .inputs import Frame, InputFile
+from .videos import frame_rate, open_stream
 
 _SCHEMES = ("http", "https", "rtmp", "rtmps", "rtsp", "rtsps", "udp")
-# What a stream may fetch from: never this machine's files, which a list of addresses might name.
-_OPTIONS = "rtsp_transport;tcp|protocol_whitelist;crypto,http,https,rtmp,rtmps,rtp,tcp,tls,udp"
-_TIMEOUT_MS = 10_000  # for a connection, and for a frame
 _RECONNECTING_SECONDS = 120.0  # in which a camera can start anew
 _FIRST_WAIT, _LONGEST_WAIT, _POLL_SECONDS = 0.5, 5.0, 0.2
 _LOSSES_SAID = 3  # of a connection that breaks again and again
@@ -89,7 +86,7 @@ class Stream:
         Raises:
             InputError: OpenCV cannot, or it is a video that has an end.
         """
-        self._video = self._connected()
+        self._video = open_stream(self._source)
         if self._video is None:
             is_camera = self._source.isdecimal()
             fix = (
@@ -102,8 +99,8 @@ class Stream:
     @property
     def rate(self) -> float:
         """Frames per second, as the stream says; 25 where it does not."""
-        rate = self._video.get(cv2.CAP_PROP_FPS) if self._video is not None else 0
-        return rate if 0 < rate < 1000 else 25.0
+        assert self._video is not None, "opened before"
+        return frame_rate(self._video)
 
     def frames(
         self,
@@ -182,45 +179,10 @@ class Stream:
         if self._video is not None:
             self._video.release()
         while not self._closed.wait(wait) and time.monotonic() < start + _RECONNECTING_SECONDS:
-            video = self._connected()
+            video = open_stream(self._source)
             if video is not None and video.grab():
                 if is_said:
                     say(f"{self.shown}: back after {time.monotonic() - start:.0f} s")
                 return video
             wait = min(2 * wait, _LONGEST_WAIT)
         return None
-
-    def _connected(self) -> cv2.VideoCapture | None:
-        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
-        with _may_fetch(), _opencv_silent():
-            try:
-                if self._source.isdecimal():
-                    video = cv2.VideoCapture(int(self._source))
-                else:
-                    video = cv2.VideoCapture(self._source, cv2.CAP_FFMPEG, timeouts)
-            except (cv2.error, ValueError):  # whose message may hold the address
-                return None
-        return video if video.isOpened() else None
-
-
-@contextmanager
-def _may_fetch() -> Iterator[None]:
-    """Let FFmpeg open addresses, which it may not for files; options that a user has set stay."""
-    given = os.environ[CAPTURE_OPTIONS]
-    if given == FILES_ALONE:
-        os.environ[CAPTURE_OPTIONS] = _OPTIONS
-    try:
-        yield
-    finally:
-        os.environ[CAPTURE_OPTIONS] = given
-
-
-@contextmanager
-def _opencv_silent() -> Iterator[None]:
-    """Keep OpenCV from printing what it cannot open, with the address in full."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
