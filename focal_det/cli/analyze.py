@@ -88,7 +88,7 @@ def _loss_cdf(args: argparse.Namespace) -> int:
         raise InputError(f"--gamma: {error}") from error
     Findings(too_low(args, {"--pictures": 1})).raise_if_errors()
     plan = _evaluation_plan(args)
-    make_folder(args.out)
+    make_folder(args.out, "figure4_*.*")
     write(plan)
     cfg = plan.job.cfg
     register_datasets(cfg.DATASETS.TEST, plan.job.json_datasets)

@@ -168,11 +168,20 @@ def check_architecture(cfg: Any, what: str) -> None:
         )
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of --out, or raise an InputError."""
+def make_folder(folder: Path, *files: str) -> None:
+    """Make the folder of --out, before anything is computed for it.
+
+    Args:
+        files: patterns of the names of what is to be written in it.
+
+    Raises:
+        InputError: it cannot be made or written, or a folder of such a name is in it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: not a folder that can be made ({error}); name another") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"--out {folder}: the folder cannot be written; name another")
+    if blocked := sorted(path for pattern in files for path in folder.glob(pattern) if path.is_dir()):
+        raise InputError(f"--out {folder}: {blocked[0].name} is to be a file, and is a folder there; name another")

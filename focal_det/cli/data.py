@@ -159,7 +159,7 @@ def _augment(args: argparse.Namespace) -> int:
     Findings(too_low(args, {"--pictures": 1, "--draws": 1, "--skip-bad-images": 0})).raise_if_errors()
     training_images = TrainingImages(load_config(args.config_file, args.overrides))
     read, _ = _read(args)
-    make_folder(args.out)
+    make_folder(args.out, AUGMENTED)
     drawings = []
     for name, own in ((name, own) for name, own in read.sets.items() if name in read.trained_on):
         spread = SetDrawings(name, own, _warn).spread(args.pictures, args.only_class)

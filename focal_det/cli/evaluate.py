@@ -89,7 +89,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     detector = ExportedDetector(args.model, trusted=args.trust_model, **options)
     annotations, images, coco_file = _read(args, named, detector.class_names)
     print("".join(f"{visible(note)}\n" for note in coco_file.notes), end="")
-    make_folder(args.out)
+    make_folder(args.out, _DETECTIONS, _SCORES, _SHEET)
     try:
         detections = detect_all(detector, coco_file.coco, Path(images), batch_size=args.batch_size)
     except ImageError as error:

@@ -73,7 +73,7 @@ def _find(args: argparse.Namespace) -> int:
         highest = _HIGHEST * base_lr if args.highest is None else args.highest
         if not lowest < highest:
             raise InputError(f"--from {lowest:g} --to {highest:g}: the lr must rise")
-        make_folder(args.out)
+        make_folder(args.out, f"{NAME}.*")
         images = plan.job.cfg.SOLVER.IMS_PER_BATCH
         print(f"lr from {lowest:.3g} to {highest:.3g} in {args.iterations} steps of {images} images", flush=True)
         write(plan)

@@ -86,7 +86,7 @@ def _plot_losses(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise InputError(str(error)) from error
-    make_folder(args.out)
+    make_folder(args.out, *(f"{name}.*" for name in figures))
     print(*save_figures(figures, args.out), sep="\n")
     return EXIT_DONE
 
@@ -102,7 +102,8 @@ def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     options = SweepOptions(scale=args.scale, seeds=(), out=args.runs or default_out(args.scale))
     if args.runs:
         check_trained([plan_models(options)], "--runs").raise_if_errors()
-    make_folder(args.out)
+    name = f"figure2_speed_accuracy_{args.scale}"
+    make_folder(args.out, f"{name}.*")
     timings = []
     for timing in time_models(options, repeats=args.repeats):
         timings.append(timing)
@@ -112,7 +113,6 @@ def _plot_speed_accuracy(args: argparse.Namespace) -> int:
     if args.scale != "full" and not any(timing.trained for timing in timings):
         print("no row is trained: run `focal-det reproduce table1e --scale mini` for their AP", file=sys.stderr)
     print(describe_envelope())
-    name = f"figure2_speed_accuracy_{args.scale}"
     figure = draw_speed_accuracy(timings, hardware(num_gpus=1), args.scale)
     print(*save_figures({name: figure}, args.out, {name: timings_as_csv(timings)}), sep="\n")
     return EXIT_DONE
@@ -128,6 +128,7 @@ def _plot_architecture(args: argparse.Namespace) -> int:
     cfg = load_config(files or _PAPERS, overrides)
     check_architecture(cfg, "drawn")
     architecture = read_architecture(cfg)
-    make_folder(args.out)
-    print(*save_figures({"figure3_architecture": draw_architecture(architecture)}, args.out), sep="\n")
+    name = "figure3_architecture"
+    make_folder(args.out, f"{name}.*")
+    print(*save_figures({name: draw_architecture(architecture)}, args.out), sep="\n")
     return EXIT_DONE

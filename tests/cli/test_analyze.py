@@ -49,6 +49,14 @@ def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
     }
 
 
+def test_a_folder_in_place_of_a_table_is_found_before_the_model_is_built(trained, tmp_path, capsys, monkeypatch):
+    (tmp_path / "plots" / "figure4_easy_negatives.csv").mkdir(parents=True)
+    monkeypatch.setattr("focal_det.paper.loss_cdf.model_loss_cdf", None)
+    assert main(["analyze", "loss-cdf", str(trained), "--out", str(tmp_path / "plots")]) == 2
+    assert "figure4_easy_negatives.csv is to be a file, and is a folder there; name another" in capsys.readouterr().err
+    assert not (tmp_path / "plots" / "figure4_loss_cdf.csv").exists()
+
+
 def test_loss_cdf_of_tiles(trained, tmp_path, capsys):
     words = ["--pictures", "1", "MODEL.FOCAL_DET.TILES.SIZE", "48", "MODEL.FOCAL_DET.TILES.OVERLAP", "0.1"]
     assert main(["analyze", "loss-cdf", str(trained), "--out", str(tmp_path / "plots"), *words]) == 0
