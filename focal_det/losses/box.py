@@ -1,12 +1,14 @@
-"""Box regression losses of assigned anchors (section 4.1), summed over anchors and coordinates."""
+"""Box regression losses: smooth L1 of box deltas (section 4.1), and losses of the IoU of boxes."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 LARGEST_BETA = 1e6  # far beyond any delta; the loss of all deltas is quadratic then
+IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
 
 
 def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str = "sum") -> Tensor:
@@ -29,6 +31,23 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float, reduction: str 
         reduction = "sum"  # PyTorch's mean of nothing is NaN
     dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
     return F.smooth_l1_loss(pred.to(dtype), target.to(dtype), beta=beta, reduction=reduction)
+
+
+def box_iou_loss(pred: Tensor, target: Tensor, name: str) -> Tensor:
+    """Return 1 - GIoU (Rezatofighi et al. 2019), 1 - DIoU or 1 - CIoU (Zheng et al. 2020) of each pair of boxes, (...).
+
+    Args:
+        pred, target: (..., 4) XYXY, in pixels. Sides of `pred` that are 0 in float32, where a ratio of sides has no
+            finite gradient, are widened.
+        name: one of `IOU_LOSSES`.
+
+    Raises:
+        KeyError: another name.
+    """
+    low, high = pred[..., :2], pred[..., 2:]
+    with_sides = torch.cat((low, torch.maximum(high, low + 1e-3 + low.abs() * 1e-6)), dim=-1)
+    losses: Tensor = IOU_LOSSES[name](with_sides, target)
+    return losses
 
 
 def check_beta(beta: float) -> None:

@@ -16,18 +16,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from ..assigners.assignment import Assigner, Assignment, assign_checked, paired_iou
 from ..assigners.iou import assign_by_iou
-from ..losses.box import check_beta, smooth_l1_loss
+from ..losses.box import IOU_LOSSES, box_iou_loss, check_beta, smooth_l1_loss
 from ..losses.threads import map_in_threads
 from .box_coding import check_box_weights, decode_boxes, deltas_of_classes, encode_boxes
 from .normalizer import LossNormalizer
 
-# Losses of a predicted box and its object's, (P, 4) XYXY each; "smooth_l1" is one of their deltas.
-_IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
-BOX_LOSSES = ("smooth_l1", *_IOU_LOSSES)
+BOX_LOSSES = ("smooth_l1", *IOU_LOSSES)
 # What an anchor's box loss is weighted by: nothing, the IoU of the predicted box, or the highest class score.
 BOX_WEIGHTINGS = ("none", "iou", "score")
 _LEAST_WEIGHT = 1e-6  # so that boxes that all miss their objects are trained on
@@ -261,9 +258,8 @@ class DenseCriterion(nn.Module):
         if self.box_loss == "smooth_l1":
             targets = encode_boxes(boxes, anchors, weights=self.box_weights)
             return smooth_l1_loss(deltas, targets, beta=self.smooth_l1_beta, reduction="none").sum(dim=-1)
-        pred = _with_sides(decode_boxes(deltas, anchors.expand(deltas.shape), weights=self.box_weights))
-        losses: Tensor = _IOU_LOSSES[self.box_loss](pred, boxes)
-        return losses
+        pred = decode_boxes(deltas, anchors.expand(deltas.shape), weights=self.box_weights)
+        return box_iou_loss(pred, boxes, self.box_loss)
 
     def _is_assigned(self, labels: Tensor) -> Tensor:
         return (labels >= 0) & (labels < self.num_classes)
@@ -273,12 +269,6 @@ def check_box_factor(factor: float) -> None:
     """Raise ValueError unless it is in [0, 1e6]."""
     if not 0 <= factor <= 1e6:
         raise ValueError(f"box_factor={factor} is outside [0, 1e6]")
-
-
-def _with_sides(boxes: Tensor) -> Tensor:
-    """Widen boxes so thin that their sides are 0 in float32, where a ratio of sides has no finite gradient."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat((low, torch.maximum(high, low + 1e-3 + low.abs() * 1e-6)), dim=-1)
 
 
 def _has_batch_loss(class_loss: Any) -> bool:

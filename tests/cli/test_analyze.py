@@ -11,6 +11,7 @@ from focal_det.cli.common import configuration_of
 from focal_det.cli.main import main
 from focal_det.config.unused_keys import without_unread_keys
 from focal_det.engine.trainer import Trainer
+from focal_det.paper import loss_cdf
 
 pytestmark = pytest.mark.detectron2
 
@@ -51,7 +52,7 @@ def test_loss_cdf_of_a_checkpoint(trained, tmp_path, capsys):
 
 def test_a_folder_in_place_of_a_table_is_found_before_the_model_is_built(trained, tmp_path, capsys, monkeypatch):
     (tmp_path / "plots" / "figure4_easy_negatives.csv").mkdir(parents=True)
-    monkeypatch.setattr("focal_det.paper.loss_cdf.model_loss_cdf", None)
+    monkeypatch.setattr(loss_cdf, "model_loss_cdf", None)
     assert main(["analyze", "loss-cdf", str(trained), "--out", str(tmp_path / "plots")]) == 2
     assert "figure4_easy_negatives.csv is to be a file, and is a folder there; name another" in capsys.readouterr().err
     assert not (tmp_path / "plots" / "figure4_loss_cdf.csv").exists()
