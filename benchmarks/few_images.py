@@ -156,8 +156,11 @@ def run(
     command = [sys.executable, *script, "--resume", "auto", *words]
     command += [word for pair in keys.items() for word in pair]
     if not (out / "report.html").is_file():  # which comes last
-        with out.with_name(f"{out.name}.log").open("w") as log:
-            subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=True, cwd=ROOT)
+        file = out.with_name(f"{out.name}.log")
+        with file.open("w") as log:
+            done = subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+        if done.returncode:
+            sys.exit("\n".join([*file.read_text().splitlines()[-5:], f"the training of {file} ended with an error"]))
     return [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
 
 

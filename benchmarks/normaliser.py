@@ -40,6 +40,7 @@ WAYS: dict[str, list[Any]] = {
     "beta_0": ["MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", 0.0],
     "no_best_anchor": [f"{OURS}MATCH_BEST_ANCHOR", False],
 }
+NAMES = {"ema_corrected": "ema, corrected", "beta_0": "global, beta 0", "no_best_anchor": "global, no best anchor"}
 LOSSES = ("loss_cls", "loss_box_reg")
 
 
@@ -151,7 +152,7 @@ def draw_curves(data: str, found: Mapping[str, Sequence[Mapping[str, Any]]], fil
         axes.set(xlabel="iteration", ylabel=name, title=f"{data}, {len(curves)} seeds", yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-    plots[-1].legend(plots[-1].lines, found)
+    figure.legend(plots[-1].lines, [NAMES.get(way, way) for way in found], loc="outside right upper")
     figure.savefig(file, dpi=100)
 
 
