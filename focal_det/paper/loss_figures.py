@@ -104,7 +104,7 @@ def draw_star_grid(ap: Mapping[tuple[float, float], float], title: str) -> Figur
     grid.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
     grid.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
     grid.set(xlabel=r"$\beta$", ylabel=r"$\gamma$", xlim=(-0.6, len(betas) - 0.4), ylim=(-0.6, len(gammas) - 0.4))
-    figure.colorbar(ScalarMappable(scale, _COLORS), ax=grid, label="AP")
+    figure.colorbar(ScalarMappable(scale, _COLORS), ax=grid).ax.set_title("AP", fontsize="medium")
     return figure
 
 

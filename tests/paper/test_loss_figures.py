@@ -118,7 +118,7 @@ def test_what_cannot_be_written_leaves_no_half_a_figure(tmp_path):
 def test_every_finished_setting_has_a_curve_and_its_ap():
     figure = draw_star_grid({(2.0, 1.0): 33.8, (4.0, 0.0): 23.9, (0.5, 0.0): 10.0}, "title")
     curves, grid, colours = figure.axes
-    assert colours.get_ylabel() == "AP"
+    assert colours.get_title() == "AP"
     assert len(curves.lines) == 3
     assert sorted(text.get_text() for text in grid.texts) == ["10.0", "23.9", "33.8"]
     assert [label.get_text() for label in grid.get_yticklabels()] == ["0.5", "2", "4"]
