@@ -18,7 +18,7 @@ from ..errors import Findings, counted, some
 from ..formats.image_files import SUFFIXES as IMAGE_SUFFIXES
 from ..formats.image_files import passed_over
 from .images import ImageError, read_image
-from .videos import NOT_A_VIDEO, open_video
+from .videos import NOT_A_VIDEO, open_video, stated
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 
@@ -157,7 +157,11 @@ class _Walk:
 
 def count_frames(inputs: Iterable[InputFile], every: int) -> int:
     """Count the images to come, as far as the videos state their length."""
-    return sum(-(-max(_video_length(file.path), 0) // every) if file.is_video else 1 for file in inputs)
+
+    def length(video: Path) -> int:
+        return max(int(stated(video, cv2.CAP_PROP_FRAME_COUNT)), 0)
+
+    return sum(-(-length(file.path) // every) if file.is_video else 1 for file in inputs)
 
 
 def read_frames(inputs: Iterable[InputFile], every: int) -> Iterator[Frame]:
@@ -170,13 +174,6 @@ def read_frames(inputs: Iterable[InputFile], every: int) -> Iterator[Frame]:
             yield Frame(file, file.name, read_image(file.path))
         except ImageError as error:
             yield Frame(file, file.name, error)
-
-
-def _video_length(path: Path) -> int:
-    try:
-        return int(open_video(path).get(cv2.CAP_PROP_FRAME_COUNT))
-    except ImageError:  # which _video_frames hands on
-        return 0
 
 
 def _video_frames(file: InputFile, every: int) -> Iterator[Frame]:

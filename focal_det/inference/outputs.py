@@ -27,7 +27,7 @@ from .result_files import (
     YoloWriter,
     written_or_named,
 )
-from .videos import frame_rate, is_utf8, open_video
+from .videos import is_utf8, stated, usable_rate
 
 KINDS = ("coco", "csv", "yolo", "crops", "drawings")
 _WRITABLE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")  # others become PNG
@@ -140,7 +140,7 @@ class Drawings:
     def _start_video(self, file: InputFile, path: Path, size: tuple[int, int]) -> None:
         if not is_utf8(path):
             raise OSError("OpenCV writes only videos whose names are UTF-8; rename the file or --out")
-        rate = max((self.rate or frame_rate(open_video(file.path))) / self.every, 1.0)
+        rate = max((self.rate or usable_rate(stated(file.path, cv2.CAP_PROP_FPS))) / self.every, 1.0)
         with ExitStack() as opening:
             partial = opening.enter_context(written_whole(path))
             video = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import InputError, counted
 from .inputs import Frame, InputFile
-from .videos import frame_rate, open_stream
+from .videos import open_stream, usable_rate
 
 _SCHEMES = ("http", "https", "rtmp", "rtmps", "rtsp", "rtsps", "udp")
 _RECONNECTING_SECONDS = 120.0  # in which a camera can start anew
@@ -99,8 +99,7 @@ class Stream:
     @property
     def rate(self) -> float:
         """Frames per second, as the stream says; 25 where it does not."""
-        assert self._video is not None, "opened before"
-        return frame_rate(self._video)
+        return usable_rate(self._video.get(cv2.CAP_PROP_FPS) if self._video is not None else 0.0)
 
     def frames(
         self,

@@ -65,9 +65,17 @@ def open_stream(source: str) -> cv2.VideoCapture | None:
     return video if video.isOpened() else None
 
 
-def frame_rate(video: cv2.VideoCapture) -> float:
-    """Return the frames per second; 25 where the video does not say."""
-    rate: float = video.get(cv2.CAP_PROP_FPS)
+def stated(path: Path, name: int) -> float:
+    """Return what a file says of itself, by the name of one of OpenCV's properties; 0 if it cannot be read."""
+    try:
+        value: float = open_video(path).get(name)
+    except ImageError:  # which is said where its frames are read
+        return 0.0
+    return value
+
+
+def usable_rate(rate: float) -> float:
+    """Return the frames per second that a video states; 25 where that cannot be."""
     return rate if 0 < rate < 1000 else 25.0
 
 

@@ -210,9 +210,7 @@ def _plot_grid(plan: SweepPlan) -> Figure:
             overrides = plan.table.rows[name].overrides[plan.options.scale]
             gamma, beta = (float(overrides[f"MODEL.FOCAL_DET.LOSS.{key}"]) for key in ("GAMMA", "BETA"))
             found[gamma, beta] = mean(ap)
-    return draw_star_grid(
-        found, f"{plan.table.source}: {plan.table.title}{in_miniature(plan.options.scale, '; measured ')}"
-    )
+    return draw_star_grid(found, _plot_title(plan))
 
 
 def _plot_rows(plan: SweepPlan) -> Figure:
@@ -237,13 +235,15 @@ def _plot_rows(plan: SweepPlan) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)  # from above, with room for the marks of the first and the last
     axes.set_xlim(left=0)
-    title = textwrap.fill(
-        f"{plan.table.source}: {plan.table.title}{in_miniature(plan.options.scale, '; measured ')}", _TITLE_WIDTH
-    )
+    title = textwrap.fill(_plot_title(plan), _TITLE_WIDTH)
     figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize="small")
     if rings or dots:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
+
+
+def _plot_title(plan: SweepPlan) -> str:
+    return f"{plan.table.source}: {plan.table.title}{in_miniature(plan.options.scale, '; measured ')}"
 
 
 def in_miniature(scale: str, lead: str) -> str:

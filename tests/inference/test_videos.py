@@ -11,7 +11,7 @@ from stream_server import ENOUGH_TO_OPEN, Camera, serving
 
 from focal_det.inference import videos
 from focal_det.inference.images import ImageError
-from focal_det.inference.videos import frame_rate, open_stream, open_video
+from focal_det.inference.videos import open_stream, open_video, stated, usable_rate
 
 VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
@@ -43,8 +43,8 @@ def test_a_file_opens_while_threads_connect(camera, clip, monkeypatch):
     opened = open_video(clip)
     for thread in threads:
         thread.join()
-    assert frame_rate(opened) == 10
-    assert frame_rate(open_video(clip)) == 10
+    assert opened.get(cv2.CAP_PROP_FPS) == 10
+    assert stated(clip, cv2.CAP_PROP_FPS) == 10
     assert VARIABLE not in os.environ
 
 
@@ -76,3 +76,6 @@ def test_what_cannot_be_opened_is_said(clip, name, reason):
         clip.rename(path)
     with pytest.raises(ImageError, match=reason):
         open_video(path)
+    assert (
+        usable_rate(stated(path, cv2.CAP_PROP_FPS)) == 25
+    )  # such as of a file that is gone while its frames are drawn
