@@ -20,6 +20,7 @@ from .output_layout import LOCK
 
 # For a folder on FUSE or CIFS, where the server decides when it is written.
 _CANNOT_FLUSH_FOLDERS = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a system says these of a write without the file's name
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # such as Lustre's without -o flock
 
 _SCHEDULERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")  # what these set
@@ -38,7 +39,7 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     It keeps the suffix, by which writers of images know the format, and has the permissions of any new file. Missing
     folders are made. If `durable`, the file survives a crash of the machine, too, when this returns; until then the one
-    before does.
+    before does. An error for want of room names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, since machines and containers that share a file system may have equal process ids; and short.
@@ -54,9 +55,11 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in _CANNOT_FLUSH_FOLDERS:
                     raise
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # a disk that cannot be written may fail a second time
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            error.filename = str(path)
         raise
 
 

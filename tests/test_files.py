@@ -31,6 +31,17 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.txt", "before")]
 
 
+def test_want_of_room_names_the_file(tmp_path):
+    """The system's own error of a write does not."""
+    with (
+        pytest.raises(OSError, match="No space left") as raised,
+        written_whole(tmp_path / "a.txt"),
+        open("/dev/full", "w") as full,
+    ):
+        full.write("text")
+    assert str(raised.value) == f"[Errno {errno.ENOSPC}] No space left on device: '{tmp_path}/a.txt'"
+
+
 def test_folders_are_made_and_text_is_utf_8(tmp_path):
     write_text_whole(tmp_path / "new" / "a.json", json.dumps("Zähler", ensure_ascii=False))
     assert (tmp_path / "new" / "a.json").read_bytes() == '"Zähler"'.encode()

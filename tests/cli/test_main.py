@@ -1,6 +1,7 @@
 """The command focal-det: its figures, its exit codes, its messages."""
 
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -41,10 +42,22 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys):
     assert f"--out {tmp_path}/file/plots: not a folder that can be made" in capsys.readouterr().err
 
 
-def test_a_figure_that_cannot_be_written_is_a_fault_and_named(tmp_path, capsys):
+def test_a_folder_where_a_figure_goes_is_named_before_any_is_written(tmp_path, capsys):
     (tmp_path / "figure5_fl_star.png").mkdir()
-    assert main(["plot", "losses", "--out", str(tmp_path)]) == 1
-    assert "figure5_fl_star.png" in capsys.readouterr().err
+    assert main(["plot", "losses", "--out", str(tmp_path)]) == 2
+    assert "figure5_fl_star.png is to be a file, and is a folder there" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["figure5_fl_star.png"]
+
+
+def test_a_figure_that_cannot_be_written_is_a_fault_and_named(tmp_path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # as on a full disk
+    try:
+        assert main(["plot", "losses", "--out", str(tmp_path)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.fullmatch(rf"error: .*: '{tmp_path}/figure\w+\.png'\n", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["plot", "losses", "--star", "2"], ["plot", "curves"], [], ["plot", "losses", "x"]])
