@@ -60,14 +60,14 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from ..report import compare_runs, write_comparison
+    from ..report import COMPARISON, compare_runs, write_comparison
 
     if len(args.runs) != 2:
         given = f"{len(args.runs)} {'is' if len(args.runs) == 1 else 'are'} given"
         raise InputError(f"compare takes two runs, and {given}; compare more of them in pairs")
     first, second = args.runs
     compared = compare_runs(first, second, score_threshold=args.score_thresh, images=args.images)
-    make_folder(Path(args.out))
+    make_folder(Path(args.out), COMPARISON)
     path = write_comparison(compared, args.out)
     print(*map(visible, _lines(compared)), sep="\n")
     print(path)

@@ -5,7 +5,7 @@ score_charts, examples) and the course of the training (training_curves, charts)
 differs (run_pair), their scores on the same sets (set_pair) → compare.html (compare_page).
 """
 
-from .compare_page import compare_runs, write_comparison
+from .compare_page import COMPARISON, compare_runs, write_comparison
 from .page import write_report
 
-__all__ = ["compare_runs", "write_comparison", "write_report"]
+__all__ = ["COMPARISON", "compare_runs", "write_comparison", "write_report"]

@@ -34,15 +34,18 @@ def write_report(output_dir: str | os.PathLike[str], *, score_threshold: float |
         images: how many of the worst and how many of the best images of each test set are shown.
 
     Raises:
-        InputError: no run in the folder, a folder that cannot be written, a threshold or number out of range.
+        InputError: no run in the folder, a folder that cannot be written, one in place of the page, a threshold or
+            number out of range.
     """
     folder = Path(output_dir)
+    path = folder / REPORT
     Findings(option_problems(score_threshold, images)).raise_if_errors()
     run = read_run(folder)
     if not os.access(folder, os.W_OK):
         raise InputError(f"OUTPUT_DIR {folder} cannot be written; copy the run to where it can")
+    if path.is_dir():
+        raise InputError(f"OUTPUT_DIR {folder}: {REPORT} is to be a file, and is a folder there; move it away")
     page = render(run, score_threshold=score_threshold, images=images)
-    path = folder / REPORT
     write_text_whole(path, page.encode("utf-8", "replace").decode("utf-8"))  # names may hold half characters
     return path
 

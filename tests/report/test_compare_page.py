@@ -78,6 +78,12 @@ def test_the_command_prints_and_writes(tmp_path, runs, capsys):
     assert (tmp_path / "out" / "compare.html").read_text().count("<img") == 6  # three where A is better, and where B is
 
 
+def test_a_folder_in_place_of_the_page_is_named(tmp_path, runs, capsys):
+    (tmp_path / "out" / "compare.html").mkdir(parents=True)
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 2
+    assert "compare.html is to be a file, and is a folder there" in capsys.readouterr().err
+
+
 def test_drawings_have_a_limit(tmp_path, runs, monkeypatch):
     monkeypatch.setattr(compare_page, "IMAGE_BYTES", 1000)
     page, text = page_of(runs, tmp_path)

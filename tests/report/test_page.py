@@ -335,7 +335,14 @@ def test_a_fault_leaves_the_page_that_was_there(tmp_path, make_run, monkeypatch)
     assert main(["report", str(folder)]) == 1
     monkeypatch.undo()
     assert (folder / "report.html").read_text() == before
-    assert [path.name for path in folder.glob(".report*")] == []
+    assert [path.name for path in folder.glob(".*.part*")] == []
+
+
+def test_a_folder_in_place_of_the_page_is_named(tmp_path, make_run, capsys):
+    folder = make_run(tmp_path / "run")
+    (folder / "report.html").mkdir()
+    assert main(["report", str(folder)]) == 2
+    assert f"OUTPUT_DIR {folder}: report.html is to be a file, and is a folder there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
