@@ -1,8 +1,8 @@
 """The RetinaNet of *Focal Loss for Dense Object Detection* as a Detectron2 plug-in.
 
 ``import focal_det.plugin`` registers its parts with Detectron2; ``focal_det.losses``, ``focal_det.heirs`` and the
-mathematics in ``focal_det.modeling`` need PyTorch alone. ``focal_det.train``, ``Run`` and ``Predictor`` are loaded,
-with Detectron2, when they are first used.
+mathematics in ``focal_det.modeling`` need PyTorch and torchvision alone. ``focal_det.train``, ``Run`` and ``Predictor``
+are loaded, with Detectron2, when they are first used.
 """
 
 from typing import TYPE_CHECKING, Any

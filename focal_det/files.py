@@ -39,7 +39,7 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     It keeps the suffix, by which writers of images know the format, and has the permissions of any new file. Missing
     folders are made. If `durable`, the file survives a crash of the machine, too, when this returns; until then the one
-    before does. An error for want of room names `path`.
+    before does. Its errors name `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, since machines and containers that share a file system may have equal process ids; and short.
@@ -58,8 +58,10 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):  # a disk that cannot be written may fail a second time
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
-            error.filename = str(path)
+        if isinstance(error, OSError):
+            is_writes = error.filename is None and error.errno in _NO_ROOM
+            if is_writes or (error.filename is not None and str(error.filename) == str(partial)):
+                error.filename = str(path)
         raise
 
 

@@ -31,7 +31,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.txt", "before")]
 
 
-def test_want_of_room_names_the_file(tmp_path):
+def test_a_full_disks_error_names_the_file(tmp_path):
     """The system's own error of a write does not."""
     with (
         pytest.raises(OSError, match="No space left") as raised,

@@ -52,11 +52,12 @@ def test_mathematics_and_inference_are_imported(python):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("missing", ["torch", "torchvision"])
 @pytest.mark.parametrize("module", ["losses", "heirs.varifocal"])
-def test_without_pytorch_too_the_losses_say_what_to_install(python, module):
-    done = python("-c", f"import sys; sys.modules['torch'] = None; import focal_det.{module}")
+def test_without_pytorch_too_the_losses_say_what_to_install(python, module, missing):
+    done = python("-c", f"import sys; sys.modules['{missing}'] = None; import focal_det.{module}")
     assert done.returncode == 1
-    assert "focal_det.losses needs PyTorch, which cannot be imported here" in done.stderr
+    assert "focal_det.losses needs PyTorch and torchvision, which cannot be imported here" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,12 @@ def assign_checked(
     labels, matched = parts
     if labels.device.type == "cpu":
         is_assigned = (labels >= 0) & (labels < num_classes)
-        for what, part, low, high in (
-            ("labels", labels, -1, num_classes),
-            ("matched", matched[is_assigned], 0, gt_boxes.shape[1] - 1),
-        ):
-            if part.numel() and (part.min() < low or part.max() > high):
-                objects = f"{gt_boxes.shape[1]} objects an image and {num_classes} classes"
-                raise ValueError(f"{name} returned {what} outside [{low}, {high}], for {objects}")
+        if labels.numel() and (labels.min() < -1 or labels.max() > num_classes):
+            raise ValueError(f"{name} returned labels outside [-1, {num_classes}]")
+        for image, boxes in enumerate(gt_boxes):
+            own, count = matched[image, is_assigned[image]], _last_object(boxes)
+            if len(wrong := own[(own < 0) | (own >= count)]):
+                raise ValueError(f"{name} matched object {wrong[0]} of image {image} of the batch, which has {count}")
     return Assignment(labels, matched)
 
 

@@ -61,9 +61,9 @@ def check_iou_thresholds(thresholds: Sequence[float]) -> None:
 def _match(
     anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor, match_best_anchor: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return every anchor's highest IoU, the object it is with, and what it is the best anchor of, (N, R) each.
+    """Return of every anchor the highest IoU, the object that has it, and whether it is some box's best anchor.
 
-    The last is 2 if that is an object, 1 if only boxes of class -1, 0 if nothing.
+    (N, R) each; the last is 2 for an object's best anchor, 1 if only boxes of class -1 have it as their best, else 0.
     """
     best = BestObject.of_none(anchors, len(gt_boxes))
     best_for = torch.zeros_like(best.iou, dtype=torch.uint8)

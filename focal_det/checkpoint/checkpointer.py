@@ -18,7 +18,7 @@ from ..output_layout import BEST_CHECKPOINT, EMA, FINAL_CHECKPOINT, LAST_CHECKPO
 from .class_rows import ClassRows
 from .compatibility import weights_summary
 from .disk_space import checkpoint_bytes, not_written_message
-from .integrity import DamagedError, contents, damage
+from .integrity import DamagedError, contents, damage, save_plain
 from .run_record import RunRecord
 from .safe_load import SafeCheckpointer
 
@@ -114,8 +114,7 @@ class RunCheckpointer(SafeCheckpointer):
         """Write the content and the run's record."""
         run = {"run": self.record.plain()} if self.record else {}
         with written_whole(path, durable=True) as partial:
-            with partial.open("wb") as file:
-                torch.save({**content, **run}, file)
+            save_plain({**content, **run}, partial)
             reason = damage(partial)
             if reason:
                 raise OSError(errno.EIO, f"read back, {reason}")
@@ -133,12 +132,8 @@ class RunCheckpointer(SafeCheckpointer):
         """Turn an error of the disk into a TrainingError that says what to do about it."""
         try:
             yield
-        except (OSError, RuntimeError) as error:
-            # PyTorch's writer puts an error of its own before the disk's
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            raise self.not_written(path, cause) from error
+        except OSError as error:
+            raise self.not_written(path, error) from error
 
     def not_written(self, path: Path, error: OSError) -> TrainingError:
         """Return the error to raise about a file of the run that the disk did not take; it says how to continue."""

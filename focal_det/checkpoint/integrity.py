@@ -9,6 +9,7 @@ import math
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def load_plain(path: str | Path, *, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:  # which begins with how to run what is in it
         raise pickle.UnpicklingError(str(error.__context__ or error).split(". ")[0]) from None
+
+
+def save_plain(content: Mapping[str, Any], file: Path) -> None:
+    """`torch.save`, but of a disk that is full the system's OSError instead of a RuntimeError of PyTorch's writer."""
+    try:
+        with file.open("wb") as stream:
+            torch.save(content, stream)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def _opened(path: Path) -> zipfile.ZipFile:

@@ -16,7 +16,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..checkpoint.integrity import DamagedError, contents
+from ..checkpoint.integrity import DamagedError, contents, save_plain
 from ..config.load import load_config
 from ..config.unused_keys import without_unread_keys
 from ..config.validate import detector_problems
@@ -77,11 +77,10 @@ def write_divergence(
         "model": {name: value.detach().cpu() for name, value in unwrapped(model).state_dict().items()},
     }
     try:
-        with written_whole(path) as partial, partial.open("wb") as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer puts an error of its own before the disk's
-        cause = error if isinstance(error, OSError) else error.__context__
-        logger.error(f"{path} could not be written ({cause or error})")
+        with written_whole(path) as partial:
+            save_plain(content, partial)
+    except (OSError, RuntimeError) as error:
+        logger.error(f"{path} could not be written ({error})")
         return None
     return path
 

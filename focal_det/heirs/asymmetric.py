@@ -111,8 +111,10 @@ def _soft_terms(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss and its derivative by x of targets t; those of 0 and 1 with the very bits of `terms_by_sign`."""
     t = t.masked_fill((t < 0) | (t > 1), torch.nan)
-    return join_terms(
-        lambda one, other: one * t + other * (1 - t), positive(x, 1, needs_grad), negative(x, -1, needs_grad)
+    return join_terms(  # of 0 and 1 by choice, since the other sign's may be infinite
+        lambda one, other: torch.where(t == 1, one, torch.where(t == 0, other, one * t + other * (1 - t))),
+        positive(x, 1, needs_grad),
+        negative(x, -1, needs_grad),
     )
 
 

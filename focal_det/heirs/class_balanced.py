@@ -17,7 +17,7 @@ class, has weight 1, the mean of the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 import torch
@@ -49,7 +49,7 @@ def class_balanced_focal_loss(
 
     Raises:
         ValueError: a constant outside its range, or not one number for each class.
-        TypeError: float targets, which do not say what an anchor's class is.
+        TypeError: float targets, which do not say what an anchor's class is; class_boxes that are no sequence or array.
     """
     check_logits(logits, labels, reduction)
     if labels.is_floating_point():
@@ -87,7 +87,7 @@ def check_beta(beta: float) -> None:
 
 def check_counts(name: str, counts: Sequence[int]) -> None:
     """Raise ValueError unless each class has a count of one or more, TypeError unless they are a sequence."""
-    if not isinstance(counts, Sequence) or isinstance(counts, str):
+    if isinstance(counts, str | Mapping) or not hasattr(counts, "__getitem__"):  # arrays are no Sequence
         raise TypeError(f"{name}={counts!r} must be a sequence with a number for each class")
     for label, count in enumerate(counts):
         if not isinstance(count, Integral) or isinstance(count, bool) or not 1 <= count < 2**63:

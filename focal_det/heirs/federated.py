@@ -84,13 +84,13 @@ def sample_classes(labels: Tensor, class_images: Tensor, *, num_classes: int = 5
 
     Raises:
         ValueError: a number of images that is not above 0 (not looked at on a GPU); otherwise see `check_sampling`.
-        TypeError: labels or `class_images` of another type; otherwise see `check_sampling`.
+        TypeError: labels or `class_images` of another type or number of dimensions; otherwise see `check_sampling`.
     """
     check_sampling(num_classes, power)
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError("labels must be an int64 tensor (N, R)")
-    if not isinstance(class_images, Tensor) or not class_images.is_floating_point():
-        raise TypeError("class_images must be a floating point tensor (K,)")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 2:
+        raise TypeError(f"labels must be an int64 tensor (N, R), not {_given(labels)}")
+    if not isinstance(class_images, Tensor) or not class_images.is_floating_point() or class_images.dim() != 1:
+        raise TypeError(f"class_images must be a floating point tensor (K,), not {_given(class_images)}")
     if can_be_looked_at(class_images) and not (class_images > 0).all():
         wrong = int((~(class_images > 0)).nonzero()[0])
         raise ValueError(f"class_images[{wrong}]={class_images[wrong].item():g} must be above 0")
@@ -102,6 +102,10 @@ def sample_classes(labels: Tensor, class_images: Tensor, *, num_classes: int = 5
     times = -torch.log1p(-uniform) / class_images.double() ** power
     first = times.masked_fill(has, -1.0).topk(min(num_classes, num_all), dim=1, largest=False).indices
     return has | torch.zeros_like(has).scatter_(1, first, True)
+
+
+def _given(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def check_sampling(num_classes: int, power: float) -> None:

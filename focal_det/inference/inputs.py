@@ -18,7 +18,7 @@ from ..errors import Findings, counted, some
 from ..formats.image_files import SUFFIXES as IMAGE_SUFFIXES
 from ..formats.image_files import passed_over
 from .images import ImageError, read_image
-from .videos import NOT_A_VIDEO, open_video, stated
+from .videos import NOT_A_VIDEO, open_video, video_property
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 
@@ -159,7 +159,7 @@ def count_frames(inputs: Iterable[InputFile], every: int) -> int:
     """Count the images to come, as far as the videos state their length."""
 
     def length(video: Path) -> int:
-        return max(int(stated(video, cv2.CAP_PROP_FRAME_COUNT)), 0)
+        return max(int(video_property(video, cv2.CAP_PROP_FRAME_COUNT)), 0)
 
     return sum(-(-length(file.path) // every) if file.is_video else 1 for file in inputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from .result_files import (
     YoloWriter,
     written_or_named,
 )
-from .videos import is_utf8, stated, usable_rate
+from .videos import is_utf8, usable_rate, video_property
 
 KINDS = ("coco", "csv", "yolo", "crops", "drawings")
 _WRITABLE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")  # others become PNG
@@ -113,6 +114,7 @@ class Drawings:
         self.files, self.every, self.rate = files, every, rate
         self._file: InputFile | None = None
         self._video: cv2.VideoWriter | None = None
+        self._partial, self._frames = Path(), 0  # of it
         self._open = ExitStack()
         self._failed: InputFile | None = None  # a video that cannot be written, which is said once
 
@@ -136,22 +138,27 @@ class Drawings:
             self._failed = None
         if self._video is not None:
             self._video.write(np.ascontiguousarray(drawing[:height, :width]))
+            self._frames += 1
 
     def _start_video(self, file: InputFile, path: Path, size: tuple[int, int]) -> None:
         if not is_utf8(path):
             raise OSError("OpenCV writes only videos whose names are UTF-8; rename the file or --out")
-        rate = max((self.rate or usable_rate(stated(file.path, cv2.CAP_PROP_FPS))) / self.every, 1.0)
+        rate = max((self.rate or usable_rate(video_property(file.path, cv2.CAP_PROP_FPS))) / self.every, 1.0)
         with ExitStack() as opening:
             partial = opening.enter_context(written_whole(path))
             video = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             if not video.isOpened():
                 raise OSError("OpenCV cannot write it as a video")
             self._file, self._video, self._open = file, video, opening.pop_all()
+            self._partial, self._frames = partial, 0
 
     def close(self) -> list[str]:
-        """Finish the last video."""
-        if self._video is not None:
-            self._video.release()
-            self._open.close()
-        self._file = self._video = None
+        """Finish the last video; raise an OSError, and leave none, if it is not whole, of which OpenCV says nothing."""
+        if self._file is not None and self._video is not None:
+            path, video = self.files[self._file], self._video
+            self._file = self._video = None
+            with self._open:
+                video.release()
+                if video_property(self._partial, cv2.CAP_PROP_FRAME_COUNT) < self._frames:
+                    raise OSError(errno.EIO, "OpenCV could not write all of it; is the disk full?", str(path))
         return []

@@ -128,10 +128,13 @@ class CsvWriter:
             self._rows = csv.writer(file, lineterminator="\n")
             self._rows.writerow(_CSV_COLUMNS)
         of_image = (frame.name, image.shape[1], image.shape[0])
-        for box, score, label, name in found:
-            self._rows.writerow([*of_image, *(f"{x:.9g}" for x in (*box, score)), label, name])  # float32's own digits
-        if not found:
-            self._rows.writerow([*of_image, *[""] * 7])
+        # float32's own digits
+        rows = [[*(f"{x:.9g}" for x in (*box, score)), label, name] for box, score, label, name in found]
+        try:
+            self._rows.writerows([*of_image, *row] for row in rows or [[""] * 7])
+        except OSError:
+            with self._open:  # which removes it, since it is cut
+                raise
 
     def close(self) -> list[str]:
         """Finish the file."""

@@ -144,23 +144,25 @@ class Stream:
         return [dropped] * bool(self.dropped) + [broken] * (self.losses > _LOSSES_SAID)
 
     def _read(self, every: int, say: Callable[[str], object]) -> None:
-        """Read until closed or lost; the thread's own."""
+        """Read until closed or lost, which it is by any error, too; the thread's own."""
         number = 0
-        while not self._closed.is_set():
-            if self._video is None or not self._video.grab():
-                self._video = None if self._closed.is_set() else self._reconnected(number, say)
-                if self._video is None:
-                    break
-            if number % every == 0:
-                is_sound, image = self._video.retrieve()
-                if is_sound:
-                    self._put(number, image)
-            number += 1
-        with self._changed:
-            self.is_lost = not self._closed.is_set()
-            self._changed.notify_all()
-        if self._video is not None:
-            self._video.release()
+        try:
+            while not self._closed.is_set():
+                if self._video is None or not self._video.grab():
+                    self._video = None if self._closed.is_set() else self._reconnected(number, say)
+                    if self._video is None:
+                        break
+                if number % every == 0:
+                    is_sound, image = self._video.retrieve()
+                    if is_sound:
+                        self._put(number, image)
+                number += 1
+        finally:
+            with self._changed:
+                self.is_lost = not self._closed.is_set()
+                self._changed.notify_all()
+            if self._video is not None:
+                self._video.release()
 
     def _put(self, number: int, image: np.ndarray) -> None:
         with self._changed:

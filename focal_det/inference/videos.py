@@ -37,7 +37,7 @@ def open_video(path: Path) -> cv2.VideoCapture:
         ImageError: it is missing, or OpenCV cannot read it.
     """
     if not path.is_file():
-        raise ImageError(path, "no such file")
+        raise ImageError(path, "not a file" if path.exists() else "no such file")
     if not is_utf8(path):
         raise ImageError(path, "OpenCV reads only videos whose names are UTF-8")
     with _may_read(_FILES_ALONE):
@@ -65,10 +65,10 @@ def open_stream(source: str) -> cv2.VideoCapture | None:
     return video if video.isOpened() else None
 
 
-def stated(path: Path, name: int) -> float:
-    """Return what a file says of itself, by the name of one of OpenCV's properties; 0 if it cannot be read."""
+def video_property(path: Path, which: int) -> float:
+    """Return what a file says of itself, one of OpenCV's CAP_PROP_...; 0 if it cannot be read."""
     try:
-        value: float = open_video(path).get(name)
+        value: float = open_video(path).get(which)
     except ImageError:  # which is said where its frames are read
         return 0.0
     return value
@@ -99,4 +99,4 @@ def _may_read(options: str) -> Iterator[None]:
             yield
         finally:
             if not is_users:
-                del os.environ[_VARIABLE]
+                os.environ.pop(_VARIABLE, None)

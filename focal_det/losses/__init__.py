@@ -1,11 +1,12 @@
-"""The losses as functions on tensors: torch alone, no configuration, no registry."""
+"""The losses as functions on tensors: torch and torchvision alone, no configuration, no registry."""
 
 try:
-    import torch  # noqa: F401 - first, to say what to do where it is missing
+    import torchvision.ops  # noqa: F401 - first, to say what to do where it or torch is missing
 except ImportError as error:
     raise ImportError(
-        f"focal_det.losses needs PyTorch, which cannot be imported here ({error}): install it with `pip install "
-        "torch`, or with all that training needs, except Detectron2, with `pip install 'focal_det[train]'`"
+        f"focal_det.losses needs PyTorch and torchvision, which cannot be imported here ({error}): install them with "
+        "`pip install torch torchvision`, or with all that training needs, except Detectron2, with `pip install "
+        "'focal_det[train]'`"
     ) from error
 
 from .box import smooth_l1_loss

@@ -37,8 +37,8 @@ def box_iou_loss(pred: Tensor, target: Tensor, name: str) -> Tensor:
     """Return 1 - GIoU (Rezatofighi et al. 2019), 1 - DIoU or 1 - CIoU (Zheng et al. 2020) of each pair of boxes, (...).
 
     Args:
-        pred, target: (..., 4) XYXY, in pixels. Sides of `pred` that are 0 in float32, where a ratio of sides has no
-            finite gradient, are widened.
+        pred, target: (..., 4) XYXY, in pixels. Sides of `pred` below .001 px and a millionth of their place, inverted
+            ones too, are widened to that: a ratio of sides has no finite gradient at 0.
         name: one of `IOU_LOSSES`.
 
     Raises:

@@ -58,7 +58,8 @@ def elementwise_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduct
             Those named `..._reference` have it.
     """
     check_inputs(logits, labels, formula, reduction)
-    if formula.plain is not None and is_transformed(logits, labels):
+    alphas = [weight for weight in formula.weights if isinstance(weight, Tensor)]
+    if formula.plain is not None and is_transformed(logits, labels, *alphas):
         return plain_loss(logits, labels, formula, reduction=reduction)
     if labels.is_floating_point() and wants_grad([labels]):
         raise TypeError("float targets get no gradient: give targets.detach(), or take the loss's own ..._reference")
@@ -75,7 +76,7 @@ def elementwise_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduct
 def plain_loss(logits: Tensor, labels: Tensor, formula: Formula, *, reduction: str) -> Tensor:
     """`elementwise_loss` by one-hot targets, masks and autograd: slow, clear, differentiable, and the tests' oracle.
 
-    Logits beyond ±1e37, infinite ones too, count as that, so that neither loss nor gradient is NaN.
+    Logits beyond ±1e37, infinite ones too, count as that and have no gradient, so that nothing is NaN.
     """
     check_inputs(logits, labels, formula, reduction)
     assert formula.plain is not None

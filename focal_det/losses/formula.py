@@ -64,8 +64,8 @@ def check_number(name: str, value: float | Tensor, needed: str = "a number") -> 
 def alpha_weights(alpha: float | Tensor | None) -> Weights:
     """Return alpha_t of a positive and of a negative: alpha and 1 - alpha, or 1 and 1 without alpha.
 
-    With alpha = 0 positives have neither loss nor gradient, with alpha = 1 negatives. A tensor (K,) has an alpha for
-    each class, of the K binary problems of an anchor.
+    With alpha = 0 positives have neither loss nor gradient, with alpha = 1 negatives, at finite logits. A tensor (K,)
+    has an alpha for each class, of the K binary problems of an anchor.
 
     Raises:
         ValueError: an alpha that makes a weight negative, a tensor that is not (K,).

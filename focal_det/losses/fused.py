@@ -92,14 +92,16 @@ class _BatchLoss(torch.autograd.Function):
         empty = empty_in_huge_pages if on_cpu else functools.partial(torch.empty, device=labels.device)
         grads = [empty(level.shape, dtype=kept_as) for level in levels] if needs_grad else []
 
+        is_by_class = weights is not None and weights.shape[-1] > 1
+
         def summed_loss(block: _Block) -> Tensor:
             losses, grad = losses_and_grad(block.logits.to(dtype), block.labels, formula, needs_grad, block.quality)
-            if is_by_class:
+            if weights is not None:
                 # what does not count has neither loss nor gradient, even where its logit is inf or NaN
                 left_out = block.scale == 0
                 for values in (losses,) if grad is None else (losses, grad):
                     values.masked_fill_(left_out, 0)
-            else:
+            if not is_by_class:
                 losses = losses.sum(dim=1, keepdim=True)
             if grad is not None:
                 torch.mul(grad, block.scale, out=block.grad)
@@ -108,7 +110,6 @@ class _BatchLoss(torch.autograd.Function):
         scales = divisors.to(dtype).reciprocal()
         if weights is not None:
             scales = (scales.view(-1, 1, 1) * weights).to(dtype).expand(*labels.shape[:2], -1)
-        is_by_class = scales.dim() == 3 and scales.shape[-1] > 1
         total = torch.zeros((), dtype=dtype, device=labels.device)
         if on_cpu:
             sums = map_in_threads(summed_loss, _cached_blocks(levels, labels, quality, scales, grads))

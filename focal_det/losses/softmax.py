@@ -30,7 +30,8 @@ def softmax_focal_loss(
     By autograd alone, so with derivatives of any order, and inside of torch.compile and torch.func too.
 
     Args:
-        logits: (..., K) float64, float32, bfloat16 or float16, K >= 2; computed in float32 or better.
+        logits: (..., K) float64, float32, bfloat16 or float16, K >= 2; computed in float32 or better. -inf masks a
+            class, whose p is 0: where it is the label's own, or all are masked, the loss is infinite. +inf gives NaN.
         labels: (...) int64, 0..K-1, or -1 for what is ignored. A background is a class like the others: after 80
             object classes it is class 80 of 81 logits.
         alpha: (K,) weight of each class, >= 0, on the logits' device; None for no weights. Not a number: here no
@@ -66,13 +67,15 @@ def softmax_focal_loss(
     x = logits.to(computed_in(logits)).masked_fill(is_ignored.unsqueeze(-1), 0)  # whatever they are, inf and NaN too
     own = labels.clamp(min=0).unsqueeze(-1)  # (..., 1)
     others = x.scatter(-1, own, -math.inf)
-    is_alone = others.amax(-1, keepdim=True) == -math.inf  # the other classes are masked: p_y is 1
-    z = x.gather(-1, own) - others.masked_fill(is_alone, 0).logsumexp(-1, keepdim=True)
-    z = z.masked_fill(is_alone, torch.finfo(z.dtype).max).squeeze(-1)  # (...)
+    x_own = x.gather(-1, own)
+    is_alone = others.amax(-1, keepdim=True) == -math.inf  # the other classes are masked
+    z = x_own - others.masked_fill(is_alone, 0).logsumexp(-1, keepdim=True)
+    z = z.masked_fill(is_alone & (x_own > -math.inf), torch.finfo(z.dtype).max).squeeze(-1)  # (...), p_y is 1
     is_masked = z == -math.inf  # of a class that is masked itself the loss is infinite, and its slope that for p_y = 0
     losses = torch.where(is_masked, -z, _binary(z.masked_fill(is_masked, 0), gamma))
     if alpha is not None:
-        losses = losses * alpha.to(losses.dtype)[labels.clamp(min=0)]
+        weights = alpha.to(losses.dtype)[labels.clamp(min=0)]
+        losses = (losses * weights).masked_fill(weights == 0, 0)  # else inf * 0
     return reduced(losses.masked_fill(is_ignored, 0), reduction)
 
 

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon
 from torch import nn
 
+from ..config.load import UNSET_NUM_CLASSES
+from ..config.validate import detector_problems
 from ..data.catalog import known_classes
-from ..errors import InputError
+from ..errors import Findings, InputError
 from .cost import image_size
 from .figures import EDGE, draw_arrow, draw_label, times
 
@@ -76,9 +78,10 @@ def read_architecture(cfg: CfgNode) -> Architecture:
     """Build a configuration's model and run it on a 4:3 image, as shapes alone: neither takes memory or weights.
 
     Raises:
-        InputError: a configuration that makes no model, or one without a feature pyramid or whose head has other parts
-            than `RetinaNetHead`; classes that nothing says the number of; images without a size.
+        InputError: a configuration that makes no model; one without a feature pyramid, with a head of other parts than
+            `RetinaNetHead`, with classes that nothing says the number of, or with images without a size.
     """
+    Findings(detector_problems(cfg)).raise_if_errors()
     if cfg.INPUT.MIN_SIZE_TEST < 1:
         raise InputError(f"INPUT.MIN_SIZE_TEST is {cfg.INPUT.MIN_SIZE_TEST}, with which images keep theirs; set a size")
     model = _shapes_only(cfg)
@@ -120,7 +123,7 @@ def _shapes_only(cfg: CfgNode) -> Any:
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "meta", ""
     for key in ("FOLD_NORMS", "BFLOAT16_INFERENCE", "COMPILE", "CUDA_GRAPHS"):
         cfg.MODEL.FOCAL_DET.SPEED[key] = False
-    if cfg.MODEL.RETINANET.NUM_CLASSES < 1:
+    if cfg.MODEL.RETINANET.NUM_CLASSES == UNSET_NUM_CLASSES:
         sets = cfg.DATASETS.TEST
         known = known_classes(sets[0]) if sets else None
         if known is None:
@@ -130,7 +133,7 @@ def _shapes_only(cfg: CfgNode) -> Any:
         with torch.device("meta"):
             return build_model(cfg).eval()
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"the configuration does not make a model: {error}") from error
+        raise InputError(f"the configuration does not make a model: {type(error).__name__}: {error}") from error
 
 
 def _extra_levels(top_block: Any) -> tuple[str, str]:
@@ -170,10 +173,9 @@ def draw_architecture(architecture: Architecture) -> Figure:
     classes, boxes = architecture.class_subnet, architecture.box_subnet
     of_classes = f"{architecture.num_classes} classes"
     is_by_class = boxes[-1].output.channels > 4 * architecture.num_anchors
+    scores = times(f"{of_classes} ", f" {anchors}")
     offsets = times("4 offsets ", *[f" {of_classes} "] * is_by_class, f" {anchors}")
-    _draw_subnet(
-        axes, _CLASS_Y, channels, classes, _CLASSES, "(c) class subnet", times(f"{of_classes} ", f" {anchors}")
-    )
+    _draw_subnet(axes, _CLASS_Y, channels, classes, _CLASSES, "(c) class subnet", scores)
     _draw_subnet(axes, _BOX_Y, channels, boxes, _BOXES, "(d) box subnet", offsets)
     finest, coarsest = architecture.levels[0], architecture.levels[-1]
     sizes = [f"{times(level.width, level.height)} at {level.name.upper()}" for level in (finest, coarsest)]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..files import write_text_whole, written_whole
 
-EDGE = "0.25"  # of what is drawn
+EDGE = "0.25"  # grey level of outlines and arrows
 
 
 def new_axes(x_label: str, y_label: str, *, size: tuple[float, float] = (6, 4)) -> tuple[Figure, Axes]:

@@ -7,7 +7,6 @@ it favours none of them. The pyramid is part of it, which the paper's rows begin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +19,12 @@ from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 from tqdm import trange
 
+from ..checkpoint.integrity import DamagedError, contents, save_plain
 from ..config.layers import plain_values
 from ..data.shapes import CLASSES, draw_image
 from ..environment import has_bfloat16
 from ..errors import Findings, TrainingError, some
-from ..files import write_text_whole, written_whole
+from ..files import written_whole
 from .runs import changes
 
 BACKBONE_STEPS = 1000
@@ -36,6 +36,7 @@ _WARMUP = 30  # steps
 _SEED = 0
 _TESTED = 128  # images
 _LOGGED = 100  # steps
+_TRAINED_WITH = "trained_with"  # beside the weights
 
 
 class _Batch(NamedTuple):
@@ -51,7 +52,7 @@ def train_backbone(cfg: CfgNode, file: Path, *, steps: int = BACKBONE_STEPS) -> 
 
     Args:
         cfg: of a row; what `backbone_keys` has of it is read.
-        file: gets the weights, whole or not at all, and `record_of` it before them the keys.
+        file: gets the weights and what they follow from, whole or not at all.
         steps: of 16 images each.
 
     Returns:
@@ -59,7 +60,7 @@ def train_backbone(cfg: CfgNode, file: Path, *, steps: int = BACKBONE_STEPS) -> 
 
     Raises:
         TrainingError: the loss became non-finite.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; names it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_SEED)
@@ -68,9 +69,8 @@ def train_backbone(cfg: CfgNode, file: Path, *, steps: int = BACKBONE_STEPS) -> 
     share = _accuracy(classifier)
     state = classifier.backbone.state_dict()
     weights = {f"backbone.{name}": value for name, value in state.items() if not name.startswith("top_block.")}
-    write_text_whole(record_of(file), json.dumps(backbone_keys(cfg), indent=1) + "\n")
     with written_whole(file) as partial:
-        torch.save({"model": weights}, partial)
+        save_plain({"model": weights, _TRAINED_WITH: trained_with(cfg, steps)}, partial)
     return share
 
 
@@ -81,19 +81,22 @@ def backbone_keys(cfg: CfgNode) -> dict[str, Any]:
     return {key: value for key, value in plain_values(cfg).items() if key.startswith(read) and key not in chosen_here}
 
 
-def record_of(file: Path) -> Path:
-    """Return where the keys of a backbone are kept."""
-    return file.with_suffix(".json")
+def trained_with(cfg: CfgNode, steps: int) -> dict[str, Any]:
+    """Return all that a backbone follows from: keys of the configuration, and the constants of its training."""
+    constants = {"steps": steps, "images of a step": _BATCH, "side": _SIDE, "rate": _RATE, "seed": _SEED}
+    return {**backbone_keys(cfg), **constants}
 
 
 def check_backbone(file: Path, cfg: CfgNode) -> Findings:
     """Find that a backbone that is there was not trained for this configuration by `train_backbone`."""
     advice = "move it away, name another --out, or start from it by MODEL.WEIGHTS"
     try:
-        changed = changes(json.loads(record_of(file).read_text(encoding="utf-8")), backbone_keys(cfg))
-    except (AttributeError, OSError, ValueError):
-        return Findings([f"{file}: {record_of(file).name}, what it was trained with, cannot be read; {advice}"])
-    if changed:
+        before = contents(file).get(_TRAINED_WITH)
+    except DamagedError as error:
+        return Findings([f"{file}: {error}; {advice}"])
+    if not isinstance(before, dict):
+        return Findings([f"{file} does not say what it was trained with; {advice}"])
+    if changed := changes(before, trained_with(cfg, BACKBONE_STEPS)):
         return Findings([f"{file} was trained with another configuration ({some('', changed)}); {advice}"])
     return Findings()
 

@@ -48,7 +48,7 @@ def check_out(plans: Sequence[SweepPlan]) -> Findings:
     out, runs = plans[0].options.out, trainings(plans)
     folders = (out, *(run.folder for run in runs), *(file.parent for file in _backbones(plans)))
     blocked = [path for path in folders if not is_writable(path)]
-    blocked += [path for path in _files(plans) if path.is_dir()]
+    blocked += [path for path in (*_files(plans), *_backbones(plans)) if path.is_dir()]
     return Findings([f"--out {out}: {path} cannot be written there; name another" for path in blocked[:1]])
 
 
@@ -98,6 +98,7 @@ def run_plans(plans: Sequence[SweepPlan], command: str) -> tuple[list[Path], boo
 
     Raises:
         TrainingError: the training of a backbone diverged, so no row can start.
+        InputError: another process has meanwhile trained a backbone of another configuration there.
         OSError: a file or a record cannot be written.
     """
 
@@ -106,6 +107,7 @@ def run_plans(plans: Sequence[SweepPlan], command: str) -> tuple[list[Path], boo
 
     for file, cfg in _backbones(plans).items():
         _train_once(cfg, file)
+        check_backbone(file, cfg).raise_if_errors()
     stopped = run_all(trainings(plans), num_gpus=plans[0].options.num_gpus, after_each=write)
     return write_files(plans, command), stopped
 
@@ -164,4 +166,6 @@ def _files(plans: Sequence[SweepPlan]) -> list[Path]:
 
 
 def _backbones(plans: Sequence[SweepPlan]) -> dict[Path, CfgNode]:
-    return {file: cfg for plan in plans for file, cfg in plan.backbones.items()}
+    """Return the backbones that the trainings that are not finished start from, with a configuration each."""
+    words = {word for run in trainings(plans) if not run.is_finished for word in run.arguments}
+    return {file: cfg for plan in plans for file, cfg in plan.backbones.items() if str(file) in words}

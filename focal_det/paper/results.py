@@ -58,7 +58,7 @@ def read_record(folder: Path) -> Record | None:
         for number in (record.seconds, record.ms_per_image):
             if not (isinstance(number, (int, float)) and math.isfinite(number)):
                 raise ValueError(f"a time is {number!r}")
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); move the folder away to train it anew") from error
     return record
 
@@ -69,10 +69,7 @@ def write_record(folder: Path, record: Record) -> None:
     Raises:
         OSError: it cannot be written; names the file.
     """
-    try:
-        write_text_whole(folder / _RECORD, json.dumps(asdict(record), indent=1) + "\n")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder / _RECORD)) from error  # a write names no file
+    write_text_whole(folder / _RECORD, json.dumps(asdict(record), indent=1) + "\n")
 
 
 def has_trained(folder: Path) -> bool:

@@ -1,12 +1,12 @@
 """The command focal-det: its figures, its exit codes, its messages."""
 
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from full_disk import room_for
 
 from focal_det import __version__
 from focal_det.cli import train
@@ -50,12 +50,8 @@ def test_a_folder_where_a_figure_goes_is_named_before_any_is_written(tmp_path, c
 
 
 def test_a_figure_that_cannot_be_written_is_a_fault_and_named(tmp_path, capsys):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # as on a full disk
-    try:
+    with room_for(2000):
         assert main(["plot", "losses", "--out", str(tmp_path)]) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert re.fullmatch(rf"error: .*: '{tmp_path}/figure\w+\.png'\n", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,11 +1,11 @@
 """A step that is not finite: where it is noticed, and what is kept of it."""
 
-import resource
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from full_disk import room_for
 from torch import nn
 
 from focal_det.divergence.check import NonFiniteCheck
@@ -29,12 +29,8 @@ def test_the_file_holds_the_step_and_no_earlier_one_is_replaced(kept, tmp_path):
 
 
 def test_a_full_disk_is_logged_and_leaves_nothing(kept, tmp_path, caplog):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
+    with room_for(100_000):
         assert kept() is None
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "iteration_0000057_rank0.pth could not be written ([Errno 27] File too large" in caplog.text
     assert list((tmp_path / "diverged").iterdir()) == []
 

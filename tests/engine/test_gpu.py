@@ -79,15 +79,15 @@ def test_the_host_does_not_wait_in_a_training_step(tiny_cfg, batch_of, loss, aut
         torch.cuda.set_sync_debug_mode("default")
 
 
+@NEEDS_GPU
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("counts", [(3, 5), (0, 4), (0, 0)])
-def test_losses_and_gradients_are_those_of_the_processor(monkeypatch, tiny_cfg, batch_of, counts, device, loss):
+def test_losses_and_gradients_are_those_of_the_processor(monkeypatch, tiny_cfg, batch_of, counts, loss):
     # TF32, in which PyTorch convolves by default, has a mantissa of 10 bits: too few to see a small mistake by.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     cfg = tiny_cfg(*FROZEN, *LOSSES[loss])
     batch = batch_of(counts)
-    models, outcomes = [model_on(one, cfg) for one in ("cpu", device)], []
+    models, outcomes = [model_on(one, cfg) for one in ("cpu", "cuda")], []
     for model in models:
         torch.manual_seed(1)  # of the classes that the federated loss draws
         outcomes.append(model(copy.deepcopy(batch)))

@@ -130,3 +130,9 @@ def test_constants_out_of_range_are_named(options, message):
         asymmetric_loss(torch.zeros(2, 3), torch.tensor([0, 3]), **options)
     with pytest.raises(TypeError, match="gamma_neg='4' must be a number"):
         asymmetric_loss(torch.zeros(2, 3), torch.tensor([0, 3]), gamma_neg="4")
+
+
+def test_hard_targets_are_their_indices_at_infinite_logits_too():
+    x = torch.tensor([[-torch.inf, torch.inf]])
+    found = asymmetric_loss(x, torch.tensor([[0.0, 1.0]]), reduction="none")
+    assert torch.equal(found, asymmetric_loss(x, torch.tensor([1]), reduction="none"))

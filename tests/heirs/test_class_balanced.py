@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,7 @@ def test_equal_counts_are_the_focal_loss_without_alpha():
         ({"labels": torch.zeros(2, 3)}, TypeError, "the weight is that of the anchor's class"),
         ({"labels": [0, 3]}, TypeError, "labels must be a tensor, not list"),
         ({"class_boxes": 5}, TypeError, "class_boxes=5 must be a sequence"),
+        ({"class_boxes": {"a": 4, "b": 2, "c": 1}}, TypeError, "must be a sequence"),
         ({"reduction": "avg"}, ValueError, "reduction='avg' is not one of"),
     ],
 )
@@ -85,6 +87,12 @@ def test_bad_input_is_named(options, error, message):
     given = {"labels": torch.tensor([0, 3]), "class_boxes": COUNTS} | options
     with pytest.raises(error, match=message):
         class_balanced_focal_loss(torch.zeros(2, 3), **given)
+
+
+def test_the_counts_may_be_an_array():
+    given = torch.zeros(2, 3), torch.tensor([0, 3])
+    expected = class_balanced_focal_loss(*given, class_boxes=COUNTS)
+    assert class_balanced_focal_loss(*given, class_boxes=np.array(COUNTS)) == expected
 
 
 def test_a_label_that_is_no_class_counts_as_background_where_it_cannot_be_looked_at():

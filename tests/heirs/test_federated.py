@@ -111,8 +111,10 @@ def _among(labels, counted):
         ({"num_classes": 2.0}, TypeError, "num_classes=2.0 must be an integer, not float"),
         ({"power": -1.0}, ValueError, r"power=-1.0 is outside \[0, 10\]"),
         ({"power": "x"}, TypeError, "power='x' must be a number"),
-        ({"class_images": [5, 2]}, TypeError, "class_images must be a floating point tensor"),
+        ({"class_images": [5, 2]}, TypeError, r"class_images must be a floating point tensor \(K,\), not list"),
+        ({"class_images": IMAGES[None]}, TypeError, r"not torch.float32 \(1, 5\)"),
         ({"labels": LABELS.tolist()}, TypeError, "labels must be an int64 tensor"),
+        ({"labels": LABELS[0]}, TypeError, r"labels must be an int64 tensor \(N, R\), not torch.int64 \(4,\)"),
         ({"class_images": IMAGES - 4}, ValueError, r"class_images\[3\]=0 must be above 0"),
     ],
 )

@@ -5,10 +5,12 @@ import threading
 
 import cv2
 import numpy as np
+import pytest
+from full_disk import room_for
 
 from focal_det.inference import drawing
 from focal_det.inference.detections import Detections
-from focal_det.inference.inputs import InputFile, read_frames
+from focal_det.inference.inputs import Frame, InputFile, read_frames
 from focal_det.inference.outputs import Drawings, make_writers
 from focal_det.inference.predicting import StopSignals, predict_all
 
@@ -62,3 +64,23 @@ def test_after_a_stop_no_batch_is_begun_and_what_was_detected_is_written(tmp_pat
     assert images in (1, 2)  # the second may have begun before
     assert len(list(tmp_path.glob("drawn_*"))) == images == detector.calls._value
     assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == images
+
+
+def test_a_video_that_the_disk_has_no_room_for_is_named_and_the_one_before_stays(tmp_path):
+    """OpenCV's writer says nothing of it."""
+    file = InputFile(tmp_path / "v.mp4", "v.mp4")
+    drawings = Drawings({file: tmp_path / "drawn.mp4"}, every=1)
+    (tmp_path / "drawn.mp4").write_text("before")
+    rng = np.random.default_rng(0)
+
+    def write():
+        for number in range(20):
+            pixels = rng.integers(0, 256, (64, 96, 3), np.uint8)
+            drawings.add(Frame(file, f"v.mp4#{number}", pixels, number), pixels, NOTHING)
+        drawings.close()
+
+    with room_for(20_000), pytest.raises(OSError, match="OpenCV could not write all of it; is the disk full") as raised:
+        write()
+    assert raised.value.filename == str(tmp_path / "drawn.mp4")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("drawn.mp4", "before")]
+    assert drawings.close() == []

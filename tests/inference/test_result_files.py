@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from full_disk import room_for
 
 from focal_det.formats.coco import read_coco
 from focal_det.formats.exporters.csv_table import read_csv
@@ -76,6 +77,18 @@ def test_csv_is_read_back_to_the_last_digit(tmp_path):
     assert [np.float32(row["score"]) for row in rows[:3]] == FOUND.scores.tolist()
     assert {(row["width"], row["height"]) for row in rows} == {("96", "64")}
     assert [row["class_id"] for row in rows] == ["1", "0", "2", ""]
+
+
+def test_a_table_that_the_disk_has_no_room_for_is_named_and_not_left_cut(tmp_path):
+    writer = CsvWriter(tmp_path)
+    (tmp_path / "detections.csv").write_text("before")
+    (frame,) = frames(tmp_path, "a.png")
+    with room_for(20_000), pytest.raises(OSError, match="File too large") as raised:
+        write(writer, [frame] * 1000)
+    assert raised.value.filename == str(tmp_path / "detections.csv")
+    assert writer.close() == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "detections.csv"]
+    assert (tmp_path / "detections.csv").read_text() == "before"
 
 
 def test_csv_stays_readable_beside_a_name_that_is_not_utf8(tmp_path):

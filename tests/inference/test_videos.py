@@ -11,7 +11,7 @@ from stream_server import ENOUGH_TO_OPEN, Camera, serving
 
 from focal_det.inference import videos
 from focal_det.inference.images import ImageError
-from focal_det.inference.videos import open_stream, open_video, stated, usable_rate
+from focal_det.inference.videos import open_stream, open_video, usable_rate, video_property
 
 VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
@@ -38,13 +38,15 @@ def test_a_file_opens_while_threads_connect(camera, clip, monkeypatch):
     threads = [threading.Thread(target=open_stream, args=(camera.url,)) for _ in range(2)]
     for thread in threads:
         thread.start()
+    end = time.monotonic() + 30
     while not camera.sent:
+        assert time.monotonic() < end
         time.sleep(0.001)
     opened = open_video(clip)
     for thread in threads:
         thread.join()
     assert opened.get(cv2.CAP_PROP_FPS) == 10
-    assert stated(clip, cv2.CAP_PROP_FPS) == 10
+    assert video_property(clip, cv2.CAP_PROP_FPS) == 10
     assert VARIABLE not in os.environ
 
 
@@ -62,20 +64,23 @@ def test_files_come_from_files_alone_and_streams_never_do(camera, clip, monkeypa
 def test_options_that_a_user_has_set_stay(camera, clip, monkeypatch):
     monkeypatch.setenv(VARIABLE, "protocol_whitelist;http,tcp")
     assert open_stream(camera.url) is not None
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match=videos.NOT_A_VIDEO):
         open_video(clip)
     assert os.environ[VARIABLE] == "protocol_whitelist;http,tcp"
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("none.mp4", "no such file"), ("\udcff.mp4", "only videos whose names are UTF-8")]
+    ("name", "reason"),
+    [("none.mp4", "no such file"), ("folder.mp4", "not a file"), ("\udcff.mp4", "only videos whose names are UTF-8")],
 )
 def test_what_cannot_be_opened_is_said(clip, name, reason):
     path = clip.with_name(name)
+    if reason == "not a file":
+        path.mkdir()
     if "UTF-8" in reason:
         clip.rename(path)
     with pytest.raises(ImageError, match=reason):
         open_video(path)
     assert (
-        usable_rate(stated(path, cv2.CAP_PROP_FPS)) == 25
+        usable_rate(video_property(path, cv2.CAP_PROP_FPS)) == 25
     )  # such as of a file that is gone while its frames are drawn

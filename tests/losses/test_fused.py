@@ -101,3 +101,20 @@ def test_what_has_no_kernel_is_computed_without(monkeypatch):
     assert batch_loss(levels, targets, DIVISORS, one, use_triton=True).isfinite()
     with pytest.raises(ValueError, match="alpha has 2 weights, but"):
         batch_loss(levels, labels, DIVISORS, focal_formula(torch.ones(2), 2.0))
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_an_anchor_that_does_not_count_has_no_loss_and_no_gradient_whatever_its_logits_are(num_classes):
+    logits = torch.randn(2, 4, num_classes)
+    logits[0, 1], logits[1, 2] = torch.inf, torch.nan
+    labels, weights = torch.zeros(2, 4, dtype=torch.int64), torch.rand(2, 4, 1)
+    weights[0, 1] = weights[1, 2] = 0
+    formula = FAMILY["fl 2"][0]
+    expected = batch_loss([logits.nan_to_num(0, 0, 0)], labels, DIVISORS, formula, weights=weights)
+    logits.requires_grad_()
+    loss = batch_loss([logits * 1], labels, DIVISORS, formula, weights=weights)
+    torch.testing.assert_close(loss, expected)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert grad.isfinite().all()
+    assert grad[0, 1].eq(0).all()
+    assert grad[1, 2].eq(0).all()

@@ -138,3 +138,14 @@ def test_classes_may_be_masked(logits, slope, gamma):
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(x, labels, reduction="sum"))
     (grad,) = torch.autograd.grad(loss, x)
     torch.testing.assert_close(grad, torch.tensor([slope]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_where_all_classes_are_masked_the_loss_is_infinite(gamma):
+    """PyTorch's cross-entropy is NaN there; 0 would hide it."""
+    x = torch.full((1, 3), -math.inf, requires_grad=True)
+    loss = softmax_focal_loss(x, torch.tensor([0]), gamma=gamma)
+    assert loss == math.inf
+    assert torch.autograd.grad(loss, x)[0].isfinite().all()
+    weighted = softmax_focal_loss(x, torch.tensor([0]), alpha=torch.tensor([0.0, 1, 1]), gamma=gamma)
+    assert weighted == 0  # since the class does not count

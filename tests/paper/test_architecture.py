@@ -80,8 +80,19 @@ def test_boxes_of_each_class_are_counted():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["MODEL.RESNETS.DEPTH", "18"], "does not make a model: Must set MODEL.RESNETS.RES2_OUT_CHANNELS = 64"),
-        (["MODEL.RETINANET.IN_FEATURES", "['p9']"], "the configuration does not make a model: "),
+        (
+            ["MODEL.RESNETS.DEPTH", "18"],
+            "MODEL.RESNETS.RES2_OUT_CHANNELS is 256; it must be 64 for MODEL.RESNETS.DEPTH 18",
+        ),
+        (
+            ["MODEL.RETINANET.IN_FEATURES", "['p9']"],
+            r"does not make a model: ValueError: in_features .* is \['p9'\], but the backbone's features are p3",
+        ),
+        (["MODEL.FPN.IN_FEATURES", "['res9']"], "the configuration does not make a model: KeyError: 'res9'"),
+        (["MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH is 51; allowed are 18, 34, 50, 101, 152"),
+        (["MODEL.FPN.OUT_CHANNELS", "0"], "MODEL.FPN.OUT_CHANNELS is 0; it must be in"),
+        (["MODEL.RETINANET.NUM_CLASSES", "-5"], "MODEL.RETINANET.NUM_CLASSES is -5; it must be in"),
+        (["INPUT.MAX_SIZE_TEST", "0"], "INPUT.MAX_SIZE_TEST is 0; it must be >= INPUT.MIN_SIZE_TEST"),
         (["INPUT.MIN_SIZE_TEST", "0"], "INPUT.MIN_SIZE_TEST is 0, with which images keep theirs; set a size"),
     ],
 )

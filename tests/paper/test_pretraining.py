@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from full_disk import room_for
 
 from focal_det.paper import pretraining
-from focal_det.paper.pretraining import backbone_keys, check_backbone, record_of, train_backbone
+from focal_det.paper.pretraining import backbone_keys, check_backbone, train_backbone
 from focal_det.paper.runs import SweepOptions, plan_table, row_config
 from focal_det.paper.tables import load_tables
 
@@ -76,14 +77,24 @@ def test_rows_of_one_file_ask_for_one_backbone():
     assert len(keys) == 3  # with a wider pyramid
 
 
-def test_a_backbone_of_another_configuration_is_named(small, tmp_path):
+def test_a_backbone_of_another_configuration_is_named(small, tmp_path, monkeypatch):
     file = tmp_path / "R_18_FPN_64.pth"
     train_backbone(config(), file, steps=1)
+    (problem,) = check_backbone(file, config()).errors
+    assert "was trained with another configuration (steps 1 -> 1000)" in problem
+    monkeypatch.setattr(pretraining, "BACKBONE_STEPS", 1)
     assert check_backbone(file, config("section4", "with_p2")).errors == []
     other = config()
     other.MODEL.RESNETS.NORM = "BN"
     (problem,) = check_backbone(file, other).errors
     assert "was trained with another configuration (MODEL.RESNETS.NORM GN -> BN); move it away" in problem
-    record_of(file).unlink()
+    torch.save({"model": torch.load(file)["model"]}, file)
     (problem,) = check_backbone(file, config()).errors
-    assert "R_18_FPN_64.json, what it was trained with, cannot be read" in problem
+    assert "R_18_FPN_64.pth does not say what it was trained with; move it away" in problem
+
+
+def test_a_full_disk_is_named(small, tmp_path):
+    with room_for(100_000), pytest.raises(OSError, match="File too large") as raised:
+        train_backbone(config(), tmp_path / "it.pth", steps=1)
+    assert raised.value.filename == str(tmp_path / "it.pth")
+    assert list(tmp_path.iterdir()) == []

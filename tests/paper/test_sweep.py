@@ -17,7 +17,7 @@ from focal_det.distributed.signals import handlers
 from focal_det.errors import InputError
 from focal_det.files import FolderLock, written_whole
 from focal_det.paper import reproduce as paper_reproduce
-from focal_det.paper.pretraining import backbone_keys, record_of
+from focal_det.paper.pretraining import BACKBONE_STEPS, trained_with
 from focal_det.paper.reproduce import check_plans, describe, run_plans
 from focal_det.paper.results import Record, Status, read_metrics, read_record, write_record
 from focal_det.paper.sweep import run_all
@@ -92,7 +92,14 @@ def test_a_damaged_record_is_named(plan_of):
     run_plans([plan], "command")
     record = plan.runs[0].folder / "reproduce.json"
     sound = json.loads(record.read_text())
-    damages = ["{", "[]", json.dumps(sound | {"status": "weird"}), json.dumps(sound | {"seconds": "x"})]
+    damages = [
+        "{",
+        "[]",
+        "[" * 200_000,
+        json.dumps(sound | {"seconds": 10**400}),
+        json.dumps(sound | {"status": "weird"}),
+        json.dumps(sound | {"seconds": "x"}),
+    ]
     for damage in [*damages, json.dumps(sound | {"config": None}), json.dumps(sound | {"hardware": []})]:
         record.write_text(damage)
         with pytest.raises(InputError, match=r"reproduce\.json is damaged"):
@@ -158,12 +165,17 @@ run_plans([plan_table(table, list(table.rows.values()), options)], "command")
     assert all(read_record(path.parent).status is Status.DONE for path in started)
 
 
+def write_backbone(file, cfg):
+    """Write what one is known by, and no weights, which the stand-in does not read."""
+    torch.save({"model": {}, "trained_with": trained_with(cfg, BACKBONE_STEPS)}, file)
+
+
 def test_the_backbone_is_trained_first_and_once(plan_of, tmp_path, monkeypatch):
     trained = []
 
     def train(cfg, file):
         trained.append((cfg.MODEL.RESNETS.DEPTH, file))
-        file.touch()
+        write_backbone(file, cfg)
         return 0.9
 
     monkeypatch.setattr(paper_reproduce, "train_backbone", train)
@@ -176,6 +188,11 @@ def test_the_backbone_is_trained_first_and_once(plan_of, tmp_path, monkeypatch):
     run_plans([plan], "command")
     assert trained == [(18, file)]
     assert starts(plan.runs[0]) == 1
+    file.write_bytes(b"of no use any more")  # since every row is done
+    assert check_plans([plan]).errors == []
+    file.unlink()
+    run_plans([plan], "command")
+    assert trained == [(18, file)]
 
 
 def test_a_backbone_that_another_process_trains_is_waited_for(plan_of, tmp_path, monkeypatch, capsys):
@@ -184,8 +201,10 @@ def test_a_backbone_that_another_process_trains_is_waited_for(plan_of, tmp_path,
     monkeypatch.setattr(paper_reproduce, "train_backbone", None)
     other = FolderLock(str(file.parent), ".reproduce.lock")
 
+    (cfg,) = plan.configs.values()
+
     def wait(_):
-        file.touch()
+        write_backbone(file, cfg)
         other.__exit__()
 
     monkeypatch.setattr(paper_reproduce.time, "sleep", wait)
@@ -193,6 +212,24 @@ def test_a_backbone_that_another_process_trains_is_waited_for(plan_of, tmp_path,
         run_plans([plan], "command")
     assert f"{file}: another process trains it; waiting" in capsys.readouterr().out
     assert starts(plan.runs[0]) == 1
+
+
+def test_a_backbone_of_other_keys_that_another_process_trained_meanwhile_is_named(plan_of, tmp_path, monkeypatch):
+    plan = plan_of(rows=("ce",), overrides=[word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")])
+    (cfg,) = plan.configs.values()
+    cfg = cfg.clone()
+    cfg.MODEL.RESNETS.NORM = "BN"
+    monkeypatch.setattr(paper_reproduce, "train_backbone", lambda _, file: write_backbone(file, cfg) or 0.9)
+    with pytest.raises(InputError, match=r"was trained with another configuration \(MODEL.RESNETS.NORM BN -> GN\)"):
+        run_plans([plan], "command")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_folder_in_place_of_a_backbone_is_named(plan_of, tmp_path):
+    plan = plan_of(overrides=[word for word in TINY if word not in ("MODEL.WEIGHTS", "none.pth")])
+    (tmp_path / "out" / "backbones" / "R_18_FPN_64.pth").mkdir(parents=True)
+    (problem,) = check_plans([plan]).errors
+    assert "R_18_FPN_64.pth cannot be written there; name another" in problem
 
 
 def test_weights_by_hand_are_what_a_row_starts_from(plan_of):
@@ -208,8 +245,6 @@ def test_a_damaged_backbone_is_named_before_a_row_starts(plan_of, stand_in, caps
     file = tmp_path / "out" / "backbones" / "R_18_FPN_64.pth"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"half of it")
-    (cfg,) = plan_of(rows=("ce",), overrides=words).configs.values()
-    record_of(file).write_text(json.dumps(backbone_keys(cfg)))
     command = ["reproduce", "table3", "--rows", "ce", "--scale", "mini", "--out", str(tmp_path / "out"), *words]
     assert main(command) == 2
     assert str(file) in capsys.readouterr().err
@@ -229,7 +264,7 @@ def test_a_signal_while_the_backbone_is_trained_is_a_stop_that_leaves_nothing_ha
 
     def train(cfg, file):
         with written_whole(file) as partial:
-            partial.touch()
+            write_backbone(partial, cfg)
             if signals:
                 os.kill(os.getpid(), signals.pop())
         return 0.9
