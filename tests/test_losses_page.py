@@ -34,9 +34,11 @@ def _here(tmp_path, monkeypatch):
 
 
 def test_the_commands_start(capsys):
-    (command,) = re.findall(r"```sh\n(python train_net\.py .*?)```", PAGE[:OWN], re.DOTALL)
-    words = shlex.split(command.replace("\\\n", " "))[2:]
-    assert train([*words, *SMALL, "--preflight-only"]) == 0, capsys.readouterr().err
+    commands = re.findall(r"```sh\n(python train_net\.py .*?)```", PAGE[:OWN], re.DOTALL)
+    assert len(commands) == 2
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", " "))[2:]
+        assert train([*words, *SMALL, "--preflight-only"]) == 0, capsys.readouterr().err
     (command,) = re.findall(r"`focal-det (analyze alpha [^`]*)`", PAGE)
     assert run_tool([*shlex.split(command), *SMALL]) == 0, capsys.readouterr().err
     assert "alpha by inverse frequency" in capsys.readouterr().out

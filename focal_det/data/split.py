@@ -134,7 +134,9 @@ def _part(own: OwnSet, chosen: set[str], is_chosen: bool, notes: list[str]) -> O
     images = [image for image in coco["images"] if (image["file_name"] in chosen) is is_chosen]
     ids = {image["id"] for image in images}
     annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] in ids]
-    file = own.file._replace(coco={**coco, "images": images, "annotations": annotations}, notes=notes)
+    left_out = tuple(image_id for image_id in own.file.of_boxes_left_out if image_id in ids)
+    coco = {**coco, "images": images, "annotations": annotations}
+    file = own.file._replace(coco=coco, notes=notes, of_boxes_left_out=left_out)
     return own._replace(file=file)
 
 

@@ -30,14 +30,15 @@ class CocoFile(NamedTuple):
 
     coco: what Detectron2 and pycocotools read, with `info`, `area`, `iscrowd` and ids filled in.
     notes: what was left out, and what may be wrong; a line that continues the one before begins with two spaces.
-    boxes_left_out, images_left_out: how many.
+    of_boxes_left_out: the id of the image of each box that was left out.
+    images_left_out: how many.
     is_annotated: False for a file without "annotations", such as COCO's test-dev; `coco` then has an empty list.
     marks: by image id, what files of the same content share; see `look_at_images`. Empty where none was looked at.
     """
 
     coco: dict[str, Any]
     notes: list[str]
-    boxes_left_out: int = 0
+    of_boxes_left_out: tuple[int, ...] = ()
     images_left_out: int = 0
     is_annotated: bool = True
     marks: Mapping[int, int] = MappingProxyType({})
@@ -231,10 +232,11 @@ def _complete(
     ids_usable = all(type(i) is int and 0 < i < 2**63 for i in given_ids) and len(set(given_ids)) == len(given_ids)
     boxes, sizes = xywh_boxes(raw["annotations"]), image_sizes(raw, raw["annotations"])
     empty = checks.without_area(boxes, sizes)
-    annotations, left_out = [], []
+    annotations, left_out, of_left_out = [], [], []
     for place, (annotation, is_empty) in enumerate(zip(raw["annotations"], empty.tolist(), strict=True)):
         if is_empty:
             name = names[annotation["image_id"]]
+            of_left_out.append(annotation["image_id"])
             left_out.append(f"{name} {checks.annotation_name(annotation, place)} {annotation['bbox']}")
             continue
         area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
@@ -266,4 +268,4 @@ def _complete(
         )
     coco = {"info": {}, **raw, "annotations": annotations}
     coco = {section: coco[section] for section in ("info", "images", "annotations", "categories")}
-    return CocoFile(coco, notes, len(left_out) if is_read else 0, images_left_out)
+    return CocoFile(coco, notes, tuple(of_left_out) if is_read else (), images_left_out)

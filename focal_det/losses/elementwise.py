@@ -133,6 +133,8 @@ def check_labels(logits: Tensor, labels: Tensor, *, has_background: bool, or_els
         raise TypeError(f"labels must be int64 class indices{or_else}, not {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
         hint = "; as targets, give labels.float()" if or_else and labels.shape == logits.shape else ""
+        if labels.shape == (*logits.shape[:1], *logits.shape[2:]):  # (N, K, H, W), as PyTorch's cross_entropy has them
+            hint = "; classes come last: give logits.movedim(1, -1)"
         raise ValueError(
             f"labels {tuple(labels.shape)} must have the shape of logits {tuple(logits.shape)} without the last{hint}"
         )

@@ -58,8 +58,8 @@ class RowComparison(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The rows without their tables, as a difference."""
-        return " - ".join(path.split("/")[1] for path in (self.row, self.other) if path)
+        """The rows, as a difference."""
+        return " - ".join(path for path in (self.row, self.other) if path)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,10 @@ def _hours(plans: Sequence[SweepPlan], missing: Sequence[SweepRun]) -> tuple[str
     gpu = [gpu_hours(configs[run.folder]) if run.folder in configs else None for run in missing]
     if None in gpu:
         hours = _MINIATURE_SECONDS * iterations / 3600
-        return f"{count}, {_duration(hours)} on one core of an AMD EPYC", "by the finished ones' time after the first"
+        return (
+            f"{count}, {_duration(hours)} on one core of an AMD EPYC",
+            "and by the finished ones' time once there is one",
+        )
     total, gpus = sum(hours or 0 for hours in gpu), plans[0].options.num_gpus
     return (
         f"{count}, {total:.0f} GPU-hours on V100, {total / gpus:.1f} hours on {gpus}",

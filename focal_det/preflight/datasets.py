@@ -160,7 +160,7 @@ def _described(name: str, file: CocoFile, names: list[str], tiles: Tiles) -> Des
             )
     described = DescribedSet(name, True, names, statistics(file.coco, tiles), fingerprint=fingerprint(file.coco))
     is_scored = described.content is not None and len(described.content.objects.boxes) > 0
-    return described._replace(notes=file.notes, boxes_left_out=file.boxes_left_out, is_scored=is_scored)
+    return described._replace(notes=file.notes, boxes_left_out=len(file.of_boxes_left_out), is_scored=is_scored)
 
 
 def objects_of(sets: Sequence[DescribedSet]) -> tuple[Objects, list[str]]:

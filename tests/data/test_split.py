@@ -1,5 +1,7 @@
 """A part to evaluate on: as large as asked, the same at every start, and with no image like one of the others."""
 
+import json
+
 import numpy as np
 import pytest
 from exported_formats import ultralytics, write_images, write_labels
@@ -128,3 +130,18 @@ def test_images_of_two_sets_that_look_alike_stay_together(folder, tmp_path):
 
 def test_an_image_is_left_to_train_on(folder):
     assert [len(part) for part in parts(folder, share=0.99)] == [1, 29]
+
+
+def test_boxes_that_were_left_out_are_counted_in_the_part_of_their_image(folder):
+    images = []
+    for number, file in enumerate(sorted((folder / "images/train").iterdir())):
+        width, height = Image.open(file).size
+        images.append({"id": number, "file_name": file.name, "width": width, "height": height})
+    boxes = [{"id": i + 1, "image_id": i, "category_id": 1, "bbox": [4, 4, 0, 9]} for i in range(len(images))]
+    boxes += [{**box, "id": 100 + box["id"], "bbox": [4, 4, 5, 9]} for box in boxes]
+    coco = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "coco.json").write_text(json.dumps(coco))
+    sources = {use: data_source(use, f"{folder}/coco.json:{folder}/images/train") for use in ("train", "val")}
+    sets, problems = read_sets(sources, split=(0.2, 0))
+    assert problems == []
+    assert [len(sets[use].file.of_boxes_left_out) for use in ("train", "val")] == [24, 6]

@@ -111,6 +111,11 @@ def test_leading_dimensions_and_no_labels():
         ({"logits": torch.zeros(2, 1)}, ValueError, r"logits \(2, 1\) have one class, .*focal_loss"),
         ({"logits": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "int64"),
         ({"alpha": 0.25}, TypeError, r"alpha=0.25 must be a tensor \(K,\).*torch.tensor\(\[0.25\]"),
+        (
+            {"logits": torch.zeros(2, 5, 4, 4), "labels": torch.zeros(2, 4, 4, dtype=torch.int64)},
+            ValueError,
+            r"labels \(2, 4, 4\) must have .*; classes come last: give logits.movedim\(1, -1\)",
+        ),
         ({"alpha": torch.tensor([1.0, 2.0])}, ValueError, "alpha has 2 weights, but .* 3 classes"),
         ({"alpha": torch.tensor([1.0, -2.0, 0.0])}, ValueError, r"alpha\[1\]=-2.0 is outside \[0, inf\]"),
         ({"gamma": -1.0}, ValueError, "gamma=-1.0 is outside"),

@@ -157,9 +157,9 @@ def test_the_page_counts_the_verdicts_and_shows_what_decides():
     cells = {line.split(" | ")[0]: line.strip("| ").split(" | ")[2:] for line in lines if line.startswith("| ")}
     # 51 - 30.1; the squared errors are 1 and .01: t of one degree of freedom, 12.706, times the root of 1.01
     first = cells["| The focal loss is ahead of cross-entropy, balanced at its best alpha"]
-    assert first == ["gamma_2 - alpha_.75", "+2.9", "+20.9 ± 12.8", "holds"]
+    assert first == ["table1b/gamma_2 - table1a/alpha_.75", "+2.9", "+20.9 ± 12.8", "holds"]
     assert cells["| Balancing improves on plain cross-entropy"][2:] == ["+0.1, one seed", "cannot be told"]
     diverges = cells["| Without the prior, and without a warm-up, cross-entropy diverges"]
-    assert diverges == ["ce_no_prior_no_warmup", "—", "0 of 2 seeds", "does not hold"]
+    assert diverges == ["section5_1/ce_no_prior_no_warmup", "—", "0 of 2 seeds", "does not hold"]
     assert "| table1b/gamma_2 | 34.0 | 51.0 ± 1.4 | 2 |" in lines
     assert "| table1b/gamma_5 | 32.2 | — | 0 |" in lines
