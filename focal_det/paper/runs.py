@@ -168,9 +168,9 @@ def check_trained(plans: Sequence[SweepPlan], flag: str) -> Findings:
     trained = [folder for folder in sorted((out / "runs").glob("*/*/seed*")) if has_trained(folder)]
     if trained:
         names = some("", [folder.relative_to(out / "runs") for folder in trained])
-        why = f"its trainings, {names}, are of other tables, another scale than {scale}, or other keys; train its rows"
+        why = f"its trainings, {names}, are of other tables, another scale than {scale}, or other keys; train a row"
     else:
-        why = "it holds no training; train its rows" if out.is_dir() else "no such folder; train its rows"
+        why = "it holds no training; train a row" if out.is_dir() else "no such folder; train a row"
     others = [folder.parent for folder in sorted(out.parent.glob("*/runs")) if folder.parent != out]
     there = f", such as {some('', others)}" if others else ""
     return Findings([f"{flag} {out}: {why}, or name a folder that focal-det reproduce has trained into{there}"])

@@ -90,7 +90,10 @@ def test_a_constant_out_of_its_range_is_refused_before_the_first_batch(kind, opt
         (Assignment(torch.zeros(1, 3).long(), torch.zeros(1, 3).long()), r"\(1, 4\) int64 each"),
         (Assignment(torch.zeros(1, 4), torch.zeros(1, 4)), r"\(1, 4\) int64 each"),
         (Assignment(torch.full((1, 4), 6), torch.zeros(1, 4).long()), r"labels outside \[-1, 3\]"),
-        (Assignment(torch.zeros(1, 4).long(), torch.full((1, 4), 9)), r"matched outside \[0, 0\]"),
+        (
+            Assignment(torch.zeros(1, 4).long(), torch.full((1, 4), 9)),
+            "matched object 9 of image 0 of the batch, which has 1",
+        ),
     ],
 )
 def test_an_outcome_that_is_no_assignment_is_refused(outcome, message):

@@ -175,7 +175,10 @@ def test_the_claims_and_the_tables_with_a_training_are_written_after_it(plans_of
     assert "Last command: `the command`" in text
     assert "- Seeds: 1, 2. " in text
     # both reach 32 and 34 with seeds 1 and 2: squared errors of 1 each, two degrees of freedom, 4.303 sqrt(2)
-    assert "| FL* beats the hinge | text | fl_star_2_1 - hinge | — | +0.0 ± 6.1 | cannot be told |" in text
+    assert (
+        "| FL* beats the hinge | text | table3/fl_star_2_1 - section5_1/hinge | — | +0.0 ± 6.1 | cannot be told |"
+        in text
+    )
     # both rows with both seeds first, then table 3's other three and the section's others, seed by seed; then all
     first, others = ["table3", "table3", "section5_1", "section5_1"], len(one_claim["section5_1"].rows) - 1
     assert written == first + ["table3"] * 6 + ["section5_1"] * 2 * others + ["table3", "section5_1"]
@@ -251,15 +254,15 @@ def test_a_report_without_a_training_names_what_there_is_and_writes_nothing(plan
         return capsys.readouterr().err
 
     missing, empty, out = (str(tmp_path / name) for name in ("typo", "empty", "out"))
-    error = f"error: --out {missing}: no such folder; train, {there}\n"
+    error = f"error: --out {missing}: no such folder; train a row, {there}\n"
     assert message("reproduce", "all", "--report", "--out", missing) == error
     err = message("reproduce", "table3", "--report", "--out", empty)
-    assert f"--out {empty}: it holds no training; train, {there}" in err
+    assert f"--out {empty}: it holds no training; train a row, {there}" in err
     # trained with keys by hand, which this report lacks
     error = f"--out {out}: its trainings, table3/fl_star_2_1/seed1, are of other tables, another scale than mini, or"
     assert error in message("reproduce", "table3", "--report", "--out", out)
     figure = message("plot", "speed-accuracy", "--runs", missing, "--out", str(tmp_path / "plots"))
-    assert figure == f"error: --runs {missing}: no such folder; train, {there}\n"
+    assert figure == f"error: --runs {missing}: no such folder; train a row, {there}\n"
 
 
 def test_a_full_disk_is_named_and_the_table_of_before_stays(plan_of, monkeypatch, capsys, tmp_path):
