@@ -61,7 +61,7 @@ def check_iou_thresholds(thresholds: Sequence[float]) -> None:
 def _match(
     anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor, match_best_anchor: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return of every anchor the highest IoU, the object that has it, and whether it is some box's best anchor.
+    """Return each anchor's highest IoU, the object that has it, and whether the anchor is the best of some box.
 
     (N, R) each; the last is 2 for an object's best anchor, 1 if only boxes of class -1 have it as their best, else 0.
     """

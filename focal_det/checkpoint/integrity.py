@@ -94,7 +94,7 @@ def load_plain(path: str | Path, *, mmap: bool = False) -> Any:
 
 
 def save_plain(content: Mapping[str, Any], file: Path) -> None:
-    """`torch.save`, but of a disk that is full the system's OSError instead of a RuntimeError of PyTorch's writer."""
+    """`torch.save`; a full disk raises the system's OSError, not the RuntimeError that PyTorch's writer makes of it."""
     try:
         with file.open("wb") as stream:
             torch.save(content, stream)
