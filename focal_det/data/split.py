@@ -77,7 +77,7 @@ def read_sets(
 
 
 def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dict[str, dict[Use, OwnSet]], list[str]]:
-    """Split checked sets by their images; the notes are those of the part to evaluate on.
+    """Split checked sets by their images; notes and images that were left out go with the part to evaluate on.
 
     Of each set the share is taken, and images of several sets that look alike stay together too.
 
@@ -119,8 +119,8 @@ def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dic
             together = f"{sum(alike)} images that look alike are {counted(len(alike), 'group')}"
             note += f"; {together}, none in both parts"
         parts[name] = {
-            "train": _part(own, chosen[name], False, []),
-            "val": _part(own, chosen[name], True, [*own.file.notes, note]),
+            "train": _part(own, chosen[name], False, notes=[], images_left_out=0),  # told and counted once
+            "val": _part(own, chosen[name], True, notes=[*own.file.notes, note]),
         }
     return parts, problems
 
@@ -129,14 +129,14 @@ def _names(own: OwnSet) -> list[str]:
     return [image["file_name"] for image in own.file.coco["images"]]
 
 
-def _part(own: OwnSet, chosen: set[str], is_chosen: bool, notes: list[str]) -> OwnSet:
+def _part(own: OwnSet, chosen: set[str], is_chosen: bool, **changes: Any) -> OwnSet:
     coco = own.file.coco
     images = [image for image in coco["images"] if (image["file_name"] in chosen) is is_chosen]
     ids = {image["id"] for image in images}
     annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] in ids]
     left_out = tuple(image_id for image_id in own.file.of_boxes_left_out if image_id in ids)
     coco = {**coco, "images": images, "annotations": annotations}
-    file = own.file._replace(coco=coco, notes=notes, of_boxes_left_out=left_out)
+    file = own.file._replace(coco=coco, of_boxes_left_out=left_out, **changes)
     return own._replace(file=file)
 
 

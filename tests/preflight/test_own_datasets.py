@@ -445,6 +445,14 @@ def test_a_folder_alone_is_trained_on_and_split(yolo, tmp_path):
     assert [len(file.coco["annotations"]) for file in by_keys.json_files.values()] == [8, 2]
 
 
+def test_bad_images_of_a_set_that_is_split_count_once(yolo, tmp_path):
+    (yolo / "images/train/n3.png").write_bytes(b"no image")
+    words = ("--train", yolo, "--split-val", "0.2", "--skip-bad-images", "1", "OUTPUT_DIR", tmp_path / "run")
+    plan = checked(*words)
+    assert [len(file.coco["images"]) for file in plan.json_files.values()] == [7, 2]
+    assert [file.images_left_out for file in plan.json_files.values()] == [0, 1]
+
+
 def test_the_part_to_evaluate_on_is_that_of_the_folder(yolo):
     write_images(yolo / "images/val", ["v"])
     write_labels(yolo / "labels/val", {"v": [("dog", 9, 9, 9, 9)]})
