@@ -7,6 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
+from focal_det.cli.train import parse_arguments
+from focal_det.errors import InputError
+from focal_det.preflight.plan import check
+
 ROOT = Path(__file__).parents[1]
 QUICK = ["--config-file", str(ROOT / "configs/quickstart.yaml"), "DATALOADER.NUM_WORKERS", "0"]
 OF_THE_MACHINE = ("NO GPU HERE", "no bfloat16 instructions")  # warnings that are no matter of the data
@@ -48,6 +52,25 @@ def flags_of(train, val):
 def clean(tmp_path):
     """Two clean sets, (contents, folder) each."""
     return [(random_coco(tmp_path / name, seed=seed), tmp_path / name) for seed, name in enumerate(("train", "val"))]
+
+
+@pytest.fixture
+def beside_no_run(monkeypatch, tmp_path):
+    """Another folder to start from: the configuration's own OUTPUT_DIR is relative, and a demo may have run there."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def checked(*words):
+    """The plan of a start of the quickstart with more words."""
+    return check(parse_arguments([*QUICK, *map(str, words)]))
+
+
+def problems(*words):
+    """What refuses such a start."""
+    with pytest.raises(InputError) as caught:
+        checked(*words)
+    return caught.value.problems
 
 
 def warnings_in(captured):

@@ -53,6 +53,7 @@ TOPICS = {
     "formats": {"fuzzing", "hostile_files"},
     "losses": {"family"},
     "modeling": {"lazy_config", "parity"},
+    "preflight": {"changed_sets"},
     "report": {"browser"},
 }
 OTHER_WORDS = re.compile(
