@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from ..output_layout import DRAWINGS, DRAWINGS_SHEET
 from .hooks import PeriodicAndFinal
 from .model_detector import evaluated_in_tiles, reading_cfg
 
+logger = logging.getLogger(__name__)
+
 
 class DrawDetections(PeriodicAndFinal):
     """Draw on the main process every `period` iterations (0: not before the end) and after the last."""
@@ -30,8 +33,8 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> Path | None:
     """Draw MODEL.FOCAL_DET.DRAW_IMAGES images, evenly spread over the first test set.
 
     OUTPUT_DIR gets `detections/<n>_<name>.png`, ground truth left and detections of at least DRAW_SCORE_THRESH right,
-    and `detections.png`, a sheet of them, at most 1600 pixels wide. The model may be in any mode, and keeps it. Returns
-    the sheet; None if there is nothing to draw.
+    and `detections.png`, a sheet of them, at most 1600 pixels wide. The log says so where no detection has that score.
+    The model may be in any mode, and keeps it. Returns the sheet; None if there is nothing to draw.
     """
     name = cfg.DATASETS.TEST[0]
     records, names = DatasetCatalog.get(name), list(MetadataCatalog.get(name).thing_classes)
@@ -43,11 +46,13 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> Path | None:
     for stale in folder.glob("[0-9][0-9]_*.png"):
         stale.unlink()
     mapper, small_pairs = DatasetMapper(reading_cfg(cfg), is_train=False), []
+    threshold, highest, shown = cfg.MODEL.FOCAL_DET.DRAW_SCORE_THRESH, 0.0, 0
     model = evaluated_in_tiles(cfg, model)
     with inference_context(model), torch.no_grad():
         for number, record in enumerate(chosen):
             instances = model([mapper(record)])[0]["instances"].to("cpu")
-            found = instances[instances.scores >= cfg.MODEL.FOCAL_DET.DRAW_SCORE_THRESH]
+            found = instances[instances.scores >= threshold]
+            highest, shown = max([highest, *instances.scores.tolist()]), shown + len(found)
             image, objects = read_image(record["file_name"]), record.get("annotations", ())
             boxes = np.array([BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects])
             truth = boxes, [a["category_id"] for a in objects]
@@ -57,4 +62,9 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> Path | None:
             small_pairs.append(draw_pair(image, truth, guess, names, max_side=ON_SHEET))
     path = Path(cfg.OUTPUT_DIR) / DRAWINGS_SHEET
     write_image(path, sheet(small_pairs))
+    said = f"Ground truth beside detections: {path}"
+    if not shown:
+        best = f"the highest has {highest:.2f}" if highest else "nothing was found"
+        said += f", without any of at least MODEL.FOCAL_DET.DRAW_SCORE_THRESH {threshold:g}; {best}"
+    logger.info(said)
     return path

@@ -255,8 +255,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def draw(cls, cfg: CfgNode, model: torch.nn.Module) -> None:
         """Draw detections on the main process; see `draw_detections`."""
-        if comm.is_main_process() and (sheet := draw_detections(cfg, unwrapped(model))):
-            logger.info(f"Ground truth beside detections: {sheet}")
+        if comm.is_main_process():
+            draw_detections(cfg, unwrapped(model))
 
     def build_hooks(self) -> list[HookBase]:
         """Order Detectron2's hooks and ours: what changes the state or measures the step, what saves, what follows.

@@ -16,13 +16,15 @@ pytestmark = pytest.mark.detectron2
 
 
 class Scores(nn.Module):
-    """Find one box of score .3 and one of score .8 in every image."""
+    """Find one box of score .3 and one of score .8 in every image, or of what `scores` has."""
+
+    scores = (0.3, 0.8)
 
     def forward(self, batch):
-        found = Instances((64, 64))
-        found.pred_boxes = Boxes(torch.tensor([[2.0, 2, 20, 20], [30, 30, 60, 60]]))
-        found.scores = torch.tensor([0.3, 0.8])
-        found.pred_classes = torch.tensor([0, 1])
+        found, num = Instances((64, 64)), len(self.scores)
+        found.pred_boxes = Boxes(torch.tensor([[2.0, 2, 20, 20], [30, 30, 60, 60]])[:num])
+        found.scores = torch.tensor(self.scores)
+        found.pred_classes = torch.tensor([0, 1])[:num]
         return [{"instances": found} for _ in batch]
 
 
@@ -45,6 +47,21 @@ def test_draw_images_says_how_many_and_stale_ones_go(tiny_cfg, val_shapes, tmp_p
     assert cv2.imread(str(sheet)) is not None
     assert len(drawn(tiny_cfg, val_shapes, tmp_path, 99, 0.5)[1]) == 5
     assert drawn(tiny_cfg, val_shapes, tmp_path / "none", 0, 0.5)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("threshold", "scores", "said"),
+    [
+        (0.7, [0.3, 0.7], ""),  # which is below .7 in float32
+        (0.9, [0.3, 0.8], ", without any of at least MODEL.FOCAL_DET.DRAW_SCORE_THRESH 0.9; the highest has 0.80"),
+        (0.4, [], ", without any of at least MODEL.FOCAL_DET.DRAW_SCORE_THRESH 0.4; nothing was found"),
+    ],
+)
+def test_why_no_detection_is_drawn(tiny_cfg, val_shapes, tmp_path, monkeypatch, caplog, threshold, scores, said):
+    monkeypatch.setattr(Scores, "scores", scores)
+    with caplog.at_level("INFO", logger="focal_det"):
+        sheet, _ = drawn(tiny_cfg, val_shapes, tmp_path, 2, threshold)
+    assert caplog.messages[-1] == f"Ground truth beside detections: {sheet}{said}"
 
 
 def test_the_sheet_of_large_images_fits_a_screen(tiny_cfg, tmp_path, monkeypatch):
