@@ -103,7 +103,8 @@ def some_lines(values: Sequence[str]) -> list[str]:
 
 def print_problems(problems: Sequence[str], kind: str = "error") -> None:
     """Print each problem to stderr, with control characters escaped."""
-    print(visible_lines("\n".join(f"{kind}: {problem}" for problem in problems)), file=sys.stderr, flush=True)
+    if problems:
+        print(visible_lines("\n".join(f"{kind}: {problem}" for problem in problems)), file=sys.stderr, flush=True)
 
 
 def silence_known_warnings() -> None:

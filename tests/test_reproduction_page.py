@@ -4,6 +4,7 @@ import csv
 import re
 from collections import Counter
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -21,21 +22,36 @@ LR = "0.0075"  # the miniature's
 
 
 @pytest.fixture(scope="module")
-def results():
-    """The AP of each row that a claim names, from the file of trainings; one that detects nothing has 0."""
+def measured():
+    """By row, the AP of its trainings in the file; one that detects nothing has 0."""
     by_training = {}
     with TRAININGS.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
             if line["lr"] == LR:
                 by_training.setdefault(line["row"], []).append(line)
-    found = {}
-    for path in {path for claim in load_claims() for path in claim.rows}:
+
+    def of_rows(table, names):
+        rows = [find_table(table).rows[name] for name in names]
+        plan = plan_table(find_table(table), rows, SweepOptions("mini", (1,), Path("out")))
+        found = {}
+        for name in names:
+            # those of the first row with its configuration
+            lines = by_training.get(plan.rows[name][1].name.split(" ")[0], [])
+            diverged = sum(line["status"] == Status.DIVERGED for line in lines)
+            found[f"{table}/{name}"] = RowResult([float(line["AP"] or 0) for line in lines], diverged)
+        return found
+
+    return of_rows
+
+
+@pytest.fixture(scope="module")
+def results(measured):
+    """The AP of each row that a claim names."""
+    of_tables = {}
+    for path in sorted({path for claim in load_claims() for path in claim.rows}):
         table, name = path.split("/")
-        plan = plan_table(find_table(table), [find_table(table).rows[name]], SweepOptions("mini", (1,), Path("out")))
-        lines = by_training.get(plan.rows[name][1].name.split(" ")[0], [])  # of the first row with its configuration
-        diverged = sum(line["status"] == Status.DIVERGED for line in lines)
-        found[path] = RowResult([float(line["AP"] or 0) for line in lines], diverged)
-    return found
+        of_tables.setdefault(table, []).append(name)
+    return {path: result for table, names in of_tables.items() for path, result in measured(table, names).items()}
 
 
 def test_the_page_has_every_claim_with_what_decides_it(results):
@@ -53,3 +69,24 @@ def test_the_page_counts_the_verdicts(results):
     assert int(total) == len(load_claims())
     names = ("holds", "does not hold", "cannot be told")
     assert dict(zip(names, map(int, verdicts), strict=True)) == counts
+
+
+def test_the_page_has_every_alpha_with_every_gamma(measured):
+    head, _, *lines = re.search(r"^\| \w \| \w = 0 .*?(?=\n\n)", PAGE, re.DOTALL | re.MULTILINE)[0].splitlines()
+    gammas = re.findall(r"= ([\d.]+)", head)
+    told = {}
+    for line in lines:
+        alpha, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        told |= {f"alpha_gamma/gamma_{gamma}_alpha_{alpha}": cell for gamma, cell in zip(gammas, cells, strict=True)}
+    names = list(find_table("alpha_gamma").rows)
+    aps = {path: result.ap for path, result in measured("alpha_gamma", names).items()}
+    best = {
+        max((path for path in aps if f"gamma_{gamma}_" in path), key=lambda path: mean(aps[path])) for gamma in gammas
+    }
+
+    def cell(path):
+        spread = f" ± {stdev(aps[path]):.1f}" if len(aps[path]) > 1 else ""
+        bold = "**" if path in best else ""
+        return f"{bold}{mean(aps[path]):.1f}{spread}{bold}"
+
+    assert told == {path: cell(path) for path in aps}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.dataset_spec import USES, OwnSet, SetSource
-from ..errors import EXIT_DONE, Findings, InputError, visible
+from ..errors import EXIT_DONE, Findings, InputError, print_problems, visible
 from ..files import write_text_whole
 from ..output_layout import DRAWINGS_SHEET
 from ..preflight.own_datasets import NamedSources, name_sets
@@ -141,6 +141,7 @@ def _check_options(args: argparse.Namespace) -> NamedSources:
     if not 0 <= args.draw_score_thresh <= 1:
         problems.append(f"--draw-score-thresh {args.draw_score_thresh} must be in [0, 1]")
     Findings(problems).raise_if_errors()
+    print_problems(found.warnings, "warning")
     return named
 
 

@@ -77,7 +77,7 @@ def read_sets(
 
 
 def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dict[str, dict[Use, OwnSet]], list[str]]:
-    """Split checked sets by their images; notes and images that were left out go with the part to evaluate on.
+    """Split checked sets by their images; the notes are those of the part to evaluate on.
 
     Of each set the share is taken, and images of several sets that look alike stay together too.
 
@@ -108,6 +108,12 @@ def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dic
     for name, own in sets.items():
         own_groups = [size for group in groups if (size := sum(of_set[place][0] == name for place in group))]
         of_images = counted(len(_names(own)), "image")
+        if len(_names(own)) < 2:
+            problems.append(
+                f"{own.place}: has {of_images} to split, and --split-val {share:g} needs two: "
+                "name a set to evaluate on by --val"
+            )
+            continue
         if not chosen[name]:
             problems.append(
                 f"{own.place}: {max(own_groups)} of {of_images} look alike, as frames of one video do, and "
@@ -118,9 +124,11 @@ def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dic
         if alike := [size for size in own_groups if size > 1]:
             together = f"{sum(alike)} images that look alike are {counted(len(alike), 'group')}"
             note += f"; {together}, none in both parts"
+        if bad := own.file.images_left_out:
+            note += f"; {counted(len(bad), 'bad image')} had been left out, and with them the parts may be others"
         parts[name] = {
-            "train": _part(own, chosen[name], False, notes=[], images_left_out=0),  # told and counted once
-            "val": _part(own, chosen[name], True, notes=[*own.file.notes, note]),
+            "train": _part(own, chosen[name], False, []),
+            "val": _part(own, chosen[name], True, [*own.file.notes, note]),
         }
     return parts, problems
 
@@ -129,14 +137,14 @@ def _names(own: OwnSet) -> list[str]:
     return [image["file_name"] for image in own.file.coco["images"]]
 
 
-def _part(own: OwnSet, chosen: set[str], is_chosen: bool, **changes: Any) -> OwnSet:
+def _part(own: OwnSet, chosen: set[str], is_chosen: bool, notes: list[str]) -> OwnSet:
     coco = own.file.coco
     images = [image for image in coco["images"] if (image["file_name"] in chosen) is is_chosen]
     ids = {image["id"] for image in images}
     annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] in ids]
     left_out = tuple(image_id for image_id in own.file.of_boxes_left_out if image_id in ids)
     coco = {**coco, "images": images, "annotations": annotations}
-    file = own.file._replace(coco=coco, of_boxes_left_out=left_out, **changes)
+    file = own.file._replace(coco=coco, notes=notes, of_boxes_left_out=left_out)
     return own._replace(file=file)
 
 

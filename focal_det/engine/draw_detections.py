@@ -64,7 +64,7 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> Path | None:
     write_image(path, sheet(small_pairs))
     said = f"Ground truth beside detections: {path}"
     if not shown:
-        best = f"the highest has {highest:.2f}" if highest else "nothing was found"
-        said += f", without any of at least MODEL.FOCAL_DET.DRAW_SCORE_THRESH {threshold:g}; {best}"
+        best = f"the highest is {highest:.4f}" if highest else "nothing was found"
+        said += f"; none in these images has a score of MODEL.FOCAL_DET.DRAW_SCORE_THRESH, {threshold:g}: {best}"
     logger.info(said)
     return path

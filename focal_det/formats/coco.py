@@ -31,7 +31,7 @@ class CocoFile(NamedTuple):
     coco: what Detectron2 and pycocotools read, with `info`, `area`, `iscrowd` and ids filled in.
     notes: what was left out, and what may be wrong; a line that continues the one before begins with two spaces.
     of_boxes_left_out: the id of the image of each box that was left out.
-    images_left_out: how many.
+    images_left_out: the paths of the images that were left out.
     is_annotated: False for a file without "annotations", such as COCO's test-dev; `coco` then has an empty list.
     marks: by image id, what files of the same content share; see `look_at_images`. Empty where none was looked at.
     """
@@ -39,7 +39,7 @@ class CocoFile(NamedTuple):
     coco: dict[str, Any]
     notes: list[str]
     of_boxes_left_out: tuple[int, ...] = ()
-    images_left_out: int = 0
+    images_left_out: tuple[str, ...] = ()
     is_annotated: bool = True
     marks: Mapping[int, int] = MappingProxyType({})
 
@@ -197,10 +197,13 @@ def check_coco(
         raise InputError([f"{path}: {problem}" for problem in problems])
     notes = [f"{path}: {note}" for note in (*amended, *notes, *checks.repeated_files(raw), *alike_names(raw))]
     marks = {raw["images"][place]["id"]: mark for place, mark in marks.items()}
+    left_out = [os.path.join(image_dir, raw["images"][fault.position]["file_name"]) for fault in faults]
     if faults:
         notes += _leave_out(raw, faults, path, Path(image_dir))
-    checked = _complete(raw, path, notes, len(faults), is_read=as_is is None)
-    return checked._replace(is_annotated=is_annotated, marks=marks)
+    checked = _complete(raw, path, notes, is_read=as_is is None)
+    return checked._replace(
+        images_left_out=tuple(map(os.path.realpath, left_out)), is_annotated=is_annotated, marks=marks
+    )
 
 
 def _bring_inside(images: list[dict[str, Any]], folder: Path) -> None:
@@ -223,9 +226,7 @@ def _leave_out(raw: dict[str, Any], faults: list[ImageFault], path: Path | str, 
     return [title, *(f"  {line}" for line in lines)]
 
 
-def _complete(
-    raw: dict[str, Any], path: Path | str, notes: list[str], images_left_out: int, *, is_read: bool
-) -> CocoFile:
+def _complete(raw: dict[str, Any], path: Path | str, notes: list[str], *, is_read: bool) -> CocoFile:
     """Fill in what is missing and leave out boxes without area; `is_read` by Detectron2, or else the file itself."""
     names = {image["id"]: image["file_name"] for image in raw["images"]}
     given_ids = [a.get("id") for a in raw["annotations"]]
@@ -268,4 +269,4 @@ def _complete(
         )
     coco = {"info": {}, **raw, "annotations": annotations}
     coco = {section: coco[section] for section in ("info", "images", "annotations", "categories")}
-    return CocoFile(coco, notes, tuple(of_left_out) if is_read else (), images_left_out)
+    return CocoFile(coco, notes, tuple(of_left_out) if is_read else ())

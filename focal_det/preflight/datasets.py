@@ -24,7 +24,7 @@ from ..inference.classes import Classes, numbered_classes, read_classes
 from ..output_layout import CLASSES_FILE
 from .named_sets import read_named_set
 from .options import TrainOptions
-from .own_datasets import NO_OBJECTS, ONLY_TRAIN, OwnSets, checked_copy, read_own_sets, too_many_left_out
+from .own_datasets import NO_OBJECTS, ONLY_TRAIN, OwnSets, checked_copy, read_own_sets, told_once, too_many_left_out
 from .scored_sets import check_scoring, refusal
 
 
@@ -96,7 +96,7 @@ def read_datasets(options: TrainOptions, cfg: CfgNode) -> tuple[DataSets, Findin
     found.errors += too_many_left_out(own.files.values(), options.skip_bad_images)
     checked = [CheckedSet(one.name, *looked[one.name], one.is_trained_on) for one in sets if one.name in looked]
     found.warnings += duplicate_warnings(checked, duplicate_images(checked))
-    found.notes += [note for each in described.values() for note in each.notes]
+    found.notes += told_once(each.notes for each in described.values())
     return DataSets(own.train, own.test, sets, files), found
 
 

@@ -12,7 +12,7 @@ from ..data.dataset_spec import OwnSet, SetSource, read_sources
 from ..data.duplicates import CheckedSet
 from ..errors import Findings, InputError, cut, some
 from ..files import is_writable
-from .own_datasets import ONLY_TRAIN, NamedSources, read_changed_sets, too_many_left_out
+from .own_datasets import ONLY_TRAIN, NamedSources, read_changed_sets, told_once, too_many_left_out
 
 
 class Destination(NamedTuple):
@@ -32,12 +32,17 @@ class InspectedSets(NamedTuple):
     """Checked sets by name, those to train on first.
 
     trained_on: the names of these.
-    warnings: what works here, and not in a training.
+    warnings: what works here, and not in a training; and of the flags.
     """
 
     sets: dict[str, OwnSet]
     trained_on: set[str]
     warnings: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes on the sets."""
+        return told_once(own.file.notes for own in self.sets.values())
 
     @property
     def checked(self) -> list[CheckedSet]:
@@ -100,7 +105,8 @@ def read_inspected_sets(
     first, *others = sets
     differing = [name for name in others if sets[name].file.class_names != sets[first].file.class_names]
     differ = "differ in their classes or the order of their ids; one training needs the same"
-    return InspectedSets(sets, set(named.names["train"]), [f"{first} and {name} {differ}" for name in differing])
+    warnings = [*found.warnings, *(f"{first} and {name} {differ}" for name in differing)]
+    return InspectedSets(sets, set(named.names["train"]), warnings)
 
 
 def _registered(names: list[str], problems: Findings) -> tuple[dict[str, SetSource], dict[str, OwnSet]]:

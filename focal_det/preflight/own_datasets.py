@@ -19,7 +19,7 @@ from ..data.dataset_spec import (
     voc_source,
 )
 from ..data.split import check_split, read_sets
-from ..errors import Findings, InputError
+from ..errors import Findings, InputError, some
 from ..formats.coco import CocoFile
 from ..formats.coco_index import CocoIndex
 from ..inference.classes import Classes, read_classes
@@ -158,11 +158,20 @@ def read_changed_sets(
 
 
 def too_many_left_out(files: Iterable[CocoFile], most: int) -> list[str]:
-    """Say so where more images were left out of all files together than the flag allows; each is below it alone."""
-    left_out = sum(file.images_left_out for file in files)
-    if left_out <= max(0, most):
+    """Say so where more images were left out of all files together than the flag allows; each is below it alone.
+
+    An image of several sets, as of both parts of a split one, counts once.
+    """
+    left_out = {path for file in files for path in file.images_left_out}
+    if len(left_out) <= max(0, most):
         return []
-    return [f"{left_out} images of all sets are bad, more than --skip-bad-images {most}"]
+    named = some("", sorted(left_out))
+    return [f"{len(left_out)} images of all sets are bad, more than --skip-bad-images {most}; replace them: {named}"]
+
+
+def told_once(notes_of_sets: Iterable[Sequence[str]]) -> list[str]:
+    """Return the notes of all sets; once where several have the same, as a file for both uses has."""
+    return [note for notes in dict.fromkeys(map(tuple, notes_of_sets)) for note in notes]
 
 
 def _match_classes(sets: dict[str, OwnSet], sources: Mapping[str, SetSource], classes: Classes, place: str) -> None:

@@ -166,12 +166,14 @@ def test_an_image_that_is_damaged_behind_its_header_is_passed_over_and_named(voc
 
 
 def test_bad_images_are_left_out_up_to_the_bound_over_all_sets(voc, tmp_path, capsys):
-    for name in ("p00", "p03"):
+    for name in ("p00", "p01", "p06"):  # the last of the set to evaluate on
         path = voc / "JPEGImages" / f"{name}.jpg"
         path.write_bytes(path.read_bytes()[:-20])
-    words = ("--train-voc", voc, "--val-voc", voc, "--out", tmp_path / "out", "--skip-bad-images")  # val has p03 too
+    words = ("--train-voc", voc, "--val-voc", voc, "--out", tmp_path / "out", "--skip-bad-images")
     assert inspect(*words, 2) == 2
-    assert "error: 3 images of all sets are bad, more than --skip-bad-images 2" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "error: 3 images of all sets are bad, more than --skip-bad-images 2; replace them: " in err
+    assert err.strip().endswith("/p06.jpg")
     assert inspect(*words, 3) == 0
     assert "left out 2 images" in capsys.readouterr().out
 

@@ -128,6 +128,21 @@ def test_images_of_two_sets_that_look_alike_stay_together(folder, tmp_path):
         assert {f"0{9 - int(name[1])}" for name in tested[other]} == {n for n in tested[folder] if n < "10"}
 
 
+def test_one_image_alone_cannot_be_split(tmp_path):
+    alone = ultralytics(tmp_path, {"a": [("cat", 4, 6, 20, 12)]})
+    said = "has 1 image to split, and --split-val 0.2 needs two: name a set to evaluate on by --val"
+    assert split(alone) == ({}, [f"{alone}/data.yaml:train: {said}"])
+
+
+def test_bad_images_that_were_left_out_are_told_with_the_parts(folder):
+    (folder / "images/train/n07.png").write_bytes(b"no image")
+    sources = {use: data_source(use, str(folder)) for use in ("train", "val")}
+    sets, _ = read_sets(sources, split=(0.2, 0), skip_bad_images=1)
+    note = sets["val"].file.notes[-1]
+    assert "6 of 29 images were set aside" in note
+    assert note.endswith("; 1 bad image had been left out, and with them the parts may be others")
+
+
 def test_an_image_is_left_to_train_on(folder):
     assert [len(part) for part in parts(folder, share=0.99)] == [1, 29]
 

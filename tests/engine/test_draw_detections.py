@@ -53,8 +53,12 @@ def test_draw_images_says_how_many_and_stale_ones_go(tiny_cfg, val_shapes, tmp_p
     ("threshold", "scores", "said"),
     [
         (0.7, [0.3, 0.7], ""),  # which is below .7 in float32
-        (0.9, [0.3, 0.8], ", without any of at least MODEL.FOCAL_DET.DRAW_SCORE_THRESH 0.9; the highest has 0.80"),
-        (0.4, [], ", without any of at least MODEL.FOCAL_DET.DRAW_SCORE_THRESH 0.4; nothing was found"),
+        (
+            0.4,
+            [0.3, 0.399],
+            "; none in these images has a score of MODEL.FOCAL_DET.DRAW_SCORE_THRESH, 0.4: the highest is 0.3990",
+        ),
+        (0.4, [], "; none in these images has a score of MODEL.FOCAL_DET.DRAW_SCORE_THRESH, 0.4: nothing was found"),
     ],
 )
 def test_why_no_detection_is_drawn(tiny_cfg, val_shapes, tmp_path, monkeypatch, caplog, threshold, scores, said):

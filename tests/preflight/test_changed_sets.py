@@ -23,13 +23,15 @@ def yolo(tmp_path):
     return ultralytics(tmp_path / "mine", {f"n{i}": [("cat", 4, 6, 20, 12), ("dog", 9, 9, 9, 9)] for i in range(10)})
 
 
-def test_a_folder_s_own_part_to_evaluate_on_is_said_where_it_is_not_used(yolo, tmp_path):
+def test_a_folder_s_own_part_to_evaluate_on_is_said_where_it_is_not_used(yolo, tmp_path, capsys):
     write_images(yolo / "images" / "val", ["x"])
     write_labels(yolo / "labels" / "val", {"x": [("cat", 4, 6, 20, 12)]})
     (yolo / "data.yaml").write_text((yolo / "data.yaml").read_text() + "val: images/val\n")
     said = f"warning: --split-val: the part of {yolo} to evaluate on is not used, but one split off"
     words = ("--train", yolo, "OUTPUT_DIR", tmp_path / "run")
     assert said in checked(*words, "--split-val", "0.2").job.notes
+    assert focal_det(["data", "inspect", *map(str, words[:2]), "--split-val", "0.2", "--out", str(tmp_path / "o")]) == 0
+    assert said in capsys.readouterr().err
     plan = checked(*words)
     assert said not in plan.job.notes
     assert [len(file.coco["images"]) for file in plan.json_files.values()] == [10, 1]
@@ -64,12 +66,25 @@ def test_a_folder_alone_is_trained_on_and_split(yolo, tmp_path):
     assert [len(file.coco["annotations"]) for file in by_keys.json_files.values()] == [8, 2]
 
 
-def test_bad_images_of_a_set_that_is_split_count_once(yolo, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "sizes"),
+    [
+        (["--train", "--split-val"], [7, 2]),
+        (["--train", "--train", "--split-val"], [7, 7, 2, 2]),
+        (["--train", "--val"], [9, 9]),
+    ],
+)
+def test_bad_images_of_a_set_that_is_there_twice_count_and_are_told_once(yolo, tmp_path, capsys, flags, sizes):
     (yolo / "images/train/n3.png").write_bytes(b"no image")
-    words = ("--train", yolo, "--split-val", "0.2", "--skip-bad-images", "1", "OUTPUT_DIR", tmp_path / "run")
-    plan = checked(*words)
-    assert [len(file.coco["images"]) for file in plan.json_files.values()] == [7, 2]
-    assert [file.images_left_out for file in plan.json_files.values()] == [0, 1]
+    (yolo / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat, dog]\n")
+    words = [word for flag in flags for word in (flag, "0.2" if flag == "--split-val" else str(yolo))]
+    words += ["--skip-bad-images", "1"]
+    plan = checked(*words, "OUTPUT_DIR", tmp_path / "run")
+    assert [len(file.coco["images"]) for file in plan.json_files.values()] == sizes
+    capsys.readouterr()
+    assert focal_det(["data", "inspect", *words, "--out", str(tmp_path / "out")]) == 0
+    for told in ("\n".join(plan.job.notes), capsys.readouterr().out):
+        assert told.count("left out 1 images") == len({line for line in told.splitlines() if "left out 1 im" in line})
 
 
 def test_the_part_to_evaluate_on_is_that_of_the_folder(yolo):
