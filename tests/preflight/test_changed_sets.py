@@ -4,7 +4,7 @@ import json
 
 import pytest
 from exported_formats import ultralytics, write_images, write_labels
-from preflight_fixtures import QUICK, checked, problems
+from preflight_fixtures import QUICK, ROOT, checked, problems
 
 from focal_det.checkpoint.run_record import compare
 from focal_det.cli.main import main as focal_det
@@ -30,7 +30,10 @@ def test_a_folder_s_own_part_to_evaluate_on_is_said_where_it_is_not_used(yolo, t
     said = f"warning: --split-val: the part of {yolo} to evaluate on is not used, but one split off"
     words = ("--train", yolo, "OUTPUT_DIR", tmp_path / "run")
     assert said in checked(*words, "--split-val", "0.2").job.notes
-    assert focal_det(["data", "inspect", *map(str, words[:2]), "--split-val", "0.2", "--out", str(tmp_path / "o")]) == 0
+    split = ["--train", str(yolo), "--split-val", "0.2", "--out", str(tmp_path / "out")]
+    assert focal_det(["data", "inspect", *split]) == 0
+    assert said in capsys.readouterr().err
+    assert focal_det(["evaluate", "--model", str(ROOT / "models/quickstart_int8.onnx"), *split]) == 2  # other classes
     assert said in capsys.readouterr().err
     plan = checked(*words)
     assert said not in plan.job.notes
