@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.dataset_spec import Use
-from ..errors import EXIT_DONE, Findings, visible, visible_lines
+from ..errors import EXIT_DONE, Findings, print_problems, visible, visible_lines
 from ..files import write_text_whole, written_whole
 from ..preflight.inspected_sets import Destination, InspectedSets, read_inspected_sets
 from ..preflight.own_datasets import USES, change_values, name_sets
@@ -178,7 +177,7 @@ def _augment(args: argparse.Namespace) -> int:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print_problems([message], "warning")
 
 
 def _destination(args: argparse.Namespace) -> Destination:

@@ -82,8 +82,8 @@ def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dic
     Of each set the share is taken, and images of several sets that look alike stay together too.
 
     Returns:
-        The parts by the sets' names, and a problem for each set of which one part would be empty, since so many images
-        look alike.
+        The parts by the sets' names, and a problem for each set of which one part would be empty, since it has one
+        image or so many look alike.
     """
     of_set = [(name, image["file_name"]) for name, own in sets.items() for image in own.file.coco["images"]]
     bits = [bit for name, own in sets.items() for bit in descriptions(Path(own.image_dir), _names(own))]
@@ -125,7 +125,7 @@ def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dic
             together = f"{sum(alike)} images that look alike are {counted(len(alike), 'group')}"
             note += f"; {together}, none in both parts"
         if bad := own.file.images_left_out:
-            note += f"; {counted(len(bad), 'bad image')} had been left out, and with them the parts may be others"
+            note += f"; {counted(len(bad), 'bad image')} left out before that, without which the parts may differ"
         parts[name] = {
             "train": _part(own, chosen[name], False, []),
             "val": _part(own, chosen[name], True, [*own.file.notes, note]),

@@ -65,6 +65,6 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> Path | None:
     said = f"Ground truth beside detections: {path}"
     if not shown:
         best = f"the highest is {highest:.4f}" if highest else "nothing was found"
-        said += f"; none in these images has a score of MODEL.FOCAL_DET.DRAW_SCORE_THRESH, {threshold:g}: {best}"
+        said += f"; no detection in these images reaches MODEL.FOCAL_DET.DRAW_SCORE_THRESH, {threshold:g}: {best}"
     logger.info(said)
     return path

@@ -197,13 +197,12 @@ def check_coco(
         raise InputError([f"{path}: {problem}" for problem in problems])
     notes = [f"{path}: {note}" for note in (*amended, *notes, *checks.repeated_files(raw), *alike_names(raw))]
     marks = {raw["images"][place]["id"]: mark for place, mark in marks.items()}
-    left_out = [os.path.join(image_dir, raw["images"][fault.position]["file_name"]) for fault in faults]
+    folder = os.path.realpath(image_dir)
+    left_out = [os.path.join(folder, raw["images"][fault.position]["file_name"]) for fault in faults]
     if faults:
         notes += _leave_out(raw, faults, path, Path(image_dir))
     checked = _complete(raw, path, notes, is_read=as_is is None)
-    return checked._replace(
-        images_left_out=tuple(map(os.path.realpath, left_out)), is_annotated=is_annotated, marks=marks
-    )
+    return checked._replace(images_left_out=tuple(left_out), is_annotated=is_annotated, marks=marks)
 
 
 def _bring_inside(images: list[dict[str, Any]], folder: Path) -> None:

@@ -83,7 +83,7 @@ def entries_of_uses(
             of_training = [data_source("train", text) for text in flags["train"].data] if "train" in flags else []
             sources = [part for source in of_training if (part := source_to_evaluate_on(source))]
             if sources and changes.split is not None:
-                own = ", ".join(map(str, sources))
+                own = ", ".join(dict.fromkeys(map(str, sources)))
                 found.warnings.append(f"--split-val: the part of {own} to evaluate on is not used, but one split off")
         of_uses[use] = [*sources]
         for text in datasets[use] if not sources else ():
@@ -166,7 +166,8 @@ def too_many_left_out(files: Iterable[CocoFile], most: int) -> list[str]:
     if len(left_out) <= max(0, most):
         return []
     named = some("", sorted(left_out))
-    return [f"{len(left_out)} images of all sets are bad, more than --skip-bad-images {most}; replace them: {named}"]
+    fix = f"replace or remove them, or raise it: {named}"
+    return [f"{len(left_out)} images of all sets are bad, more than --skip-bad-images {most}; {fix}"]
 
 
 def told_once(notes_of_sets: Iterable[Sequence[str]]) -> list[str]:

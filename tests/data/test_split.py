@@ -140,7 +140,7 @@ def test_bad_images_that_were_left_out_are_told_with_the_parts(folder):
     sets, _ = read_sets(sources, split=(0.2, 0), skip_bad_images=1)
     note = sets["val"].file.notes[-1]
     assert "6 of 29 images were set aside" in note
-    assert note.endswith("; 1 bad image had been left out, and with them the parts may be others")
+    assert note.endswith("; 1 bad image left out before that, without which the parts may differ")
 
 
 def test_an_image_is_left_to_train_on(folder):

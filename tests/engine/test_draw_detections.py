@@ -56,9 +56,9 @@ def test_draw_images_says_how_many_and_stale_ones_go(tiny_cfg, val_shapes, tmp_p
         (
             0.4,
             [0.3, 0.399],
-            "; none in these images has a score of MODEL.FOCAL_DET.DRAW_SCORE_THRESH, 0.4: the highest is 0.3990",
+            "; no detection in these images reaches MODEL.FOCAL_DET.DRAW_SCORE_THRESH, 0.4: the highest is 0.3990",
         ),
-        (0.4, [], "; none in these images has a score of MODEL.FOCAL_DET.DRAW_SCORE_THRESH, 0.4: nothing was found"),
+        (0.4, [], "; no detection in these images reaches MODEL.FOCAL_DET.DRAW_SCORE_THRESH, 0.4: nothing was found"),
     ],
 )
 def test_why_no_detection_is_drawn(tiny_cfg, val_shapes, tmp_path, monkeypatch, caplog, threshold, scores, said):

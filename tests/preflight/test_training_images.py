@@ -73,6 +73,12 @@ def test_tiles_are_drawn_and_what_a_border_cuts_off_is_named(voc, tmp_path, monk
     assert [sorted(texts) for _, _, texts in drawn if "dog" in texts] == [["cat", "dog"], ["dog", "ignored"]]
 
 
+def test_a_bad_image_that_is_left_out_is_told(voc, tmp_path, capsys):
+    (voc / "JPEGImages" / "p02.jpg").write_bytes(b"no image")
+    assert augment(voc, tmp_path / "out", "--skip-bad-images", "1", *SMALL) == 0
+    assert "left out 1 images and their 1 annotations, as --skip-bad-images allows" in capsys.readouterr().out
+
+
 def test_an_image_may_have_any_id(voc, tmp_path):
     image = {"id": -1, "file_name": "p00.jpg", "width": 100, "height": 80}
     box = {"id": 1, "image_id": -1, "category_id": 1, "bbox": [10, 10, 30, 30]}
