@@ -62,12 +62,12 @@ def beside_no_run(monkeypatch, tmp_path):
 
 
 def checked(*words):
-    """The plan of a start of the quickstart with more words."""
+    """The plan of a quickstart with these words added to its command."""
     return check(parse_arguments([*QUICK, *map(str, words)]))
 
 
 def problems(*words):
-    """What refuses such a start."""
+    """The errors of a command that is refused."""
     with pytest.raises(InputError) as caught:
         checked(*words)
     return caught.value.problems

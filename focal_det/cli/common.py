@@ -7,12 +7,20 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..environment import source_version
-from ..errors import EXIT_BAD_INPUT, EXIT_FAULT, InputError, TrainingError, print_problems, silence_known_warnings
+from ..errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAULT,
+    InputError,
+    TrainingError,
+    print_problems,
+    silence_known_warnings,
+    visible,
+)
 from ..extras import missing_message
 from ..output_layout import CONFIG
 
@@ -50,6 +58,12 @@ def prepare_output() -> None:
     silence_known_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print each note on a line of its own, with control characters escaped."""
+    for note in notes:
+        print(visible(note))
 
 
 def report_error(error: Exception) -> int:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.dataset_spec import Use
-from ..errors import EXIT_DONE, Findings, print_problems, visible, visible_lines
+from ..errors import EXIT_DONE, Findings, print_problems, visible_lines
 from ..files import write_text_whole, written_whole
 from ..preflight.inspected_sets import Destination, InspectedSets, read_inspected_sets
 from ..preflight.own_datasets import USES, change_values, name_sets
-from .common import add_number, add_out, add_plugin_flag, make_folder, too_low
+from .common import add_number, add_out, add_plugin_flag, make_folder, print_notes, too_low
 from .data_flags import add_change_flags, add_data_flags, changes_of, overrides_of, set_flags
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def _inspect(args: argparse.Namespace) -> int:
         found[name]["duplicates"] = [one.as_json() for one in copies if one.sets[1] == name]
     of_all = [*describe_balance(found), *duplicate_warnings(read.checked, copies)]
     text = "\n\n".join([*parts, *(["\n".join(of_all)] if of_all else [])])
-    print(visible_lines("\n".join([*read.notes, text])))
+    print_notes(read.notes)
+    print(visible_lines(text))
     destination = _destination(args)
     as_text, as_json, as_figure, *_ = destination.paths
     write_text_whole(as_text, text + "\n")
@@ -157,7 +158,7 @@ def _augment(args: argparse.Namespace) -> int:
     Findings(too_low(args, {"--pictures": 1, "--draws": 1, "--skip-bad-images": 0})).raise_if_errors()
     training_images = TrainingImages(load_config(args.config_file, args.overrides))
     read, _ = _read(args)
-    print("".join(f"{visible(note)}\n" for note in read.notes), end="")
+    print_notes(read.notes)
     make_folder(args.out, AUGMENTED)
     drawings = []
     for name, own in ((name, own) for name, own in read.sets.items() if name in read.trained_on):

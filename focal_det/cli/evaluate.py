@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.dataset_spec import USES, OwnSet, SetSource
-from ..errors import EXIT_DONE, Findings, InputError, print_problems, visible
+from ..errors import EXIT_DONE, Findings, InputError, print_problems
 from ..files import write_text_whole
 from ..output_layout import DRAWINGS_SHEET
 from ..preflight.own_datasets import NamedSources, name_sets
-from .common import add_number, add_out, add_tile_flags, add_trust_flag, make_folder, too_low
+from .common import add_number, add_out, add_tile_flags, add_trust_flag, make_folder, print_notes, too_low
 from .data_flags import add_change_flags, add_data_flags, changes_of, set_flags
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     options = {"batch_size": args.batch_size, "tile": args.tile, "overlap": args.overlap}
     detector = ExportedDetector(args.model, trusted=args.trust_model, **options)
     annotations, images, coco_file = _read(args, named, detector.class_names)
-    print("".join(f"{visible(note)}\n" for note in coco_file.notes), end="")
+    print_notes(coco_file.notes)
     make_folder(args.out, _DETECTIONS, _SCORES, _SHEET)
     try:
         detections = detect_all(detector, coco_file.coco, Path(images), batch_size=args.batch_size)

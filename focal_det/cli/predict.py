@@ -134,8 +134,7 @@ def _predict(args: argparse.Namespace) -> int:
     if stream is not None:
         stream.open()
     detector, more_notes = _detector(args)
-    for note in (*files.notes, *more_notes):
-        print(f"warning: {note}", file=sys.stderr)
+    print_problems([*files.notes, *more_notes], "warning")
     make_folder(args.out)
     outcome = None  # what it stays where a second signal interrupts
     total = count_frames(files.found, args.every) if stream is None else args.frames
@@ -169,8 +168,7 @@ def _predict(args: argparse.Namespace) -> int:
             raise OSError("out of memory; give a lower --batch-size or a lower INPUT.MIN_SIZE_TEST") from error
     if stop.number is not None:
         print(f"stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
-    for note in (*(outcome.notes if outcome else ()), *(stream.notes() if stream else ())):
-        print(f"warning: {note}", file=sys.stderr)
+    print_problems([*(outcome.notes if outcome else ()), *(stream.notes() if stream else ())], "warning")
     if outcome is not None:
         print(_summary(outcome, args, files.base))
     if stop.number is not None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import EXIT_DONE
+from ..errors import EXIT_DONE, print_problems
 from .common import add_plugin_flag
 
 
@@ -27,8 +26,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     found = read_divergence(args.file)
     record = found.record
-    for note in found.notes:
-        print(f"warning: {note}", file=sys.stderr)
+    print_problems(found.notes, "warning")
     noticed = "" if record["is_first"] else ", where it was noticed; it began earlier"
     print(f"iteration {record['iteration']} of rank {record['rank']} of {record['ranks']}{noticed}")
     print(f"in the training: {_numbers(record['losses'])}")

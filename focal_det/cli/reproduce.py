@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..distributed.signals import EndedBySignal
-from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, Findings, InputError
+from ..errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, Findings, InputError, print_problems
 from ..paper.tables import SCALES, Table, default_out, find_rows, find_table, list_tables, load_tables
 from ..preflight.own_datasets import USES, name_sets
 from .common import add_number, add_plugin_flag, folder_name, list_of, too_low
@@ -100,8 +100,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     plans = reproduce.plan_tables(tables, args.rows, options)
     if args.dry_run:
         print(reproduce.describe(plans))
-        for problem in reproduce.check_plans(plans).errors:
-            print(f"warning: {problem}", file=sys.stderr)
+        print_problems(reproduce.check_plans(plans).errors, "warning")
         return EXIT_DONE
     command = shlex.join(["focal-det", *sys.argv[1:]])
     if args.report:

@@ -107,18 +107,14 @@ def split_sets(sets: Mapping[str, OwnSet], share: float, seed: int) -> tuple[dic
     problems = []
     for name, own in sets.items():
         own_groups = [size for group in groups if (size := sum(of_set[place][0] == name for place in group))]
-        of_images = counted(len(_names(own)), "image")
-        if len(_names(own)) < 2:
-            problems.append(
-                f"{own.place}: has {of_images} to split, and --split-val {share:g} needs two: "
-                "name a set to evaluate on by --val"
-            )
-            continue
+        of_images = counted(sum(own_groups), "image")
         if not chosen[name]:
-            problems.append(
-                f"{own.place}: {max(own_groups)} of {of_images} look alike, as frames of one video do, and "
-                f"--split-val {share:g} keeps such images together: name a set to evaluate on by --val"
-            )
+            if sum(own_groups) < 2:
+                why = f"has {of_images} to split, and --split-val {share:g} needs two"
+            else:
+                why = f"{max(own_groups)} of {of_images} look alike, as frames of one video do, "
+                why += f"and --split-val {share:g} keeps such images together"
+            problems.append(f"{own.place}: {why}: name a set to evaluate on by --val")
             continue
         note = f"{own.place}: {len(chosen[name])} of {of_images} were set aside by --split-val {share:g}:{seed}"
         if alike := [size for size in own_groups if size > 1]:

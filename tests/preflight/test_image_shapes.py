@@ -1,7 +1,6 @@
 """Images that Detectron2 would resize to nothing, or a level to a pixel that nothing normalises, are named before."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +8,13 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
+from preflight_fixtures import QUICK, problems
 
 from focal_det.cli.train import parse_arguments
-from focal_det.errors import InputError
 from focal_det.preflight.image_shapes import _resized
 from focal_det.preflight.plan import check
 
 pytestmark = pytest.mark.detectron2
-
-QUICK = ["--config-file", str(Path(__file__).parents[2] / "configs" / "quickstart.yaml"), "DATALOADER.NUM_WORKERS", "0"]
 
 
 @pytest.fixture
@@ -38,12 +35,6 @@ def flags(tmp_path, monkeypatch):
         return given
 
     return write
-
-
-def problems(*words):
-    with pytest.raises(InputError) as caught:
-        check(parse_arguments([*QUICK, *map(str, words)]))
-    return caught.value.problems
 
 
 def test_images_of_3000_by_1_are_named_for_both_uses(flags):
